@@ -1,0 +1,37 @@
+"""The architectures. Importing this module registers them with AutoConfig and the AutoModel classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
+
+from .configuration_frankenstein import FrankensteinConfig
+from .modeling_frankenstein import (
+    FrankensteinForCausalLM,
+    FrankensteinForMaskedLM,
+    FrankensteinForSequenceClassification,
+    FrankensteinModel,
+    FrankensteinPreTrainedModel,
+)
+from .preset_files import Preset, list_presets, read_preset
+
+__all__ = [
+    "FrankensteinConfig",
+    "FrankensteinForCausalLM",
+    "FrankensteinForMaskedLM",
+    "FrankensteinForSequenceClassification",
+    "FrankensteinModel",
+    "FrankensteinPreTrainedModel",
+    "Preset",
+    "list_presets",
+    "read_preset",
+]
+
+AutoConfig.register(FrankensteinConfig.model_type, FrankensteinConfig)
+AutoModel.register(FrankensteinConfig, FrankensteinModel)
+AutoModelForMaskedLM.register(FrankensteinConfig, FrankensteinForMaskedLM)
+AutoModelForCausalLM.register(FrankensteinConfig, FrankensteinForCausalLM)
+AutoModelForSequenceClassification.register(FrankensteinConfig, FrankensteinForSequenceClassification)

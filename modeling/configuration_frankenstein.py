@@ -1,0 +1,267 @@
+"""The configuration of the Frankenstein family: every field with its default, and the checks between fields."""
+
+from dataclasses import fields
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+from .checks import check_choice, check_keys
+from .preset_files import read_preset
+
+MIXER_NAMES = ("retnet", "titan_attn", "mamba", "ode", "standard_attn", "sigmoid_attn")
+NORM_NAMES = ("derf", "dynamic_tanh", "layer_norm", "rms_norm")
+POSITION_TYPES = ("none", "learned", "rope")
+CHOICES = {
+    "norm_type": NORM_NAMES,
+    "norm_style": ("pre", "post"),
+    "final_norm_type": (None, *NORM_NAMES),
+    "position_type": POSITION_TYPES,
+    "embedding_norm": (None, "rms"),
+    "head_bias_init": ("unigram", "zeros"),
+    "retnet_decay": ("linspace", "paper"),
+    "ode_solver": ("euler", "rk4"),
+    "hidden_act": ("gelu", "silu", "relu", "relu2", "swiglu"),
+    "w_scheme": ("binary", "ternary_absmean", "ternary_absmedian", "ternary_twn", "int2", "int2_pow"),
+    "scale_axis": ("tensor", "row"),
+}
+POSITIVE = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_loops", "num_attention_heads", "max_position_embeddings",
+    "intermediate_size", "chunk_size", "ode_steps", "mamba_expand", "mamba_head_dim", "mamba_state", "mamba_conv",
+    "retnet_value_factor", "top_k_experts", "layer_norm_eps",
+)  # fmt: skip
+# Names of the seed project; `num_layers` counts physical layers and is handled apart.
+ALIASES = {
+    "ffn_hidden_size": "intermediate_size",
+    "ffn_activation": "hidden_act",
+    "num_heads": "num_attention_heads",
+}
+
+
+@strict
+class FrankensteinConfig(PreTrainedConfig):
+    """Configuration of `FrankensteinModel` and its heads.
+
+    Sizes: `num_hidden_layers` is the logical depth, `num_loops` passes over `num_physical_layers` layers.
+    `layer_pattern` names mixers (see mixers.py) and is cycled over the physical layers.
+    Direction: `is_decoder` makes every part causal; parameters are the same either way.
+    `norm_style="post"` is BERT's layout: the embedding is normalised too and there is no final norm.
+    `head_transform` is BERT's dense-activation-norm before the output matrix.
+    `sparse_prediction` computes masked-LM logits at labelled positions only, as ModernBERT does.
+    `qk_norm=None` means: on in sigmoid attention, off elsewhere.
+    `use_titan_memory` and `memory_chunk` are reserved for the delta memory of Titan attention.
+
+    Raises:
+        ValueError: a value outside its choices, or a combination that cannot be built; the message says which.
+    """
+
+    model_type = "frankenstein"
+    keys_to_ignore_at_inference = ["aux_loss", "router_z_loss", "expert_load"]
+
+    # size
+    vocab_size: int = 50000
+    hidden_size: int = 384
+    num_hidden_layers: int = 6
+    num_loops: int = 1
+    num_attention_heads: int = 6
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 0
+    # common
+    use_bias: bool = False
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    mask_token_id: int | None = None
+    # direction
+    is_decoder: bool = False
+    attention_window: int | None = None
+    use_cache: bool = True
+    # layers
+    layer_pattern: list[str] | tuple[str, ...] = ("retnet", "titan_attn", "retnet", "mamba", "titan_attn", "ode")
+    loop_embedding: bool = False
+    # norms
+    norm_type: str = "derf"
+    norm_style: str = "pre"
+    final_norm_type: str | None = None
+    norm_alpha_attn: float | int = 0.5
+    norm_alpha_other: float | int = 0.5
+    # embedding and head
+    factorized_embedding_dim: int | None = None
+    embedding_conv_kernel: int = 0
+    embedding_conv_depthwise: bool = False
+    embedding_norm: str | None = "rms"
+    position_type: str = "none"
+    rope_theta: float | int = 10000.0
+    tie_word_embeddings: bool = True
+    head_bias: bool = True
+    head_bias_init: str = "unigram"
+    head_transform: bool = False
+    sparse_prediction: bool = False
+    # attention
+    use_hope: bool = True
+    hope_damping: float = 0.01
+    hope_rho: float = 0.9
+    hope_base: float | int = 10000.0
+    hope_layer_scale: float | int = 0.05
+    use_titan_memory: bool = False
+    memory_chunk: int = 32
+    qk_norm: bool | None = None
+    # retention and state space
+    retention_heads: int | None = None
+    retnet_rotary: bool = True
+    retnet_value_factor: int = 1
+    retnet_decay: str = "linspace"
+    mamba_expand: int = 2
+    mamba_head_dim: int = 64
+    mamba_state: int = 64
+    mamba_conv: int = 4
+    chunk_size: int = 64
+    # ode
+    ode_solver: str = "euler"
+    ode_steps: int = 2
+    ode_time_input: bool = False
+    ode_bitnet: bool = False
+    # feed-forward
+    intermediate_size: int = 768
+    hidden_act: str = "silu"
+    num_experts: int = 0
+    top_k_experts: int = 2
+    router_aux_loss_coef: float | int = 0.01
+    router_z_loss_coef: float | int = 0.0
+    # bits
+    use_bitnet: bool = False
+    w_scheme: str = "ternary_absmean"
+    activation_bits: int = 8
+    bitnet_head: bool = False
+    scale_axis: str = "tensor"
+
+    def __post_init__(self, **kwargs):
+        self._take_aliases(kwargs)
+        if self.retention_heads is None:
+            self.retention_heads = self.num_attention_heads
+        self.layer_pattern = list(self.layer_pattern)
+        super().__post_init__(**kwargs)
+        self.check_consistency()
+
+    def _take_aliases(self, kwargs: dict) -> None:
+        for alias, name in ALIASES.items():
+            if alias in kwargs:
+                setattr(self, name, kwargs.pop(alias))
+        if "num_layers" in kwargs:
+            self.num_hidden_layers = kwargs.pop("num_layers") * self.num_loops
+
+    @classmethod
+    def known_keys(cls) -> set[str]:
+        """Return every key a preset or a command line may set: the fields and the aliases."""
+        return {field.name for field in fields(cls)} | set(ALIASES) | {"num_layers"}
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "FrankensteinConfig":
+        """Build the configuration of a preset, with fields replaced by `overrides`.
+
+        Raises:
+            ValueError: unknown preset, unknown key (with a did-you-mean), wrong type or impossible combination.
+        """
+        preset = read_preset(name)
+        if preset.model_type != cls.model_type:
+            raise ValueError(f"preset {name!r} is of model_type {preset.model_type!r}, not {cls.model_type!r}.")
+        check_keys(f"preset {name!r}, section 'model'", preset.model, cls.known_keys())
+        check_keys("overrides", overrides, cls.known_keys())
+        try:
+            return cls(**{**preset.model, **overrides})
+        except StrictDataclassError as error:
+            raise ValueError(f"preset {name!r}: {error}") from error
+
+    @property
+    def num_physical_layers(self) -> int:
+        """Layers that own parameters; each is run `num_loops` times."""
+        return self.num_hidden_layers // self.num_loops
+
+    @property
+    def physical_mixers(self) -> list[str]:
+        """The mixer of each physical layer: `layer_pattern`, cycled."""
+        return [self.layer_pattern[i % len(self.layer_pattern)] for i in range(self.num_physical_layers)]
+
+    def check_consistency(self) -> None:
+        """Check every cross-field rule; the model calls it again, since attributes may have been set by hand."""
+        for field, choices in CHOICES.items():
+            value = self.__dict__[field]
+            if value not in choices:
+                check_choice(field, value, [choice for choice in choices if choice is not None])
+        for field in POSITIVE:
+            if self.__dict__[field] <= 0:
+                raise ValueError(f"{field}={self.__dict__[field]} must be positive.")
+        self._check_layers()
+        self._check_heads()
+        self._check_positions()
+        self._check_experts_and_bits()
+
+    def _check_layers(self) -> None:
+        if not self.layer_pattern:
+            raise ValueError("layer_pattern is empty; name at least one mixer.")
+        for name in self.layer_pattern:
+            check_choice("layer_pattern entry", name, MIXER_NAMES)
+        if self.num_hidden_layers % self.num_loops:
+            raise ValueError(
+                f"num_loops={self.num_loops} must divide num_hidden_layers={self.num_hidden_layers}, the logical depth."
+            )
+        if len(self.layer_pattern) > self.num_physical_layers:
+            raise ValueError(
+                f"layer_pattern has {len(self.layer_pattern)} entries but there are only {self.num_physical_layers} "
+                "physical layers (num_hidden_layers / num_loops), so part of it would be missing; shorten it."
+            )
+
+    def _check_heads(self) -> None:
+        for field in ("num_attention_heads", "retention_heads"):
+            heads = self.__dict__[field]
+            if heads <= 0 or self.hidden_size % heads:
+                raise ValueError(f"{field}={heads} must divide hidden_size={self.hidden_size}.")
+        if "mamba" in self.layer_pattern and (self.mamba_expand * self.hidden_size) % self.mamba_head_dim:
+            raise ValueError(
+                f"mamba_head_dim={self.mamba_head_dim} must divide mamba_expand * hidden_size = "
+                f"{self.mamba_expand * self.hidden_size}."
+            )
+        uses_hope = self.use_hope and "titan_attn" in self.layer_pattern
+        uses_rope = self.position_type == "rope"
+        if (uses_hope or uses_rope) and (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} gives an odd head "
+                "width; rotary and hyperbolic positions need an even one."
+            )
+        if "retnet" in self.layer_pattern and self.retnet_rotary and (self.hidden_size // self.retention_heads) % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} over retention_heads={self.retention_heads} gives an odd head width; "
+                "set retnet_rotary=False or change the heads."
+            )
+
+    def _check_positions(self) -> None:
+        if not 0 <= self.hope_rho < 1:
+            raise ValueError(f"hope_rho={self.hope_rho} must lie in [0, 1), or logits grow with distance.")
+        if self.hope_damping <= 0:
+            raise ValueError(f"hope_damping={self.hope_damping} must be positive.")
+        aware = {"retnet", "mamba"} | ({"titan_attn"} if self.use_hope else set())
+        if self.position_type == "none" and not aware & set(self.layer_pattern):
+            raise ValueError(
+                f"no mixer of layer_pattern={self.layer_pattern} can tell the order of tokens: set position_type to "
+                "'learned' or 'rope', or add retnet, mamba or titan_attn with use_hope=True."
+            )
+        if self.attention_window is not None and self.attention_window <= 0:
+            raise ValueError(f"attention_window={self.attention_window} must be positive, or None for no window.")
+        if self.use_titan_memory:
+            raise ValueError("use_titan_memory=True is reserved: this version has no delta memory. Set it to False.")
+
+    def _check_experts_and_bits(self) -> None:
+        if self.num_experts < 0:
+            raise ValueError(f"num_experts={self.num_experts} must be 0 (a dense feed-forward) or positive.")
+        if self.num_experts and self.top_k_experts > self.num_experts:
+            raise ValueError(f"top_k_experts={self.top_k_experts} exceeds num_experts={self.num_experts}.")
+        if not 2 <= self.activation_bits <= 8:
+            raise ValueError(f"activation_bits={self.activation_bits} must lie in 2..8.")
+        if self.embedding_conv_kernel < 0:
+            raise ValueError(f"embedding_conv_kernel={self.embedding_conv_kernel} must be 0 (none) or positive.")
+        if self.factorized_embedding_dim is not None and self.factorized_embedding_dim <= 0:
+            raise ValueError(f"factorized_embedding_dim={self.factorized_embedding_dim} must be positive or None.")

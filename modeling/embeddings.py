@@ -1,0 +1,162 @@
+"""Token embeddings, plain or factorised, and the head that shares their table.
+
+Factorised table: Lan et al. 2019 (ALBERT), arXiv:1909.11942, h = P E[ids]; the convolution over the narrow space
+follows EmbBERT (arXiv:2502.10001), which calls it a nano embedder.
+Shapes: B batch, L length, V vocabulary, R width of the table (D when not factorised), D hidden, K kernel.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .context import SequenceContext
+from .mixer_base import LinearFactory
+from .norms import rms_normalize
+
+
+def conv_origin(kernel: int, is_causal: bool) -> int:
+    """Return the tap that meets the current token."""
+    return kernel - 1 if is_causal else kernel // 2
+
+
+class EmbeddingConv(nn.Conv1d):
+    """A convolution over neighbouring embeddings that keeps the length, also for even kernels.
+
+    The checkpoint records which tap meets the current token, since it differs between the directions:
+    `align` shifts a kernel that was trained in the other one. Starts as the identity.
+    """
+
+    def __init__(self, width: int, kernel: int, *, depthwise: bool, is_causal: bool):
+        super().__init__(width, width, kernel, groups=width if depthwise else 1)
+        self.expected_origin = conv_origin(kernel, is_causal)
+        self.register_buffer("origin", torch.tensor(self.expected_origin))
+        self.register_load_state_dict_post_hook(lambda module, keys: module.align())
+        self.initialize_parameters()
+
+    def initialize_parameters(self) -> None:
+        identity = torch.zeros(self.weight.shape)
+        per_group = self.weight.shape[1]
+        rows = torch.arange(self.weight.shape[0])
+        identity[rows, rows % per_group, self.expected_origin] = 1.0
+        init.copy_(self.weight, identity)
+        init.zeros_(self.bias)
+        init.constant_(self.origin, self.expected_origin)
+
+    @torch.no_grad()
+    def align(self) -> None:
+        """Shift a kernel loaded from the other direction; taps that would look at the future are dropped."""
+        shift = self.expected_origin - int(self.origin)
+        if shift == 0:
+            return
+        aligned = torch.zeros_like(self.weight)
+        if shift > 0:
+            aligned[..., shift:] = self.weight[..., :-shift]
+        else:
+            aligned[..., :shift] = self.weight[..., -shift:]
+        self.weight.copy_(aligned)
+        self.origin.fill_(self.expected_origin)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map x (B, L, R) to the same shape."""
+        kernel = self.kernel_size[0]
+        padded = F.pad(x.transpose(1, 2), (self.expected_origin, kernel - 1 - self.expected_origin))
+        return super().forward(padded).transpose(1, 2)
+
+
+class FactorizedEmbedding(nn.Module):
+    """h = P(conv(E[ids] + positions + types)); without `rank`, a dense table and no P.
+
+    Learned positions and token types live in the table's own (narrow) space, before the convolution.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        *,
+        rank: int | None = None,
+        conv_kernel: int = 0,
+        conv_depthwise: bool = False,
+        num_positions: int = 0,
+        num_types: int = 0,
+        is_causal: bool = False,
+        padding_idx: int | None = None,
+        norm: nn.Module | None = None,
+        normalize_rms: bool = False,
+        dropout: float = 0.0,
+        linear: LinearFactory = nn.Linear,
+    ):
+        super().__init__()
+        width = rank or hidden_size
+        self.embed_tokens = nn.Embedding(vocab_size, width, padding_idx=padding_idx)
+        self.embed_positions = nn.Embedding(num_positions, width) if num_positions else None
+        self.embed_types = nn.Embedding(num_types, width) if num_types else None
+        self.conv = (
+            EmbeddingConv(width, conv_kernel, depthwise=conv_depthwise, is_causal=is_causal) if conv_kernel else None
+        )
+        self.projection = linear(rank, hidden_size, bias=False) if rank else None
+        self.norm = norm
+        self.normalize_rms = normalize_rms
+        self.dropout = nn.Dropout(dropout)
+
+    def narrow(self, inputs_embeds, token_type_ids, context: SequenceContext) -> torch.Tensor:
+        """Add positions and types to the looked-up rows (B, L, R)."""
+        x = inputs_embeds
+        if self.embed_types is not None:
+            types = torch.zeros_like(context.position_ids) if token_type_ids is None else token_type_ids
+            x = x + self.embed_types(types)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(context.position_ids)
+        return x
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        context: SequenceContext,
+    ) -> torch.Tensor:
+        """Map rows of the table (B, L, R) to hidden states (B, L, D), zero at pads."""
+        x = context.zero_pads(self.narrow(inputs_embeds, token_type_ids, context))
+        if self.conv is not None:
+            x = self.conv(x)
+        if self.projection is not None:
+            x = self.projection(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.normalize_rms:
+            x = rms_normalize(x)
+        return context.zero_pads(self.dropout(x))
+
+
+class FactorizedHead(nn.Module):
+    """logits = E A (transform(h)) + b, (B, L, D) -> (B, L, V); the model ties E, as `decoder.weight`, to the table.
+
+    Args:
+        transform_norm: the norm of BERT's head transform, norm(act(dense(h))); None leaves the transform out.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        vocab_size: int,
+        *,
+        rank: int | None = None,
+        bias: bool = True,
+        activation=F.gelu,
+        transform_norm: nn.Module | None = None,
+        linear: LinearFactory = nn.Linear,
+    ):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size) if transform_norm is not None else None
+        self.activation = activation
+        self.norm = transform_norm
+        self.projection = linear(hidden_size, rank, bias=False) if rank else None
+        self.decoder = linear(rank or hidden_size, vocab_size, bias=bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.dense is not None:
+            hidden = self.norm(self.activation(self.dense(hidden)))
+        if self.projection is not None:
+            hidden = self.projection(hidden)
+        return self.decoder(hidden)

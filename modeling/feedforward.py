@@ -1,0 +1,133 @@
+"""Feed-forward blocks: dense, and a dropless mixture of experts.
+
+swiglu: Shazeer 2020, arXiv:2002.05202.  relu2: So et al. 2021, arXiv:2109.08668.
+Mixture: Shazeer et al. 2017, arXiv:1701.06538, top-k without capacity limit, so a token's output never depends on other
+tokens; balancing loss as in Switch (Fedus et al. 2021, arXiv:2101.03961, eq. 4); z-loss as in ST-MoE (arXiv:2202.08906).
+Shapes: B batch, L length, T real tokens, D hidden, F intermediate, E experts, k experts per token.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .checks import check_choice
+from .mixer_base import LinearFactory, ends_branch
+from .norms import at_least_float32
+
+
+def squared_relu(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "relu2": squared_relu, "swiglu": F.silu}
+
+
+class RouterStatistics(NamedTuple):
+    """What one logical layer's router did with the real tokens of a batch.
+
+    load: (E,) assignments over tokens, sums to k, without gradient. balance_loss: k when uniform, E when k experts
+    take all. z_loss: mean squared logsumexp of the logits.
+    """
+
+    load: torch.Tensor
+    balance_loss: torch.Tensor
+    z_loss: torch.Tensor
+
+
+class FeedForward(nn.Module):
+    """W2 act(W1 x), or W2 (silu(W_gate x) * W1 x) for swiglu."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str = "gelu",
+        *,
+        use_bias: bool = False,
+        linear: LinearFactory = nn.Linear,
+    ):
+        super().__init__()
+        check_choice("hidden_act", activation, ACTIVATIONS)
+        self.activation = ACTIVATIONS[activation]
+        self.up_proj = linear(hidden_size, intermediate_size, bias=use_bias)
+        self.gate_proj = linear(hidden_size, intermediate_size, bias=use_bias) if activation == "swiglu" else None
+        self.down_proj = ends_branch(linear(intermediate_size, hidden_size, bias=use_bias))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        up = self.up_proj(x)
+        hidden = self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(x)) * up
+        return self.down_proj(hidden)
+
+
+class MixtureOfExperts(nn.Module):
+    """Each token goes through its k most probable experts, weighted by their renormalised probabilities."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str,
+        *,
+        num_experts: int,
+        top_k: int,
+        use_bias: bool = False,
+        linear: LinearFactory = nn.Linear,
+    ):
+        super().__init__()
+        self.top_k = top_k
+        self.router = nn.Linear(
+            hidden_size, num_experts, bias=False
+        )  # never quantised: it decides, it does not compute
+        self.experts = nn.ModuleList(
+            FeedForward(hidden_size, intermediate_size, activation, use_bias=use_bias, linear=linear)
+            for _ in range(num_experts)
+        )
+
+    def route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, RouterStatistics]:
+        """Return the chosen experts (T, k) int64, their weights (T, k) and the statistics, for tokens (T, D)."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            logits = F.linear(at_least_float32(tokens), at_least_float32(self.router.weight))
+        probabilities = logits.softmax(-1)
+        # A stable sort breaks ties by index; topk does not promise to.
+        chosen = probabilities.detach().sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
+        weights = probabilities.gather(1, chosen)
+        weights = weights / weights.sum(-1, keepdim=True)
+        return chosen, weights, router_statistics(logits, probabilities, chosen)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, RouterStatistics]:
+        """Map x (B, L, D) with mask (B, L) bool; pads are neither routed nor counted, and come out as zeros."""
+        flat = x.flatten(0, 1)
+        real = None if mask is None else mask.flatten().nonzero().squeeze(1)
+        tokens = flat if real is None else flat[real]
+        chosen, weights, statistics = self.route(tokens)
+        mixed = self.run_experts(tokens, chosen, weights)
+        if real is not None:
+            mixed = torch.zeros_like(flat, dtype=mixed.dtype).index_copy(0, real, mixed)
+        return mixed.view_as(x), statistics
+
+    def run_experts(self, tokens, chosen, weights):
+        """Sort the assignments by expert and give each expert its tokens in one piece."""
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        rows = order // self.top_k
+        pieces = tokens[rows].split(counts)
+        # An expert without tokens runs too, on nothing: its gradient is then zero, not missing, as DDP needs.
+        outputs = torch.cat([expert(piece) for expert, piece in zip(self.experts, pieces, strict=True)])
+        outputs = outputs * weights.flatten()[order].unsqueeze(1).to(outputs.dtype)
+        return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, rows, outputs)
+
+
+def router_statistics(logits: torch.Tensor, probabilities: torch.Tensor, chosen: torch.Tensor) -> RouterStatistics:
+    """Summarise one router over its T tokens; all zeros when there are none.
+
+    Args:
+        logits, probabilities: (T, E) float32.
+        chosen: (T, k) int64.
+    """
+    tokens, experts = probabilities.shape
+    load = chosen.flatten().bincount(minlength=experts).to(probabilities.dtype) / max(tokens, 1)
+    importance = probabilities.sum(0) / max(tokens, 1)
+    z_loss = logits.logsumexp(-1).square().sum() / max(tokens, 1)
+    return RouterStatistics(load, experts * (load * importance).sum(), z_loss)

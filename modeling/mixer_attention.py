@@ -1,0 +1,182 @@
+"""Softmax, Titan and sigmoid attention.
+
+standard_attn: Vaswani et al. 2017, arXiv:1706.03762, with rotary, learned or no positions.
+titan_attn: the attention branch of Titans (arXiv:2501.00663) with hyperbolic positions (HoPE, arXiv:2509.05218).
+sigmoid_attn: Ramapuram et al. 2024, arXiv:2409.04431; the bias is -log(number of keys the row sees), not of the padded
+length, plus a learnable offset per head. No row is divided by its sum.
+Shapes: B batch, L length, D hidden, H heads, K head width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .context import SequenceContext
+from .mixer_base import LinearFactory, Mixer, ends_branch
+from .norms import RMSNorm, at_least_float32
+from .positions import (
+    apply_rotary,
+    hope_features,
+    hope_rates,
+    hope_scores,
+    hope_span,
+    rotary_tables,
+    to_light_cone,
+)
+
+
+def _softmax_attention(scores, v, context, dropout):
+    scores = scores.masked_fill(~context.visible_keys(), float("-inf"))
+    weights = scores.softmax(-1)
+    return F.dropout(weights, dropout).to(v.dtype) @ v, weights
+
+
+def _fused_attention(q, k, v, context, dropout, scale):
+    """(B, H, L, K) attention through torch's fused kernels; never materialises the weights."""
+    is_causal = context.is_causal and context.visible is None
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=context.visible, dropout_p=dropout, is_causal=is_causal, scale=scale
+    )
+
+
+class StandardAttention(Mixer):
+    """softmax(Q K^T / sqrt(K)) V.
+
+    Args:
+        position_type: "rope" turns queries and keys; "learned" and "none" leave them.
+        qk_norm: RMSNorm with a gain on each head's queries and keys.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        position_type: str = "none",
+        rope_theta: float = 1e4,
+        qk_norm: bool = False,
+        attention_dropout: float = 0.0,
+        use_bias: bool = False,
+        linear: LinearFactory = nn.Linear,
+    ):
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_width = hidden_size // num_heads
+        self.scale = self.head_width**-0.5
+        self.rope_theta = rope_theta if position_type == "rope" else None
+        self.carries_position = position_type != "none"
+        self.attention_dropout = attention_dropout
+        self.q_proj = linear(hidden_size, hidden_size, bias=use_bias)
+        self.k_proj = linear(hidden_size, hidden_size, bias=use_bias)
+        self.v_proj = linear(hidden_size, hidden_size, bias=use_bias)
+        self.o_proj = ends_branch(linear(hidden_size, hidden_size, bias=use_bias))
+        self.q_norm = RMSNorm(self.head_width) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_width) if qk_norm else None
+
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return q, k, v, each (B, H, L, K)."""
+        q, k, v = (
+            projection(x).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+    def rotate(self, q, k, context: SequenceContext) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.rope_theta is None:
+            return q, k
+        tables = rotary_tables(context.position_ids, self.head_width, self.rope_theta)
+        return apply_rotary(q, tables), apply_rotary(k, tables)
+
+    def attend(self, q, k, v, context: SequenceContext, logical_layer_idx: int):
+        """Return the heads' outputs (B, H, L, K), and the weights (B, H, L, L) or None."""
+        dropout = self.attention_dropout if self.training else 0.0
+        q, k = self.rotate(q, k, context)
+        if context.attn_implementation == "sdpa":
+            return _fused_attention(q, k, v, context, dropout, self.scale), None
+        scores = at_least_float32(q @ k.transpose(-1, -2)) * self.scale
+        return _softmax_attention(scores, v, context, dropout)
+
+    def merge(self, heads: torch.Tensor) -> torch.Tensor:
+        """(B, H, L, K) -> (B, L, D), through the output projection."""
+        return self.o_proj(heads.transpose(1, 2).flatten(2))
+
+    def mix(self, x, context, logical_layer_idx):
+        heads, weights = self.attend(*self.heads(x), context, logical_layer_idx)
+        return self.merge(heads), weights
+
+
+class TitanAttention(StandardAttention):
+    """Softmax attention with hyperbolic positions; the damping grows with the logical layer.
+
+    Without `use_hope` it is StandardAttention. Logits and position factors are computed in at least float32.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        use_hope: bool = True,
+        hope_damping: float = 0.01,
+        hope_rho: float = 0.9,
+        hope_base: float = 1e4,
+        hope_layer_scale: float = 0.05,
+        **attention_options,
+    ):
+        super().__init__(hidden_size, num_heads, **attention_options)
+        self.use_hope = use_hope
+        self.carries_position = self.carries_position or use_hope
+        self.hope_damping = hope_damping
+        self.hope_rho = hope_rho
+        self.hope_base = hope_base
+        self.hope_layer_scale = hope_layer_scale
+
+    def rates(self, logical_layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return this layer's decay rates towards past and future, each (K,) float64."""
+        damping = self.hope_damping * (1 + self.hope_layer_scale * logical_layer_idx)
+        return hope_rates(self.head_width, damping, self.hope_rho, self.hope_base)
+
+    def attend(self, q, k, v, context, logical_layer_idx):
+        if not self.use_hope:
+            return super().attend(q, k, v, context, logical_layer_idx)
+        with torch.autocast(q.device.type, enabled=False):
+            return self._attend_hyperbolically(q, k, v, context, self.rates(logical_layer_idx))
+
+    def _attend_hyperbolically(self, q, k, v, context, rates):
+        dropout = self.attention_dropout if self.training else 0.0
+        q, k = to_light_cone(q), to_light_cone(k)
+        one_centre = k.shape[2] <= hope_span(rates[0])
+        if context.attn_implementation == "sdpa" and context.is_causal and one_centre:
+            q, k = hope_features(q, k, context.position_ids, context.position_ids, rates[0])
+            return _fused_attention(q, k, at_least_float32(v), context, dropout, self.scale).to(v.dtype), None
+        scores = hope_scores(q, k, context.position_ids, rates, context.is_causal) * self.scale
+        return _softmax_attention(scores, v, context, dropout)
+
+
+class SigmoidAttention(StandardAttention):
+    """sum_j sigmoid(q_i k_j / sqrt(K) - log(n_i) + b_h) v_j, followed by an RMSNorm (the paper's hybrid norm)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, *, qk_norm: bool = True, **attention_options):
+        super().__init__(hidden_size, num_heads, qk_norm=qk_norm, **attention_options)
+        self.head_bias = nn.Parameter(torch.empty(num_heads))
+        self.output_norm = RMSNorm(hidden_size)
+        self.initialize_parameters()
+
+    def initialize_parameters(self) -> None:
+        init.zeros_(self.head_bias)
+
+    def attend(self, q, k, v, context, logical_layer_idx):
+        q, k = self.rotate(q, k, context)
+        visible = context.visible_keys()
+        keys_seen = visible.sum(-1, keepdim=True)
+        logits = at_least_float32(q @ k.transpose(-1, -2)) * self.scale
+        logits = logits - keys_seen.to(logits.dtype).log() + self.head_bias[:, None, None]
+        weights = logits.masked_fill(~visible, float("-inf")).sigmoid()
+        dropped = F.dropout(weights, self.attention_dropout, self.training)
+        return dropped.to(v.dtype) @ v, weights
+
+    def merge(self, heads):
+        return self.output_norm(super().merge(heads))

@@ -1,0 +1,42 @@
+"""The contract of every mixer (see mixers.py for the table of them)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .context import SequenceContext
+
+LinearFactory = Callable[..., nn.Linear]
+
+
+class Mixer(nn.Module):
+    """Moves information between the tokens of a sequence: (B, L, D) -> (B, L, D).
+
+    The contract, which the tests hold every mixer to:
+    - it is called as `mixer(x, norm, context, logical_layer_idx)` with the raw residual stream x and the block's norm,
+      and returns `(delta, attention_weights)`: what to add to the stream, and (B, H, L, L) weights or None;
+    - direction comes from `context.is_causal` alone; parameters are the same either way;
+    - a padded row gives its real tokens what the unpadded row gets; what it returns at pads is unspecified but finite;
+    - `carries_position` says whether it can tell the order of its tokens by itself.
+
+    Most mixers implement `mix`, which sees the normalised stream.
+    """
+
+    carries_position = False
+
+    def forward(
+        self, x: torch.Tensor, norm: nn.Module, context: SequenceContext, logical_layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.mix(norm(x), context, logical_layer_idx)
+
+    def mix(
+        self, x: torch.Tensor, context: SequenceContext, logical_layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        raise NotImplementedError(f"{type(self).__name__} must implement mix() or forward()")
+
+
+def ends_branch(linear: nn.Linear) -> nn.Linear:
+    """Mark the projection that ends a residual branch; the model scales its init down by the depth."""
+    linear.ends_branch = True
+    return linear

@@ -1,0 +1,95 @@
+"""Mamba-2: a selective state-space model in its dual, attention-like form.
+
+Paper: Dao & Gu 2024, "Transformers are SSMs", arXiv:2405.21060; one group.
+Both directions: convolution and scan run on the sequence and on its reverse with the same weights, and the two are
+averaged before gate, norm and output projection.
+Shapes: B batch, L length, D hidden, I = expand * D inner, H heads of width V = I/H, N state.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .context import zero_pads
+from .mixer_base import LinearFactory, Mixer, ends_branch
+from .norms import RMSNorm, at_least_float32
+from .scan_linear import linear_scan_chunked
+
+A_RANGE = (1.0, 16.0)
+DT_RANGE = (1e-3, 0.1)
+DT_FLOOR = 1e-4  # at init only: in the forward pass pads need dt = 0
+
+
+class Mamba2(Mixer):
+    """z, xBC, dt = W_in u;  x, B, C = silu(conv(xBC));  y = SSM(x, B, C, dt) + D x;  W_out RMSNorm(y silu(z))."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        expand: int = 2,
+        head_dim: int = 64,
+        state_size: int = 64,
+        conv_kernel: int = 4,
+        chunk_size: int = 64,
+        use_bias: bool = False,
+        linear: LinearFactory = nn.Linear,
+    ):
+        super().__init__()
+        self.carries_position = True
+        self.inner_size = expand * hidden_size
+        self.num_heads = self.inner_size // head_dim
+        self.state_size = state_size
+        self.chunk_size = chunk_size
+        conv_size = self.inner_size + 2 * state_size
+        self.in_proj = linear(hidden_size, self.inner_size + conv_size + self.num_heads, bias=use_bias)
+        self.conv1d = nn.Conv1d(conv_size, conv_size, conv_kernel, groups=conv_size)
+        self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads))
+        self.D = nn.Parameter(torch.empty(self.num_heads))
+        self.norm = RMSNorm(self.inner_size)
+        self.out_proj = ends_branch(linear(self.inner_size, hidden_size, bias=use_bias))
+        self.initialize_parameters()
+
+    def initialize_parameters(self) -> None:
+        bound = self.conv1d.kernel_size[0] ** -0.5
+        init.uniform_(self.conv1d.weight, -bound, bound)
+        init.zeros_(self.conv1d.bias)
+        init.copy_(self.A_log, torch.empty(self.num_heads).uniform_(*A_RANGE).log())
+        low, high = (math.log(limit) for limit in DT_RANGE)
+        dt = torch.empty(self.num_heads).uniform_(low, high).exp().clamp_min(DT_FLOOR)
+        init.copy_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
+        init.ones_(self.D)
+
+    def convolve(self, xBC, mask):
+        """Return silu(causal depthwise convolution), (B, L, I+2N); pads are zero before and after."""
+        xBC = zero_pads(xBC, mask)
+        padded = F.pad(xBC.transpose(1, 2), (self.conv1d.kernel_size[0] - 1, 0))
+        return zero_pads(F.silu(self.conv1d(padded)).transpose(1, 2), mask)
+
+    def scan(self, xBC, dt):
+        """Return the state-space output with its skip, (B, L, H, V), for convolved inputs and step sizes (B, L, H)."""
+        x, B, C = xBC.split([self.inner_size, self.state_size, self.state_size], dim=-1)
+        x = x.unflatten(-1, (self.num_heads, -1))
+        log_decay = -dt * at_least_float32(self.A_log).exp()
+        y, _ = linear_scan_chunked(C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay, self.chunk_size)
+        return y + at_least_float32(self.D)[:, None] * x
+
+    def one_direction(self, xBC, dt, mask):
+        convolved = self.convolve(xBC, mask)
+        with torch.autocast(xBC.device.type, enabled=False):
+            return self.scan(at_least_float32(convolved), dt)
+
+    def mix(self, x, context, logical_layer_idx):
+        z, xBC, dt = self.in_proj(x).split([self.inner_size, self.conv1d.in_channels, self.num_heads], dim=-1)
+        dt = context.zero_pads(F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias)))
+        y = self.one_direction(xBC, dt, context.mask)
+        if not context.is_causal:
+            mask = None if context.mask is None else context.mask.flip(1)
+            backward = self.one_direction(xBC.flip(1), dt.flip(1), mask)
+            y = 0.5 * (y + backward.flip(1))
+        gated = y.flatten(2) * F.silu(at_least_float32(z))
+        return self.out_proj(self.norm(gated).to(x.dtype)), None

@@ -1,0 +1,98 @@
+"""Retention: attention without softmax whose memory of the past fades at a fixed rate per head.
+
+Paper: Sun et al. 2023, "Retentive Network", arXiv:2307.08621.
+Differs from the paper: plain rotary positions instead of xPos; an RMSNorm without gain on each head instead of
+GroupNorm and of the row rescaling (which has no exact recurrent form); value width D by default, not 2D.
+Both directions: decay gamma^|n-m|, the sum of a forward and a backward scan less the diagonal that both count.
+Shapes: B batch, L length, D hidden, H heads, K key width, V value width per head.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .mixer_base import LinearFactory, Mixer, ends_branch
+from .norms import at_least_float32, rms_normalize
+from .positions import apply_rotary, rotary_tables
+from .scan_linear import linear_scan_chunked
+
+DECAYS = ("linspace", "paper")
+
+
+def retention_log_decay(num_heads: int, kind: str = "linspace") -> torch.Tensor:
+    """Return log gamma per head, (H,) float64.
+
+    "linspace": gamma = 1 - exp(linspace(log 1/32, log 1/512, H)), as published with the code;
+    "paper": gamma_h = 1 - 2^(-5-h), equation 8.
+    """
+    if kind == "paper":
+        forgetting = 2.0 ** (-5.0 - torch.arange(num_heads, dtype=torch.float64))
+    else:
+        forgetting = torch.linspace(math.log(1 / 32), math.log(1 / 512), num_heads, dtype=torch.float64).exp()
+    return torch.log1p(-forgetting)
+
+
+class Retention(Mixer):
+    """W_o( silu(W_g x) * headRMSNorm(retention(q, k, v)) )."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        value_factor: int = 1,
+        rotary: bool = True,
+        rope_theta: float = 1e4,
+        decay: str = "linspace",
+        chunk_size: int = 64,
+        use_bias: bool = False,
+        linear: LinearFactory = nn.Linear,
+    ):
+        super().__init__()
+        self.carries_position = True
+        self.num_heads = num_heads
+        self.key_width = hidden_size // num_heads
+        self.rope_theta = rope_theta if rotary else None
+        self.decay = decay
+        self.chunk_size = chunk_size
+        value_size = value_factor * hidden_size
+        self.q_proj = linear(hidden_size, hidden_size, bias=use_bias)
+        self.k_proj = linear(hidden_size, hidden_size, bias=use_bias)
+        self.v_proj = linear(hidden_size, value_size, bias=use_bias)
+        self.g_proj = linear(hidden_size, value_size, bias=use_bias)
+        self.o_proj = ends_branch(linear(value_size, hidden_size, bias=use_bias))
+
+    def heads(self, x, context):
+        """Return q, k (B, L, H, K) and v (B, L, H, V) in at least float32; keys are zero at pads."""
+        q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = at_least_float32(q), at_least_float32(k) * self.key_width**-0.5, at_least_float32(v)
+        if self.rope_theta is not None:
+            cos, sin = rotary_tables(context.position_ids, self.key_width, self.rope_theta)
+            tables = cos.transpose(1, 2), sin.transpose(1, 2)
+            q, k = apply_rotary(q, tables), apply_rotary(k, tables)
+        return q, context.zero_pads(k), v
+
+    def log_decay(self, context, like: torch.Tensor) -> torch.Tensor:
+        """Return (B or 1, L, H) log gamma, 0 at pads: the identity step."""
+        log_gamma = retention_log_decay(self.num_heads, self.decay).to(like)
+        length = context.position_ids.shape[1]
+        if context.mask is None:
+            return log_gamma.expand(1, length, self.num_heads)
+        return context.zero_pads(log_gamma.expand(*context.position_ids.shape, self.num_heads))
+
+    def retain(self, q, k, v, log_decay, is_causal: bool) -> torch.Tensor:
+        """Return (B, L, H, V), in either direction, at linear cost."""
+        if is_causal:
+            return linear_scan_chunked(q, k, v, log_decay, self.chunk_size)[0]
+        forward, _ = linear_scan_chunked(q, k, v, log_decay, self.chunk_size)
+        backward, _ = linear_scan_chunked(*(t.flip(1) for t in (q, k, v, log_decay)), self.chunk_size)
+        return forward + backward.flip(1) - (q * k).sum(-1, keepdim=True) * v
+
+    def mix(self, x, context, logical_layer_idx):
+        q, k, v = self.heads(x, context)
+        with torch.autocast(x.device.type, enabled=False):
+            retained = self.retain(q, k, v, self.log_decay(context, q), context.is_causal)
+        retained = rms_normalize(retained).flatten(2).to(x.dtype)
+        return self.o_proj(F.silu(self.g_proj(x)) * retained), None

@@ -1,0 +1,34 @@
+"""The table of mixers: what `layer_pattern` may name. Their contract is in mixer_base.py."""
+
+from torch import nn
+
+from .checks import check_choice
+from .mixer_attention import SigmoidAttention, StandardAttention, TitanAttention
+from .mixer_base import Mixer
+from .mixer_mamba import Mamba2
+from .mixer_ode import OdeBlock
+from .mixer_retention import Retention
+
+MIXERS = {
+    "standard_attn": StandardAttention,
+    "sigmoid_attn": SigmoidAttention,
+    "titan_attn": TitanAttention,
+    "retnet": Retention,
+    "mamba": Mamba2,
+    "ode": OdeBlock,
+}
+
+
+def build_mixer(name: str, **options) -> Mixer:
+    """Build a mixer by name; an option it does not know is a TypeError.
+
+    Raises:
+        ValueError: unknown name, with a did-you-mean.
+    """
+    check_choice("mixer", name, MIXERS)
+    return MIXERS[name](**options)
+
+
+def softmax_mixers() -> tuple[type[nn.Module], ...]:
+    """Return the classes whose attention weights `output_attentions` gives."""
+    return (StandardAttention,)

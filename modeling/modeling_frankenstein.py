@@ -1,0 +1,577 @@
+"""Frankenstein: one stack in which every layer may mix its tokens in another way.
+
+Read top to bottom: how the configuration becomes parts, the block, the stack with its logical loops, the heads.
+With `norm_style="pre"` a block is x += mixer(norm1(x)); x += ffn(norm2(x)), and norm_f ends the stack;
+with "post" it is BERT's x = norm1(x + mixer(x)); x = norm2(x + ffn(x)).
+Shapes: B batch, L length, D hidden, V vocabulary, R width of the embedding table, E experts.
+"""
+
+import functools
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+
+from .bert_weights import bert_to_ours, ours_to_bert
+from .bitlinear import BitLinear
+from .configuration_frankenstein import FrankensteinConfig
+from .context import SequenceContext
+from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
+from .feedforward import ACTIVATIONS, FeedForward, MixtureOfExperts, RouterStatistics
+from .mixer_base import LinearFactory
+from .mixers import build_mixer
+from .norms import build_norm
+from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
+
+
+def linear_factory(config: FrankensteinConfig, use_bitnet: bool) -> LinearFactory:
+    """Return the class that makes the projections: BitLinear with the config's scheme, or nn.Linear."""
+    if not use_bitnet:
+        return nn.Linear
+    return functools.partial(
+        BitLinear, scheme=config.w_scheme, scale_axis=config.scale_axis, activation_bits=config.activation_bits
+    )
+
+
+def _attention_options(config: FrankensteinConfig) -> dict:
+    return {
+        "hidden_size": config.hidden_size,
+        "num_heads": config.num_attention_heads,
+        "position_type": config.position_type,
+        "rope_theta": config.rope_theta,
+        "use_bias": config.use_bias,
+        "qk_norm": bool(config.qk_norm),
+        "attention_dropout": config.attention_dropout,
+        "linear": linear_factory(config, config.use_bitnet),
+    }
+
+
+def _sigmoid_options(config: FrankensteinConfig) -> dict:
+    return {**_attention_options(config), "qk_norm": config.qk_norm is not False}
+
+
+def _titan_options(config: FrankensteinConfig) -> dict:
+    return {
+        **_attention_options(config),
+        "use_hope": config.use_hope,
+        "hope_damping": config.hope_damping,
+        "hope_rho": config.hope_rho,
+        "hope_base": config.hope_base,
+        "hope_layer_scale": config.hope_layer_scale,
+    }
+
+
+def _retention_options(config: FrankensteinConfig) -> dict:
+    return {
+        "hidden_size": config.hidden_size,
+        "num_heads": config.retention_heads,
+        "value_factor": config.retnet_value_factor,
+        "rotary": config.retnet_rotary,
+        "rope_theta": config.rope_theta,
+        "decay": config.retnet_decay,
+        "chunk_size": config.chunk_size,
+        "use_bias": config.use_bias,
+        "linear": linear_factory(config, config.use_bitnet),
+    }
+
+
+def _mamba_options(config: FrankensteinConfig) -> dict:
+    return {
+        "hidden_size": config.hidden_size,
+        "expand": config.mamba_expand,
+        "head_dim": config.mamba_head_dim,
+        "state_size": config.mamba_state,
+        "conv_kernel": config.mamba_conv,
+        "chunk_size": config.chunk_size,
+        "use_bias": config.use_bias,
+        "linear": linear_factory(config, config.use_bitnet),
+    }
+
+
+def _ode_options(config: FrankensteinConfig) -> dict:
+    options = _attention_options(config)
+    del options["attention_dropout"]  # the field is deterministic
+    return {
+        **options,
+        "solver": config.ode_solver,
+        "steps": config.ode_steps,
+        "time_input": config.ode_time_input,
+        "linear": linear_factory(config, config.use_bitnet and config.ode_bitnet),
+    }
+
+
+MIXER_OPTIONS = {
+    "standard_attn": _attention_options,
+    "sigmoid_attn": _sigmoid_options,
+    "titan_attn": _titan_options,
+    "retnet": _retention_options,
+    "mamba": _mamba_options,
+    "ode": _ode_options,
+}
+
+
+def _norm(config: FrankensteinConfig, alpha: float, name: str | None = None) -> nn.Module:
+    return build_norm(name or config.norm_type, config.hidden_size, alpha=alpha, eps=config.layer_norm_eps)
+
+
+def _feed_forward(config: FrankensteinConfig) -> nn.Module:
+    options = {"use_bias": config.use_bias, "linear": linear_factory(config, config.use_bitnet)}
+    sizes = (config.hidden_size, config.intermediate_size, config.hidden_act)
+    if config.num_experts == 0:
+        return FeedForward(*sizes, **options)
+    return MixtureOfExperts(*sizes, num_experts=config.num_experts, top_k=config.top_k_experts, **options)
+
+
+class FrankensteinBlock(GradientCheckpointingLayer):
+    """One physical layer: a mixer and a feed-forward, each on a residual branch."""
+
+    def __init__(self, config: FrankensteinConfig, mixer_name: str):
+        super().__init__()
+        self.is_post_norm = config.norm_style == "post"
+        self.norm1 = _norm(config, config.norm_alpha_attn)
+        self.mixer = build_mixer(mixer_name, **MIXER_OPTIONS[mixer_name](config))
+        self.norm2 = _norm(config, config.norm_alpha_other)
+        self.ffn = _feed_forward(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.identity = nn.Identity()
+
+    def forward(
+        self, x: torch.Tensor, context: SequenceContext, logical_layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, RouterStatistics | None]:
+        """Map x (B, L, D) to the next x, the attention weights or None, and the router's statistics or None."""
+        delta, weights = self.mixer(x, self.identity if self.is_post_norm else self.norm1, context, logical_layer_idx)
+        x = x + context.zero_pads(self.dropout(delta))
+        x = self.norm1(x) if self.is_post_norm else x
+
+        delta, statistics = self.feed_forward(x if self.is_post_norm else self.norm2(x), context)
+        x = x + context.zero_pads(self.dropout(delta))
+        x = self.norm2(x) if self.is_post_norm else x
+        return context.zero_pads(x), weights, statistics
+
+    def feed_forward(self, x, context):
+        if isinstance(self.ffn, MixtureOfExperts):
+            return self.ffn(x, context.mask)
+        return self.ffn(x), None
+
+
+class FrankensteinPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and weight-decay rules of the family."""
+
+    config: FrankensteinConfig
+    config_class = FrankensteinConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["FrankensteinBlock"]
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ["A_log", "dt_bias", "D"]
+
+    def __init__(self, config: FrankensteinConfig, *inputs, **kwargs):
+        config.check_consistency()
+        super().__init__(config, *inputs, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and hasattr(module, "ends_branch"):
+            depth_scale = (2 * self.config.num_hidden_layers) ** -0.5
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
+        elif hasattr(module, "initialize_parameters"):
+            module.initialize_parameters()
+        elif isinstance(module, FrankensteinModel) and module.loop_embedding is not None:
+            init.zeros_(module.loop_embedding)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers; a checkpoint of the other direction has its embedding convolution shifted on the way."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for module in model.modules():
+            if isinstance(module, EmbeddingConv):
+                module.align()
+        return loaded
+
+    def no_weight_decay_names(self) -> set[str]:
+        """Return the parameters that must not decay: all vectors and scalars, routers, loop embeddings.
+
+        Norms, biases, A_log, D, dt_bias and the like are the vectors.
+        """
+        return {
+            name
+            for name, parameter in self.named_parameters()
+            if parameter.ndim < 2 or name.endswith(("router.weight", "loop_embedding"))
+        }
+
+
+class FrankensteinModel(FrankensteinPreTrainedModel):
+    """The stack without a head."""
+
+    def __init__(self, config: FrankensteinConfig):
+        super().__init__(config)
+        is_post_norm = config.norm_style == "post"
+        self.embeddings = FactorizedEmbedding(
+            config.vocab_size,
+            config.hidden_size,
+            rank=config.factorized_embedding_dim,
+            conv_kernel=config.embedding_conv_kernel,
+            conv_depthwise=config.embedding_conv_depthwise,
+            num_positions=config.max_position_embeddings if config.position_type == "learned" else 0,
+            num_types=config.type_vocab_size,
+            is_causal=config.is_decoder,
+            padding_idx=config.pad_token_id,
+            norm=_norm(config, config.norm_alpha_other) if is_post_norm else None,
+            normalize_rms=config.embedding_norm == "rms",
+            dropout=config.dropout,
+            linear=linear_factory(config, config.use_bitnet),
+        )
+        self.layers = nn.ModuleList(FrankensteinBlock(config, name) for name in config.physical_mixers)
+        self.norm_f = None if is_post_norm else _norm(config, config.norm_alpha_other, config.final_norm_type)
+        self.loop_embedding = (
+            nn.Parameter(torch.empty(config.num_loops, config.hidden_size)) if config.loop_embedding else None
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> FrankensteinModelOutput:
+        """Run the stack.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L), 1 at real tokens, 0 at pads on either side; bool, integer or float.
+            position_ids: (B, L) for learned, rotary and hyperbolic positions; by default real tokens are counted.
+            token_type_ids: (B, L), when the config has `type_vocab_size`.
+            inputs_embeds: (B, L, R) rows of the embedding table in place of `input_ids`.
+
+        Raises:
+            ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
+                more tokens than learned positions, or token types the model does not have.
+        """
+        inputs_embeds = self._look_up(input_ids, inputs_embeds)
+        self._check_inputs(inputs_embeds, position_ids, token_type_ids, kwargs)
+        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        context = SequenceContext.build(
+            batch_size=inputs_embeds.shape[0],
+            length=inputs_embeds.shape[1],
+            device=inputs_embeds.device,
+            is_causal=self.config.is_decoder,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            attention_window=self.config.attention_window,
+            attn_implementation=self.config._attn_implementation,
+        )
+        x = self.embeddings(inputs_embeds, token_type_ids, context)
+        x, states, attentions, routers = self._run_layers(x, context)
+        if want_states:
+            states = (*states[:-1], x)
+        return FrankensteinModelOutput(
+            last_hidden_state=x,
+            hidden_states=states if want_states else None,
+            attentions=attentions if want_attentions else None,
+            **_summarise_routers(routers),
+        )
+
+    def _run_layers(self, x, context):
+        """Run every logical layer; index j * num_physical_layers + i is pass j through layer i."""
+        states, attentions, routers = [x], [], []
+        for loop in range(self.config.num_loops):
+            if self.loop_embedding is not None:
+                x = context.zero_pads(x + self.loop_embedding[loop])
+            for index, layer in enumerate(self.layers):
+                logical_layer_idx = loop * len(self.layers) + index
+                x, weights, router = layer(x, context=context, logical_layer_idx=logical_layer_idx)
+                states.append(x)
+                if weights is not None:
+                    attentions.append(weights)
+                if router is not None:
+                    routers.append(router)
+        if self.norm_f is not None:
+            x = context.zero_pads(self.norm_f(x))
+        return x, tuple(states), tuple(attentions), routers
+
+    def _look_up(self, input_ids, inputs_embeds):
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        return self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _check_inputs(self, inputs_embeds, position_ids, token_type_ids, unused):
+        length = inputs_embeds.shape[1]
+        if length == 0:
+            raise ValueError("The sequence is empty: give at least one token.")
+        has_table = self.config.position_type == "learned"
+        if has_table and position_ids is None and length > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The sequence has {length} tokens but max_position_embeddings={self.config.max_position_embeddings}; "
+                "truncate it (tokenizer(..., truncation=True, max_length=...))."
+            )
+        if token_type_ids is not None and self.config.type_vocab_size == 0 and bool(token_type_ids.any()):
+            raise ValueError("token_type_ids are given but type_vocab_size=0: this model has no token types.")
+        if unused.get("past_key_values") is not None:
+            raise ValueError("past_key_values is given, but this model keeps no cache: pass use_cache=False.")
+
+
+def _summarise_routers(routers: list[RouterStatistics]) -> dict:
+    if not routers:
+        return {}
+    return {
+        "aux_loss": torch.stack([router.balance_loss for router in routers]).mean(),
+        "router_z_loss": torch.stack([router.z_loss for router in routers]).mean(),
+        "expert_load": torch.stack([router.load for router in routers]),
+    }
+
+
+class _FrankensteinHead(FrankensteinPreTrainedModel):
+    """What the heads share: router losses and the fields passed through."""
+
+    def add_router_losses(self, loss, outputs):
+        """Add the weighted router losses while training; evaluation reports the task's loss alone."""
+        if loss is None or outputs.aux_loss is None or not self.training:
+            return loss
+        loss = loss + self.config.router_aux_loss_coef * outputs.aux_loss
+        return loss + self.config.router_z_loss_coef * outputs.router_z_loss
+
+    def head_output(self, loss, logits, outputs) -> FrankensteinHeadOutput:
+        return FrankensteinHeadOutput(
+            loss=self.add_router_losses(loss, outputs),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            aux_loss=outputs.aux_loss,
+            router_z_loss=outputs.router_z_loss,
+            expert_load=outputs.expert_load,
+        )
+
+
+class _FrankensteinLanguageModel(_FrankensteinHead):
+    """What the two language-model heads share: the tied output matrix and its bias."""
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
+
+    def __init__(self, config: FrankensteinConfig):
+        super().__init__(config)
+        self.model = FrankensteinModel(config)
+        self.lm_head = FactorizedHead(
+            config.hidden_size,
+            config.vocab_size,
+            rank=config.factorized_embedding_dim,
+            bias=config.head_bias,
+            activation=ACTIVATIONS[config.hidden_act],
+            transform_norm=_norm(config, config.norm_alpha_other) if config.head_transform else None,
+            linear=linear_factory(config, config.use_bitnet and config.bitnet_head),
+        )
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head.decoder = new_embeddings
+
+    @torch.no_grad()
+    def set_unigram_bias(self, counts: torch.Tensor) -> None:
+        """Set the output bias to log((count + 1) / N), so that training starts from the unigram distribution.
+
+        Args:
+            counts: (V,) occurrences of each token in the training text; N is their smoothed sum.
+
+        Raises:
+            ValueError: the head has no bias, or counts is not (V,).
+        """
+        bias = self.lm_head.decoder.bias
+        if bias is None:
+            raise ValueError("head_bias=False: there is no bias to set; use head_bias_init='zeros'.")
+        if counts.shape != bias.shape:
+            raise ValueError(
+                f"counts has shape {tuple(counts.shape)}, expected one count per token, {tuple(bias.shape)}."
+            )
+        smoothed = counts.to(torch.float64) + 1
+        bias.copy_((smoothed / smoothed.sum()).log())
+
+
+class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
+    """A bidirectional encoder that fills masked tokens."""
+
+    def __init__(self, config: FrankensteinConfig):
+        if config.is_decoder:
+            raise ValueError(
+                "FrankensteinForMaskedLM needs is_decoder=False; a causal model is FrankensteinForCausalLM."
+            )
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> FrankensteinHeadOutput:
+        """As FrankensteinModel; `labels` (B, L) hold the original token where one was masked and -100 elsewhere."""
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **_stack_kwargs(kwargs),
+        )
+        hidden = outputs.last_hidden_state
+        if self.config.sparse_prediction and labels is not None:
+            labelled = labels != -100
+            hidden, labels = hidden[labelled], labels[labelled]
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **_loss_kwargs(kwargs)
+            )
+        return self.head_output(loss, logits, outputs)
+
+    @classmethod
+    def from_bert(cls, bert) -> "FrankensteinForMaskedLM":
+        """Build a model of BERT's layout from a transformers `BertForMaskedLM`, with the same weights.
+
+        Raises:
+            ValueError: the BERT is a decoder, has cross-attention, or uses an activation we do not have.
+        """
+        config, weights = bert_to_ours(bert, FrankensteinConfig)
+        model = cls(config).to(bert.dtype)
+        model.load_state_dict(weights, strict=True)
+        model.tie_weights()
+        return model.train(bert.training)
+
+    def to_bert(self):
+        """Return a transformers `BertForMaskedLM` with the same weights.
+
+        Raises:
+            ValueError: the configuration is not of BERT's layout; the message names the field.
+        """
+        return ours_to_bert(self)
+
+
+class FrankensteinForCausalLM(_FrankensteinLanguageModel, GenerationMixin):
+    """A causal decoder that predicts the next token."""
+
+    def __init__(self, config: FrankensteinConfig):
+        if not config.is_decoder:
+            raise ValueError("FrankensteinForCausalLM needs is_decoder=True; an encoder is FrankensteinForMaskedLM.")
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> FrankensteinHeadOutput:
+        """As FrankensteinModel; `labels` (B, L) are the input ids with -100 at pads, and are shifted here."""
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **_stack_kwargs(kwargs),
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **_loss_kwargs(kwargs)
+            )
+        return self.head_output(loss, logits, outputs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        # Every step recomputes the prefix: exact for all mixers, and the reference for cached decoding.
+        generation_config.use_cache = False
+        model_kwargs["use_cache"] = False
+
+
+class FrankensteinForSequenceClassification(_FrankensteinHead):
+    """A classifier over the mean of the real tokens, or over the last real one when causal."""
+
+    def __init__(self, config: FrankensteinConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = FrankensteinModel(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> FrankensteinHeadOutput:
+        """As FrankensteinModel; `labels` (B,) class ids, or floats for regression and multi-label problems."""
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            return_dict=True,
+            **_stack_kwargs(kwargs),
+        )
+        pooled = pool(outputs.last_hidden_state, attention_mask, self.config.is_decoder)
+        logits = self.classifier(self.dropout(pooled))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **_loss_kwargs(kwargs))
+        return self.head_output(loss, logits, outputs)
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: bool) -> torch.Tensor:
+    """Return (B, D): the last real token of hidden (B, L, D), or the mean of the real ones; zeros for an empty row."""
+    if attention_mask is None:
+        return hidden[:, -1] if take_last else hidden.mean(1)
+    mask = attention_mask.bool()
+    if take_last:
+        order = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, order, 0).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    total = (hidden * mask.unsqueeze(-1)).sum(1)
+    return total / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+STACK_KEYS = ("output_hidden_states", "output_attentions", "past_key_values")
+
+
+def _stack_kwargs(kwargs: dict) -> dict:
+    return {key: value for key, value in kwargs.items() if key in STACK_KEYS}
+
+
+def _loss_kwargs(kwargs: dict) -> dict:
+    """What the loss function of transformers understands, above all the Trainer's `num_items_in_batch`."""
+    return {key: value for key, value in kwargs.items() if key not in (*STACK_KEYS, "use_cache")}

@@ -1,0 +1,42 @@
+"""What the models return: the usual fields of transformers plus the routers' losses and loads."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class FrankensteinModelOutput(ModelOutput):
+    """
+    last_hidden_state: (B, L, D), zero at pads.
+    hidden_states: logical layers + 1 tensors (B, L, D): the embedding, each layer's output, the last one normalised.
+    attentions: (B, H, L, L) of each softmax or sigmoid attention layer, in order; only with eager attention.
+    aux_loss: mean balancing loss over logical layers, unweighted: top-k when experts are used evenly.
+    router_z_loss: mean z-loss over logical layers, unweighted.
+    expert_load: (logical layers, E) share of the real tokens that each expert gets; a row sums to top-k.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    aux_loss: torch.FloatTensor | None = None
+    router_z_loss: torch.FloatTensor | None = None
+    expert_load: torch.FloatTensor | None = None
+
+
+@dataclass
+class FrankensteinHeadOutput(ModelOutput):
+    """
+    loss: scalar; in training it includes the weighted router losses, in evaluation it is the task's loss alone.
+    logits: (B, L, V), (labelled tokens, V) with sparse prediction, or (B, classes).
+    The other fields are those of FrankensteinModelOutput.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    aux_loss: torch.FloatTensor | None = None
+    router_z_loss: torch.FloatTensor | None = None
+    expert_load: torch.FloatTensor | None = None

@@ -1,0 +1,109 @@
+"""Rotary and hyperbolic position encodings.
+
+Rotary: Su et al. 2021, arXiv:2104.09864, in the half-split layout of Llama.
+HoPE: "Hyperbolic Rotary Positional Encoding", arXiv:2509.05218, in light-cone coordinates, in which the hyperbolic
+rotation is two decays, so that neither cosh nor sinh (which overflow) is ever computed.
+Differs from the HoPE paper: the angles are phi_i = rho * theta' * base^(-i/(P-1)) with rho < 1. With rotary's angles
+the logits would grow with distance unless the damping theta' left a range of a few tokens only.
+Shapes: B batch, H heads, L length, D head width (even), P = D/2 pairs.
+"""
+
+import torch
+
+from .norms import at_least_float32
+
+# Exponents stay below this: products of two factors reach e^60 = 1e26 at most, finite in float32.
+MAX_EXPONENT = 30.0
+
+
+def rotary_tables(position_ids: torch.Tensor, width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin, each (B, 1, L, D) float32, for position_ids (B, L)."""
+    frequencies = theta ** (-torch.arange(0, width, 2, device=position_ids.device, dtype=torch.float64) / width)
+    angles = position_ids[:, None, :, None].to(torch.float32) * frequencies.to(torch.float32)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn x (B, H, L, D) by the angles of `rotary_tables`; computed in at least float32, returned in x's dtype."""
+    cos, sin = tables
+    full = at_least_float32(x)
+    first, second = full.chunk(2, dim=-1)
+    return (full * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def to_light_cone(x: torch.Tensor) -> torch.Tensor:
+    """Return (..., D) with the coordinates u = (x1 + x2)/sqrt 2 of all adjacent pairs, then w = (x1 - x2)/sqrt 2."""
+    first, second = at_least_float32(x).unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.cat([first + second, first - second], dim=-1) * 0.5**0.5
+
+
+def hope_rates(width: int, damping: float, rho: float, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the decay rates per token of distance, towards the past and towards the future, each (D,) float64.
+
+    In light-cone coordinates a pair decays with theta' - phi along u and theta' + phi along w; for keys that lie
+    ahead the two change places. `damping` is theta' of this layer.
+    """
+    pairs = width // 2
+    steps = torch.arange(pairs, dtype=torch.float64) / max(pairs - 1, 1)
+    phi = rho * damping * base ** (-steps)
+    return torch.cat([damping - phi, damping + phi]), torch.cat([damping + phi, damping - phi])
+
+
+def hope_span(rates: torch.Tensor) -> int:
+    """Return how many positions one centre can serve before a factor of `hope_features` reaches e^30."""
+    return max(int(2 * MAX_EXPONENT / rates.abs().max().item()), 1)
+
+
+def hope_features(
+    q: torch.Tensor, k: torch.Tensor, query_ids: torch.Tensor, key_ids: torch.Tensor, rates: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return q', k' with q'_m . k'_n = sum_f q_mf k_nf exp(-rate_f (m - n)) where that exponent is not positive.
+
+    Args:
+        q, k: (B, H, Lq, D) and (B, H, Lk, D) in light-cone coordinates, at least float32.
+        query_ids, key_ids: (B, Lq) and (B, Lk) positions; the keys' span at most `hope_span(rates)` positions.
+        rates: (D,) decay per position of m - n; negative rates serve keys that lie ahead.
+    """
+    centre = 0.5 * (key_ids.amin(1) + key_ids.amax(1))[:, None, None, None]
+
+    def factor(ids, signed_rates):
+        exponent = signed_rates.to(q) * (ids[:, None, :, None] - centre).to(q.dtype)
+        # Only a pair on the wrong side of the diagonal can reach the clamp; the caller discards it.
+        return torch.exp(exponent.clamp_max(MAX_EXPONENT))
+
+    return q * factor(query_ids, -rates), k * factor(key_ids, rates)
+
+
+def _directed_scores(q, k, position_ids, rates):
+    block = hope_span(rates)
+    scores = []
+    for start in range(0, k.shape[2], block):
+        keys, ids = k[:, :, start : start + block], position_ids[:, start : start + block]
+        queries, keys = hope_features(q, keys, position_ids, ids, rates)
+        scores.append(queries @ keys.transpose(-1, -2))
+    return torch.cat(scores, dim=-1)
+
+
+def hope_scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    position_ids: torch.Tensor,
+    rates: tuple[torch.Tensor, torch.Tensor],
+    is_causal: bool,
+) -> torch.Tensor:
+    """Return the unscaled logits (B, H, L, L) of hyperbolic attention.
+
+    Args:
+        q, k: (B, H, L, D) in light-cone coordinates, at least float32.
+        position_ids: (B, L) int64.
+        rates: from `hope_rates`.
+        is_causal: True leaves the entries above the diagonal unspecified (but finite): the caller masks them.
+    """
+    past_rates, future_rates = rates
+    past = _directed_scores(q, k, position_ids, past_rates)
+    if is_causal:
+        return past
+    future = _directed_scores(q, k, position_ids, -future_rates)
+    is_past = position_ids[:, :, None] >= position_ids[:, None, :]
+    return torch.where(is_past[:, None], past, future)

@@ -1,0 +1,105 @@
+"""The linear recurrence with a scalar decay per head, behind both retention and Mamba-2.
+
+    S_t = a_t S_{t-1} + k_t^T v_t        o_t = q_t S_t        a_t = exp(log_decay_t), 0 <= a_t <= 1
+
+RetNet (arXiv:2307.08621, eq. 5-7) has a constant a per head; Mamba-2 (arXiv:2405.21060, the SSD form) has q = C, k = B
+shared by a group of heads, v = dt x and log a = -dt exp(A_log). Pads take the identity step: log_decay 0 and k 0.
+Three forms, equal up to rounding; only differences of cumulative log decays, never positive, are exponentiated.
+Shapes: B batch, L length, H heads, G groups of R = H/G heads that share q and k, K key width, V value width,
+        C chunk length, N chunks.  q, k: (B, L, G, K)  v: (B, L, H, V)  log_decay: (B or 1, L, H)  S: (B, H, K, V).
+"""
+
+import torch
+import torch.nn.functional as F
+
+# Chunks are taken this many tokens at a time: the intermediates of a segment then stay in cache, so that a token of a
+# long sequence costs what a token of a short one does.
+SEGMENT_LENGTH = 512
+
+
+def linear_scan_naive(q, k, v, log_decay, state=None):
+    """The recurrence token by token. Returns o (B, L, H, V) and the final state (B, H, K, V)."""
+    repeats = v.shape[2] // q.shape[2]
+    q, k = q.repeat_interleave(repeats, 2), k.repeat_interleave(repeats, 2)
+    if state is None:
+        state = v.new_zeros(v.shape[0], v.shape[2], k.shape[3], v.shape[3])
+    outputs = []
+    for t in range(v.shape[1]):
+        state = log_decay[:, t, :, None, None].exp() * state + k[:, t, :, :, None] * v[:, t, :, None, :]
+        outputs.append(torch.einsum("bhk,bhkv->bhv", q[:, t], state))
+    return torch.stack(outputs, dim=1), state
+
+
+def decay_matrix(cumulative: torch.Tensor) -> torch.Tensor:
+    """Return (..., L, L) exp(c_i - c_j) for j <= i and 0 above, from cumulative log decays (..., L)."""
+    difference = cumulative[..., :, None] - cumulative[..., None, :]
+    above = torch.ones_like(difference, dtype=torch.bool).triu(1)
+    # -inf goes in before exp: masking afterwards gives inf * 0 = NaN in the backward pass.
+    return difference.masked_fill(above, float("-inf")).exp()
+
+
+def linear_scan_parallel(q, k, v, log_decay):
+    """The quadratic form, o = (Q K^T * D) V. Returns o (B, L, H, V)."""
+    repeats = v.shape[2] // q.shape[2]
+    q, k = q.repeat_interleave(repeats, 2), k.repeat_interleave(repeats, 2)
+    decay = decay_matrix(log_decay.cumsum(1).transpose(1, 2))
+    scores = torch.einsum("bihk,bjhk->bhij", q, k) * decay
+    return torch.einsum("bhij,bjhv->bihv", scores, v)
+
+
+def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None):
+    """The same at a cost linear in L: quadratic inside chunks, a recurrence over chunk states between them.
+
+    Args:
+        q, k: (B, L, G, K); v: (B, L, H, V); log_decay: (B or 1, L, H), all at least float32.
+        chunk_size: C; L need not be a multiple of it.
+        state: (B, H, K, V) to start from; zeros by default.
+
+    Returns:
+        o (B, L, H, V) and the final state (B, H, K, V).
+    """
+    batch, length, heads, width = v.shape
+    groups, key_width = q.shape[2:]
+    # (B, G, K, R*V): the heads of a group lie side by side, so that one product with k serves them all.
+    if state is None:
+        state = v.new_zeros(batch, groups, key_width, heads // groups * width)
+    else:
+        state = state.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)
+    outputs = []
+    segment = max(SEGMENT_LENGTH // chunk_size, 1) * chunk_size
+    for part in zip(*(t.split(segment, dim=1) for t in (q, k, v, log_decay)), strict=True):
+        output, state = _scan_segment(*part, chunk_size, state)
+        outputs.append(output)
+    state = state.unflatten(3, (-1, width)).transpose(2, 3).flatten(1, 2)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
+
+
+def _into_chunks(x: torch.Tensor, chunk_size: int, missing: int) -> torch.Tensor:
+    """(B, L, X, ...) -> (B, X, N, C, ...), with zeros (the identity step) behind the last token."""
+    x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing))
+    return x.unflatten(1, (-1, chunk_size)).movedim(3, 1)
+
+
+def _scan_segment(q, k, v, log_decay, chunk_size, state):
+    length, heads, groups = v.shape[1], v.shape[2], q.shape[2]
+    chunk_size = min(chunk_size, length)
+    missing = -length % chunk_size
+    q, k = _into_chunks(q, chunk_size, missing), _into_chunks(k, chunk_size, missing)  # (B,G,N,C,K)
+    v = _into_chunks(v, chunk_size, missing).unflatten(1, (groups, -1))  # (B,G,R,N,C,V)
+    cumulative = _into_chunks(log_decay, chunk_size, missing).cumsum(-1).unflatten(1, (groups, -1))  # (B,G,R,N,C)
+
+    scores = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay_matrix(cumulative)  # (B,G,R,N,C,C)
+    within = scores @ v
+
+    to_end = (cumulative[..., -1:] - cumulative).exp()
+    weighted = (v * to_end.unsqueeze(-1)).permute(0, 1, 3, 4, 2, 5).flatten(4)  # (B,G,N,C,R*V)
+    added = k.transpose(-1, -2) @ weighted  # (B,G,N,K,R*V)
+    chunk_decay = cumulative[..., -1].exp().transpose(2, 3)  # (B,G,N,R)
+    chunk_decay = chunk_decay.repeat_interleave(v.shape[-1], dim=-1).unsqueeze(3)  # (B,G,N,1,R*V)
+    before = []
+    for chunk in range(added.shape[2]):
+        before.append(state)
+        state = chunk_decay[:, :, chunk] * state + added[:, :, chunk]
+    across = (q @ torch.stack(before, dim=2)).unflatten(4, (-1, v.shape[-1]))  # (B,G,N,C,R,V)
+    output = within + across.permute(0, 1, 4, 2, 3, 5) * cumulative.exp().unsqueeze(-1)
+    return output.permute(0, 3, 4, 1, 2, 5).flatten(1, 2)[:, :length].flatten(2, 3), state
