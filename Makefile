@@ -28,10 +28,16 @@ $(READY): setup.cfg pyproject.toml
 demo: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
-test: $(READY)
+# transformers' own model tests, which tests/modeling/test_common_hf.py runs on our classes
+COMMON := .cache/transformers_tests/VERSION
+$(COMMON): $(READY)
+	$(BIN)/python tests/tools/lay_out_common_tests.py
+	touch $(COMMON)
+
+test: $(READY) $(COMMON)
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(READY)
+test-slow: $(READY) $(COMMON)
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
 lint: $(READY)

@@ -35,3 +35,10 @@ AutoModel.register(FrankensteinConfig, FrankensteinModel)
 AutoModelForMaskedLM.register(FrankensteinConfig, FrankensteinForMaskedLM)
 AutoModelForCausalLM.register(FrankensteinConfig, FrankensteinForCausalLM)
 AutoModelForSequenceClassification.register(FrankensteinConfig, FrankensteinForSequenceClassification)
+
+# From here on save_pretrained carries the code along, for those who load with trust_remote_code and without us.
+FrankensteinConfig.register_for_auto_class()
+FrankensteinModel.register_for_auto_class("AutoModel")
+FrankensteinForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+FrankensteinForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+FrankensteinForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

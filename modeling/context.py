@@ -86,8 +86,8 @@ def _real_tokens(attention_mask: torch.Tensor | None, batch_size: int, length: i
         return None
     if attention_mask.shape != (batch_size, length):
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, length) = ({batch_size}, {length}) "
-            "with 1 at real tokens and 0 at pads."
+            f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, length) = "
+            f"({batch_size}, {length}) with 1 at real tokens and 0 at pads."
         )
     mask = attention_mask.bool()
     # A mask without pads costs as much as one with; under torch.compile the shortcut would depend on the data.

@@ -1,8 +1,8 @@
 """Feed-forward blocks: dense, and a dropless mixture of experts.
 
 swiglu: Shazeer 2020, arXiv:2002.05202.  relu2: So et al. 2021, arXiv:2109.08668.
-Mixture: Shazeer et al. 2017, arXiv:1701.06538, top-k without capacity limit, so a token's output never depends on other
-tokens; balancing loss as in Switch (Fedus et al. 2021, arXiv:2101.03961, eq. 4); z-loss as in ST-MoE (arXiv:2202.08906).
+Mixture: Shazeer et al. 2017, arXiv:1701.06538, top-k without capacity limit, so a token never depends on other ones;
+balancing loss as in Switch (Fedus et al. 2021, arXiv:2101.03961, eq. 4); z-loss as in ST-MoE (arXiv:2202.08906).
 Shapes: B batch, L length, T real tokens, D hidden, F intermediate, E experts, k experts per token.
 """
 

@@ -168,7 +168,6 @@ class FrankensteinPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["FrankensteinBlock"]
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ["A_log", "dt_bias", "D"]
 
     def __init__(self, config: FrankensteinConfig, *inputs, **kwargs):
         config.check_consistency()
@@ -194,6 +193,11 @@ class FrankensteinPreTrainedModel(PreTrainedModel):
             if isinstance(module, EmbeddingConv):
                 module.align()
         return loaded
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; config.json names every Auto class, so that each of them can open the checkpoint."""
+        self.config.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, **kwargs)
 
     def no_weight_decay_names(self) -> set[str]:
         """Return the parameters that must not decay: all vectors and scalars, routers, loop embeddings.
@@ -234,6 +238,8 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             nn.Parameter(torch.empty(config.num_loops, config.hidden_size)) if config.loop_embedding else None
         )
         self.gradient_checkpointing = False
+        if "mamba" in config.layer_pattern:
+            self._keep_in_fp32_modules_strict = ["A_log", "dt_bias", "D"]
         self.post_init()
 
     @can_return_tuple
@@ -565,6 +571,14 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: b
     return total / mask.sum(1, keepdim=True).clamp_min(1)
 
 
+# What a checkpoint that carries its code along offers; entries are file.Class.
+AUTO_MAP = {
+    "AutoConfig": "configuration_frankenstein.FrankensteinConfig",
+    "AutoModel": "modeling_frankenstein.FrankensteinModel",
+    "AutoModelForMaskedLM": "modeling_frankenstein.FrankensteinForMaskedLM",
+    "AutoModelForCausalLM": "modeling_frankenstein.FrankensteinForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_frankenstein.FrankensteinForSequenceClassification",
+}
 STACK_KEYS = ("output_hidden_states", "output_attentions", "past_key_values")
 
 

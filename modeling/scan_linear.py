@@ -81,7 +81,7 @@ def _into_chunks(x: torch.Tensor, chunk_size: int, missing: int) -> torch.Tensor
 
 
 def _scan_segment(q, k, v, log_decay, chunk_size, state):
-    length, heads, groups = v.shape[1], v.shape[2], q.shape[2]
+    length, groups = v.shape[1], q.shape[2]
     chunk_size = min(chunk_size, length)
     missing = -length % chunk_size
     q, k = _into_chunks(q, chunk_size, missing), _into_chunks(k, chunk_size, missing)  # (B,G,N,C,K)
