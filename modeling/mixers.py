@@ -1,7 +1,5 @@
 """The table of mixers: what `layer_pattern` may name. Their contract is in mixer_base.py."""
 
-from torch import nn
-
 from .checks import check_choice
 from .mixer_attention import SigmoidAttention, StandardAttention, TitanAttention
 from .mixer_base import Mixer
@@ -27,8 +25,3 @@ def build_mixer(name: str, **options) -> Mixer:
     """
     check_choice("mixer", name, MIXERS)
     return MIXERS[name](**options)
-
-
-def softmax_mixers() -> tuple[type[nn.Module], ...]:
-    """Return the classes whose attention weights `output_attentions` gives."""
-    return (StandardAttention,)

@@ -1,12 +1,10 @@
 """Frankenstein: one stack in which every layer may mix its tokens in another way.
 
-Read top to bottom: how the configuration becomes parts, the block, the stack with its logical loops, the heads.
+Read top to bottom: the block, the family's base class, the stack with its logical loops, the heads.
 With `norm_style="pre"` a block is x += mixer(norm1(x)); x += ffn(norm2(x)), and norm_f ends the stack;
 with "post" it is BERT's x = norm1(x + mixer(x)); x = norm2(x + ffn(x)).
 Shapes: B batch, L length, D hidden, V vocabulary, R width of the embedding table, E experts.
 """
-
-import functools
 
 import torch
 from torch import nn
@@ -18,113 +16,12 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .bert_weights import bert_to_ours, ours_to_bert
-from .bitlinear import BitLinear
 from .configuration_frankenstein import FrankensteinConfig
 from .context import SequenceContext
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
-from .feedforward import ACTIVATIONS, FeedForward, MixtureOfExperts, RouterStatistics
-from .mixer_base import LinearFactory
-from .mixers import build_mixer
-from .norms import build_norm
+from .feedforward import ACTIVATIONS, MixtureOfExperts, RouterStatistics
+from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, make_norm
 from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
-
-
-def linear_factory(config: FrankensteinConfig, use_bitnet: bool) -> LinearFactory:
-    """Return the class that makes the projections: BitLinear with the config's scheme, or nn.Linear."""
-    if not use_bitnet:
-        return nn.Linear
-    return functools.partial(
-        BitLinear, scheme=config.w_scheme, scale_axis=config.scale_axis, activation_bits=config.activation_bits
-    )
-
-
-def _attention_options(config: FrankensteinConfig) -> dict:
-    return {
-        "hidden_size": config.hidden_size,
-        "num_heads": config.num_attention_heads,
-        "position_type": config.position_type,
-        "rope_theta": config.rope_theta,
-        "use_bias": config.use_bias,
-        "qk_norm": bool(config.qk_norm),
-        "attention_dropout": config.attention_dropout,
-        "linear": linear_factory(config, config.use_bitnet),
-    }
-
-
-def _sigmoid_options(config: FrankensteinConfig) -> dict:
-    return {**_attention_options(config), "qk_norm": config.qk_norm is not False}
-
-
-def _titan_options(config: FrankensteinConfig) -> dict:
-    return {
-        **_attention_options(config),
-        "use_hope": config.use_hope,
-        "hope_damping": config.hope_damping,
-        "hope_rho": config.hope_rho,
-        "hope_base": config.hope_base,
-        "hope_layer_scale": config.hope_layer_scale,
-    }
-
-
-def _retention_options(config: FrankensteinConfig) -> dict:
-    return {
-        "hidden_size": config.hidden_size,
-        "num_heads": config.retention_heads,
-        "value_factor": config.retnet_value_factor,
-        "rotary": config.retnet_rotary,
-        "rope_theta": config.rope_theta,
-        "decay": config.retnet_decay,
-        "chunk_size": config.chunk_size,
-        "use_bias": config.use_bias,
-        "linear": linear_factory(config, config.use_bitnet),
-    }
-
-
-def _mamba_options(config: FrankensteinConfig) -> dict:
-    return {
-        "hidden_size": config.hidden_size,
-        "expand": config.mamba_expand,
-        "head_dim": config.mamba_head_dim,
-        "state_size": config.mamba_state,
-        "conv_kernel": config.mamba_conv,
-        "chunk_size": config.chunk_size,
-        "use_bias": config.use_bias,
-        "linear": linear_factory(config, config.use_bitnet),
-    }
-
-
-def _ode_options(config: FrankensteinConfig) -> dict:
-    options = _attention_options(config)
-    del options["attention_dropout"]  # the field is deterministic
-    return {
-        **options,
-        "solver": config.ode_solver,
-        "steps": config.ode_steps,
-        "time_input": config.ode_time_input,
-        "linear": linear_factory(config, config.use_bitnet and config.ode_bitnet),
-    }
-
-
-MIXER_OPTIONS = {
-    "standard_attn": _attention_options,
-    "sigmoid_attn": _sigmoid_options,
-    "titan_attn": _titan_options,
-    "retnet": _retention_options,
-    "mamba": _mamba_options,
-    "ode": _ode_options,
-}
-
-
-def _norm(config: FrankensteinConfig, alpha: float, name: str | None = None) -> nn.Module:
-    return build_norm(name or config.norm_type, config.hidden_size, alpha=alpha, eps=config.layer_norm_eps)
-
-
-def _feed_forward(config: FrankensteinConfig) -> nn.Module:
-    options = {"use_bias": config.use_bias, "linear": linear_factory(config, config.use_bitnet)}
-    sizes = (config.hidden_size, config.intermediate_size, config.hidden_act)
-    if config.num_experts == 0:
-        return FeedForward(*sizes, **options)
-    return MixtureOfExperts(*sizes, num_experts=config.num_experts, top_k=config.top_k_experts, **options)
 
 
 class FrankensteinBlock(GradientCheckpointingLayer):
@@ -133,10 +30,10 @@ class FrankensteinBlock(GradientCheckpointingLayer):
     def __init__(self, config: FrankensteinConfig, mixer_name: str):
         super().__init__()
         self.is_post_norm = config.norm_style == "post"
-        self.norm1 = _norm(config, config.norm_alpha_attn)
-        self.mixer = build_mixer(mixer_name, **MIXER_OPTIONS[mixer_name](config))
-        self.norm2 = _norm(config, config.norm_alpha_other)
-        self.ffn = _feed_forward(config)
+        self.norm1 = make_norm(config, config.norm_alpha_attn)
+        self.mixer = make_mixer(config, mixer_name)
+        self.norm2 = make_norm(config, config.norm_alpha_other)
+        self.ffn = make_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
         self.identity = nn.Identity()
 
@@ -227,13 +124,13 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             num_types=config.type_vocab_size,
             is_causal=config.is_decoder,
             padding_idx=config.pad_token_id,
-            norm=_norm(config, config.norm_alpha_other) if is_post_norm else None,
+            norm=make_norm(config, config.norm_alpha_other) if is_post_norm else None,
             normalize_rms=config.embedding_norm == "rms",
             dropout=config.dropout,
             linear=linear_factory(config, config.use_bitnet),
         )
         self.layers = nn.ModuleList(FrankensteinBlock(config, name) for name in config.physical_mixers)
-        self.norm_f = None if is_post_norm else _norm(config, config.norm_alpha_other, config.final_norm_type)
+        self.norm_f = None if is_post_norm else make_norm(config, config.norm_alpha_other, config.final_norm_type)
         self.loop_embedding = (
             nn.Parameter(torch.empty(config.num_loops, config.hidden_size)) if config.loop_embedding else None
         )
@@ -344,16 +241,17 @@ def _summarise_routers(routers: list[RouterStatistics]) -> dict:
 class _FrankensteinHead(FrankensteinPreTrainedModel):
     """What the heads share: router losses and the fields passed through."""
 
-    def add_router_losses(self, loss, outputs):
-        """Add the weighted router losses while training; evaluation reports the task's loss alone."""
-        if loss is None or outputs.aux_loss is None or not self.training:
-            return loss
-        loss = loss + self.config.router_aux_loss_coef * outputs.aux_loss
-        return loss + self.config.router_z_loss_coef * outputs.router_z_loss
+    def compute_loss(self, labels, outputs, kwargs, **loss_inputs) -> torch.Tensor | None:
+        """Return the task's loss from transformers' loss function, plus the router losses; None without labels."""
+        if labels is None:
+            return None
+        loss_kwargs = _loss_kwargs(kwargs)
+        loss = self.loss_function(labels=labels, **loss_inputs, **loss_kwargs)
+        return self.add_router_losses(loss, labels, outputs, loss_kwargs.get("num_items_in_batch"))
 
     def head_output(self, loss, logits, outputs) -> FrankensteinHeadOutput:
         return FrankensteinHeadOutput(
-            loss=self.add_router_losses(loss, outputs),
+            loss=loss,
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -361,6 +259,19 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
             router_z_loss=outputs.router_z_loss,
             expert_load=outputs.expert_load,
         )
+
+    def add_router_losses(self, loss, labels, outputs, num_items_in_batch):
+        """Add the weighted router losses while training; evaluation reports the task's loss alone.
+
+        With gradient accumulation the Trainer sums the micro-batches' losses, each already divided by the labels of
+        all of them (`num_items_in_batch`); the router losses, means over tokens, get this micro-batch's share of it.
+        """
+        if outputs.aux_loss is None or not self.training:
+            return loss
+        router_loss = self.config.router_aux_loss_coef * outputs.aux_loss
+        router_loss = router_loss + self.config.router_z_loss_coef * outputs.router_z_loss
+        share = 1 if num_items_in_batch is None else (labels != -100).sum() / num_items_in_batch
+        return loss + share * router_loss
 
 
 class _FrankensteinLanguageModel(_FrankensteinHead):
@@ -377,7 +288,7 @@ class _FrankensteinLanguageModel(_FrankensteinHead):
             rank=config.factorized_embedding_dim,
             bias=config.head_bias,
             activation=ACTIVATIONS[config.hidden_act],
-            transform_norm=_norm(config, config.norm_alpha_other) if config.head_transform else None,
+            transform_norm=make_norm(config, config.norm_alpha_other) if config.head_transform else None,
             linear=linear_factory(config, config.use_bitnet and config.bitnet_head),
         )
         self.post_init()
@@ -445,11 +356,7 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
             labelled = labels != -100
             hidden, labels = hidden[labelled], labels[labelled]
         logits = self.lm_head(hidden)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **_loss_kwargs(kwargs)
-            )
+        loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
         return self.head_output(loss, logits, outputs)
 
     @classmethod
@@ -505,11 +412,7 @@ class FrankensteinForCausalLM(_FrankensteinLanguageModel, GenerationMixin):
             **_stack_kwargs(kwargs),
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **_loss_kwargs(kwargs)
-            )
+        loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
         return self.head_output(loss, logits, outputs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
@@ -552,9 +455,7 @@ class FrankensteinForSequenceClassification(_FrankensteinHead):
         )
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.is_decoder)
         logits = self.classifier(self.dropout(pooled))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **_loss_kwargs(kwargs))
+        loss = self.compute_loss(labels, outputs, kwargs, pooled_logits=logits, config=self.config)
         return self.head_output(loss, logits, outputs)
 
 
