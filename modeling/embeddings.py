@@ -31,7 +31,6 @@ class EmbeddingConv(nn.Conv1d):
         super().__init__(width, width, kernel, groups=width if depthwise else 1)
         self.expected_origin = conv_origin(kernel, is_causal)
         self.register_buffer("origin", torch.tensor(self.expected_origin))
-        self.register_load_state_dict_post_hook(lambda module, keys: module.align())
         self.initialize_parameters()
 
     def initialize_parameters(self) -> None:
@@ -42,6 +41,10 @@ class EmbeddingConv(nn.Conv1d):
         init.copy_(self.weight, identity)
         init.zeros_(self.bias)
         init.constant_(self.origin, self.expected_origin)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.align()
 
     @torch.no_grad()
     def align(self) -> None:

@@ -1,0 +1,121 @@
+"""Benchmark a training step of the preset mini next to BertForMaskedLM models of equal parameter count.
+
+    python scripts/bench_training.py                       # 5 minutes; writes runs/bench/training.json
+    python scripts/bench_training.py --batch 8 --length 256 --bf16
+    python scripts/bench_training.py --record model_cards/benchmarks.md
+
+Each model lives in a process of its own, so that peak memory is its own; the parent calls them in turn, one step each
+a round, all with the same batch. A step is forward, backward, clipping and AdamW; BERT computes its head at all
+positions, as transformers does, mini at the masked ones.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
+from frankenlm.trainer_ext.timing import median_ratio, write_report
+
+VOCABULARY = 50_259  # GPT-2's, with mask and pad
+MASKED = 0.15
+
+
+def make_mini():
+    return FrankensteinForMaskedLM(FrankensteinConfig.from_preset("mini", vocab_size=VOCABULARY))
+
+
+def make_bert(hidden_size: int, layers: int, intermediate_size: int):
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=hidden_size,
+            num_hidden_layers=layers,
+            num_attention_heads=hidden_size // 64,
+            intermediate_size=intermediate_size,
+        )
+    )
+
+
+# Feed-forward widths are chosen so that the counts meet mini's within 0.1 %.
+MODELS = {
+    "mini": (make_mini, ()),
+    "bert, 384 wide, 3 layers": (make_bert, (384, 3, 1525)),
+    "bert, 256 wide, 15 layers": (make_bert, (256, 15, 1028)),
+}
+
+
+def worker(pipe, name: str, threads: int, batch: int, length: int, bf16: bool) -> None:
+    """Build one model and run a step whenever asked; answers seconds, and at the end (parameters, peak bytes)."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    make, arguments = MODELS[name]
+    model = make(*arguments).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.randint(0, VOCABULARY, (batch, length))
+    labels = torch.where(torch.rand(batch, length) < MASKED, ids, -100)
+    while pipe.recv() == "step":
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        pipe.send(time.perf_counter() - start)
+    pipe.send((sum(p.numel() for p in model.parameters()), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def run(arguments) -> list[dict]:
+    spawn = multiprocessing.get_context("spawn")
+    pipes, seconds = {}, {}
+    for name in MODELS:
+        pipes[name], theirs = spawn.Pipe()
+        settings = (arguments.threads, arguments.batch, arguments.length, arguments.bf16)
+        spawn.Process(target=worker, args=(theirs, name, *settings), daemon=True).start()
+        seconds[name] = []
+    for number in range(arguments.rounds + 1):
+        for name, pipe in pipes.items():
+            pipe.send("step")
+            elapsed = pipe.recv()
+            if number > 0:  # the first round warms up
+                seconds[name].append(elapsed)
+    rows = []
+    for name, pipe in pipes.items():
+        pipe.send("stop")
+        parameters, peak = pipe.recv()
+        rows.append(
+            {
+                "model": name,
+                "parameters": parameters,
+                "tokens/s": arguments.batch * arguments.length / statistics.median(seconds[name]),
+                "step time / mini's": median_ratio(seconds[name], seconds["mini"]),
+                "peak memory, GB": peak / 1e9,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="sequences a step (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=512, help="tokens a sequence (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/training.json"), help="JSON file to write")
+    parser.add_argument("--record", type=Path, help="Markdown file to append the table to")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    kind = "bfloat16 autocast" if arguments.bf16 else "float32"
+    title = f"A training step, {kind}, batch {arguments.batch} x {arguments.length}"
+    print(write_report("training", {title: run(arguments)}, arguments.output, arguments.record))
+
+
+if __name__ == "__main__":
+    main()
