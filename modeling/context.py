@@ -14,20 +14,20 @@ class SequenceContext:
 
     Attributes:
         is_causal: True when a token may see itself and the past only.
-        position_ids: (B, L) int64, the number of real tokens before each token; 0 at left pads.
+        position_ids: (B or 1, L) int64, the number of real tokens before each token; 0 at left pads.
+        is_contiguous: True when position_ids rise by 0 or 1 from token to token; False when the caller chose them.
         mask: (B, L) bool, True at real tokens; None when there is no padding.
         visible: (B or 1, 1, L, L) bool, True where query row may see key column; None when no rule but
             `is_causal` restricts attention. Every row sees at least itself, so no softmax runs over nothing.
         attn_implementation: "eager" or "sdpa".
-        output_attentions: True when attention weights are to be returned.
     """
 
     is_causal: bool
     position_ids: torch.Tensor
+    is_contiguous: bool = True
     mask: torch.Tensor | None = None
     visible: torch.Tensor | None = None
     attn_implementation: str = "sdpa"
-    output_attentions: bool = False
 
     @classmethod
     def build(
@@ -41,23 +41,28 @@ class SequenceContext:
         position_ids: torch.Tensor | None = None,
         attention_window: int | None = None,
         attn_implementation: str = "sdpa",
-        output_attentions: bool = False,
     ) -> "SequenceContext":
         """Derive the context from what a caller of the model gives.
 
         Raises:
-            ValueError: `attention_mask` is not (B, L).
+            ValueError: `attention_mask` is not (B, L), or `position_ids` neither (B, L) nor (1, L).
         """
         mask = _real_tokens(attention_mask, batch_size, length)
-        if position_ids is None:
-            position_ids = _positions(mask, batch_size, length, device)
+        is_contiguous = position_ids is None
+        if not is_contiguous and position_ids.shape not in ((batch_size, length), (1, length)):
+            raise ValueError(
+                f"position_ids has shape {tuple(position_ids.shape)}, expected ({batch_size}, {length}) "
+                f"or (1, {length})."
+            )
+        if is_contiguous:
+            position_ids = _positions(mask, length, device)
         return cls(
             is_causal=is_causal,
-            position_ids=position_ids.expand(batch_size, length),
+            position_ids=position_ids,
+            is_contiguous=is_contiguous,
             mask=mask,
             visible=_visible(mask, position_ids, is_causal, attention_window),
             attn_implementation=attn_implementation,
-            output_attentions=output_attentions,
         )
 
     def visible_keys(self) -> torch.Tensor:
@@ -96,9 +101,9 @@ def _real_tokens(attention_mask: torch.Tensor | None, batch_size: int, length: i
     return mask
 
 
-def _positions(mask: torch.Tensor | None, batch_size: int, length: int, device: torch.device) -> torch.Tensor:
+def _positions(mask: torch.Tensor | None, length: int, device: torch.device) -> torch.Tensor:
     if mask is None:
-        return torch.arange(length, device=device).expand(batch_size, length)
+        return torch.arange(length, device=device)[None]
     return (mask.long().cumsum(1) - 1).clamp_min(0)
 
 

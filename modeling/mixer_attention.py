@@ -18,9 +18,9 @@ from .norms import RMSNorm, at_least_float32
 from .positions import (
     apply_rotary,
     hope_features,
+    hope_fits,
     hope_rates,
     hope_scores,
-    hope_span,
     rotary_tables,
     to_light_cone,
 )
@@ -87,7 +87,7 @@ class StandardAttention(Mixer):
     def rotate(self, q, k, context: SequenceContext) -> tuple[torch.Tensor, torch.Tensor]:
         if self.rope_theta is None:
             return q, k
-        tables = rotary_tables(context.position_ids, self.head_width, self.rope_theta)
+        tables = rotary_tables(context.position_ids, self.head_width, self.rope_theta, q.dtype)
         return apply_rotary(q, tables), apply_rotary(k, tables)
 
     def attend(self, q, k, v, context: SequenceContext, logical_layer_idx: int):
@@ -148,11 +148,11 @@ class TitanAttention(StandardAttention):
     def _attend_hyperbolically(self, q, k, v, context, rates):
         dropout = self.attention_dropout if self.training else 0.0
         q, k = to_light_cone(q), to_light_cone(k)
-        one_centre = k.shape[2] <= hope_span(rates[0])
+        one_centre = hope_fits(context.position_ids, rates[0], context.is_contiguous)
         if context.attn_implementation == "sdpa" and context.is_causal and one_centre:
             q, k = hope_features(q, k, context.position_ids, context.position_ids, rates[0])
             return _fused_attention(q, k, at_least_float32(v), context, dropout, self.scale).to(v.dtype), None
-        scores = hope_scores(q, k, context.position_ids, rates, context.is_causal) * self.scale
+        scores = hope_scores(q, k, context.position_ids, rates, context.is_causal, context.is_contiguous) * self.scale
         return _softmax_attention(scores, v, context, dropout)
 
 

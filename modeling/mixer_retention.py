@@ -69,7 +69,7 @@ class Retention(Mixer):
         q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = at_least_float32(q), at_least_float32(k) * self.key_width**-0.5, at_least_float32(v)
         if self.rope_theta is not None:
-            cos, sin = rotary_tables(context.position_ids, self.key_width, self.rope_theta)
+            cos, sin = rotary_tables(context.position_ids, self.key_width, self.rope_theta, q.dtype)
             tables = cos.transpose(1, 2), sin.transpose(1, 2)
             q, k = apply_rotary(q, tables), apply_rotary(k, tables)
         return q, context.zero_pads(k), v
@@ -77,10 +77,9 @@ class Retention(Mixer):
     def log_decay(self, context, like: torch.Tensor) -> torch.Tensor:
         """Return (B or 1, L, H) log gamma, 0 at pads: the identity step."""
         log_gamma = retention_log_decay(self.num_heads, self.decay).to(like)
-        length = context.position_ids.shape[1]
         if context.mask is None:
-            return log_gamma.expand(1, length, self.num_heads)
-        return context.zero_pads(log_gamma.expand(*context.position_ids.shape, self.num_heads))
+            return log_gamma.expand(1, context.position_ids.shape[1], self.num_heads)
+        return context.zero_pads(log_gamma.expand(*context.mask.shape, self.num_heads))
 
     def retain(self, q, k, v, log_decay, is_causal: bool) -> torch.Tensor:
         """Return (B, L, H, V), in either direction, at linear cost."""

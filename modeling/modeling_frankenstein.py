@@ -216,12 +216,13 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
         length = inputs_embeds.shape[1]
         if length == 0:
             raise ValueError("The sequence is empty: give at least one token.")
-        has_table = self.config.position_type == "learned"
-        if has_table and position_ids is None and length > self.config.max_position_embeddings:
-            raise ValueError(
-                f"The sequence has {length} tokens but max_position_embeddings={self.config.max_position_embeddings}; "
-                "truncate it (tokenizer(..., truncation=True, max_length=...))."
-            )
+        if self.config.position_type == "learned":
+            needed = length if position_ids is None else int(position_ids.max()) + 1
+            if needed > self.config.max_position_embeddings:
+                raise ValueError(
+                    f"The sequence needs {needed} positions but max_position_embeddings="
+                    f"{self.config.max_position_embeddings}; truncate it: tokenizer(..., truncation=True)."
+                )
         if token_type_ids is not None and self.config.type_vocab_size == 0 and bool(token_type_ids.any()):
             raise ValueError("token_type_ids are given but type_vocab_size=0: this model has no token types.")
         if unused.get("past_key_values") is not None:

@@ -16,10 +16,13 @@ from .norms import at_least_float32
 MAX_EXPONENT = 30.0
 
 
-def rotary_tables(position_ids: torch.Tensor, width: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cos and sin, each (B, 1, L, D) float32, for position_ids (B, L)."""
-    frequencies = theta ** (-torch.arange(0, width, 2, device=position_ids.device, dtype=torch.float64) / width)
-    angles = position_ids[:, None, :, None].to(torch.float32) * frequencies.to(torch.float32)
+def rotary_tables(
+    position_ids: torch.Tensor, width: int, theta: float, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin, each (B, 1, L, D) in at least float32, for position_ids (B, L) and tensors of `dtype`."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angles = position_ids[:, None, :, None].to(dtype) * frequencies.to(position_ids.device, dtype)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
 
@@ -62,7 +65,7 @@ def hope_features(
 
     Args:
         q, k: (B, H, Lq, D) and (B, H, Lk, D) in light-cone coordinates, at least float32.
-        query_ids, key_ids: (B, Lq) and (B, Lk) positions; the keys' span at most `hope_span(rates)` positions.
+        query_ids, key_ids: (B or 1, Lq) and (B or 1, Lk); the keys span at most `hope_span(rates)` positions.
         rates: (D,) decay per position of m - n; negative rates serve keys that lie ahead.
     """
     centre = 0.5 * (key_ids.amin(1) + key_ids.amax(1))[:, None, None, None]
@@ -85,22 +88,49 @@ def _directed_scores(q, k, position_ids, rates):
     return torch.cat(scores, dim=-1)
 
 
+def _spread_scores(q, k, position_ids, rates):
+    """The definition, pair by pair, feature by feature: for positions with holes too wide for any centre."""
+    distance = (position_ids[:, :, None] - position_ids[:, None, :]).to(q.dtype)[:, None]  # (B,1,L,L)
+    past_rates, future_rates = (rate.to(q)[:, None, None] for rate in rates)
+    total = q.new_zeros(())
+    for feature in range(q.shape[-1]):
+        rate = torch.where(distance >= 0, past_rates[feature], future_rates[feature])
+        total = total + q[..., feature, None] * k[..., None, :, feature] * torch.exp(-rate * distance.abs())
+    return total
+
+
+def hope_fits(position_ids: torch.Tensor, rates: torch.Tensor, is_contiguous: bool, block: int | None = None) -> bool:
+    """Return whether one centre serves every block of `block` keys (by default all keys are one block).
+
+    `is_contiguous` says that neighbours differ by 0 or 1, which spares looking at the ids.
+    """
+    span = hope_span(rates)
+    block = block or position_ids.shape[1]
+    if is_contiguous:
+        return block <= span
+    return all(int((ids.amax(1) - ids.amin(1)).max()) < span for ids in position_ids.split(block, dim=1))
+
+
 def hope_scores(
     q: torch.Tensor,
     k: torch.Tensor,
     position_ids: torch.Tensor,
     rates: tuple[torch.Tensor, torch.Tensor],
     is_causal: bool,
+    is_contiguous: bool = False,
 ) -> torch.Tensor:
     """Return the unscaled logits (B, H, L, L) of hyperbolic attention.
 
     Args:
         q, k: (B, H, L, D) in light-cone coordinates, at least float32.
-        position_ids: (B, L) int64.
+        position_ids: (B or 1, L) int64.
         rates: from `hope_rates`.
         is_causal: True leaves the entries above the diagonal unspecified (but finite): the caller masks them.
+        is_contiguous: positions are known to rise by 0 or 1 from token to token; otherwise they are looked at.
     """
     past_rates, future_rates = rates
+    if not hope_fits(position_ids, past_rates, is_contiguous, hope_span(past_rates)):
+        return _spread_scores(q, k, position_ids, rates)
     past = _directed_scores(q, k, position_ids, past_rates)
     if is_causal:
         return past
