@@ -84,7 +84,7 @@ def test_every_package_is_listed():
     found = {"frankenlm"} | {
         "frankenlm." + path.parent.relative_to(ROOT).as_posix().replace("/", ".")
         for part in PARTS
-        for path in modules_of(part)
+        for path in [*modules_of(part), *(ROOT / part).rglob("*.yaml")]
     }
     assert listed == found
 
