@@ -1,0 +1,201 @@
+"""Language metrics against numbers worked out by hand and against loops written the obvious way."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+from frankenlm.trainer_ext.metrics import (
+    LossSum,
+    causal_nats,
+    masked_lm_nats,
+    perplexity_report,
+    pseudo_nats,
+    unigram_cross_entropy,
+)
+from frankenlm.trainer_ext.metrics.language import _windows
+
+VOCABULARY = 11
+
+
+class Bigram(torch.nn.Module):
+    """Predicts each token from the one before it, by a table of logits [V, V]."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table = torch.nn.Parameter(table)
+        self.largest = 0
+
+    def forward(self, input_ids, attention_mask):
+        assert not self.training and not torch.is_grad_enabled()
+        self.largest = max(self.largest, input_ids.shape[1])
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+def test_unigram_by_hand():
+    # p = (2, 1, 3) / 6; the evaluation tokens are 0 and 1: (ln 3 + ln 6) / 2
+    value = unigram_cross_entropy(torch.tensor([1, 0, 2]), torch.tensor([1, 1, 0]))
+    assert value == pytest.approx(math.log(18) / 2, abs=1e-12)
+
+
+def test_unigram_of_nothing_seen_is_uniform():
+    assert unigram_cross_entropy(torch.zeros(7, dtype=torch.long), torch.arange(7)) == pytest.approx(math.log(7))
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "message"),
+    [
+        ([1, 2], [1, 2, 3], "two \\[V\\] tensors"),
+        ([[1, 2]], [[1, 2]], "two \\[V\\] tensors"),
+        ([1, 2], [0, 0], "no evaluation token"),
+        ([1, -2], [1, 0], "negative"),
+    ],
+)
+def test_unigram_refuses(train, held_out, message):
+    with pytest.raises(ValueError, match=message):
+        unigram_cross_entropy(torch.tensor(train), torch.tensor(held_out))
+
+
+def test_report_by_hand():
+    assert perplexity_report(8 * math.log(2), 4, 2) == {
+        "loss_nats": pytest.approx(2 * math.log(2)),
+        "perplexity": pytest.approx(4.0),
+        "bits_per_byte": pytest.approx(4.0),
+        "tokens": 4,
+        "bytes": 2,
+    }
+
+
+def test_report_of_a_hopeless_model_is_infinite():
+    assert perplexity_report(1e6, 10, 10)["perplexity"] == math.inf
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(0, 1), (1, 0)])
+def test_report_refuses_nothing(tokens, size):
+    with pytest.raises(ValueError, match="nothing was scored"):
+        perplexity_report(1.0, tokens, size)
+
+
+def test_windows_by_hand():
+    assert list(_windows(list(range(9)), 4, 2)) == [
+        ([0, 1, 2, 3], 1),
+        ([2, 3, 4, 5], 2),
+        ([4, 5, 6, 7], 2),
+        ([6, 7, 8], 2),
+    ]
+    assert list(_windows([5, 6], 4, 2)) == [([5, 6], 1)]
+    assert list(_windows([5], 4, 2)) == []
+    assert list(_windows([], 4, 2)) == []
+
+
+def test_causal_by_hand():
+    # From 0: p(1) = 3/4 with logits (0, ln 3); from 1: p(0) = p(1) = 1/2.
+    model = Bigram(torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]))
+    score = causal_nats(model, [[0, 1, 1], [0, 0]], context_length=8)
+    assert score == LossSum(pytest.approx(math.log(4 / 3) + math.log(2) + math.log(4)), 3, 8, 4)
+    score = causal_nats(model, [[1]], context_length=8, start_token_id=0)
+    assert score == LossSum(pytest.approx(math.log(4 / 3)), 1, 8, 4)
+
+
+@pytest.mark.parametrize(("context_length", "stride"), [(2, 1), (5, 1), (5, 4), (7, 3), (64, 63)])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_every_token_is_scored_once(context_length, stride, batch_size):
+    # The prediction depends on the token before alone, so windows of any kind must give the same sum.
+    model = Bigram(torch.randn(VOCABULARY, VOCABULARY)).train()
+    sequences = [torch.randint(VOCABULARY, (n,)).tolist() for n in (1, 2, 17, 40, 0, 5)]
+    log_p = model.table.detach().log_softmax(-1)
+    expected = -sum(float(log_p[a, b]) for s in sequences for a, b in zip(s, s[1:], strict=False))
+    score = causal_nats(model, sequences, context_length=context_length, stride=stride, batch_size=batch_size)
+    assert score.nats == pytest.approx(expected, rel=1e-5)
+    assert score.tokens == sum(max(len(s) - 1, 0) for s in sequences)
+    assert model.largest <= context_length
+    assert model.training, "left as it was"
+
+
+def test_causal_equals_the_models_own_loss():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_positions=32)).train()
+    sequences = [torch.randint(VOCABULARY, (n,)) for n in (23, 9)]
+    score = causal_nats(model, [s.tolist() for s in sequences], context_length=32)
+    with torch.no_grad():
+        model.eval()
+        losses = [float(model(input_ids=s[None], labels=s[None]).loss) * (len(s) - 1) for s in sequences]
+    assert score == LossSum(pytest.approx(sum(losses), rel=1e-5), 22 + 8, 32, 16)
+
+
+@pytest.mark.parametrize("stride", [0, 8])
+def test_causal_refuses_a_stride_that_skips(stride):
+    with pytest.raises(ValueError, match=f"stride={stride} must lie between 1 and context_length - 1 = 7"):
+        causal_nats(Bigram(torch.zeros(2, 2)), [[0, 1]], context_length=8, stride=stride)
+
+
+@pytest.fixture(scope="module")
+def bert():
+    torch.manual_seed(0)
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+            max_position_embeddings=32,
+            initializer_range=0.5,
+        )
+    )
+
+
+CLS, SEP, MASK = 0, 1, 2
+
+
+def naive_pseudo_nats(model, piece, specials):
+    """One token, one forward, one loss."""
+    total, count = 0.0, 0
+    for index, token in enumerate(piece):
+        if token in specials:
+            continue
+        ids = torch.tensor([piece])
+        ids[0, index] = MASK
+        with torch.no_grad():
+            total -= float(model.eval()(input_ids=ids).logits[0, index].log_softmax(-1)[token])
+        count += 1
+    return total, count
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_pseudo_nats_equal_the_loop(bert, batch_size):
+    sequences = [[3, 4, 5, SEP, 6, 7, 8, 9, 10], [10, 9], []]
+    score = pseudo_nats(
+        bert.train(),
+        sequences,
+        mask_token_id=MASK,
+        special_ids=[CLS, SEP, MASK],
+        context_length=7,
+        batch_size=batch_size,
+        prefix=[CLS],
+        suffix=[SEP],
+    )
+    pieces = [[CLS, 3, 4, 5, SEP, 6, SEP], [CLS, 7, 8, 9, 10, SEP], [CLS, 10, 9, SEP]]
+    expected = [naive_pseudo_nats(bert, piece, {CLS, SEP, MASK}) for piece in pieces]
+    assert score == LossSum(pytest.approx(sum(nats for nats, _ in expected), rel=1e-5), 10, 7, 5)
+    assert sum(count for _, count in expected) == 10
+
+
+def test_pseudo_nats_refuses_a_context_of_specials(bert):
+    with pytest.raises(ValueError, match="context_length=2 leaves no room beside 2 specials"):
+        pseudo_nats(bert, [[3]], mask_token_id=2, special_ids=[], context_length=2, prefix=[0], suffix=[1])
+
+
+def test_masked_nats_do_not_average_averages(bert):
+    ids = torch.randint(3, VOCABULARY, (3, 9))
+    labels = torch.full_like(ids, -100)
+    labels[0, 1:4], labels[2, 5] = ids[0, 1:4], ids[2, 5]
+    batches = [
+        {"input_ids": ids[i : i + 1], "attention_mask": torch.ones(1, 9).long(), "labels": labels[i : i + 1]}
+        for i in range(3)
+    ]
+    score = masked_lm_nats(bert, batches)
+    with torch.no_grad():
+        mean = bert.eval()(input_ids=ids, labels=labels).loss
+    assert score == LossSum(pytest.approx(float(mean) * 4, rel=1e-5), 4)

@@ -1,0 +1,305 @@
+"""From `--dataset` to what a Trainer takes: load_splits -> load_tokenizer -> prepare_dataset -> build_collator.
+
+    splits = load_splits("builtin")
+    tokenizer = load_tokenizer("train", documents=iter_texts(splits["train"]), objective="mlm")
+    train = prepare_dataset(splits["train"], tokenizer, max_length=128, objective="mlm")
+    collator = build_collator("mlm", tokenizer)
+
+What a document is, file by file, is in documents.py; how documents become rows, in packing.py.
+
+Held-out documents are chosen by a hash of their text (built-in text: of their topic), not by position: equal documents
+fall on the same side, a document keeps its side when others are added, streamed and cached data agree, and nothing
+has to be counted first. Every run with the same `seed` holds out the same documents.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+
+from .caching import cache_key, cached_dataset
+from .collators import build_collator
+from .documents import Document, HubSource, Label, Source, find_sources
+from .packing import prepare_dataset
+from .tokenizers import load_tokenizer
+
+__all__ = [
+    "build_collator",
+    "count_bytes",
+    "count_tokens",
+    "iter_texts",
+    "label_names",
+    "load_documents",
+    "load_splits",
+    "load_tokenizer",
+    "prepare_dataset",
+]
+
+logger = logging.getLogger(__name__)
+
+AnyDataset = Dataset | IterableDataset
+
+# Raised by hand whenever the rows made from the same files change, so that older caches are not used.
+_VERSION = 1
+_HASH_RANGE = 2**64
+
+
+def load_splits(
+    spec: str,
+    *,
+    validation: str | None = None,
+    validation_fraction: float = 0.05,
+    seed: int = 0,
+    streaming: bool = False,
+    text_column: str = "text",
+    label_column: str | None = None,
+    max_documents: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> dict[str, AnyDataset]:
+    """Return {"train": ..., "validation": ...} with the column "text" (and "label", a ClassLabel).
+
+    spec: "builtin", "builtin-code", a hub name ("owner/name:config"), a .txt, .jsonl or .parquet file, folder or glob.
+    validation: a second spec to evaluate on. Without it, the validation part of a folder or hub data set that has one;
+        else about `validation_fraction` of the documents, drawn by a hash of (seed, text), at least one.
+        Training documents that also stand in the validation data are left out of training.
+    streaming: IterableDatasets at constant memory instead of Datasets cached on disk; the same documents on each side.
+    label_column: for classification; strings or whole numbers, numbered in sorted order (see `label_names`).
+    max_documents: read at most so many documents of `spec` (and of `validation`), for quick trials.
+
+    Raises ValueError naming the file, line, column or value that is wrong. Of a stream, only what is read to find one
+    document a side is checked at once; the rest raises when it is reached.
+    """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction={validation_fraction} must lie between 0 and 1.")
+    if max_documents is not None and max_documents < 2:
+        raise ValueError(f"max_documents={max_documents} must be at least 2, one document a side.")
+    sources = find_sources(spec, "train", streaming=streaming)
+    if validation is None:
+        held_out = find_sources(spec, "validation", streaming=streaming)
+    else:
+        held_out = _all_sources(validation, "validation", streaming)
+    reading = _Reading(text_column, label_column, max_documents, _labels(sources, text_column, label_column))
+    build = _Builder(reading, streaming, cache_dir)
+    if held_out:
+        splits = _given_validation(build, sources, held_out)
+    else:
+        splits = _drawn_validation(build, sources, seed, int(validation_fraction * _HASH_RANGE))
+    for name, split in splits.items():
+        if _is_empty(split):
+            raise ValueError(f"dataset {spec!r}: no document is left for {name}; {_way_out(name, validation)}")
+    return splits
+
+
+def load_documents(
+    spec: str,
+    *,
+    streaming: bool = False,
+    text_column: str = "text",
+    label_column: str | None = None,
+    max_documents: int | None = None,
+    cache_dir: str | Path | None = None,
+) -> AnyDataset:
+    """Return all documents of `spec`, unsplit, in order: for evaluating on a file of its own. See `load_splits`.
+
+    Of a folder or hub data set with parts, the validation part.
+    """
+    sources = _all_sources(spec, "validation", streaming)
+    reading = _Reading(text_column, label_column, max_documents, _labels(sources, text_column, label_column))
+    dataset = _Builder(reading, streaming, cache_dir)(sources)
+    if _is_empty(dataset):
+        raise ValueError(f"dataset {spec!r} has no text.")
+    return dataset
+
+
+def _all_sources(spec: str, part: str, streaming: bool) -> list[Source]:
+    return find_sources(spec, part, streaming=streaming) or find_sources(spec, "train", streaming=streaming)
+
+
+# --- sides
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Which documents a dataset takes: key's hash below `limit`, or not below it; no text whose hash is `excluded`."""
+
+    seed: int = 0
+    limit: int = 0
+    below: bool = False
+    excluded: frozenset[int] = frozenset()
+
+    def takes(self, document: Document) -> bool:
+        if self.excluded and document_hash(document.text, 0) in self.excluded:
+            return False
+        return (document_hash(document.key, self.seed) < self.limit) == self.below
+
+
+def document_hash(key: str, seed: int) -> int:
+    """Return a number in [0, 2^64) that depends on nothing but the two arguments."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8, key=str(seed).encode()).digest(), "big")
+
+
+def _drawn_validation(build: "_Builder", sources: list[Source], seed: int, limit: int) -> dict[str, AnyDataset]:
+    validation = build(sources, _Side(seed, limit, below=True))
+    if _is_empty(validation):
+        # Few documents: hold out the one that a larger fraction would hold out first.
+        hashes = (document_hash(document.key, seed) for document in build.reading.documents(sources))
+        smallest = min(hashes, default=None)
+        if smallest is None:
+            raise ValueError("the dataset has no text: all its documents are blank.")
+        limit = smallest + 1
+        logger.warning("the held-out fraction catches none of the few documents; one document is held out.")
+        validation = build(sources, _Side(seed, limit, below=True))
+    return {"train": build(sources, _Side(seed, limit, below=False)), "validation": validation}
+
+
+def _given_validation(build: "_Builder", sources: list[Source], held_out: list[Source]) -> dict[str, AnyDataset]:
+    excluded = frozenset(document_hash(document.text, 0) for document in build.reading.documents(held_out))
+    return {"train": build(sources, _Side(excluded=excluded)), "validation": build(held_out)}
+
+
+def _way_out(name: str, validation: str | None) -> str:
+    if name == "validation":
+        return "the validation data has no text."
+    if validation is not None:
+        return f"every one stands in the validation data {validation!r} too."
+    return "it has only one distinct document. Give more text, or a validation set of its own."
+
+
+# --- documents to datasets
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What to read of each source."""
+
+    text_column: str
+    label_column: str | None
+    max_documents: int | None
+    labels: tuple[Label, ...] | None
+
+    def documents(self, sources: Iterable[Source]) -> Iterator[Document]:
+        left = self.max_documents
+        for source in sources:
+            for document in source.documents(self.text_column, self.label_column):
+                if left is not None:
+                    if left == 0:
+                        return
+                    left -= 1
+                yield document
+
+    def label_id(self, document: Document) -> int:
+        try:
+            return self.labels.index(document.label)
+        except ValueError:
+            known = ", ".join(map(str, self.labels))
+            raise ValueError(
+                f"{document.place}: label {document.label!r} is not in the training data ({known})."
+            ) from None
+
+    def features(self) -> Features:
+        features = Features({"text": Value("string")})
+        if self.labels is not None:
+            features["label"] = ClassLabel(names=[str(label) for label in self.labels])
+        return features
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Makes a cached Dataset, or an IterableDataset, of the documents on one side of some sources."""
+
+    reading: _Reading
+    streaming: bool
+    cache_dir: str | Path | None
+
+    def __call__(self, sources: list[Source], side: _Side | None = None) -> AnyDataset:
+        side = side or _Side()
+        features = self.reading.features()
+        # A list is split among the loader's workers, file by file; a limit on documents needs them in one sequence.
+        shards = list(sources) if self.reading.max_documents is None else tuple(sources)
+        given = {"sources": shards, "reading": self.reading, "side": side}
+        if self.streaming:
+            return IterableDataset.from_generator(_rows, features=features, gen_kwargs=given)
+        return cached_dataset(_rows, given, features, self.cache_dir, self._cache_key(sources, side))
+
+    def _cache_key(self, sources: list[Source], side: _Side) -> str:
+        identities = [source.identity for source in sources]
+        excluded = sorted(side.excluded)
+        return cache_key(_VERSION, identities, astuple(self.reading), side.seed, side.limit, side.below, excluded)
+
+
+def _rows(sources: Iterable[Source], reading: _Reading, side: _Side) -> Iterator[dict]:
+    for document in reading.documents(sources):
+        if side.takes(document):
+            row = {"text": document.text}
+            if reading.labels is not None:
+                row["label"] = reading.label_id(document)
+            yield row
+
+
+def _labels(sources: list[Source], text_column: str, label_column: str | None) -> tuple[Label, ...] | None:
+    """Return the distinct labels of the training data in sorted order; None where no label is asked for."""
+    if label_column is None:
+        return None
+    for source in sources:
+        if isinstance(source, HubSource) and (names := source.class_names(label_column)):
+            return tuple(names)  # the data set's own order
+    places: dict[Label, str] = {}
+    for source in sources:
+        for document in source.documents(text_column, label_column):
+            places.setdefault(document.label, document.place)
+    kinds = {type(label): place for label, place in places.items()}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"label column {label_column!r} mixes types: "
+            + ", ".join(f"{kind.__name__} ({place})" for kind, place in kinds.items())
+        )
+    if len(places) < 2:
+        raise ValueError(f"label column {label_column!r} has fewer than two distinct labels; nothing to tell apart.")
+    return tuple(sorted(places))
+
+
+def _is_empty(dataset: AnyDataset) -> bool:
+    return next(iter(dataset), None) is None
+
+
+# --- what training and evaluation ask about a dataset
+
+
+def iter_texts(dataset: AnyDataset) -> Iterator[str]:
+    """Yield the documents of a split as strings."""
+    for batch in dataset.select_columns(["text"]).iter(1000):
+        yield from batch["text"]
+
+
+def label_names(dataset: AnyDataset) -> list[str]:
+    """Return the names of the labels, in the order of their ids, of a split or a prepared classification dataset."""
+    for column in ("label", "labels"):
+        if column in dataset.features:
+            return list(dataset.features[column].names)
+    raise ValueError("the dataset has no labels; load it with label_column.")
+
+
+def count_bytes(dataset: AnyDataset) -> int:
+    """Return the UTF-8 bytes of all documents, the denominator of bits per byte."""
+    return sum(len(text.encode()) for text in iter_texts(dataset))
+
+
+def count_tokens(dataset: AnyDataset, vocab_size: int, *, exclude: Iterable[int] = ()) -> torch.LongTensor:
+    """Return how often each id stands in `input_ids`, [vocab_size] int64.
+
+    exclude: ids that are never predicted and count 0; for a masked model pass `special_token_ids(tokenizer)`, for a
+    causal one nothing (it predicts the separators too). Raises ValueError for an id of `vocab_size` or more.
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    for batch in dataset.select_columns(["input_ids"]).with_format("numpy").iter(1000):
+        counted = np.bincount(np.concatenate(batch["input_ids"]), minlength=vocab_size)
+        if len(counted) > vocab_size:
+            raise ValueError(f"token id {len(counted) - 1} does not fit into vocab_size={vocab_size}.")
+        counts += counted
+    counts[list(exclude)] = 0
+    return torch.from_numpy(counts)

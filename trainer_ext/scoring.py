@@ -1,0 +1,228 @@
+"""From a saved model and a text to a likelihood report: what scripts/evaluate.py does, as functions.
+
+causal   perplexity: every token from those before it, in overlapping windows
+pseudo   pseudo-perplexity (Salazar et al. 2020, arXiv:1910.14659): every token masked in turn; one row a token
+mlm      the masked loss at the positions training would mask; the quick measure of a masked model
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from frankenlm.modeling.checks import suggest
+
+from .cli import UserError
+from .collators import build_collator
+from .data import count_bytes, count_tokens, iter_texts, load_documents, load_splits, prepare_dataset
+from .metrics.language import LossSum, causal_nats, masked_lm_nats, perplexity_report, pseudo_nats
+from .packing import template_ids
+from .tokenizers import special_token_ids
+
+logger = logging.getLogger("frankenlm.scoring")
+
+METRICS = ("bits_per_byte", "loss", "perplexity")
+METHODS = {"mlm": "MaskedLM", "pseudo": "MaskedLM", "causal": "CausalLM"}
+DEFAULT_METHODS = {"MaskedLM": "mlm", "CausalLM": "causal"}
+CLASS_NAMES = {"MaskedLM": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "CausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+AUTO_MODELS = {"MaskedLM": AutoModelForMaskedLM, "CausalLM": AutoModelForCausalLM}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded model with what it takes to score text.
+
+    context_length: tokens the model sees at once, special ones included. stride: tokens a causal window moves on.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    method: str
+    context_length: int
+    stride: int
+    batch_size: int
+
+
+def parse_metrics(text: str) -> list[str]:
+    """Read --metrics: 'all' or names with commas.
+
+    Raises:
+        UserError: an unknown name; the message lists the known ones.
+    """
+    if text == "all":
+        return list(METRICS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in METRICS:
+            raise UserError(
+                f"--metrics: unknown metric {name!r}.{suggest(name, METRICS)} Known: all, {', '.join(METRICS)}."
+            )
+    if not names:
+        raise UserError(f"--metrics is empty. Known: all, {', '.join(METRICS)}.")
+    return names
+
+
+def load_scorer(
+    name: str,
+    method: str | None,
+    *,
+    max_length: int | None,
+    stride: int | None,
+    batch_size: int,
+    device: str,
+    trust_remote_code: bool,
+) -> Scorer:
+    """Load a model (folder or hub name) with its tokenizer, for one of the METHODS (None: the one for its class).
+
+    Raises:
+        ValueError, OSError: no such model, a class that cannot be scored, or a method for another class.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    method = choose_method(name, config.architectures or [], method)
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    if METHODS[method] == "MaskedLM" and tokenizer.mask_token_id is None:
+        raise UserError(f"--method {method}: the tokenizer of {name!r} has no mask token.")
+    context_length = choose_context(name, config, max_length)
+    stride = stride or max(1, context_length // 2)
+    if method == "causal" and stride >= context_length:
+        raise UserError(f"--stride {stride}: must be less than the {context_length} tokens the model sees at once.")
+    model = AUTO_MODELS[METHODS[method]].from_pretrained(name, trust_remote_code=trust_remote_code)
+    return Scorer(model.to(device).eval(), tokenizer, method, context_length, stride, batch_size)
+
+
+def choose_context(name: str, config: PreTrainedConfig, max_length: int | None) -> int:
+    """How many tokens the model sees at once: its own limit, or fewer."""
+    if not hasattr(config, "max_position_embeddings"):
+        if max_length is None:
+            raise UserError(f"{name!r} does not say how long its inputs may be: give --max_length.")
+        return max_length
+    limit = config.max_position_embeddings
+    if max_length is not None and max_length > limit:
+        raise UserError(f"--max_length {max_length} exceeds max_position_embeddings={limit} of {name!r}.")
+    return max_length or limit
+
+
+def choose_method(name: str, architectures: list[str], method: str | None) -> str:
+    """The method asked for, if the saved class allows it; by default the one that fits the class."""
+    kinds = {kind for kind in AUTO_MODELS for architecture in architectures if is_kind(architecture, kind)}
+    if not kinds:
+        raise UserError(
+            f"{name!r} holds {architectures or 'no class'}: only masked and causal language models are scored."
+        )
+    kind = kinds.pop()
+    if method is not None and METHODS[method] != kind:
+        fitting = [known for known in METHODS if METHODS[known] == kind]
+        raise UserError(f"--method {method} does not fit {name!r}, a {kind}. Methods for it: {', '.join(fitting)}.")
+    return method or DEFAULT_METHODS[kind]
+
+
+def is_kind(architecture: str, kind: str) -> bool:
+    """Whether a class is a MaskedLM or a CausalLM: by its name's end, or by transformers' list (GPT2LMHeadModel)."""
+    return architecture.endswith(f"For{kind}") or architecture in CLASS_NAMES[kind].values()
+
+
+def load_text(
+    spec: str, split: str, *, validation_fraction: float, split_seed: int, text_column: str, max_documents: int | None
+) -> Dataset:
+    """The documents to score: `all` of a data set, or those that training holds out (`validation`)."""
+    if split == "all":
+        return load_documents(spec, text_column=text_column, max_documents=max_documents)
+    splits = load_splits(spec, validation_fraction=validation_fraction, seed=split_seed, text_column=text_column)
+    held_out = splits["validation"]
+    return held_out if max_documents is None else held_out.select(range(min(max_documents, len(held_out))))
+
+
+def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: int) -> dict[str, Any]:
+    """Score the documents; return loss, perplexity, bits_per_byte, tokens, bytes, documents, context, stride, speed.
+
+    Under `mlm` only a sample of the tokens is scored; `bytes` is then that sample's share of the text.
+    """
+    start = time.perf_counter()
+    utf8_bytes = count_bytes(documents)
+    if scorer.method == "mlm":
+        losses, utf8_bytes = _score_masked(scorer, documents, utf8_bytes, mlm_probability, seed)
+    else:
+        sequences = tqdm(token_ids(scorer.tokenizer, documents), total=len(documents), unit="document")
+        losses = _score_causal(scorer, sequences) if scorer.method == "causal" else _score_pseudo(scorer, sequences)
+    seconds = time.perf_counter() - start
+    report = perplexity_report(losses.nats, losses.tokens, utf8_bytes)
+    report["loss"] = report.pop("loss_nats")
+    return {
+        **report,
+        "context_length": scorer.context_length,
+        "documents": len(documents),
+        "seconds": round(seconds, 2),
+        "stride": losses.stride or scorer.context_length,
+        "tokens_per_second": round(losses.tokens / seconds, 1),
+    }
+
+
+def _score_causal(scorer: Scorer, sequences) -> LossSum:
+    tokenizer = scorer.tokenizer
+    # training joins documents with the end token, so the first token of one has been predicted from it
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return causal_nats(
+        scorer.model,
+        sequences,
+        context_length=scorer.context_length,
+        stride=scorer.stride,
+        batch_size=scorer.batch_size,
+        start_token_id=start,
+    )
+
+
+def _score_pseudo(scorer: Scorer, sequences) -> LossSum:
+    prefix, suffix = template_ids(scorer.tokenizer)
+    return pseudo_nats(
+        scorer.model,
+        sequences,
+        mask_token_id=scorer.tokenizer.mask_token_id,
+        special_ids=special_token_ids(scorer.tokenizer),
+        context_length=scorer.context_length,
+        batch_size=scorer.batch_size,
+        prefix=prefix,
+        suffix=suffix,
+    )
+
+
+def _score_masked(
+    scorer: Scorer, documents: Dataset, utf8_bytes: int, mlm_probability: float, seed: int
+) -> tuple[LossSum, int]:
+    """The masked loss over packed blocks, and the bytes that the scored tokens stand for."""
+    rows = prepare_dataset(documents, scorer.tokenizer, max_length=scorer.context_length, objective="mlm")
+    collator = build_collator("mlm", scorer.tokenizer, mlm_probability=mlm_probability, seed=seed).for_evaluation()
+    batches = DataLoader(rows, batch_size=scorer.batch_size, collate_fn=collator)
+    losses = masked_lm_nats(scorer.model, tqdm(batches, unit="batch"))
+    vocab_size = len(scorer.tokenizer)
+    ordinary = int(count_tokens(rows, vocab_size, exclude=special_token_ids(scorer.tokenizer)).sum())
+    return losses, max(1, round(utf8_bytes * losses.tokens / ordinary))
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, documents: Dataset) -> Iterator[list[int]]:
+    """The ids of each document, without special tokens."""
+    for text in iter_texts(documents):
+        yield tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def default_device() -> str:
+    """The GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
