@@ -1,0 +1,144 @@
+"""Measure how well a saved language model predicts text: loss in nats, perplexity, bits per byte.
+
+    python scripts/evaluate.py --model runs/mini --dataset builtin --report report.json
+    python scripts/evaluate.py --model runs/mini --dataset test.jsonl --method pseudo --max_documents 20
+    python scripts/evaluate.py --model gpt2 --dataset test.jsonl --metrics perplexity,bits_per_byte --stride 256
+
+Compare models with different tokenizers by bits per byte. Masked models have no perplexity in the strict sense: `mlm`
+is their training loss on held-out text, `pseudo` the pseudo-perplexity of Salazar et al. (2020).
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
+from frankenlm.trainer_ext.builtin_text import BUILTIN_NAMES
+from frankenlm.trainer_ext.cards import library_versions, write_json
+from frankenlm.trainer_ext.cli import (
+    OneLineParser,
+    UserError,
+    check_model_name,
+    check_output_dir,
+    run_command,
+    user_mistakes,
+)
+from frankenlm.trainer_ext.logs import RunLog
+from frankenlm.trainer_ext.scoring import METHODS, METRICS, default_device, load_scorer, load_text, parse_metrics, score
+
+logger = logging.getLogger("frankenlm.evaluate")
+
+
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="folder or hub name of a saved language model")
+    add("--dataset", required=True, help="text, as for train.py: builtin, a hub name, a file, folder or glob")
+    add("--split", choices=["all", "validation"],
+        help="score all documents, or those that train.py holds out. Default: validation of the built-in texts and of "
+        "data sets that have one, else all")  # fmt: skip
+    add("--metrics", default="all", help=f"all, or some of {', '.join(METRICS)}, with commas (default: all)")
+    add("--method", choices=list(METHODS), help="how to score (default: causal or mlm, by the model's class)")
+    add("--report", help="JSON file to write")
+    add("--max_documents", type=int, help="score only the first so many documents")
+    add("--max_length", type=int, help="tokens the model sees at once (default: its max_position_embeddings)")
+    add("--stride", type=int, help="tokens a causal window moves on (default: half of max_length)")
+    add("--batch_size", type=int, default=16, help="rows at once (default: 16)")
+    add("--mlm_probability", type=float, default=0.15, help="share of tokens scored under mlm (default: 0.15)")
+    add("--seed", type=int, default=42, help="which tokens mlm scores; train.py's default gives its positions")
+    add("--text_column", default="text", help="column that holds the text (default: text)")
+    add("--validation_fraction", type=float, default=0.05, help="as in training (default: 0.05)")
+    add("--split_seed", type=int, default=0, help="as in training (default: 0)")
+    add("--device", default=default_device(), help="cpu or cuda (default: the GPU if there is one)")
+    add("--trust_remote_code", action="store_true", help="run model code that comes with the checkpoint")
+    add("--log_level", choices=["debug", "info", "warning", "error"], default="info", help="(default: info)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
+    metrics = parse_metrics(args.metrics)
+    check_model_name("--model", args.model)
+    check_numbers(args)
+    if args.report:
+        check_output_dir(Path(args.report).absolute().parent)
+    split = args.split or ("validation" if args.dataset in BUILTIN_NAMES else "all")
+
+    with RunLog(args.log_level):
+        with user_mistakes():
+            documents = load_text(
+                args.dataset,
+                split,
+                validation_fraction=args.validation_fraction,
+                split_seed=args.split_seed,
+                text_column=args.text_column,
+                max_documents=args.max_documents,
+            )
+            scorer = load_scorer(
+                args.model,
+                args.method,
+                max_length=args.max_length,
+                stride=args.stride,
+                batch_size=args.batch_size,
+                device=args.device,
+                trust_remote_code=args.trust_remote_code,
+            )
+        logger.info("scoring %d documents of %s with %s, %s", len(documents), args.dataset, args.model, scorer.method)
+        result = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed)
+
+    shown = {name: result[name] for name in (*metrics, "tokens", "bytes")}
+    print(table(args.model, scorer.method, shown))
+    if args.report:
+        facts = {name: value for name, value in result.items() if name not in METRICS or name in metrics}
+        Path(args.report).absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            Path(args.report),
+            {
+                **facts,
+                "dataset": args.dataset,
+                "device": args.device,
+                "method": scorer.method,
+                "model": args.model,
+                "parameters": scorer.model.num_parameters(),
+                "split": split,
+                "versions": library_versions(),
+            },
+        )
+        print(f"report: {args.report}")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers that nothing can be scored with."""
+    for name in ("batch_size", "max_documents", "max_length", "stride"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1.")
+    for name in ("mlm_probability", "validation_fraction"):
+        if not 0 < getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must lie between 0 and 1.")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: there is no GPU here; use cpu.")
+
+
+def table(model: str, method: str, values: dict[str, float]) -> str:
+    """Two columns: measure and value."""
+    units = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "bytes": "bytes (UTF-8)"}
+    if method == "pseudo":
+        units["perplexity"] = "pseudo-perplexity"
+    lines = [f"{model}, {method}"]
+    for name, value in values.items():
+        text = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+        lines.append(f"  {units.get(name, name):<24} {text:>14}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    transformers_logging.set_verbosity_warning()
+    sys.exit(run_command(main))

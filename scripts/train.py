@@ -1,0 +1,80 @@
+"""Train a small language model, from a preset to a checkpoint that AutoModel loads.
+
+    accelerate launch scripts/train.py --preset mini --dataset builtin --output_dir runs/mini --max_steps 200
+    accelerate launch scripts/train.py --preset mini --objective causal --dataset text.jsonl --tokenizer train \
+        --vocab_size 8000 --model.hidden_size 192 --output_dir runs/causal
+    accelerate launch scripts/train.py --config run.yaml --output_dir runs/again --resume_from_checkpoint last
+    ACCELERATE_USE_CPU=true accelerate launch --config_file configs/accelerate/cpu_2.yaml scripts/train.py ...
+
+The output folder holds the checkpoint, the tokenizer, the code, README.md (model card), metrics.json, training.csv,
+training.png and training.log. `--help` lists the flags and exit codes, `--list_presets` the presets.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from frankenlm.trainer_ext.callbacks import SignalStop
+from frankenlm.trainer_ext.cli import Interrupted, run_command
+from frankenlm.trainer_ext.logs import RunLog
+from frankenlm.trainer_ext.preflight import check_run
+from frankenlm.trainer_ext.presets import parse_run
+from frankenlm.trainer_ext.recipe import (
+    build_model,
+    build_trainer,
+    open_output_dir,
+    prepare_data,
+    set_head_bias,
+    unigram_statistics,
+    use_hardware,
+)
+from frankenlm.trainer_ext.results import final_loss, run_facts, write_results
+
+logger = logging.getLogger("frankenlm.train")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run = parse_run(sys.argv[1:] if argv is None else argv)
+    if run is None:
+        return
+    args, output_dir = run.training, Path(run.training.output_dir)
+
+    with RunLog(args.log_level) as log, SignalStop(args.world_size) as stop:
+        checkpoint = check_run(run)
+        data = prepare_data(run, checkpoint)
+        model = build_model(run, data)
+        logger.info(
+            "%s, %s parameters, vocabulary %d", type(model).__name__, f"{model.num_parameters():,}", len(data.tokenizer)
+        )
+
+        if args.should_save:
+            open_output_dir(run)
+        log.write_to(output_dir / "training.log", append=checkpoint is not None)
+        logger.info("command: %s", run.command)
+        use_hardware(args)
+        unigram = None
+        if run.data.objective != "classification":
+            unigram = unigram_statistics(run, data, model.config.vocab_size)
+            if run.model.preset:
+                set_head_bias(model, unigram)
+            logger.info("unigram cross-entropy of the held-out text: %.4f nats per token", unigram.cross_entropy)
+
+        trainer, csv_log = build_trainer(run, data, model, stop, checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        if stop.signum is not None:
+            raise Interrupted(
+                stop.signum, f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint last"
+            )
+
+        final = final_loss(trainer)
+        trainer.save_model(output_dir)
+        if trainer.is_world_process_zero():
+            facts = run_facts(run, trainer, csv_log.rows, unigram, final)
+            write_results(output_dir, facts, csv_log.rows)
+            logger.info("held-out loss %.4f nats; checkpoint, metrics.json and training.png are in %s",
+                        facts["eval_loss"], output_dir)  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

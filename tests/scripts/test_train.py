@@ -1,0 +1,301 @@
+"""scripts/train.py from preset to checkpoint: outputs, resume, objectives, processes, mistakes."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from frankenlm.trainer_ext import FrankenTrainer
+from frankenlm.trainer_ext.callbacks import read_csv
+
+ROOT = Path(__file__).resolve().parents[2]
+# what a resumed run must repeat bit for bit; the rest are timings
+CURVES = ("step", "tokens_seen", "loss", "eval_loss", "learning_rate", "grad_norm", "aux_loss", "expert_load_min")
+
+
+def curves(folder: Path) -> list[dict]:
+    return [{name: row[name] for name in CURVES if name in row} for row in read_csv(folder / "training.csv")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def assert_same_run(one: Path, other: Path):
+    assert curves(one) == curves(other)
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# --- outputs
+
+
+def test_output_folder_is_complete(unbroken):
+    names = {path.name for path in unbroken.iterdir()}
+    assert names >= {
+        "config.json", "model.safetensors", "tokenizer.json", "modeling_frankenstein.py", "README.md", "metrics.json",
+        "training.csv", "training.png", "training.log", "checkpoint-3", "checkpoint-6",
+    }  # fmt: skip
+
+
+def test_metrics_are_sorted_finite_and_consistent(unbroken):
+    text = (unbroken / "metrics.json").read_text()
+    facts = json.loads(text, parse_constant=pytest.fail)
+    assert text == json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    rows = read_csv(unbroken / "training.csv")
+    assert facts["loss_at_init"] == rows[0]["eval_loss"]
+    assert facts["eval_loss"] == rows[-1]["eval_loss"]
+    assert facts["steps"] == 6 and facts["tokens_seen"] == rows[-1]["tokens_seen"] > 0
+    assert facts["vocab_size"] == 300 and math.isclose(facts["ln_vocab_size"], math.log(300))
+    assert facts["num_processes"] == 1 and facts["precision"] == "fp32"
+
+
+def test_training_starts_at_the_unigram_distribution(unbroken):
+    facts = metrics(unbroken)
+    assert abs(facts["loss_at_init"] - facts["unigram_cross_entropy"]) < 0.3
+
+
+def test_a_zero_bias_starts_at_the_uniform_distribution(train, tmp_path):
+    assert train(tmp_path, "--max_steps", 1, "--model.head_bias_init", "zeros") == 0
+    facts = metrics(tmp_path)
+    assert abs(facts["loss_at_init"] - facts["ln_vocab_size"]) < 0.3
+
+
+def test_rows_card_and_log(unbroken):
+    rows = read_csv(unbroken / "training.csv")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 3, 6]
+    assert {"aux_loss", "expert_load_min", "norm_f_saturation", "tokens_per_second", "grad_norm"} <= rows[1].keys()
+    card = (unbroken / "README.md").read_text()
+    assert f"{metrics(unbroken)['eval_loss']:.4f}" in card and "scripts/train.py --preset mini" in card
+    log = (unbroken / "training.log").read_text()
+    assert "unigram cross-entropy" in log and "step 6/6 | eval loss" in log
+
+
+def test_checkpoint_loads_with_auto_classes(unbroken):
+    model = AutoModelForMaskedLM.from_pretrained(unbroken)
+    tokenizer = AutoTokenizer.from_pretrained(unbroken)
+    assert model.config.vocab_size == len(tokenizer) == 300
+    assert model.config.mask_token_id == tokenizer.mask_token_id
+    logits = model(**tokenizer(f"the cat {tokenizer.mask_token}", return_tensors="pt")).logits
+    assert logits.shape[-1] == 300
+
+
+# --- resume
+
+
+def test_resumed_run_equals_the_unbroken_one(train, unbroken, tmp_path):
+    shutil.copytree(unbroken / "checkpoint-3", tmp_path / "checkpoint-3")
+    shutil.copy(unbroken / "training.csv", tmp_path)
+    (tmp_path / "checkpoint-5").mkdir()  # cut off while it was written: passed over
+    assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", "last") == 0
+    assert_same_run(unbroken, tmp_path)
+    assert metrics(tmp_path)["loss_at_init"] == metrics(unbroken)["loss_at_init"]
+
+
+def test_interrupted_run_continues_without_a_seam(train, unbroken, tmp_path, monkeypatch, capsys):
+    step = FrankenTrainer.training_step
+
+    def interrupted_step(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrankenTrainer, "training_step", interrupted_step)
+        assert train(tmp_path, "--max_steps", 6, "--log_level", "error") == 128 + signal.SIGTERM
+    assert "interrupted: stopped at step 5" in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
+    assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint") == 0
+    assert_same_run(unbroken, tmp_path)
+
+
+def test_resume_in_a_later_epoch_batched_by_length_and_between_log_events(train, tmp_path):
+    words = ["--max_documents", 24, "--no_packing", "--num_train_epochs", 3, "--logging_steps", 4, "--save_steps", 9,
+             "--gradient_accumulation_steps", 2, "--batch_size", 2, "--eval_strategy", "epoch"]  # fmt: skip
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    assert train(whole, *words) == 0
+    assert metrics(whole)["steps"] > 12
+    shutil.copytree(whole / "checkpoint-9", half / "checkpoint-9")
+    shutil.copy(whole / "training.csv", half)
+    assert train(half, *words, "--resume_from_checkpoint", half / "checkpoint-9") == 0
+    assert_same_run(whole, half)
+
+
+def test_early_stopping_keeps_the_best_weights(train, tmp_path):
+    words = ["--max_steps", 40, "--eval_steps", 1, "--early_stopping_patience", 2]
+    assert train(tmp_path, *words, "--learning_rate", 1.0, "--warmup_steps", 0, "--max_grad_norm", 0) == 0
+    facts = metrics(tmp_path)
+    assert facts["stopped_early"] and facts["steps"] < 40
+    evals = [row["eval_loss"] for row in read_csv(tmp_path / "training.csv") if "eval_loss" in row and row["step"]]
+    assert facts["eval_loss"] == pytest.approx(min(evals), rel=1e-5)
+
+
+# --- objectives, precision, data
+
+
+def test_causal(train, tmp_path):
+    assert train(tmp_path, "--max_steps", 2, "--objective", "causal") == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(model).__name__ == "FrankensteinForCausalLM" and model.config.is_decoder
+    facts = metrics(tmp_path)
+    assert abs(facts["loss_at_init"] - facts["unigram_cross_entropy"]) < 0.3
+
+
+def test_classification(train, tmp_path):
+    assert train(tmp_path, "--max_steps", 2, "--objective", "classification") == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert model.config.id2label == {0: "early", 1: "late"}
+    facts = metrics(tmp_path)
+    assert 0 <= facts["eval_accuracy"] <= 1 and facts["unigram_cross_entropy"] is None
+    assert "text-classification" in (tmp_path / "README.md").read_text()
+
+
+def test_bf16(train, tmp_path):
+    assert train(tmp_path, "--max_steps", 2, "--bf16") == 0
+    assert metrics(tmp_path)["precision"] == "bf16"
+    assert {tensor.dtype for tensor in weights(tmp_path).values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_streaming(train, tmp_path):
+    assert train(tmp_path, "--max_steps", 3, "--streaming") == 0
+    assert metrics(tmp_path)["steps"] == 3
+
+
+def test_a_saved_model_trains_on_and_its_vocabulary_grows(unbroken, cache, corpus, tmp_path, run_train):
+    words = ["--model_name_or_path", unbroken, "--dataset", corpus, "--cache_dir", cache, "--vocab_size", 310]
+    words += [
+        "--max_steps",
+        1,
+        "--learning_rate",
+        0,
+        "--max_length",
+        32,
+        "--use_cpu",
+        "--output_dir",
+        tmp_path,
+        "--disable_tqdm",
+        "true",
+    ]
+    assert run_train(*words) == 0
+    assert metrics(tmp_path)["vocab_size"] == 310
+    bias = "lm_head.decoder.bias"  # the learned one, not the unigram one again
+    assert torch.equal(weights(tmp_path)[bias][:300], weights(unbroken)[bias])
+
+
+# --- mistakes: one line, exit code 2, nothing written
+
+
+@pytest.fixture
+def odd_files(tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "corrupt.jsonl").write_text('{"text": "one document"}\n{"text": "two"\n')
+    (tmp_path / "run.yaml").write_text("training: {learning_rte: 1}")
+    (tmp_path / "file").write_text("no folder")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--preset", "mni"], "Did you mean 'mini'"),
+        (["--config", "{dir}/run.yaml"], "unknown key 'learning_rte'. Did you mean 'learning_rate'"),
+        (["--dataset", "{dir}/missing.txt"], "missing.txt"),
+        (["--dataset", "{dir}/empty.txt"], "empty.txt"),
+        (["--dataset", "{dir}/corrupt.jsonl"], "corrupt.jsonl, line 2"),
+        (["--tokenizer", "{dir}/no-tokenizer"], "no-tokenizer"),
+        (["--tokenizer", "{unbroken}", "--vocab_size", "290"], "300 entries"),
+        (["--output_dir", "{dir}/file/out"], "cannot write to"),
+        (["--output_dir", "{unbroken}"], "already holds a run"),
+        (["--resume_from_checkpoint", "last"], "no whole checkpoint"),
+        (["--resume_from_checkpoint", "{dir}"], "not a checkpoint folder"),
+        (["--resume_from_checkpoint", "last", "--overwrite_output_dir"], "exclude each other"),
+        (["--resume_from_checkpoint", "{unbroken}/checkpoint-3", "--model.hidden_size", "32"], "has hidden_size=16"),
+        (["--fp16"], "fp16 needs a GPU"),
+        (["--objective", "causal", "--model.is_decoder", "false"], "needs is_decoder=True"),
+        (["--objective", "classification", "--label_column", "lable"], "lable"),
+        (["--model.num_attention_heads", "3"], "must divide hidden_size"),
+        (["--model.num_loops", "many"], "num_loops"),
+        (["--max_length", "600"], "--model.max_position_embeddings 600"),
+        (["--max_length", "1"], "at least 2 tokens"),
+        (["--mlm_probability", "1.5"], "between 0 and 1"),
+        (["--streaming", "--max_steps", "-1"], "needs --max_steps"),
+        (["--early_stopping_patience", "2", "--eval_strategy", "no"], "needs evaluations"),
+    ],
+)
+def test_mistake(words, message, odd_files, unbroken, train, capfd):
+    before = {path: path.stat().st_mtime_ns for path in [*odd_files.rglob("*"), *unbroken.iterdir()]}
+    words = [word.format(dir=odd_files, unbroken=unbroken) for word in words]
+    assert train(odd_files / "out", "--max_steps", 2, *words) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ") and message in lines[0]
+    assert {path: path.stat().st_mtime_ns for path in [*odd_files.rglob("*"), *unbroken.iterdir()]} == before
+
+
+def test_an_earlier_run_is_replaced_only_when_asked(train, unbroken, tmp_path):
+    folder = tmp_path / "again"
+    shutil.copytree(unbroken, folder)
+    (folder / "mine.txt").write_text("keep")
+    assert train(folder, "--max_steps", 1, "--overwrite_output_dir") == 0
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1"}
+    assert (folder / "mine.txt").read_text() == "keep"
+    assert metrics(folder)["steps"] == 1
+
+
+def test_full_storage_has_its_own_exit_code(train, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FrankenTrainer, "_save", full)
+    assert train(tmp_path, "--max_steps", 1, "--log_level", "error") == 6
+    assert "storage: " in capsys.readouterr().err
+
+
+# --- under accelerate launch
+
+
+def launch(words: list[str], **environment) -> subprocess.CompletedProcess:
+    command = [Path(sys.executable).with_name("accelerate"), "launch", *map(str, words)]
+    variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
+
+
+def config_file(name: str) -> list[str]:
+    return ["--config_file", ROOT / "configs" / "accelerate" / name]
+
+
+def test_one_launched_process(tiny, tmp_path):
+    done = launch([*config_file("cpu.yaml"), ROOT / "scripts/train.py", *tiny, "--max_steps", 2,
+                   "--output_dir", tmp_path])  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2 | eval loss" in done.stderr
+    assert metrics(tmp_path)["num_processes"] == 1
+
+
+def test_two_launched_processes_equal_one_with_twice_the_batch(tiny, train, tmp_path):
+    # router losses are no sum over tokens, so only a dense model can be equal; no dropout, so masks need not agree
+    same = ["--max_steps", 4, "--model.num_experts", 0, "--model.dropout", 0.0, "--model.attention_dropout", 0.0]
+    two, one = tmp_path / "two", tmp_path / "one"
+    done = launch([*config_file("cpu_2.yaml"), ROOT / "scripts/train.py", *tiny, *same, "--output_dir", two])
+    assert done.returncode == 0, done.stderr
+    assert metrics(two)["num_processes"] == 2
+    assert train(one, *same, "--batch_size", 8) == 0
+    ours, theirs = ([row for row in curves(folder) if "loss" in row] for folder in (two, one))
+    assert [row["tokens_seen"] for row in ours] == [row["tokens_seen"] for row in theirs]
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
+    assert done.stderr.count("step 4/4 | loss") == 1  # one process speaks

@@ -1,0 +1,210 @@
+"""The arguments of a training run: three dataclasses, each field with its help.
+
+Every field is a command-line flag and a key of the run's YAML file. Where the values come from is in presets.py.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from transformers import TrainingArguments
+from transformers.utils import logging as transformers_logging
+
+OBJECTIVES = ("mlm", "causal", "classification")
+
+
+@dataclass
+class ModelArguments:
+    """Which model, with which vocabulary."""
+
+    _argument_group_name = "model"
+
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "aliases": ["--config-name", "--config_name"],
+            "help": "named recipe: model, data and training settings (see --list_presets)",
+        },
+    )
+    list_presets: bool = field(
+        default=False,
+        metadata={
+            "aliases": ["--list-configs", "--list_configs"],
+            "help": "print the presets and stop",
+        },
+    )
+    config: str | None = field(
+        default=None,
+        metadata={
+            "help": "YAML file with settings, in sections model / data / training or flat; it wins over the preset, "
+            "and the command line wins over it"
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "start from a saved checkpoint (folder or hub name) instead of a preset's fresh weights"},
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "'train' makes a byte-level BPE from the training text; or a folder, or a hub name. Default: the "
+            "checkpoint's own with --model_name_or_path, else 'train'"
+        },
+    )
+    vocab_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "number of token embeddings; with --tokenizer train also the size of the vocabulary to train. "
+            "Default: the tokenizer's length (8192 when trained). A larger tokenizer is an error"
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "run model code that comes with the checkpoint of --model_name_or_path"}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which text, how it is cut, and what is learned from it."""
+
+    _argument_group_name = "data"
+
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "'builtin' (English text that Python carries), 'builtin-code', a hub name 'owner/name:config', or "
+            "a .txt / .jsonl / .parquet file, folder or glob"
+        },
+    )
+    validation_dataset: str | None = field(
+        default=None, metadata={"help": "held-out text, given like --dataset. Default: split off the training text"}
+    )
+    validation_fraction: float = field(
+        default=0.05, metadata={"help": "share of the documents held out, in (0, 1), without --validation_dataset"}
+    )
+    split_seed: int = field(
+        default=0,
+        metadata={"help": "which documents are held out; not tied to --seed, so that runs with other seeds compare"},
+    )
+    objective: str = field(
+        default="mlm",
+        metadata={
+            "choices": list(OBJECTIVES),
+            "help": "mlm (bidirectional, fills masks), causal (left to right) or classification (text and label). "
+            "Default: the preset's",
+        },
+    )
+    max_length: int = field(default=512, metadata={"help": "tokens per sequence"})
+    packing: bool = field(
+        default=True,
+        metadata={
+            "help": "pack documents into full blocks of max_length; --no_packing keeps one document a row, batched by "
+            "length (always so in classification)"
+        },
+    )
+    mlm_probability: float = field(
+        default=0.15, metadata={"help": "share of tokens predicted under mlm (80%% masked, 10%% random, 10%% kept)"}
+    )
+    text_column: str = field(default="text", metadata={"help": "column that holds the text"})
+    label_column: str = field(default="label", metadata={"help": "column that holds the label, in classification"})
+    max_documents: int | None = field(default=None, metadata={"help": "read only this many documents of the dataset"})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "read the dataset while training, at constant memory (needs --max_steps)"},
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "processes that tokenise"})
+    cache_dir: str | None = field(default=None, metadata={"help": "folder for tokenised data. Default: datasets' own"})
+
+
+@dataclass
+class FrankenTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with this project's defaults and a few flags more.
+
+    Raises (on construction):
+        ValueError: settings that exclude each other, in words of the flags.
+    """
+
+    _argument_group_name = "training"
+
+    per_device_train_batch_size: int = field(
+        default=8,
+        metadata={"aliases": ["--batch-size", "--batch_size"], "help": "sequences per process and micro-batch"},
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "nargs": "?",
+            "const": "last",
+            "help": "continue an interrupted run: 'last' (the newest whole checkpoint of --output_dir) or a folder",
+        },
+    )
+    log_level: str = field(
+        default="info",
+        metadata={
+            "choices": ["debug", "info", "warning", "error", "critical"],
+            "help": "how much is told on the console; training.log in --output_dir keeps everything from info up",
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "stop after this many evaluations without a lower eval_loss, and keep the best weights "
+            "(evaluates and saves every --eval_steps)"
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "replace an earlier run in --output_dir instead of refusing to touch it"}
+    )
+    logging_steps: float = field(
+        default=10, metadata={"help": "steps between two log lines and rows of training.csv; a share of the run if < 1"}
+    )
+    logging_first_step: bool = field(default=True, metadata={"help": "log the first step too"})
+    # With the filter on, a NaN loss is logged as 0: the one number that must not be prettified.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "hide NaN and Inf losses in the log (do not)"}
+    )
+    include_num_input_tokens_seen: str = field(
+        default="non_padding", metadata={"help": "count tokens for training.csv: all, non_padding or no"}
+    )
+    cpu_threads: int = field(
+        default=0,
+        metadata={
+            "help": "threads of each process on a CPU; 0 shares the cores out among the processes (accelerate launch "
+            "by itself often leaves one thread)"
+        },
+    )
+    eval_strategy: str = field(default="steps", metadata={"help": "when to evaluate: steps, epoch or no"})
+    eval_steps: float | None = field(
+        default=100, metadata={"help": "steps between two evaluations; a share of the run if < 1"}
+    )
+    save_steps: float = field(
+        default=500, metadata={"help": "steps between two checkpoints; a share of the run if < 1"}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept; older ones are deleted"})
+
+    def __post_init__(self):
+        if self.early_stopping_patience is not None:
+            self._prepare_early_stopping()
+        # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns
+        if self.mixed_precision == "fp16" and self.device.type == "cpu":
+            # accelerate accepts this pair and silently trains in fp32
+            raise ValueError("fp16 needs a GPU; on a CPU it does nothing. Use --bf16, or neither.")
+
+    def _prepare_early_stopping(self):
+        """Early stopping needs an evaluation and a checkpoint at the same steps, and a metric to watch."""
+        if self.early_stopping_patience < 1:
+            raise ValueError(f"--early_stopping_patience {self.early_stopping_patience}: must be at least 1.")
+        if str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
+            raise ValueError("--early_stopping_patience needs evaluations: leave out --eval_strategy no.")
+        self.load_best_model_at_end = True
+        self.metric_for_best_model = self.metric_for_best_model or "eval_loss"
+        self.save_strategy = self.eval_strategy
+        self.save_steps = self.eval_steps
+
+    def get_process_log_level(self):
+        """Level of transformers' own messages: they join in at --log_level debug; ours follow --log_level itself."""
+        return transformers_logging.INFO if self.log_level == "debug" else transformers_logging.WARNING

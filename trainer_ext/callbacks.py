@@ -1,0 +1,342 @@
+"""What is watched while a model trains: throughput and memory, router balance, final-norm saturation, signals.
+
+Each callback has one task. `StepWindow` collects what belongs into the next log event; `FrankenTrainer.log` drains it.
+"""
+
+import contextlib
+import csv
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
+
+from .cli import is_main_process
+
+logger = logging.getLogger("frankenlm.training")
+
+STARVED_EXPERT_SHARE = 0.05
+SATURATION_WARNING = 0.9
+CSV_COLUMNS = (
+    "step",
+    "epoch",
+    "tokens_seen",
+    "loss",
+    "eval_loss",
+    "eval_accuracy",
+    "learning_rate",
+    "grad_norm",
+    "tokens_per_second",
+    "peak_memory_mib",
+    "aux_loss",
+    "expert_load_min",
+    "expert_load_max",
+    "norm_f_saturation",
+    "seconds",
+)
+
+
+class StepWindow:
+    """Measurements since the last log event."""
+
+    def __init__(self):
+        self.router_batches = 0
+        self.aux_loss: torch.Tensor | None = None
+        self.expert_load: torch.Tensor | None = None
+        self.saturation: list[torch.Tensor] = []
+        self.total_seconds = 0.0
+        self._paused_seconds = 0.0
+        self._since: float | None = None
+        self._tokens = 0
+        self._warned: set[str] = set()
+
+    def add_routers(self, aux_loss: torch.Tensor, expert_load: torch.Tensor) -> None:
+        """Add one micro-batch: balancing loss (scalar) and share of tokens per expert (logical layers, experts)."""
+        aux_loss, expert_load = aux_loss.detach().float(), expert_load.detach().float()
+        self.aux_loss = aux_loss if self.aux_loss is None else self.aux_loss + aux_loss
+        self.expert_load = expert_load if self.expert_load is None else self.expert_load + expert_load
+        self.router_batches += 1
+
+    def start(self, tokens: int) -> None:
+        """Start the clock, with the number of tokens seen so far."""
+        self._since, self._tokens, self._paused_seconds = time.perf_counter(), tokens, 0.0
+
+    def export_routers(self) -> dict:
+        """The router sums as plain numbers, for a checkpoint."""
+        if not self.router_batches:
+            return {"batches": 0}
+        return {
+            "batches": self.router_batches,
+            "aux_loss": self.aux_loss.item(),
+            "expert_load": self.expert_load.tolist(),
+        }
+
+    def restore_routers(self, saved: Mapping, device: torch.device) -> None:
+        """Take up the sums of `export_routers`."""
+        self.router_batches = saved["batches"]
+        if self.router_batches:
+            self.aux_loss = torch.tensor(saved["aux_loss"], device=device)
+            self.expert_load = torch.tensor(saved["expert_load"], device=device)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Keep the time spent here (evaluation) out of the throughput."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused_seconds += time.perf_counter() - start
+
+    def drain(self, tokens: int, device: torch.device) -> dict[str, float]:
+        """Return the measurements for a log event at `tokens` tokens seen, and start the next window."""
+        values = {"peak_memory_mib": peak_memory_mib(device)}
+        if self._since is not None:
+            seconds = time.perf_counter() - self._since - self._paused_seconds
+            self.total_seconds += seconds
+            if tokens > self._tokens:
+                values["tokens_per_second"] = round((tokens - self._tokens) / seconds, 1)
+        if self.router_batches:
+            values |= self._router_values()
+        if self.saturation:
+            values["norm_f_saturation"] = torch.stack(self.saturation).mean().item()
+        self._warn(values)
+        self.router_batches, self.aux_loss, self.expert_load, self.saturation = 0, None, None, []
+        self.start(tokens)
+        return values
+
+    def _router_values(self) -> dict[str, float]:
+        load = (self.expert_load / self.router_batches).cpu()  # (layers, experts)
+        values = {"aux_loss": (self.aux_loss / self.router_batches).item()}
+        for layer, shares in enumerate(load):
+            values[f"expert_load_min/layer_{layer}"] = shares.min().item()
+            values[f"expert_load_max/layer_{layer}"] = shares.max().item()
+        values["expert_load_min"], values["expert_load_max"] = load.min().item(), load.max().item()
+        return values
+
+    def _warn(self, values: Mapping[str, float]) -> None:
+        """Warn once for each cause; the numbers are in every row of training.csv."""
+        starved = [
+            name.removeprefix("expert_load_min/")
+            for name, share in values.items()
+            if name.startswith("expert_load_min/") and share < STARVED_EXPERT_SHARE
+        ]
+        for layer in set(starved) - self._warned:
+            logger.warning(
+                "%s: an expert gets %.1f %% of the tokens (under %.0f %%): raise router_aux_loss_coef if it stays so",
+                layer,
+                100 * values[f"expert_load_min/{layer}"],
+                100 * STARVED_EXPERT_SHARE,
+            )
+        self._warned |= set(starved)
+        saturation = values.get("norm_f_saturation", 0.0)
+        if saturation > SATURATION_WARNING and "norm_f" not in self._warned:
+            self._warned.add("norm_f")
+            logger.warning(
+                "norm_f: %.0f %% of its inputs are saturated, gradients vanish: lower the learning rate, lengthen "
+                "the warm-up, or set final_norm_type to rms_norm",
+                100 * saturation,
+            )
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory this process has held so far, in MiB: CUDA allocations on a GPU, else resident memory."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    if sys.platform == "win32":
+        import psutil
+
+        return round(psutil.Process().memory_info().peak_wset / 2**20, 1)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+class StepClock(TrainerCallback):
+    """Starts the window's clock and closes the run with a log event."""
+
+    def __init__(self, window: StepWindow):
+        self.window = window
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.window.start(state.num_input_tokens_seen)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+class SaturationProbe(TrainerCallback):
+    """Hooks the final norm during steps that will be logged; at other steps it costs nothing."""
+
+    def __init__(self, window: StepWindow):
+        self.window = window
+        self._hook = None
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        norm = final_norm(model)
+        if norm is None or not hasattr(norm, "saturation") or not self._will_log(args, state):
+            return
+
+        def record(module, inputs):
+            with torch.no_grad():
+                self.window.saturation.append(module.saturation(inputs[0].detach()).float())
+
+        self._hook = norm.register_forward_pre_hook(record)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    @staticmethod
+    def _will_log(args, state) -> bool:
+        step = state.global_step + 1
+        return step % state.logging_steps == 0 or step >= state.max_steps or (step == 1 and args.logging_first_step)
+
+
+def final_norm(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The norm after the last layer of one of our models; None where there is none."""
+    base = model.base_model
+    return base.norm_f if hasattr(base, "norm_f") else None
+
+
+class CsvLog(TrainerCallback):
+    """training.csv: one row per log event, written at once; rank 0 only.
+
+    Args:
+        path: the file. An existing one is continued when `resume_step` is given: rows after that step are dropped.
+        resume_step: step of the checkpoint that the run continues from, or None for a new run.
+        seconds: seconds already spent before `resume_step` are read from the kept rows.
+    """
+
+    def __init__(self, path: Path, resume_step: int | None = None):
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        if not is_main_process():
+            return
+        if resume_step is not None and path.is_file():
+            self.rows = [row for row in read_csv(path) if row["step"] <= resume_step]
+        self._earlier_seconds = max((row["seconds"] for row in self.rows), default=0.0)
+        self._start = time.perf_counter()
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, CSV_COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not is_main_process() or not ({"loss", "eval_loss"} & logs.keys()):
+            return
+        row = {name: logs[name] for name in CSV_COLUMNS if name in logs}
+        row |= {"step": state.global_step, "epoch": state.epoch, "tokens_seen": state.num_input_tokens_seen}
+        row["seconds"] = round(self._earlier_seconds + time.perf_counter() - self._start, 2)
+        self.rows.append(row)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, CSV_COLUMNS).writerow(row)
+
+
+def read_csv(path: Path) -> list[dict[str, float]]:
+    """Read training.csv: a dict per row, without its empty cells."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: int(text) if name in ("step", "tokens_seen") else float(text) for name, text in row.items() if text}
+            for row in csv.DictReader(file)
+        ]
+
+
+class ConsoleLog(TrainerCallback):
+    """One readable line per log event, on the console and in training.log."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        line = describe(logs)
+        if not line:
+            return
+        logger.info("step %d/%d | %s", state.global_step, state.max_steps, line)
+        for name in ("loss", "eval_loss"):
+            if name in logs and not math.isfinite(logs[name]):
+                logger.error("step %d: %s is %s", state.global_step, name, logs[name])
+
+
+def describe(logs: Mapping[str, Any]) -> str:
+    """Write a log event as 'name value | name value'; '' for events without a loss."""
+    if "eval_loss" in logs:
+        loss = logs["eval_loss"]
+        parts = [f"eval loss {loss:.4f}", f"perplexity {math.exp(loss):,.1f}" if loss < 50 else ""]
+        if "eval_accuracy" in logs:
+            parts[1] = f"accuracy {logs['eval_accuracy']:.3f}"
+    elif "loss" in logs:
+        formats = {
+            "loss": "loss {:.4f}",
+            "learning_rate": "lr {:.2e}",
+            "grad_norm": "grad norm {:.2f}",
+            "tokens_per_second": "{:,.0f} tokens/s",
+        }
+        parts = [text.format(logs[name]) for name, text in formats.items() if name in logs]
+    else:
+        return ""
+    return " | ".join(part for part in parts if part)
+
+
+class ProgressBar(ProgressCallback):
+    """transformers' progress bars without its printing: `ConsoleLog` does that."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        pass
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Early stopping whose count of fruitless evaluations survives a resume."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        if saved:
+            self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+
+
+class SignalStop(TrainerCallback):
+    """SIGTERM and SIGINT end a single-process run after the current step, with a checkpoint to resume from.
+
+    With several processes the signal reaches them at different steps, and a checkpoint needs them at the same one:
+    there the first signal ends the run at once, as it does outside of training, and as a second signal always does.
+    """
+
+    def __init__(self, world_size: int):
+        self.world_size = world_size
+        self.signum: int | None = None
+        self.training = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "SignalStop":
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._old[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _receive(self, signum, frame):
+        if self.signum is not None or self.world_size > 1 or not self.training:
+            raise SystemExit(128 + signum)
+        self.signum = signum
+        logger.warning("%s: stopping after this step, with a checkpoint", signal.Signals(signum).name)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.training = False
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.signum is not None:
+            control.should_save = True
+            control.should_training_stop = True

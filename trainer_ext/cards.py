@@ -1,0 +1,155 @@
+"""Run facts -> metrics.json and the model card."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PIPELINES = {"mlm": "fill-mask", "causal": "text-generation", "classification": "text-classification"}
+AUTO_CLASSES = {
+    "mlm": "AutoModelForMaskedLM",
+    "causal": "AutoModelForCausalLM",
+    "classification": "AutoModelForSequenceClassification",
+}
+LOSS_MEANINGS = {
+    "mlm": "cross-entropy of the hidden tokens of held-out text, the same masks at every evaluation",
+    "causal": "cross-entropy of the next token of held-out text",
+    "classification": "cross-entropy of the label of held-out documents",
+}
+LIBRARIES = ("accelerate", "datasets", "frankenlm", "tokenizers", "torch", "transformers")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries a run depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write sorted JSON without NaN or Inf: those become null, and their keys are listed under `non_finite`."""
+    lost: list[str] = []
+    clean = _finite(facts, "", lost)
+    if lost:
+        clean["non_finite"] = sorted(lost)
+    text = json.dumps(clean, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any, name: str, lost: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item, f"{name}.{key}".lstrip("."), lost) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item, f"{name}[{i}]", lost) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        lost.append(name)
+        return None
+    return value
+
+
+def model_card(name: str, facts: Mapping[str, Any]) -> str:
+    """Write the model card (README.md) of a trained checkpoint.
+
+    Args:
+        name: title of the card.
+        facts: the run's metrics as in metrics.json (see recipe.run_facts).
+    """
+    return "\n".join(
+        [
+            _front_matter(facts),
+            f"# {name}\n",
+            _summary(facts),
+            _usage(facts),
+            _results(facts),
+            _training(facts),
+            _limits(facts),
+        ]
+    )
+
+
+def _front_matter(facts) -> str:
+    lines = [
+        "---",
+        "library_name: transformers",
+        f"pipeline_tag: {PIPELINES[facts['objective']]}",
+        "tags:",
+        "- frankenlm",
+        f"- {facts['model_type']}",
+        "---\n",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(facts) -> str:
+    origin = f"the preset `{facts['preset']}`" if facts["preset"] else f"`{facts['model_name_or_path']}`"
+    return (
+        f"A `{facts['architecture']}` with {facts['parameters']:,} parameters and a vocabulary of "
+        f"{facts['vocab_size']:,}, trained from {origin} on `{facts['dataset']}` with the {facts['objective']} "
+        f"objective.\n\n![Training curves](training.png)\n"
+    )
+
+
+def _usage(facts) -> str:
+    auto_class = AUTO_CLASSES[facts["objective"]]
+    return f"""## Use
+
+```python
+import frankenlm.modeling  # registers the architecture; without frankenlm pass trust_remote_code=True below
+from transformers import AutoTokenizer, {auto_class}
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = {auto_class}.from_pretrained("PATH")
+```
+"""
+
+
+def _results(facts) -> str:
+    rows = [
+        ("loss on held-out text (nats)", _number(facts["eval_loss"])),
+        ("perplexity, exp of it", _number(facts["eval_perplexity"], 2)),
+        ("accuracy on held-out documents", _number(facts["eval_accuracy"])),
+        ("loss before the first step (nats)", _number(facts["loss_at_init"])),
+        ("unigram cross-entropy of the held-out text (nats)", _number(facts["unigram_cross_entropy"])),
+        ("ln of the vocabulary size (nats)", _number(facts["ln_vocab_size"])),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+    meaning = LOSS_MEANINGS[facts["objective"]]
+    return f"## Results\n\n| measure | value |\n|---|---|\n{table}\n\nThe loss is the {meaning}.\n"
+
+
+def _training(facts) -> str:
+    rows = [
+        ("training text", _tokens(facts, "train_tokens")),
+        ("held-out text", _tokens(facts, "validation_tokens")),
+        ("steps", f"{facts['steps']:,}"),
+        ("tokens seen", f"{facts['tokens_seen']:,}"),
+        ("speed", f"{facts['tokens_per_second']:,.0f} tokens/s" if facts["tokens_per_second"] else ""),
+        ("peak memory of a process", f"{facts['peak_memory_mib']:,.0f} MiB"),
+        ("processes, device, precision", f"{facts['num_processes']}, {facts['device']}, {facts['precision']}"),
+        ("seed", str(facts["seed"])),
+        ("versions", ", ".join(f"{name} {number}" for name, number in facts["versions"].items())),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
+    return f"## Training\n\n```\n{facts['command']}\n```\n\n| | |\n|---|---|\n{table}\n"
+
+
+def _limits(facts) -> str:
+    seen = facts["tokens_seen"] / facts["parameters"]
+    return (
+        "## Limits\n\n"
+        f"The model saw {seen:.2g} tokens per parameter; compute-optimal training of dense models uses about 20. "
+        "It repeats the errors and biases of its training text, knows nothing outside of it, and has not been tuned to "
+        "be safe or truthful. The numbers above are of one run with one seed.\n"
+    )
+
+
+def _tokens(facts, name: str) -> str:
+    """A count of tokens, which classification does not make and of which a stream shows a sample."""
+    if facts[name] is None:
+        return ""
+    return f"{facts[name]:,} tokens" + (" (a sample of the stream)" if facts["streaming"] else "")
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"

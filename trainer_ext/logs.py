@@ -1,0 +1,108 @@
+"""Console and file logging of one run.
+
+The console shows --log_level and up, above the progress bar; training.log keeps everything from info (or debug) up. The
+file is opened late, when the checks are through, and then receives what was said before.
+"""
+
+import logging
+import sys
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from types import TracebackType
+
+import datasets
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from .cli import Interrupted, UserError, is_main_process
+
+LIBRARIES = ("frankenlm", "transformers")
+CONSOLE_FORMAT = logging.Formatter("%(levelname).1s %(message)s")
+FILE_FORMAT = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+BUFFERED_RECORDS = 100_000
+
+
+class TqdmHandler(logging.Handler):
+    """Write records to stderr without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+class RunLog:
+    """Context manager for the logging of one run; other processes than rank 0 only show warnings.
+
+    Args:
+        level: lowest level on the console, as in --log_level.
+    """
+
+    def __init__(self, level: str):
+        self.level = logging.getLevelName(level.upper())
+        self.console = TqdmHandler(self.level if is_main_process() else max(self.level, logging.WARNING))
+        self.console.setFormatter(CONSOLE_FORMAT)
+        # capacity and flush level are out of reach: the buffer waits for write_to()
+        self.buffer = MemoryHandler(BUFFERED_RECORDS, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+        self.file: logging.FileHandler | None = None
+
+    def __enter__(self) -> "RunLog":
+        # Trainer's own bars stay. transformers draws one for every file it writes; those of datasets are for a watcher.
+        self._had_bars = transformers_logging.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        ours = logging.getLogger("frankenlm")
+        self._old_level = ours.level
+        ours.setLevel(min(self.level, logging.INFO))
+        ours.addHandler(self.console)
+        for name in LIBRARIES:
+            logging.getLogger(name).addHandler(self.buffer)
+        return self
+
+    def write_to(self, path: Path, append: bool) -> None:
+        """Open the log file (rank 0 only), write what was logged so far, and keep writing."""
+        if not is_main_process() or self.file is not None:
+            return
+        self.file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8")
+        self.file.setFormatter(FILE_FORMAT)
+        self.buffer.setTarget(self.file)
+        self.buffer.flush()
+        for name in LIBRARIES:
+            logging.getLogger(name).removeHandler(self.buffer)
+            logging.getLogger(name).addHandler(self.file)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.file is not None and error is not None:
+            self._record_failure(kind, error, traceback)
+        for had_bars, enable in zip(
+            self._had_bars, (transformers_logging.enable_progress_bar, datasets.enable_progress_bars), strict=True
+        ):
+            if had_bars:
+                enable()
+        ours = logging.getLogger("frankenlm")
+        ours.removeHandler(self.console)
+        ours.setLevel(self._old_level)
+        for handler in (self.buffer, self.file):
+            if handler is None:
+                continue
+            for name in LIBRARIES:
+                logging.getLogger(name).removeHandler(handler)
+            handler.close()
+
+    def _record_failure(self, kind, error, traceback):
+        """The console gets the failure from Python or as one line; the file must not end in silence."""
+        expected = isinstance(error, (UserError, Interrupted, KeyboardInterrupt))
+        record = logging.LogRecord(
+            "frankenlm",
+            logging.WARNING if expected else logging.ERROR,
+            __file__,
+            0,
+            "stopped: %s",
+            (str(error) or kind.__name__,),
+            None if expected else (kind, error, traceback),
+        )
+        self.file.emit(record)

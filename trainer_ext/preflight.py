@@ -1,0 +1,134 @@
+"""Checks of a training run before anything is loaded or written: what the user asked for, and what is on the disk."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from frankenlm.modeling import read_preset
+
+from .cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
+from .presets import RunSettings
+
+logger = logging.getLogger("frankenlm.preflight")
+
+
+def check_run(run: RunSettings) -> Path | None:
+    """Check the settings of a run against each other and the disk; return the checkpoint to resume from, or None.
+
+    Raises:
+        UserError: something is missing or contradicts something else.
+        OSError: the storage of the output folder is full or read-only.
+    """
+    data, training = run.data, run.training
+    if data.dataset is None:
+        raise UserError("--dataset is missing: 'builtin', a hub name, or a file, folder or glob.")
+    if training.output_dir == "trainer_output":
+        raise UserError("--output_dir is missing: a folder for the checkpoint and its records.")
+    check_ranges(run)
+    if run.model.preset:
+        check_config(run)
+    else:
+        check_model_name("--model_name_or_path", run.model.model_name_or_path)
+    if is_main_process():
+        check_output_dir(training.output_dir)
+    checkpoint = find_checkpoint(run)
+    if checkpoint is not None and run.model.preset:
+        check_same_model(run, checkpoint)
+    return checkpoint
+
+
+def check_ranges(run: RunSettings) -> None:
+    """Check the numbers of the data arguments."""
+    data = run.data
+    for name in ("validation_fraction", "mlm_probability"):
+        if not 0 < getattr(data, name) < 1:
+            raise UserError(f"--{name} {getattr(data, name)}: must lie between 0 and 1.")
+    if data.max_length < 2:
+        raise UserError(f"--max_length {data.max_length}: a sequence needs at least 2 tokens.")
+    if data.max_documents is not None and data.max_documents < 2:
+        raise UserError(f"--max_documents {data.max_documents}: at least 2, one to train on and one held out.")
+    if data.streaming and run.training.max_steps <= 0:
+        raise UserError("--streaming needs --max_steps: the length of a stream is not known.")
+
+
+def check_config(run: RunSettings) -> None:
+    """Check that the preset with the user's changes makes a model of this objective."""
+    wanted = run.data.objective == "causal"
+    given = run.model_fields.get("is_decoder")
+    if run.data.objective != "classification" and given is not None and bool(given) != wanted:
+        raise UserError(
+            f"--objective {run.data.objective} needs is_decoder={wanted}, but is_decoder={given} was given; the "
+            "objective sets it."
+        )
+    with user_mistakes():
+        config = preset_config(run, {})
+    if run.data.max_length > config.max_position_embeddings:
+        raise UserError(
+            f"--max_length {run.data.max_length} exceeds max_position_embeddings={config.max_position_embeddings}; add "
+            f"--model.max_position_embeddings {run.data.max_length}."
+        )
+
+
+def find_checkpoint(run: RunSettings) -> Path | None:
+    """Resolve --resume_from_checkpoint; refuse to train over an earlier run by accident."""
+    output_dir, wanted = Path(run.training.output_dir), run.training.resume_from_checkpoint
+    checkpoints = whole_checkpoints(output_dir)
+    if wanted is None or wanted.lower() == "false":
+        earlier = bool(checkpoints) or (output_dir / "config.json").is_file()
+        if earlier and not run.training.overwrite_output_dir:
+            raise UserError(
+                f"--output_dir {output_dir} already holds a run: continue it with --resume_from_checkpoint last, "
+                "replace it with --overwrite_output_dir, or choose another folder."
+            )
+        return None
+    if run.training.overwrite_output_dir:
+        raise UserError("--overwrite_output_dir and --resume_from_checkpoint exclude each other: give one.")
+    if wanted.lower() in ("last", "true"):
+        if not checkpoints:
+            raise UserError(f"--resume_from_checkpoint {wanted}: no whole checkpoint in {output_dir}.")
+        return checkpoints[-1]
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no trainer_state.json).")
+    return Path(wanted)
+
+
+def check_same_model(run: RunSettings, checkpoint: Path) -> None:
+    """Refuse to continue a run with another model; what the tokenizer decides comes from the checkpoint anyway."""
+    config = preset_config(run, {})
+    saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    own_fields = type(config).__annotations__.keys()  # without those of transformers, such as dtype
+    for name, asked in config.to_dict().items():
+        if name not in own_fields or name not in saved:
+            continue
+        if saved[name] != asked and name != "vocab_size" and not name.endswith("_token_id"):
+            raise UserError(
+                f"--resume_from_checkpoint: {checkpoint} has {name}={saved[name]}, this run asks for {asked}."
+            )
+
+
+def whole_checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run by step; one that was cut off while being written is left out.
+
+    Trainer writes trainer_state.json last, so its presence means that the rest is there.
+    """
+    found = []
+    for folder in output_dir.glob("checkpoint-*"):
+        step = folder.name.removeprefix("checkpoint-")
+        if not step.isdigit():
+            continue
+        if (folder / "trainer_state.json").is_file():
+            found.append((int(step), folder))
+        else:
+            logger.warning("%s is incomplete (no trainer_state.json) and is passed over", folder)
+    return [folder for _, folder in sorted(found)]
+
+
+def preset_config(run: RunSettings, fields: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of the run's preset with the user's changes and `fields`."""
+    config_class = CONFIG_MAPPING[read_preset(run.model.preset).model_type]
+    direction = {} if run.data.objective == "classification" else {"is_decoder": run.data.objective == "causal"}
+    return config_class.from_preset(run.model.preset, **{**run.model_fields, **direction, **fields})

@@ -1,0 +1,304 @@
+"""From the command line, a run's YAML file and a preset to the settings of one run.
+
+Precedence: command line > run.yaml > preset > defaults. The three sources become one list of command-line words,
+weakest first, so that argparse checks every value the same way and the last one wins.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import CONFIG_MAPPING, HfArgumentParser
+
+from frankenlm.modeling import list_presets, read_preset
+from frankenlm.modeling.checks import check_keys
+
+from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
+from .cli import OneLineParserMixin, UserError, user_mistakes
+
+SECTIONS = {"model": ModelArguments, "data": DataArguments, "training": FrankenTrainingArguments}
+MODEL_PREFIX = "--model."
+
+USAGE = "accelerate launch scripts/train.py --preset NAME --dataset DATA --output_dir DIR [options]"
+EPILOG = """\
+--model.FIELD VALUE changes one field of the preset's model, for example --model.num_hidden_layers 4
+or --model.layer_pattern "[retnet, mamba]".
+Precedence: command line > --config run.yaml > preset > defaults shown here.
+Exit codes: 0 done, 1 failed, 2 a mistake in the input, 6 storage full or read-only, 130/143 stopped by a signal
+(one process: after writing a checkpoint; continue with --resume_from_checkpoint last).
+"""
+
+# What a newcomer meets in --help; --help_all shows the rest of TrainingArguments too.
+COMMON_TRAINING_FLAGS = frozenset(
+    (
+        "output_dir",
+        "overwrite_output_dir",
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "warmup_steps",
+        "lr_scheduler_type",
+        "weight_decay",
+        "max_grad_norm",
+        "bf16",
+        "seed",
+        "logging_steps",
+        "eval_steps",
+        "save_steps",
+        "save_total_limit",
+        "early_stopping_patience",
+        "resume_from_checkpoint",
+        "log_level",
+        "use_cpu",
+        "activation_checkpointing",
+        "torch_compile",
+    )  # fmt: skip
+)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that defines one run. `model_fields` are the changes to the preset's model configuration."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: FrankenTrainingArguments
+    model_fields: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+
+class RunParser(OneLineParserMixin, HfArgumentParser):
+    """The parser behind scripts/train.py: three argument groups, short help, errors in one line."""
+
+    def __init__(self):
+        super().__init__(
+            list(SECTIONS.values()),
+            prog="train.py",
+            usage=USAGE,
+            epilog=EPILOG,
+            description="Train a small language model, from a preset to a checkpoint that AutoModel loads.",
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.add_argument("-h", "--help", action="store_true", help="this page")
+        self.add_argument("--help_all", "--help-all", action="store_true", help="every flag of TrainingArguments too")
+
+    def hide_uncommon_flags(self):
+        """Leave only the flags of a first run in the help."""
+        shown = {f.name for section in ("model", "data") for f in dataclasses.fields(SECTIONS[section])}
+        for action in self._actions:
+            if action.dest not in shown | COMMON_TRAINING_FLAGS | {"help", "help_all"}:
+                action.help = argparse.SUPPRESS
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults after each help text (unless None); the epilog as it is written."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is argparse.SUPPRESS or action.const is True:
+            return action.help
+        return super()._get_help_string(action)
+
+    def _format_action_invocation(self, action):
+        # `--max_steps N` once, without the twin in hyphens
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        twins = {option.replace("_", "-") for option in action.option_strings if "_" in option}
+        options = [option for option in action.option_strings if option not in twins or "_" in option]
+        value = "" if action.nargs == 0 else " " + self._format_args(action, action.dest.upper().rpartition("_")[2])
+        return ", ".join(options) + ("" if action.const is True else value)
+
+
+def parse_run(argv: Sequence[str]) -> RunSettings | None:
+    """Read the settings of a run from command-line words (without the program's name).
+
+    Returns None when the words only asked for something to be printed (help, list of presets), which is then done.
+
+    Raises:
+        UserError: unknown preset, key or flag, a value of the wrong type, settings that exclude each other.
+    """
+    with user_mistakes():
+        words, command_fields = split_model_fields(argv)
+        first = RunParser().parse_strictly(words)
+        if first.help or first.help_all:
+            print_help(full=first.help_all)
+            return None
+        if first.list_presets:
+            print(preset_table())
+            return None
+        run_words, run_fields = read_run_file(first.config) if first.config else ([], {})
+        weak = RunParser().parse_strictly(run_words + words)
+        preset_words = read_preset_words(weak.preset) if weak.preset else []
+        model, data, training = parse_dataclasses(default_words(weak) + preset_words + run_words + words)
+        fields = {**run_fields, **command_fields}
+        check_model_fields(model, fields)
+    return RunSettings(model, data, training, fields, shlex.join(["accelerate", "launch", "scripts/train.py", *argv]))
+
+
+def parse_dataclasses(words: Sequence[str]) -> tuple[ModelArguments, DataArguments, FrankenTrainingArguments]:
+    """Turn command-line words into the three dataclasses."""
+    values = vars(RunParser().parse_strictly(words))
+    return tuple(
+        section(**{f.name: values[f.name] for f in dataclasses.fields(section) if f.init})
+        for section in SECTIONS.values()
+    )
+
+
+def split_model_fields(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take `--model.FIELD VALUE` and `--model.FIELD=VALUE` out of `argv`; values are read as YAML."""
+    words, fields = [], {}
+    rest = iter(argv)
+    for word in rest:
+        if not word.startswith(MODEL_PREFIX):
+            words.append(word)
+            continue
+        name, equals, value = word.removeprefix(MODEL_PREFIX).partition("=")
+        if not equals:
+            value = next(rest, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"{MODEL_PREFIX}{name}: expected a value, as in {MODEL_PREFIX}num_hidden_layers 4.")
+        fields[name] = parse_scalar(value)
+    return words, fields
+
+
+def parse_scalar(text: str) -> Any:
+    """Read a value as YAML, with 1e-5 a number too (YAML 1.1 wants 1.0e-5)."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def read_run_file(path: str) -> tuple[list[str], dict[str, Any]]:
+    """Read a run's YAML file: (command-line words, model fields).
+
+    Sections model, data and training, or all keys flat; unknown keys stop with a suggestion. In section model (and
+    flat) the fields of the model's configuration stand beside --preset, --tokenizer and the like.
+    """
+    content = load_yaml_mapping(path)
+    sections = {name: value for name, value in content.items() if name in SECTIONS and isinstance(value, Mapping)}
+    flat = {name: value for name, value in content.items() if name not in sections}
+    arguments, model_fields = {}, {}
+    for name, values in sections.items():
+        known = field_names(SECTIONS[name])
+        if name != "model":
+            check_keys(f"{path}, section {name!r}", values, known)
+        arguments.update({key: value for key, value in values.items() if key in known})
+        model_fields.update({key: value for key, value in values.items() if key not in known})
+    everything = {name for section in SECTIONS.values() for name in field_names(section)}
+    arguments.update({key: value for key, value in flat.items() if key in everything})
+    model_fields.update({key: value for key, value in flat.items() if key not in everything})
+    check_keys(str(path), model_fields, everything | set(SECTIONS) | all_config_fields())
+    words = to_words(arguments)
+    try:
+        RunParser().parse_strictly(words)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return words, model_fields
+
+
+def load_yaml_mapping(path: str) -> dict[str, Any]:
+    """Load a YAML file that holds a mapping."""
+    if not Path(path).is_file():
+        raise UserError(f"--config {path}: no such file.")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected 'key: value' lines, found {type(content).__name__}.")
+    return content
+
+
+def read_preset_words(name: str) -> list[str]:
+    """The data and training sections of a preset as command-line words."""
+    preset = read_preset(name)
+    check_keys(f"preset {name!r}, section 'data'", preset.data, field_names(DataArguments))
+    check_keys(f"preset {name!r}, section 'training'", preset.training, field_names(FrankenTrainingArguments))
+    return to_words({**preset.data, **preset.training})
+
+
+def default_words(weak: argparse.Namespace) -> list[str]:
+    """Defaults that depend on other settings: rows of unequal length are batched by length."""
+    unequal = not weak.packing or weak.objective == "classification"
+    return ["--train_sampling_strategy=group_by_length"] if unequal and not weak.streaming else []
+
+
+def to_words(values: Mapping[str, Any]) -> list[str]:
+    """Write settings as command-line words; None leaves the default."""
+    words = []
+    for key, value in values.items():
+        if isinstance(value, list):
+            words += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            words.append(f"--{key}={json.dumps(value)}")
+        elif value is not None:
+            words.append(f"--{key}={value}")
+    return words
+
+
+def field_names(section: type) -> set[str]:
+    """Names of a dataclass's fields that a user may set."""
+    return {f.name for f in dataclasses.fields(section) if f.init}
+
+
+def all_config_fields() -> set[str]:
+    """Field names of the configurations that presets describe, aliases included."""
+    names = set()
+    for config_class in {CONFIG_MAPPING[read_preset(name).model_type] for name in list_presets()}:
+        names |= config_class.known_keys()
+    return names
+
+
+def check_model_fields(model: ModelArguments, fields: Mapping[str, Any]) -> None:
+    """Check that a model was named, and that the fields to change belong to it."""
+    if model.preset and model.model_name_or_path:
+        raise UserError("--preset and --model_name_or_path exclude each other: give one.")
+    if not model.preset and not model.model_name_or_path:
+        raise UserError(f"--preset is missing. Known: {', '.join(list_presets())}.")
+    if not fields:
+        return
+    if model.model_name_or_path:
+        name = next(iter(fields))
+        raise UserError(f"--model.{name} changes a preset, and the saved weights of --model_name_or_path are fixed.")
+    config_class = CONFIG_MAPPING[read_preset(model.preset).model_type]
+    check_keys("--model.FIELD", fields, config_class.known_keys())
+    if "vocab_size" in fields:
+        raise UserError("--model.vocab_size: the tokenizer decides it; use --vocab_size.")
+
+
+def preset_table() -> str:
+    """A table of the presets: name, parameters, objective, path of the file."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    heads = {"mlm": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
+    lines = [f"{'preset':<16} {'parameters':>12}  {'objective':<9} file"]
+    for name, path in list_presets().items():
+        preset = read_preset(name)
+        objective = preset.data["objective"]
+        config = CONFIG_MAPPING[preset.model_type].from_preset(name, is_decoder=objective == "causal")
+        with torch.device("meta"):
+            parameters = heads[objective].from_config(config).num_parameters()
+        lines.append(f"{name:<16} {parameters:>12,}  {objective:<9} {path}")
+    return "\n".join(lines)
+
+
+def print_help(full: bool) -> None:
+    """Print the help page, with the flags of a first run or with all of them."""
+    parser = RunParser()
+    if not full:
+        parser.hide_uncommon_flags()
+    parser.print_help()

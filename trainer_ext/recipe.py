@@ -1,0 +1,266 @@
+"""The steps of a training run after its checks, in the order in which scripts/train.py takes them.
+
+Prepare the text, build the model, count tokens, build the trainer. What a user can get wrong about data and model is
+found in the first two, before training starts.
+"""
+
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from .arguments import FrankenTrainingArguments
+from .callbacks import CsvLog, EarlyStopping, SignalStop
+from .cli import UserError, is_main_process, user_mistakes
+from .collators import MaskingEpochs, build_collator
+from .data import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
+from .metrics.language import unigram_cross_entropy
+from .preflight import preset_config
+from .presets import RunSettings
+from .tokenizers import load_tokenizer, special_token_ids
+from .trainer import FrankenTrainer
+
+logger = logging.getLogger("frankenlm.recipe")
+
+AUTO_MODELS = {
+    "mlm": AutoModelForMaskedLM,
+    "causal": AutoModelForCausalLM,
+    "classification": AutoModelForSequenceClassification,
+}
+# What a stream's unigram statistics and a trained tokenizer are estimated from.
+STREAM_SAMPLE = 2_000
+TOKENIZER_DOCUMENTS = 100_000
+RUN_FILES = ("training.csv", "training.log", "training.png", "metrics.json", "README.md")
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokenised text, the tokenizer, and the label names (none unless classification)."""
+
+    train: Any
+    validation: Any
+    tokenizer: PreTrainedTokenizerBase
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Unigram:
+    """Token counts of the training text (V,), sums of both texts, and the cross-entropy in nats per token."""
+
+    counts: torch.Tensor
+    train_tokens: int
+    validation_tokens: int
+    cross_entropy: float
+
+
+def open_output_dir(run: RunSettings) -> None:
+    """Make the output folder; with --overwrite_output_dir, remove an earlier run's checkpoints and records from it."""
+    output_dir = Path(run.training.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not run.training.overwrite_output_dir:
+        return
+    for folder in output_dir.glob("checkpoint-*"):
+        if folder.name.removeprefix("checkpoint-").isdigit():
+            shutil.rmtree(folder)
+    for name in RUN_FILES:
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def prepare_data(run: RunSettings, checkpoint: Path | None) -> PreparedData:
+    """Load, split, tokenise and pack the text. Rank 0 does the work; the others then read what it left.
+
+    Raises:
+        UserError: data or tokenizer are missing, damaged or do not fit the settings.
+    """
+    data, training = run.data, run.training
+    with user_mistakes(), training.main_process_first(desc="data"):
+        splits = load_splits(
+            data.dataset,
+            validation=data.validation_dataset,
+            validation_fraction=data.validation_fraction,
+            seed=data.split_seed,
+            streaming=data.streaming,
+            text_column=data.text_column,
+            label_column=data.label_column if data.objective == "classification" else None,
+            max_documents=data.max_documents,
+            cache_dir=data.cache_dir,
+        )
+        tokenizer = prepare_tokenizer(run, splits["train"], checkpoint)
+        tokenised = {
+            name: prepare_dataset(
+                split,
+                tokenizer,
+                max_length=data.max_length,
+                packing=data.packing,
+                objective=data.objective,
+                cache_dir=data.cache_dir,
+                num_proc=data.num_proc,
+            )
+            for name, split in splits.items()
+        }
+        labels = label_names(splits["train"]) if data.objective == "classification" else []
+    return PreparedData(tokenised["train"], tokenised["validation"], tokenizer, labels)
+
+
+def prepare_tokenizer(run: RunSettings, train_split, checkpoint: Path | None) -> PreTrainedTokenizerBase:
+    """The run's tokenizer: the checkpoint's when resuming, else as asked for.
+
+    Rank 0 of several leaves it in the output folder, where the others find it: a trained one is made once.
+    """
+    output_dir = Path(run.training.output_dir)
+    spec = run.model.tokenizer or run.model.model_name_or_path or "train"
+    if checkpoint is not None:
+        spec = str(checkpoint)
+    elif not is_main_process():
+        spec = str(output_dir)
+    documents = itertools.islice(iter_texts(train_split), TOKENIZER_DOCUMENTS)
+    tokenizer = load_tokenizer(spec, documents=documents, vocab_size=run.model.vocab_size, objective=run.data.objective)
+    if is_main_process() and run.training.world_size > 1:
+        tokenizer.save_pretrained(output_dir)
+    return tokenizer
+
+
+def build_model(run: RunSettings, data: PreparedData) -> PreTrainedModel:
+    """Build the model of the run with fresh weights (from a preset) or saved ones (from a checkpoint).
+
+    Raises:
+        UserError: the configuration is impossible, or the saved weights do not fit the tokenizer.
+    """
+    set_seed(run.training.seed)
+    auto_model = AUTO_MODELS[run.data.objective]
+    with user_mistakes():
+        if run.model.model_name_or_path:
+            return load_model(run, data, auto_model)
+        config = with_labels(preset_config(run, tokenizer_fields(run, data.tokenizer)), data.labels)
+    return auto_model.from_config(config)
+
+
+def tokenizer_fields(run: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The configuration fields that the tokenizer decides."""
+    return {
+        "vocab_size": run.model.vocab_size or len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "mask_token_id": tokenizer.mask_token_id,
+    }
+
+
+def load_model(run: RunSettings, data: PreparedData, auto_model: Callable) -> PreTrainedModel:
+    """Load saved weights; the embedding grows when the tokenizer got new special tokens.
+
+    Raises:
+        UserError: --vocab_size would cut tokens off.
+    """
+    name, trust = run.model.model_name_or_path, run.model.trust_remote_code
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
+    if hasattr(type(config), "from_preset") and run.data.objective != "classification":
+        # one parameter set serves both directions of our families
+        config.is_decoder = run.data.objective == "causal"
+    config = with_labels(config, data.labels)
+    model = auto_model.from_pretrained(name, config=config, trust_remote_code=trust)
+    size = run.model.vocab_size or max(len(data.tokenizer), config.vocab_size)
+    if size < config.vocab_size:
+        raise UserError(f"--vocab_size {size}: the weights of {name} have {config.vocab_size} tokens; they only grow.")
+    if size > config.vocab_size:
+        logger.info("vocabulary grows from %d to %d", config.vocab_size, size)
+        model.resize_token_embeddings(size)
+    return model
+
+
+def with_labels(config: PreTrainedConfig, labels: list[str]) -> PreTrainedConfig:
+    """Give a classifier's configuration its label names."""
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+    return config
+
+
+def build_trainer(
+    run: RunSettings, data: PreparedData, model: PreTrainedModel, stop: SignalStop, checkpoint: Path | None
+) -> tuple[FrankenTrainer, CsvLog]:
+    """Build the trainer with its callbacks; a new run evaluates before its first step."""
+    training = run.training
+    training.eval_on_start = training.eval_on_start or checkpoint is None
+    classification = run.data.objective == "classification"
+    collator = build_collator(
+        run.data.objective, data.tokenizer, mlm_probability=run.data.mlm_probability, seed=training.seed
+    )
+    trainer = FrankenTrainer(
+        model=model,
+        args=training,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        processing_class=data.tokenizer,
+        data_collator=collator,
+        eval_collator=collator.for_evaluation(),
+        compute_metrics=accuracy if classification else None,
+    )
+    csv_log = CsvLog(Path(training.output_dir) / "training.csv", checkpoint_step(checkpoint))
+    callbacks = [MaskingEpochs(collator), csv_log, stop]
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping(training.early_stopping_patience))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return trainer, csv_log
+
+
+def use_hardware(args: FrankenTrainingArguments) -> None:
+    """Give the processes of a run on the CPU its cores, and say what the run trains on.
+
+    `accelerate launch` without a configuration file sets OMP_NUM_THREADS=1, which would leave the other cores idle.
+    """
+    if args.device.type == "cpu":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(args.cpu_threads or max(cores // processes, 1))
+    precision = {"no": "fp32"}.get(args.mixed_precision, args.mixed_precision)
+    logger.info(
+        "%d process(es) on %s, %s, %d thread(s)", args.world_size, args.device.type, precision, torch.get_num_threads()
+    )
+
+
+def checkpoint_step(checkpoint: Path | None) -> int | None:
+    """The optimizer step at which a checkpoint was written."""
+    if checkpoint is None:
+        return None
+    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+
+
+def accuracy(prediction) -> dict[str, float]:
+    """Share of documents whose most probable class is their label."""
+    return {"accuracy": float((np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean())}
+
+
+def unigram_statistics(run: RunSettings, data: PreparedData, vocab_size: int) -> Unigram:
+    """Count the tokens that can be predicted, in both texts (in a sample of each, when they are streams)."""
+    exclude = special_token_ids(data.tokenizer) if run.data.objective == "mlm" else ()
+    counts, held_out = (
+        count_tokens(split.take(STREAM_SAMPLE) if run.data.streaming else split, vocab_size, exclude=exclude)
+        for split in (data.train, data.validation)
+    )
+    return Unigram(counts, int(counts.sum()), int(held_out.sum()), float(unigram_cross_entropy(counts, held_out)))
+
+
+def set_head_bias(model: PreTrainedModel, unigram: Unigram) -> None:
+    """Let fresh weights start from the unigram distribution, where the configuration asks for it."""
+    if hasattr(model, "set_unigram_bias") and model.config.head_bias_init == "unigram" and model.config.head_bias:
+        model.set_unigram_bias(unigram.counts.to(model.device))

@@ -1,0 +1,97 @@
+"""What a finished run leaves behind: metrics.json, the figure and the model card."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .cards import library_versions, model_card, write_json
+from .plots import plot_training
+from .presets import RunSettings
+from .recipe import Unigram
+from .trainer import FrankenTrainer
+
+
+def final_loss(trainer: FrankenTrainer) -> dict[str, float]:
+    """Metrics of the weights that are saved: the last evaluation, or a new one if it was of other weights."""
+    last = next((logs for logs in reversed(trainer.state.log_history) if "eval_loss" in logs), None)
+    current = last is not None and last["step"] == trainer.state.global_step
+    if current and not trainer.args.load_best_model_at_end:
+        return last
+    return trainer.evaluate()
+
+
+def run_facts(
+    run: RunSettings, trainer: FrankenTrainer, rows: list[Mapping[str, float]], unigram: Unigram | None, final: Mapping
+) -> dict[str, Any]:
+    """Everything that metrics.json and the model card tell about a finished run."""
+    model, state, args = trainer.model, trainer.state, trainer.args
+    language_model = run.data.objective != "classification"
+    evals = [row for row in rows if "eval_loss" in row]
+    best = min(evals, key=lambda row: row["eval_loss"], default=None)
+    return {
+        "architecture": type(model).__name__,
+        "best_eval_loss": best["eval_loss"] if best else None,
+        "best_step": best["step"] if best else None,
+        "command": run.command,
+        "dataset": run.data.dataset,
+        "device": args.device.type,
+        "eval_accuracy": final.get("eval_accuracy"),
+        "eval_loss": final["eval_loss"],
+        "eval_perplexity": math.exp(final["eval_loss"]) if language_model and final["eval_loss"] < 700 else None,
+        "expert_load": last_expert_load(state.log_history),
+        "ln_vocab_size": math.log(model.config.vocab_size) if language_model else None,
+        "loss_at_init": next((row["eval_loss"] for row in evals if row["step"] == 0), None),
+        "max_length": run.data.max_length,
+        "model_name_or_path": run.model.model_name_or_path,
+        "model_type": model.config.model_type,
+        "num_processes": trainer.accelerator.num_processes,
+        "num_threads": torch.get_num_threads(),
+        "objective": run.data.objective,
+        "parameters": model.num_parameters(),
+        "peak_memory_mib": max((row.get("peak_memory_mib", 0.0) for row in rows), default=0.0),
+        "precision": {"no": "fp32"}.get(args.mixed_precision, args.mixed_precision),
+        "preset": run.model.preset,
+        "seed": args.seed,
+        "steps": state.global_step,
+        "stopped_early": state.global_step < state.max_steps,
+        "streaming": run.data.streaming,
+        "tokens_per_second": mean_speed(rows),
+        "tokens_seen": state.num_input_tokens_seen,
+        "train_tokens": unigram.train_tokens if unigram else None,
+        "unigram_cross_entropy": unigram.cross_entropy if unigram else None,
+        "validation_tokens": unigram.validation_tokens if unigram else None,
+        "versions": library_versions(),
+        "vocab_size": model.config.vocab_size,
+    }
+
+
+def mean_speed(rows: list[Mapping[str, float]]) -> float | None:
+    """Tokens per second over the run, evaluations left out; None without a timed row."""
+    tokens = seconds = previous = 0.0
+    for row in rows:
+        if "tokens_per_second" in row:
+            seconds += (row["tokens_seen"] - previous) / row["tokens_per_second"]
+            tokens, previous = tokens + row["tokens_seen"] - previous, row["tokens_seen"]
+    return round(tokens / seconds, 1) if seconds else None
+
+
+def last_expert_load(log_history: list[Mapping[str, float]]) -> list[list[float]] | None:
+    """[smallest, largest] share of tokens of an expert, per logical layer, at the last log event (None: no experts)."""
+    for logs in reversed(log_history):
+        layers = sum(name.startswith("expert_load_min/") for name in logs)
+        if layers:
+            return [[logs[f"expert_load_{end}/layer_{i}"] for end in ("min", "max")] for i in range(layers)]
+    return None
+
+
+def write_results(output_dir: Path, facts: Mapping[str, Any], rows: list[Mapping[str, float]]) -> None:
+    """Write metrics.json, training.png and the model card."""
+    unit = "document" if facts["objective"] == "classification" else "token"
+    name = facts["preset"] or facts["model_name_or_path"]
+    title = f"{name}, {facts['objective']}, {facts['parameters']:,} parameters"
+    plot_training(rows, output_dir / "training.png", title=title, unigram=facts["unigram_cross_entropy"], unit=unit)
+    write_json(output_dir / "metrics.json", facts)
+    (output_dir / "README.md").write_text(model_card(output_dir.resolve().name, facts), encoding="utf-8")

@@ -1,0 +1,189 @@
+"""FrankenTrainer: `transformers.Trainer`, extended at its own seams.
+
+What differs: weight decay spares what the model says, the evaluation loss is the exact mean over tokens, and log
+events carry router balance, final-norm saturation, throughput and memory. (The optimizer seam, `create_optimizer`, and
+the gradient seam, `_clip_grad_norm`, are left to the base class.)
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from .callbacks import ConsoleLog, ProgressBar, SaturationProbe, StepClock, StepWindow
+
+IGNORE_INDEX = -100
+
+
+class FrankenTrainer(Trainer):
+    """Trainer of the recipes; takes the arguments of `transformers.Trainer` and one more.
+
+    Args:
+        eval_collator: collator of the evaluation batches; None uses `data_collator`.
+    """
+
+    # Trainer sets these two when training begins; LossWindow may ask for them before.
+    _tr_loss: torch.Tensor | None = None
+    _globalstep_last_logged = 0
+
+    def __init__(self, model=None, args=None, *more, eval_collator: Callable | None = None, **kwargs):
+        has_cache_flag = hasattr(model, "config") and hasattr(model.config, "use_cache")
+        self._saved_use_cache = model.config.use_cache if has_cache_flag else None
+        super().__init__(model, args, *more, **kwargs)
+        self.eval_collator = eval_collator
+        self.window = StepWindow()
+        self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, predicted tokens
+        for callback in (StepClock(self.window), SaturationProbe(self.window), LossWindow(self), ConsoleLog()):
+            self.add_callback(callback)
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ProgressBar())
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Names of the parameters that decay: all but those the model exempts."""
+        if not hasattr(model, "no_weight_decay_names"):
+            return super().get_decay_parameter_names(model)
+        exempt = model.no_weight_decay_names()
+        return [name for name, _ in model.named_parameters() if name not in exempt]
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ):
+        """The model's loss; while training, the routers' statistics are collected on the way."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training and "aux_loss" in outputs and "expert_load" in outputs:
+            self.window.add_routers(outputs["aux_loss"], outputs["expert_load"])
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset=None):
+        """As the base class, but batching by length repeats its order when a run is resumed."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if type(sampler) is not LengthGroupedSampler:
+            return sampler
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochLengthSampler(sampler.batch_size, lengths=sampler.lengths, seed=seed)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        """The evaluation batches, made by `eval_collator`."""
+        if self.eval_collator is None:
+            return super().get_eval_dataloader(eval_dataset)
+        train_collator, self.data_collator = self.data_collator, self.eval_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = train_collator
+
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
+        """Evaluate without touching the random numbers of training; the loss is nats over all predicted tokens, not a
+        mean of batch means.
+
+        With several processes the last batch is filled up with repeated samples, which count.
+        """
+        self._eval_sums.zero_()
+        with self.window.pause(), own_randomness(self.args.seed):
+            output = super().evaluation_loop(
+                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            )
+            nats, tokens = self.accelerator.reduce(self._eval_sums.to(self.args.device), "sum").tolist()
+        if tokens:
+            output.metrics[f"{metric_key_prefix}_loss"] = nats / tokens
+        return output
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As the base class; also adds the batch to the exact evaluation sums."""
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if loss is not None and "labels" in inputs:
+            predicted = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
+            tokens = predicted.ne(IGNORE_INDEX).sum().to(loss.device)
+            # a loss normalised over all processes' tokens is a sum over this one's tokens, up to a common factor
+            if self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices:
+                weight = self.accelerator.reduce(tokens, "sum") / self.accelerator.num_processes
+            else:
+                weight = tokens
+            if weight > 0:
+                nats = loss.double() * weight
+                self._eval_sums += torch.stack([nats, tokens.double()]).cpu()
+        return loss, logits, labels
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """As the base class, but silent about tied weights: a checkpoint holds them once."""
+        tied = self.model.all_tied_weights_keys
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """As the base class; Trainer turns the cache off while training, but a saved model should generate with it."""
+        if self._saved_use_cache is None:
+            return super()._save(output_dir, state_dict)
+        training_use_cache, self.model.config.use_cache = self.model.config.use_cache, self._saved_use_cache
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model.config.use_cache = training_use_cache
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the window's measurements to the log events of training steps."""
+        if "loss" in logs:
+            logs.update(self.window.drain(self.state.num_input_tokens_seen, self.args.device))
+        # Without start_time the base class leaves out its own tokens per second, which counts evaluations as training.
+        super().log(logs)
+
+
+class EpochLengthSampler(LengthGroupedSampler):
+    """Batches by length, in an order that depends on (seed, epoch) alone; accelerate calls `set_epoch`."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+class LossWindow(TrainerCallback, ExportableState):
+    """Carries the sums since the last log event across an interruption, so that the curves have no seam.
+
+    With several processes it carries rank 0's share, an estimate of the mean.
+    """
+
+    def __init__(self, trainer: FrankenTrainer):
+        self.trainer = trainer
+
+    def state(self) -> dict:
+        loss_sum = 0.0 if self.trainer._tr_loss is None else self.trainer._tr_loss.item()
+        return {
+            "args": {},
+            "attributes": {
+                "loss_sum": loss_sum,
+                "last_logged_step": self.trainer._globalstep_last_logged,
+                "routers": self.trainer.window.export_routers(),
+            },
+        }
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        if saved:
+            self.trainer._tr_loss += saved["attributes"]["loss_sum"]
+            self.trainer._globalstep_last_logged = saved["attributes"]["last_logged_step"]
+            self.trainer.window.restore_routers(saved["attributes"]["routers"], args.device)
+
+
+@contextlib.contextmanager
+def own_randomness(seed: int) -> Iterator[None]:
+    """Run with torch's CPU generator seeded, then give the caller's state back: evaluations repeat, without a trace."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        yield
