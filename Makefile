@@ -4,6 +4,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+# Threads that wait by spinning slow each other down many times over on a busy machine.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help install demo test test-slow lint bench app clean
 

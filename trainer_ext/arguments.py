@@ -166,6 +166,10 @@ class FrankenTrainingArguments(TrainingArguments):
     include_num_input_tokens_seen: str = field(
         default="non_padding", metadata={"help": "count tokens for training.csv: all, non_padding or no"}
     )
+    # Every parameter of our models takes part in every step, experts without tokens included.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "look for parameters without a gradient in every step of several processes"}
+    )
     cpu_threads: int = field(
         default=0,
         metadata={
