@@ -76,7 +76,7 @@ class Mamba2(Mixer):
         x = x.unflatten(-1, (self.num_heads, -1))
         log_decay = -dt * at_least_float32(self.A_log).exp()
         y, _ = linear_scan_chunked(C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay, self.chunk_size)
-        return y + at_least_float32(self.D)[:, None] * x
+        return torch.addcmul(y, at_least_float32(self.D)[:, None], x)
 
     def one_direction(self, xBC, dt, mask):
         convolved = self.convolve(xBC, mask)

@@ -76,7 +76,8 @@ def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None):
 
 def _into_chunks(x: torch.Tensor, chunk_size: int, missing: int) -> torch.Tensor:
     """(B, L, X, ...) -> (B, X, N, C, ...), with zeros (the identity step) behind the last token."""
-    x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing))
+    if missing:  # padding by nothing would still copy
+        x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing))
     return x.unflatten(1, (-1, chunk_size)).movedim(3, 1)
 
 
