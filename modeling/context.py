@@ -56,6 +56,8 @@ class SequenceContext:
             )
         if is_contiguous:
             position_ids = _positions(mask, length, device)
+        elif mask is not None:
+            position_ids = _settle_pads(position_ids, mask)
         return cls(
             is_causal=is_causal,
             position_ids=position_ids,
@@ -105,6 +107,12 @@ def _positions(mask: torch.Tensor | None, length: int, device: torch.device) -> 
     if mask is None:
         return torch.arange(length, device=device)[None]
     return (mask.long().cumsum(1) - 1).clamp_min(0)
+
+
+def _settle_pads(position_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Give pads the position of the last real token before them (0 at the left), as counting would."""
+    real = torch.where(mask, position_ids, 0)
+    return torch.where(mask, real, real.cummax(1).values)
 
 
 def _visible(
