@@ -2,6 +2,7 @@
 
 import re
 
+import torch
 from transformers import BertConfig, BertForMaskedLM
 
 # ours -> BERT's, as regular expressions over parameter names
@@ -89,10 +90,13 @@ def ours_to_bert(model) -> BertForMaskedLM:
         if values[field] != needed:
             raise ValueError(f"to_bert needs {field}={needed!r}, but this model has {values[field]!r}.")
     config = BertConfig(**{theirs: values[ours] for theirs, ours in FIELDS.items()})
-    bert = BertForMaskedLM(config).to(model.dtype)
     weights = {bert_name(name): tensor for name, tensor in model.state_dict().items()}
     weights["cls.predictions.bias"] = weights["cls.predictions.decoder.bias"]
-    bert.load_state_dict(weights, strict=False)
+    if config.type_vocab_size == 0:  # BERT always looks a type up: give it one that adds nothing
+        config.type_vocab_size = 1
+        weights["bert.embeddings.token_type_embeddings.weight"] = torch.zeros(1, config.hidden_size)
+    bert = BertForMaskedLM(config).to(model.dtype)
+    bert.load_state_dict(weights, strict=True)
     bert.tie_weights()
     return bert.train(model.training)
 

@@ -30,6 +30,15 @@ POSITIVE = (
     "intermediate_size", "chunk_size", "ode_steps", "mamba_expand", "mamba_head_dim", "mamba_state", "mamba_conv",
     "retnet_value_factor", "top_k_experts", "layer_norm_eps",
 )  # fmt: skip
+NOT_NEGATIVE = (
+    "type_vocab_size", "initializer_range", "hope_layer_scale", "router_aux_loss_coef", "router_z_loss_coef",
+    "embedding_conv_kernel", "num_experts",
+)  # fmt: skip
+# A field that does nothing without another: (field, value, other field, what the other must be).
+NEEDS = (
+    ("ode_bitnet", True, "use_bitnet", True),
+    ("bitnet_head", True, "use_bitnet", True),
+)
 # Names of the seed project; `num_layers` counts physical layers and is handled apart.
 ALIASES = {
     "ffn_hidden_size": "intermediate_size",
@@ -150,7 +159,10 @@ class FrankensteinConfig(PreTrainedConfig):
     def _take_aliases(self, kwargs: dict) -> None:
         for alias, name in ALIASES.items():
             if alias in kwargs:
-                setattr(self, name, kwargs.pop(alias))
+                given, value = self.__dict__[name], kwargs.pop(alias)
+                if given not in (value, type(self).__dataclass_fields__[name].default):
+                    raise ValueError(f"{alias}={value} and {name}={given} name the same field; give one of them.")
+                setattr(self, name, value)
         if "num_layers" in kwargs:
             self.num_hidden_layers = kwargs.pop("num_layers") * self.num_loops
 
@@ -195,10 +207,30 @@ class FrankensteinConfig(PreTrainedConfig):
         for field in POSITIVE:
             if self.__dict__[field] <= 0:
                 raise ValueError(f"{field}={self.__dict__[field]} must be positive.")
+        for field in NOT_NEGATIVE:
+            if self.__dict__[field] < 0:
+                raise ValueError(f"{field}={self.__dict__[field]} must not be negative.")
+        for field in ("dropout", "attention_dropout"):
+            if not 0 <= self.__dict__[field] < 1:
+                raise ValueError(f"{field}={self.__dict__[field]} must lie in [0, 1).")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id={self.pad_token_id} must lie in 0..vocab_size-1 = {self.vocab_size - 1}.")
+        self._check_needs()
         self._check_layers()
         self._check_heads()
         self._check_positions()
         self._check_experts_and_bits()
+
+    def _check_needs(self) -> None:
+        for field, value, other, needed in NEEDS:
+            if self.__dict__[field] == value and self.__dict__[other] != needed:
+                raise ValueError(f"{field}={value} does nothing without {other}={needed}.")
+        if self.final_norm_type is not None and self.norm_style == "post":
+            raise ValueError(
+                f"final_norm_type={self.final_norm_type!r} does nothing with norm_style='post': there is no final norm."
+            )
+        if self.embedding_conv_depthwise and not self.embedding_conv_kernel:
+            raise ValueError("embedding_conv_depthwise=True does nothing without an embedding_conv_kernel.")
 
     def _check_layers(self) -> None:
         if not self.layer_pattern:
@@ -255,13 +287,9 @@ class FrankensteinConfig(PreTrainedConfig):
             raise ValueError("use_titan_memory=True is reserved: this version has no delta memory. Set it to False.")
 
     def _check_experts_and_bits(self) -> None:
-        if self.num_experts < 0:
-            raise ValueError(f"num_experts={self.num_experts} must be 0 (a dense feed-forward) or positive.")
         if self.num_experts and self.top_k_experts > self.num_experts:
             raise ValueError(f"top_k_experts={self.top_k_experts} exceeds num_experts={self.num_experts}.")
         if not 2 <= self.activation_bits <= 8:
             raise ValueError(f"activation_bits={self.activation_bits} must lie in 2..8.")
-        if self.embedding_conv_kernel < 0:
-            raise ValueError(f"embedding_conv_kernel={self.embedding_conv_kernel} must be 0 (none) or positive.")
         if self.factorized_embedding_dim is not None and self.factorized_embedding_dim <= 0:
             raise ValueError(f"factorized_embedding_dim={self.factorized_embedding_dim} must be positive or None.")

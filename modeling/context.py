@@ -20,6 +20,7 @@ class SequenceContext:
         visible: (B or 1, 1, L, L) bool, True where query row may see key column; None when no rule but
             `is_causal` restricts attention. Every row sees at least itself, so no softmax runs over nothing.
         attn_implementation: "eager" or "sdpa".
+        keep_weights: True when mixers return their attention weights (eager attention only).
     """
 
     is_causal: bool
@@ -28,6 +29,7 @@ class SequenceContext:
     mask: torch.Tensor | None = None
     visible: torch.Tensor | None = None
     attn_implementation: str = "sdpa"
+    keep_weights: bool = False
 
     @classmethod
     def build(
@@ -41,6 +43,7 @@ class SequenceContext:
         position_ids: torch.Tensor | None = None,
         attention_window: int | None = None,
         attn_implementation: str = "sdpa",
+        keep_weights: bool = False,
     ) -> "SequenceContext":
         """Derive the context from what a caller of the model gives.
 
@@ -65,6 +68,7 @@ class SequenceContext:
             mask=mask,
             visible=_visible(mask, position_ids, is_causal, attention_window),
             attn_implementation=attn_implementation,
+            keep_weights=keep_weights,
         )
 
     def visible_keys(self) -> torch.Tensor:

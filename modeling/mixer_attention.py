@@ -105,7 +105,7 @@ class StandardAttention(Mixer):
 
     def mix(self, x, context, logical_layer_idx):
         heads, weights = self.attend(*self.heads(x), context, logical_layer_idx)
-        return self.merge(heads), weights
+        return self.merge(heads), weights if context.keep_weights else None
 
 
 class TitanAttention(StandardAttention):

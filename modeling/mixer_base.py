@@ -17,7 +17,8 @@ class Mixer(nn.Module):
     - it is called as `mixer(x, norm, context, logical_layer_idx)` with the raw residual stream x and the block's norm,
       and returns `(delta, attention_weights)`: what to add to the stream, and (B, H, L, L) weights or None;
     - direction comes from `context.is_causal` alone; parameters are the same either way;
-    - a padded row gives its real tokens what the unpadded row gets; what it returns at pads is unspecified but finite;
+    - a row padded at its left or right gives its real tokens what the unpadded row gets (pads amid a text are not
+      supported: convolutions would see them); what it returns at pads is unspecified but finite;
     - `carries_position` says whether it can tell the order of its tokens by itself.
 
     Most mixers implement `mix`, which sees the normalised stream.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .checks import check_choice
 from .mixer_base import LinearFactory, Mixer, ends_branch
 from .norms import at_least_float32, rms_normalize
 from .positions import apply_rotary, rotary_tables
@@ -27,6 +28,7 @@ def retention_log_decay(num_heads: int, kind: str = "linspace") -> torch.Tensor:
     "linspace": gamma = 1 - exp(linspace(log 1/32, log 1/512, H)), as published with the code;
     "paper": gamma_h = 1 - 2^(-5-h), equation 8.
     """
+    check_choice("retnet_decay", kind, DECAYS)
     if kind == "paper":
         forgetting = 2.0 ** (-5.0 - torch.arange(num_heads, dtype=torch.float64))
     else:

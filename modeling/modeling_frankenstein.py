@@ -177,35 +177,44 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             position_ids=position_ids,
             attention_window=self.config.attention_window,
             attn_implementation=self.config._attn_implementation,
+            keep_weights=want_attentions and self.config._attn_implementation == "eager",
         )
         x = self.embeddings(inputs_embeds, token_type_ids, context)
-        x, states, attentions, routers = self._run_layers(x, context)
-        if want_states:
-            states = (*states[:-1], x)
+        states = [] if want_states else None
+        attentions = [] if want_attentions else None
+        x, routers = self._run_layers(x, context, states, attentions)
         return FrankensteinModelOutput(
             last_hidden_state=x,
-            hidden_states=states if want_states else None,
-            attentions=attentions if want_attentions else None,
+            hidden_states=tuple(states) if want_states else None,
+            attentions=tuple(attentions) if want_attentions else None,
             **_summarise_routers(routers),
         )
 
-    def _run_layers(self, x, context):
-        """Run every logical layer; index j * num_physical_layers + i is pass j through layer i."""
-        states, attentions, routers = [x], [], []
+    def _run_layers(self, x, context, states: list | None, attentions: list | None):
+        """Run every logical layer; index j * num_physical_layers + i is pass j through layer i.
+
+        Returns the normalised stream and the routers' statistics; fills the two lists that are wanted.
+        """
+        routers = []
+        if states is not None:
+            states.append(x)
         for loop in range(self.config.num_loops):
             if self.loop_embedding is not None:
                 x = context.zero_pads(x + self.loop_embedding[loop])
             for index, layer in enumerate(self.layers):
                 logical_layer_idx = loop * len(self.layers) + index
                 x, weights, router = layer(x, context=context, logical_layer_idx=logical_layer_idx)
-                states.append(x)
-                if weights is not None:
+                if states is not None:
+                    states.append(x)
+                if attentions is not None and weights is not None:
                     attentions.append(weights)
                 if router is not None:
                     routers.append(router)
         if self.norm_f is not None:
             x = context.zero_pads(self.norm_f(x))
-        return x, tuple(states), tuple(attentions), routers
+        if states is not None:
+            states[-1] = x
+        return x, routers
 
     def _look_up(self, input_ids, inputs_embeds):
         if (input_ids is None) == (inputs_embeds is None):
@@ -242,13 +251,16 @@ def _summarise_routers(routers: list[RouterStatistics]) -> dict:
 class _FrankensteinHead(FrankensteinPreTrainedModel):
     """What the heads share: router losses and the fields passed through."""
 
+    shifts_labels = False  # True where the loss predicts each token from the ones before it
+
     def compute_loss(self, labels, outputs, kwargs, **loss_inputs) -> torch.Tensor | None:
         """Return the task's loss from transformers' loss function, plus the router losses; None without labels."""
         if labels is None:
             return None
         loss_kwargs = _loss_kwargs(kwargs)
         loss = self.loss_function(labels=labels, **loss_inputs, **loss_kwargs)
-        return self.add_router_losses(loss, labels, outputs, loss_kwargs.get("num_items_in_batch"))
+        predicted = labels[..., 1:] if self.shifts_labels else labels
+        return self.add_router_losses(loss, predicted, outputs, loss_kwargs.get("num_items_in_batch"))
 
     def head_output(self, loss, logits, outputs) -> FrankensteinHeadOutput:
         return FrankensteinHeadOutput(
@@ -384,6 +396,8 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
 
 class FrankensteinForCausalLM(_FrankensteinLanguageModel, GenerationMixin):
     """A causal decoder that predicts the next token."""
+
+    shifts_labels = True
 
     def __init__(self, config: FrankensteinConfig):
         if not config.is_decoder:

@@ -11,7 +11,8 @@ class FrankensteinModelOutput(ModelOutput):
     """
     last_hidden_state: (B, L, D), zero at pads.
     hidden_states: logical layers + 1 tensors (B, L, D): the embedding, each layer's output, the last one normalised.
-    attentions: (B, H, L, L) of each softmax or sigmoid attention layer, in order; only with eager attention.
+    attentions: (B, H, L, L) of each standard, Titan and sigmoid attention layer, in order of the logical layers; empty
+        unless the attention is eager (`attn_implementation="eager"`).
     aux_loss: mean balancing loss over logical layers, unweighted: top-k when experts are used evenly.
     router_z_loss: mean z-loss over logical layers, unweighted.
     expert_load: (logical layers, E) share of the real tokens that each expert gets; a row sums to top-k.

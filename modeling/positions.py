@@ -102,8 +102,8 @@ def _spread_scores(q, k, position_ids, rates):
 def hope_fits(position_ids: torch.Tensor, rates: torch.Tensor, is_contiguous: bool, block: int | None = None) -> bool:
     """Return whether one centre serves every block of `block` keys (by default all keys are one block).
 
-    `is_contiguous` says that neighbours differ by 0 or 1, which spares looking at the ids. Ids that fall somewhere never
-    fit: what comes earlier in the sequence would then not always be the past.
+    `is_contiguous` says that neighbours differ by 0 or 1, which spares looking at the ids. Ids that fall do not fit:
+    what comes earlier in the sequence would then not always be the past.
     """
     span = hope_span(rates)
     block = block or position_ids.shape[1]

@@ -6,6 +6,7 @@ from huggingface_hub.errors import StrictDataclassError
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, FrankensteinForMaskedLM
 from frankenlm.modeling import configuration_frankenstein as configuration
 from frankenlm.modeling.feedforward import ACTIVATIONS
+from frankenlm.modeling.frankenstein_parts import make_mixer
 from frankenlm.modeling.mixer_ode import SOLVERS
 from frankenlm.modeling.mixer_retention import DECAYS
 from frankenlm.modeling.mixers import MIXERS
@@ -28,7 +29,17 @@ IMPOSSIBLE = [
     ({"layer_pattern": ["titan_attn", "ode"], "use_hope": False}, "can tell the order of tokens"),
     ({"attention_window": 0}, "attention_window=0 must be positive"),
     ({"num_experts": 2, "top_k_experts": 3}, "top_k_experts=3 exceeds num_experts=2"),
-    ({"num_experts": -1}, "num_experts=-1"),
+    ({"num_experts": -1}, "num_experts=-1 must not be negative"),
+    ({"dropout": 1.5}, r"dropout=1.5 must lie in \[0, 1\)"),
+    ({"attention_dropout": -0.1}, "attention_dropout=-0.1 must lie in"),
+    ({"initializer_range": -1.0}, "initializer_range=-1.0 must not be negative"),
+    ({"router_aux_loss_coef": -1.0}, "router_aux_loss_coef=-1.0 must not be negative"),
+    ({"vocab_size": 10, "pad_token_id": 10}, "pad_token_id=10 must lie in 0..vocab_size-1 = 9"),
+    ({"ode_bitnet": True}, "ode_bitnet=True does nothing without use_bitnet=True"),
+    ({"bitnet_head": True}, "bitnet_head=True does nothing without use_bitnet=True"),
+    ({"norm_style": "post", "final_norm_type": "rms_norm"}, "does nothing with norm_style='post'"),
+    ({"embedding_conv_depthwise": True}, "does nothing without an embedding_conv_kernel"),
+    ({"num_heads": 2, "num_attention_heads": 4}, "num_heads=2 and num_attention_heads=4 name the same field"),
     ({"activation_bits": 16}, "activation_bits=16"),
     ({"vocab_size": 0}, "vocab_size=0 must be positive"),
     ({"use_titan_memory": True}, "use_titan_memory=True is reserved"),
@@ -71,6 +82,21 @@ def test_seed_names_are_aliases():
     assert (config.num_hidden_layers, config.num_physical_layers) == (12, 6)
     assert (config.num_attention_heads, config.intermediate_size, config.hidden_act) == (4, 99, "gelu")
     assert "num_layers" not in config.to_dict()
+
+
+@pytest.mark.parametrize("name", sorted(MIXERS))
+@pytest.mark.parametrize("fields", [{"position_type": "none"}, {"position_type": "none", "use_hope": False}])
+def test_position_rule_agrees_with_the_mixers(name, fields):
+    """The configuration's rule of which mixers carry position is what the mixers say of themselves."""
+    config = FrankensteinConfig(position_type="rope")
+    config.__dict__.update(fields)
+    carries = make_mixer(config, name).carries_position
+    config.layer_pattern = [name]
+    if carries:
+        config.check_consistency()
+    else:
+        with pytest.raises(ValueError, match="can tell the order of tokens"):
+            config.check_consistency()
 
 
 def test_json_round_trip(tmp_path):

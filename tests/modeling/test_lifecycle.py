@@ -1,0 +1,282 @@
+"""A model's life: initialisation, gradients, half precision, checkpointing, saving, resizing, compiling."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from frankenlm.modeling import FrankensteinForCausalLM, FrankensteinForMaskedLM
+from frankenlm.modeling.mixers import MIXERS
+from frankenlm.modeling.norms import NORMS
+
+LENGTH = 21
+HYBRID = ("retnet", "titan_attn", "mamba", "ode", "sigmoid_attn", "standard_attn")
+
+every_mixer = pytest.mark.parametrize("mixer", sorted(MIXERS))
+every_norm = pytest.mark.parametrize("norm", sorted(NORMS))
+every_direction = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
+
+
+def every_case(test):
+    return every_mixer(every_norm(every_direction(test)))
+
+
+def logits(model, ids, **inputs):
+    with torch.no_grad():
+        return model(ids, **inputs).logits
+
+
+def gradients(model, ids, **inputs):
+    """One backward pass on predicting `ids` themselves (shifted, for a decoder): the loss and every gradient."""
+    model.zero_grad()
+    loss = model(ids, labels=ids, **inputs).loss
+    loss.backward()
+    return loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@every_case
+def test_every_parameter_learns(mixer, norm, is_decoder, tiny_model, tokens):
+    options = {"factorized_embedding_dim": 8, "embedding_conv_kernel": 3, "num_experts": 4, "num_loops": 2}
+    options |= {"loop_embedding": True, "ode_time_input": True, "qk_norm": True}
+    model, ids = tiny_model(mixer, norm, is_decoder, **options).train(), tokens(6, LENGTH)
+    _, grads = gradients(model, ids)
+    load = model(ids).expert_load.unflatten(0, (2, -1)).sum(0)  # of both loops, (physical layers, experts)
+    idle = {f"layers.{layer}.ffn.experts.{expert}." for layer, expert in (load == 0).nonzero().tolist()}
+    assert len(idle) < load.numel() / 2
+    for name, grad in grads.items():
+        assert grad is not None and grad.isfinite().all(), name
+        assert grad.any() or any(expert in name for expert in idle), name
+
+
+@every_case
+def test_gradient_checkpointing_changes_nothing(mixer, norm, is_decoder, tiny_model, tokens):
+    dropouts = {"dropout": 0.1, "attention_dropout": 0.1}
+    model, ids = tiny_model(mixer, norm, is_decoder, num_loops=2, num_experts=4, **dropouts).train(), tokens(2, LENGTH)
+    torch.manual_seed(5)
+    loss, expected = gradients(model, ids)
+    expected = {name: grad.clone() for name, grad in expected.items()}
+    model.activation_checkpointing_enable()
+    torch.manual_seed(5)
+    checkpointed_loss, grads = gradients(model, ids)
+    assert model.is_activation_checkpointing
+    assert torch.equal(checkpointed_loss, loss)
+    for name, grad in grads.items():
+        assert torch.equal(grad, expected[name]), name
+
+
+@every_case
+def test_save_and_load_is_bitwise(mixer, norm, is_decoder, tiny_model, tokens, tmp_path):
+    model = tiny_model(mixer, norm, is_decoder, num_loops=2, loop_embedding=True)
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    expected, actual = model.state_dict(), loaded.state_dict()
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[name], actual[name]) for name in expected)
+    assert torch.equal(logits(loaded, tokens(2, LENGTH)), logits(model, tokens(2, LENGTH)))
+    assert loaded.lm_head.decoder.weight is loaded.get_input_embeddings().weight
+    stored = sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
+    assert stored == model.num_parameters(), "tied and looped weights are stored once"
+
+
+@pytest.mark.parametrize("options", [
+    {"factorized_embedding_dim": 8, "embedding_conv_kernel": 4, "num_experts": 4},
+    {"tie_word_embeddings": False, "factorized_embedding_dim": 8},
+    {"use_bitnet": True, "use_bias": True, "bitnet_head": True, "tie_word_embeddings": False},
+    {"norm_style": "post", "head_transform": True, "position_type": "learned", "type_vocab_size": 2},
+], ids=str)  # fmt: skip
+@every_direction
+def test_save_and_load_of_the_optional_parts(options, is_decoder, tiny_model, tokens, tmp_path):
+    model, ids = tiny_model(HYBRID, "layer_norm", is_decoder, **options), tokens(2, LENGTH)
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    parameter_problems = {key: value for key, value in info.items() if value}
+    assert not parameter_problems
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+
+
+@every_case
+def test_bf16_weights(mixer, norm, is_decoder, tiny_model, tokens, tmp_path):
+    model, ids = tiny_model(mixer, norm, is_decoder, gain=1.0), tokens(2, LENGTH)
+    model.save_pretrained(tmp_path)
+    half = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    for name, parameter in half.named_parameters():
+        kept = name.endswith(("A_log", "dt_bias", "mixer.D"))
+        assert parameter.dtype == (torch.float32 if kept else torch.bfloat16), name
+    reference, actual = logits(model, ids), logits(half, ids).float()
+    assert (actual - reference).norm() / reference.norm() <= 2e-2
+    loss, grads = gradients(half.train(), ids)
+    assert loss.isfinite() and all(grad.isfinite().all() for grad in grads.values())
+
+
+@every_case
+def test_autocast_stays_close_and_finite(mixer, norm, is_decoder, tiny_model, tokens):
+    model, ids = tiny_model(mixer, norm, is_decoder, gain=1.0), tokens(2, LENGTH)
+    reference = logits(model, ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = logits(model, ids).float()
+        loss, grads = gradients(model.train(), ids)
+    assert (actual - reference).norm() / reference.norm() <= 2e-2
+    assert loss.isfinite() and all(grad.isfinite().all() for grad in grads.values())
+
+
+@every_case
+def test_half_is_finite(mixer, norm, is_decoder, tiny_model, tokens):
+    ids = tokens(2, LENGTH)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    model = tiny_model(mixer, norm, is_decoder).half()
+    assert logits(model, ids).isfinite().all() and logits(model, ids, attention_mask=mask).isfinite().all()
+
+
+@every_case
+def test_same_seed_same_model_and_same_dropout(mixer, norm, is_decoder, tiny_model, tokens):
+    dropouts = {"dropout": 0.1, "attention_dropout": 0.1, "lively": False}
+    results = []
+    for _ in range(2):
+        model = tiny_model(mixer, norm, is_decoder, **dropouts).train()
+        torch.manual_seed(3)
+        results.append(gradients(model, tokens(2, LENGTH)))
+    (first_loss, first), (second_loss, second) = results
+    assert torch.equal(first_loss, second_loss) and all(torch.equal(first[name], second[name]) for name in first)
+    torch.manual_seed(4)
+    assert not torch.equal(gradients(model, tokens(2, LENGTH))[0], first_loss), "another seed, another dropout"
+
+
+def branch_outputs(model, ids):
+    """Run the model and collect (name, rms of the branch, rms of the stream it joins) for each branch."""
+    found, stream = [], {}
+
+    def record(name):
+        def hook(module, args, output):
+            branch = output[0] if isinstance(output, tuple) else output
+            found.append((name, branch.square().mean().sqrt().item(), stream[name.rsplit(".", 1)[0]]))
+
+        return hook
+
+    def remember(name):
+        return lambda module, args, kwargs: stream.update({name: args[0].square().mean().sqrt().item()})
+
+    handles = []
+    for index, layer in enumerate(model.model.layers):
+        handles.append(layer.register_forward_pre_hook(remember(f"{index}"), with_kwargs=True))
+        handles.append(layer.mixer.register_forward_hook(record(f"{index}.mixer")))
+        handles.append(layer.ffn.register_forward_hook(record(f"{index}.ffn")))
+    logits(model, ids)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@every_case
+def test_every_branch_is_alive_at_init(mixer, norm, is_decoder, tiny_model, tokens):
+    model, ids = tiny_model(mixer, norm, is_decoder, lively=False), tokens(8, LENGTH)
+    branches = branch_outputs(model, ids)
+    assert len(branches) == 4
+    for name, branch, stream in branches:
+        assert branch >= 1e-4 * stream, name
+    _, grads = gradients(model, ids)
+    for name, grad in grads.items():
+        assert grad.ndim < 2 or grad.norm() >= 1e-7, name
+
+
+@every_case
+def test_loss_starts_at_the_uniform_guess(mixer, norm, is_decoder, tiny_model, tokens):
+    ids = tokens(16, LENGTH)
+    with torch.no_grad():
+        loss = tiny_model(mixer, norm, is_decoder, lively=False)(ids, labels=tokens(16, LENGTH, seed=1)).loss
+    assert abs(loss.item() - torch.tensor(61.0).log().item()) <= 0.3
+
+
+@every_case
+def test_loss_starts_at_the_unigram_entropy(mixer, norm, is_decoder, tiny_model):
+    shares = 1.0 / torch.arange(1, 62, dtype=torch.float64)
+    ids = torch.multinomial(shares, 16 * LENGTH, replacement=True).reshape(16, LENGTH)
+    counts = torch.bincount(ids.flatten(), minlength=61)
+    model = tiny_model(mixer, norm, is_decoder, lively=False, head_bias_init="unigram")
+    model.set_unigram_bias(counts)
+    smoothed = (counts + 1) / (counts + 1).sum()
+    entropy = -(counts / counts.sum() * smoothed.log()).sum().item()
+    with torch.no_grad():
+        loss = model(ids, labels=ids.flip(0)).loss.item()  # other rows: an encoder sees its own tokens
+    assert entropy < torch.tensor(61.0).log().item() - 0.5
+    assert abs(loss - entropy) <= 0.3
+
+
+@every_direction
+def test_initial_spread_of_the_weights(is_decoder, tiny_model):
+    """N(0, 0.02); a projection that ends a residual branch is smaller by sqrt(2 * logical depth); biases are 0."""
+    options = {"hidden_size": 128, "num_loops": 2, "use_bias": True, "lively": False, "factorized_embedding_dim": 96}
+    model = tiny_model(HYBRID, "layer_norm", is_decoder, **options)
+    depth_scale = (2 * model.config.num_hidden_layers) ** -0.5
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") and "dt_bias" not in name:
+            assert not parameter.any(), name
+        elif parameter.ndim >= 2 and "conv" not in name:
+            ends = name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight"))
+            expected = 0.02 * (depth_scale if ends else 1.0)
+            assert abs(parameter.std().item() / expected - 1) < 0.06, name
+            assert abs(parameter.mean().item()) < 0.1 * expected, name
+
+
+@pytest.mark.parametrize("factorized", [None, 8])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("size", [77, 40])
+def test_resize_token_embeddings(size, tied, factorized, tiny_model, tokens, tmp_path):
+    options = {"factorized_embedding_dim": factorized, "tie_word_embeddings": tied}
+    model, ids = tiny_model(HYBRID, "derf", **options), tokens(2, LENGTH) % 40
+    before = logits(model, ids)
+    model.resize_token_embeddings(size)
+    after, kept = logits(model, ids), min(size, 61)
+    assert after.shape[-1] == size == model.config.vocab_size
+    torch.testing.assert_close(after[..., :kept], before[..., :kept], atol=1e-5, rtol=1e-5)
+    assert (model.lm_head.decoder.weight is model.get_input_embeddings().weight) == tied
+    new_ids = ids + size - 40
+    loss, grads = gradients(model, new_ids)
+    assert loss.isfinite() and grads["lm_head.decoder.bias"].shape == (size,)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(type(model).from_pretrained(tmp_path), new_ids), logits(model, new_ids))
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_sparse_prediction_computes_labelled_positions_only(is_training, tiny_model, tokens):
+    dense, sparse = (tiny_model(HYBRID[:4], sparse_prediction=sparse).train(is_training) for sparse in (False, True))
+    ids, labels = tokens(3, LENGTH), tokens(3, LENGTH, seed=1)
+    labels[:, ::3] = -100
+    expected, actual = dense(ids, labels=labels), sparse(ids, labels=labels)
+    assert actual.logits.shape == (int((labels >= 0).sum()), 61)
+    torch.testing.assert_close(actual.logits, expected.logits[labels >= 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(actual.loss, expected.loss, atol=1e-6, rtol=1e-6)
+    assert torch.equal(logits(sparse, ids), logits(dense, ids)), "without labels there is nothing to leave out"
+    labels[:] = -100
+    nothing = sparse(ids, labels=labels)
+    assert nothing.logits.shape == (0, 61)
+
+
+def test_logits_to_keep(tiny_model, tokens):
+    model, ids = tiny_model(HYBRID[:4], is_decoder=True), tokens(2, LENGTH)
+    for keep in (1, 4):
+        torch.testing.assert_close(logits(model, ids, logits_to_keep=keep), logits(model, ids)[:, -keep:])
+
+
+@every_direction
+def test_compiles_without_changing_the_result(is_decoder, tiny_model, tokens):
+    model, ids = tiny_model(HYBRID[:4], "derf", is_decoder), tokens(2, LENGTH)
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    compiled = torch.compile(model, backend="eager")
+    for inputs in ({}, {"attention_mask": mask}):
+        torch.testing.assert_close(logits(compiled, ids, **inputs), logits(model, ids, **inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_of_the_wrong_direction_is_refused(tiny_config):
+    for head, is_decoder in ((FrankensteinForCausalLM, False), (FrankensteinForMaskedLM, True)):
+        with pytest.raises(ValueError, match="is_decoder"):
+            head(tiny_config(is_decoder=is_decoder))
+
+
+@every_mixer
+@every_norm
+def test_encoder_and_decoder_share_their_parameters(mixer, norm, tiny_model):
+    encoder, decoder = tiny_model(mixer, norm), tiny_model(mixer, norm, is_decoder=True)
+    shapes = [{name: tensor.shape for name, tensor in model.state_dict().items()} for model in (encoder, decoder)]
+    assert shapes[0] == shapes[1]
