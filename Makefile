@@ -48,6 +48,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python scripts/bench_mixers.py
+	$(BIN)/python scripts/bench_training.py
 
 app: $(READY)
 	$(BIN)/python app.py

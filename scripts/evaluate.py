@@ -10,6 +10,7 @@ is their training loss on held-out text, `pseudo` the pseudo-perplexity of Salaz
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_model_name("--model", args.model)
     check_numbers(args)
     if args.report:
-        check_output_dir(Path(args.report).absolute().parent)
+        check_report(Path(args.report))
     split = args.split or ("validation" if args.dataset in BUILTIN_NAMES else "all")
 
     with RunLog(args.log_level):
@@ -114,12 +115,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"report: {args.report}")
 
 
+def check_report(path: Path) -> None:
+    """Make sure, before the work, that the report can be written."""
+    if path.is_dir():
+        raise UserError(f"--report {path}: is a folder; name a file, such as {path / 'report.json'}.")
+    if path.is_file() and not os.access(path, os.W_OK):
+        raise UserError(f"--report {path}: the file cannot be written.")
+    check_output_dir(path.absolute().parent)
+
+
 def check_numbers(args: argparse.Namespace) -> None:
     """Refuse numbers that nothing can be scored with."""
-    for name in ("batch_size", "max_documents", "max_length", "stride"):
+    for name, least in (("batch_size", 1), ("max_documents", 1), ("max_length", 2), ("stride", 1)):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1.")
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}.")
     for name in ("mlm_probability", "validation_fraction"):
         if not 0 < getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must lie between 0 and 1.")

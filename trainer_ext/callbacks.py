@@ -212,8 +212,8 @@ class CsvLog(TrainerCallback):
 
     Args:
         path: the file. An existing one is continued when `resume_step` is given: rows after that step are dropped.
-        resume_step: step of the checkpoint that the run continues from, or None for a new run.
-        seconds: seconds already spent before `resume_step` are read from the kept rows.
+        resume_step: step of the checkpoint that the run continues from, or None for a new run. The seconds spent
+            before it are read from the kept rows.
     """
 
     def __init__(self, path: Path, resume_step: int | None = None):

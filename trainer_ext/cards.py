@@ -53,7 +53,7 @@ def model_card(name: str, facts: Mapping[str, Any]) -> str:
 
     Args:
         name: title of the card.
-        facts: the run's metrics as in metrics.json (see recipe.run_facts).
+        facts: the run's metrics as in metrics.json (see results.run_facts).
     """
     return "\n".join(
         [

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from frankenlm.modeling import read_preset
 
@@ -33,6 +33,7 @@ def check_run(run: RunSettings) -> Path | None:
         check_config(run)
     else:
         check_model_name("--model_name_or_path", run.model.model_name_or_path)
+        check_saved_config(run)
     if is_main_process():
         check_output_dir(training.output_dir)
     checkpoint = find_checkpoint(run)
@@ -51,6 +52,8 @@ def check_ranges(run: RunSettings) -> None:
         raise UserError(f"--max_length {data.max_length}: a sequence needs at least 2 tokens.")
     if data.max_documents is not None and data.max_documents < 2:
         raise UserError(f"--max_documents {data.max_documents}: at least 2, one to train on and one held out.")
+    if data.streaming and run.training.world_size > 1:
+        raise UserError("--streaming works in one process only: leave it out (tokenised data is cached), or use one.")
     if data.streaming and run.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps: the length of a stream is not known.")
 
@@ -70,6 +73,19 @@ def check_config(run: RunSettings) -> None:
         raise UserError(
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={config.max_position_embeddings}; add "
             f"--model.max_position_embeddings {run.data.max_length}."
+        )
+
+
+def check_saved_config(run: RunSettings) -> None:
+    """Check that the sequences fit the positions of the saved model."""
+    name = run.model.model_name_or_path
+    with user_mistakes():
+        config = AutoConfig.from_pretrained(name, trust_remote_code=run.model.trust_remote_code)
+    positions = config.to_dict().get("max_position_embeddings")
+    if positions is not None and run.data.max_length > positions:
+        raise UserError(
+            f"--max_length {run.data.max_length} exceeds max_position_embeddings={positions} of {name}; add "
+            f"--max_length {positions}."
         )
 
 

@@ -31,7 +31,8 @@ EPILOG = """\
 or --model.layer_pattern "[retnet, mamba]".
 Precedence: command line > --config run.yaml > preset > defaults shown here.
 Exit codes: 0 done, 1 failed, 2 a mistake in the input, 6 storage full or read-only, 130/143 stopped by a signal
-(one process: after writing a checkpoint; continue with --resume_from_checkpoint last).
+(one process: after writing a checkpoint; continue with --resume_from_checkpoint last). They are those of this
+script: `accelerate launch` turns every failure into 1, and prints a traceback of its own unless called with -q.
 """
 
 # What a newcomer meets in --help; --help_all shows the rest of TrainingArguments too.

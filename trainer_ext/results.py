@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .callbacks import CsvLog
 from .cards import library_versions, model_card, write_json
 from .plots import plot_training
 from .presets import RunSettings
@@ -20,6 +21,8 @@ def final_loss(trainer: FrankenTrainer) -> dict[str, float]:
     current = last is not None and last["step"] == trainer.state.global_step
     if current and not trainer.args.load_best_model_at_end:
         return last
+    # These are not the weights of the last step, so the curve does not get this point.
+    trainer.pop_callback(CsvLog)
     return trainer.evaluate()
 
 

@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
 
 from frankenlm.modeling.checks import suggest
 
-from .cli import UserError
+from .cli import UserError, user_mistakes
 from .collators import build_collator
 from .data import count_bytes, count_tokens, iter_texts, load_documents, load_splits, prepare_dataset
 from .metrics.language import LossSum, causal_nats, masked_lm_nats, perplexity_report, pseudo_nats
@@ -208,7 +208,8 @@ def _score_masked(
     scorer: Scorer, documents: Dataset, utf8_bytes: int, mlm_probability: float, seed: int
 ) -> tuple[LossSum, int]:
     """The masked loss over packed blocks, and the bytes that the scored tokens stand for."""
-    rows = prepare_dataset(documents, scorer.tokenizer, max_length=scorer.context_length, objective="mlm")
+    with user_mistakes():
+        rows = prepare_dataset(documents, scorer.tokenizer, max_length=scorer.context_length, objective="mlm")
     collator = build_collator("mlm", scorer.tokenizer, mlm_probability=mlm_probability, seed=seed).for_evaluation()
     batches = DataLoader(rows, batch_size=scorer.batch_size, collate_fn=collator)
     losses = masked_lm_nats(scorer.model, tqdm(batches, unit="batch"))

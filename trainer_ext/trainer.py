@@ -1,8 +1,9 @@
 """FrankenTrainer: `transformers.Trainer`, extended at its own seams.
 
-What differs: weight decay spares what the model says, the evaluation loss is the exact mean over tokens, and log
-events carry router balance, final-norm saturation, throughput and memory. (The optimizer seam, `create_optimizer`, and
-the gradient seam, `_clip_grad_norm`, are left to the base class.)
+What differs: weight decay spares what the model says, the evaluation loss is the mean over tokens (exact with one
+process; with several, samples repeated to fill the last batch count twice), and log events carry router balance,
+final-norm saturation, throughput and memory. (The optimizer seam, `create_optimizer`, and the gradient seam,
+`_clip_grad_norm`, are left to the base class.)
 """
 
 import contextlib

@@ -67,6 +67,8 @@ def test_causal(evaluate, train, held_out, tmp_path):
         (["--model", "{corpus_dir}"], "no config.json"),
         (["--dataset", "missing.txt"], "missing.txt"),
         (["--report", "{corpus}/r.json"], "cannot write to"),
+        (["--report", "{corpus_dir}"], "is a folder; name a file"),
+        (["--max_length", "1"], "must be at least 2"),
         (["--max_length", "600"], "exceeds max_position_embeddings=512"),
         (["--batch_size", "0"], "at least 1"),
         (["--mlm_probability", "1"], "between 0 and 1"),

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from frankenlm.trainer_ext import FrankenTrainer
+from frankenlm.trainer_ext.arguments import DataArguments
 from frankenlm.trainer_ext.callbacks import read_csv
+from frankenlm.trainer_ext.cli import UserError
+from frankenlm.trainer_ext.preflight import check_ranges
 
 ROOT = Path(__file__).resolve().parents[2]
 # what a resumed run must repeat bit for bit; the rest are timings
@@ -141,8 +145,9 @@ def test_early_stopping_keeps_the_best_weights(train, tmp_path):
     assert train(tmp_path, *words, "--learning_rate", 1.0, "--warmup_steps", 0, "--max_grad_norm", 0) == 0
     facts = metrics(tmp_path)
     assert facts["stopped_early"] and facts["steps"] < 40
-    evals = [row["eval_loss"] for row in read_csv(tmp_path / "training.csv") if "eval_loss" in row and row["step"]]
-    assert facts["eval_loss"] == pytest.approx(min(evals), rel=1e-5)
+    evals = [row for row in read_csv(tmp_path / "training.csv") if "eval_loss" in row]
+    assert facts["eval_loss"] == pytest.approx(min(row["eval_loss"] for row in evals if row["step"]), rel=1e-5)
+    assert [row["step"] for row in evals] == list(range(facts["steps"] + 1))  # the best weights add no second point
 
 
 # --- objectives, precision, data
@@ -178,23 +183,33 @@ def test_streaming(train, tmp_path):
 
 def test_a_saved_model_trains_on_and_its_vocabulary_grows(unbroken, cache, corpus, tmp_path, run_train):
     words = ["--model_name_or_path", unbroken, "--dataset", corpus, "--cache_dir", cache, "--vocab_size", 310]
-    words += [
-        "--max_steps",
-        1,
-        "--learning_rate",
-        0,
-        "--max_length",
-        32,
-        "--use_cpu",
-        "--output_dir",
-        tmp_path,
-        "--disable_tqdm",
-        "true",
-    ]
+    words += ["--max_steps", 1, "--learning_rate", 0, "--max_length", 32, "--use_cpu", "--disable_tqdm", "true"]
+    words += ["--output_dir", tmp_path]
     assert run_train(*words) == 0
     assert metrics(tmp_path)["vocab_size"] == 310
     bias = "lm_head.decoder.bias"  # the learned one, not the unigram one again
     assert torch.equal(weights(tmp_path)[bias][:300], weights(unbroken)[bias])
+
+
+def test_sequences_longer_than_a_saved_model_takes(unbroken, corpus, tmp_path, run_train, capfd):
+    words = [
+        "--model_name_or_path",
+        unbroken,
+        "--dataset",
+        corpus,
+        "--max_length",
+        600,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    assert run_train(*words, "--max_steps", 1) == 2
+    assert "add --max_length 512" in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_streams_are_refused_in_several_processes():
+    run = SimpleNamespace(data=DataArguments(streaming=True), training=SimpleNamespace(world_size=2, max_steps=5))
+    with pytest.raises(UserError, match="--streaming works in one process only"):
+        check_ranges(run)
 
 
 # --- mistakes: one line, exit code 2, nothing written
@@ -230,6 +245,7 @@ def odd_files(tmp_path):
         (["--objective", "classification", "--label_column", "lable"], "lable"),
         (["--model.num_attention_heads", "3"], "must divide hidden_size"),
         (["--model.num_loops", "many"], "num_loops"),
+        (["--model.dropout", "1.5"], "dropout=1.5 must lie in [0, 1)"),
         (["--max_length", "600"], "--model.max_position_embeddings 600"),
         (["--max_length", "1"], "at least 2 tokens"),
         (["--mlm_probability", "1.5"], "between 0 and 1"),
