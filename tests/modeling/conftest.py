@@ -28,7 +28,8 @@ def _tiny_config(mixer="standard_attn", norm="layer_norm", is_decoder=False, **o
 def _enliven(model, gain=2.0, seed=1):
     """Redraw the weights so that every part matters: at init a broken part can hide behind tiny branches.
 
-    Matrices get N(0, gain^2 / fan_in), the token table 16 / width, vectors are shifted by noise of 0.3. Same seed, same weights.
+    Matrices get N(0, gain^2 / fan_in), the token table N(0, 16 / width), vectors are shifted by noise of 0.3.
+    Same seed, same weights.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -62,7 +63,7 @@ def tiny_config():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """tiny_model(mixer or pattern, norm, is_decoder, *, lively, gain, dtype, **fields) -> language model in eval mode."""
+    """tiny_model(mixer(s), norm, is_decoder, *, lively, gain, dtype, **fields) -> language model in eval mode."""
     return _tiny_model
 
 
