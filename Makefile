@@ -4,8 +4,6 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
-# Threads that wait by spinning slow each other down many times over on a busy machine.
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help install demo test test-slow lint bench app clean
 
@@ -35,6 +33,9 @@ COMMON := .cache/transformers_tests/VERSION
 $(COMMON): $(READY)
 	$(BIN)/python tests/tools/lay_out_common_tests.py
 	touch $(COMMON)
+
+# Threads that wait by spinning slow each other down many times over on a busy machine, as CI's may be.
+test test-slow: export OMP_WAIT_POLICY ?= passive
 
 test: $(READY) $(COMMON)
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,6 +1,7 @@
 """Benchmarks that compare in one run: interleaved rounds, medians, and everything needed to run them again."""
 
 import json
+import os
 import platform
 import statistics
 import sys
@@ -45,6 +46,7 @@ def environment() -> dict:
     """Return what a figure depends on: processor, threads, versions, command, date."""
     return {
         "command": " ".join(["python", *sys.argv]),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "default"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": _processor_name(),
         "python": platform.python_version(),
