@@ -12,7 +12,7 @@ from transformers import initialization as init
 from .checks import check_choice
 
 RMS_EPS = 1e-6
-SATURATION_BOUND = 2.0  # |argument| beyond which erf and tanh pass less than 2 % and 7 % of their peak gradient
+SATURATION_BOUND = 2.0  # |argument| where erf and tanh still pass about 2 % and 7 % of their peak gradient
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -116,3 +116,12 @@ def test_what_cannot_be_exchanged_is_refused(preset, tiny_model, enliven):
     with pytest.raises(ValueError, match="layer_pattern"):
         tiny_model(("standard_attn", "retnet"), norm_style="post", position_type="learned", use_bias=True,
                    head_transform=True, type_vocab_size=2).to_bert()  # fmt: skip
+
+
+def test_a_model_without_token_types_becomes_a_bert_that_runs(enliven, tokens):
+    config = FrankensteinConfig.from_preset("tinybert", **SMALL, num_hidden_layers=2, type_vocab_size=0)
+    model = enliven(FrankensteinForMaskedLM(config).eval())
+    ids = tokens(2, 13)
+    with torch.no_grad():
+        expected, actual = model(ids).logits, model.to_bert()(ids).logits
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
