@@ -27,8 +27,8 @@ CHOICES = {
 }
 POSITIVE = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_loops", "num_attention_heads", "max_position_embeddings",
-    "intermediate_size", "chunk_size", "ode_steps", "mamba_expand", "mamba_head_dim", "mamba_state", "mamba_conv",
-    "retnet_value_factor", "top_k_experts", "layer_norm_eps",
+    "intermediate_size", "chunk_size", "memory_chunk", "ode_steps", "mamba_expand", "mamba_head_dim", "mamba_state",
+    "mamba_conv", "retnet_value_factor", "top_k_experts", "layer_norm_eps",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "type_vocab_size", "initializer_range", "hope_layer_scale", "router_aux_loss_coef", "router_z_loss_coef",
@@ -58,14 +58,14 @@ class FrankensteinConfig(PreTrainedConfig):
     `head_transform` is BERT's dense-activation-norm before the output matrix.
     `sparse_prediction` computes masked-LM logits at labelled positions only, as ModernBERT does.
     `qk_norm=None` means: on in sigmoid attention, off elsewhere.
-    `use_titan_memory` and `memory_chunk` are reserved for the delta memory of Titan attention.
+    `use_titan_memory` adds a delta memory to Titan attention, scanned `memory_chunk` tokens at a time.
 
     Raises:
         ValueError: a value outside its choices, or a combination that cannot be built; the message says which.
     """
 
     model_type = "frankenstein"
-    keys_to_ignore_at_inference = ["aux_loss", "router_z_loss", "expert_load"]
+    keys_to_ignore_at_inference = ["past_key_values", "aux_loss", "router_z_loss", "expert_load"]
 
     # size
     vocab_size: int = 50000
@@ -222,6 +222,10 @@ class FrankensteinConfig(PreTrainedConfig):
         self._check_experts_and_bits()
 
     def _check_needs(self) -> None:
+        if self.use_titan_memory and "titan_attn" not in self.layer_pattern:
+            raise ValueError(
+                f"use_titan_memory=True does nothing: layer_pattern={self.layer_pattern} has no titan_attn."
+            )
         for field, value, other, needed in NEEDS:
             if self.__dict__[field] == value and self.__dict__[other] != needed:
                 raise ValueError(f"{field}={value} does nothing without {other}={needed}.")
@@ -275,7 +279,8 @@ class FrankensteinConfig(PreTrainedConfig):
             raise ValueError(f"hope_rho={self.hope_rho} must lie in [0, 1), or logits grow with distance.")
         if self.hope_damping <= 0:
             raise ValueError(f"hope_damping={self.hope_damping} must be positive.")
-        aware = {"retnet", "mamba"} | ({"titan_attn"} if self.use_hope else set())
+        titan_is_aware = self.use_hope or self.use_titan_memory
+        aware = {"retnet", "mamba"} | ({"titan_attn"} if titan_is_aware else set())
         if self.position_type == "none" and not aware & set(self.layer_pattern):
             raise ValueError(
                 f"no mixer of layer_pattern={self.layer_pattern} can tell the order of tokens: set position_type to "
@@ -283,8 +288,6 @@ class FrankensteinConfig(PreTrainedConfig):
             )
         if self.attention_window is not None and self.attention_window <= 0:
             raise ValueError(f"attention_window={self.attention_window} must be positive, or None for no window.")
-        if self.use_titan_memory:
-            raise ValueError("use_titan_memory=True is reserved: this version has no delta memory. Set it to False.")
 
     def _check_experts_and_bits(self) -> None:
         if self.num_experts and self.top_k_experts > self.num_experts:

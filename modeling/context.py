@@ -1,35 +1,81 @@
 """What a mixer needs to know about the batch besides its hidden states, computed once per forward pass.
 
-Shapes: B batch, L length.
+Shapes: B batch, L new tokens, T keys they may see: those of the past that a cache keeps, then the new ones.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+from .cache import LayerState, StateCache
+
+# Under a window attention runs over blocks of queries, each with the keys in its reach, so that its cost does not grow
+# with the length. Blocks much shorter than this would spend their time on overhead.
+MIN_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some queries and the keys that they may look at.
+
+    Attributes:
+        queries, keys: slices of the L new tokens and of the T keys.
+        query_ids, key_ids: their position ids, (B or 1, Lq) and (B or 1, Lk).
+        visible: (B or 1, 1, Lq, Lk) bool, True where a query may see a key; None when nothing but `is_causal` restricts
+            it. Every query sees at least itself, so no softmax runs over nothing.
+        is_causal: True when `visible` is None and query i sees keys 0..i only.
+        is_contiguous: True when positions rise by 0 or 1 from key to key.
+    """
+
+    queries: slice
+    keys: slice
+    query_ids: torch.Tensor
+    key_ids: torch.Tensor
+    visible: torch.Tensor | None
+    is_causal: bool
+    is_contiguous: bool
+
+    def visible_keys(self) -> torch.Tensor:
+        """Return `visible` spelled out, (B or 1, 1, Lq, Lk) bool."""
+        if self.visible is not None:
+            return self.visible
+        everything = torch.ones(
+            self.query_ids.shape[1], self.key_ids.shape[1], dtype=torch.bool, device=self.key_ids.device
+        )
+        return (everything.tril() if self.is_causal else everything)[None, None]
 
 
 @dataclass(frozen=True)
 class SequenceContext:
-    """Direction, padding and positions of one batch.
+    """Direction, padding, positions and memory of one batch.
 
     Attributes:
         is_causal: True when a token may see itself and the past only.
         position_ids: (B or 1, L) int64, the number of real tokens before each token; 0 at left pads.
         is_contiguous: True when position_ids rise by 0 or 1 from token to token; False when the caller chose them.
         mask: (B, L) bool, True at real tokens; None when there is no padding.
-        visible: (B or 1, 1, L, L) bool, True where query row may see key column; None when no rule but
-            `is_causal` restricts attention. Every row sees at least itself, so no softmax runs over nothing.
+        key_ids, key_mask: the same for the T keys, (B or 1, T) and (B, T) or None.
+        attention_window: how many tokens back (and ahead, when bidirectional) attention reaches, itself included.
+        inner_pads: the most pads that any row has after its first real token.
         attn_implementation: "eager" or "sdpa".
         keep_weights: True when mixers return their attention weights (eager attention only).
+        cache: what earlier calls left behind; None when nothing is kept.
     """
 
     is_causal: bool
     position_ids: torch.Tensor
+    key_ids: torch.Tensor
     is_contiguous: bool = True
     mask: torch.Tensor | None = None
-    visible: torch.Tensor | None = None
+    key_mask: torch.Tensor | None = None
+    attention_window: int | None = None
+    inner_pads: int = 0
     attn_implementation: str = "sdpa"
     keep_weights: bool = False
+    cache: StateCache | None = None
+    _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def build(
@@ -44,40 +90,104 @@ class SequenceContext:
         attention_window: int | None = None,
         attn_implementation: str = "sdpa",
         keep_weights: bool = False,
+        cache: StateCache | None = None,
     ) -> "SequenceContext":
-        """Derive the context from what a caller of the model gives.
+        """Derive the context from what a caller of the model gives, and book the new tokens into the cache.
+
+        With a cache that holds P columns, `attention_mask` is (B, P + L) or (B, L) and positions go on from the past.
 
         Raises:
-            ValueError: `attention_mask` is not (B, L), or `position_ids` neither (B, L) nor (1, L).
+            ValueError: `attention_mask` or `position_ids` of another shape, or a cache of another batch size.
         """
-        mask = _real_tokens(attention_mask, batch_size, length)
-        is_contiguous = position_ids is None
-        if not is_contiguous and position_ids.shape not in ((batch_size, length), (1, length)):
-            raise ValueError(
-                f"position_ids has shape {tuple(position_ids.shape)}, expected ({batch_size}, {length}) "
-                f"or (1, {length})."
-            )
-        if is_contiguous:
-            position_ids = _positions(mask, length, device)
-        elif mask is not None:
-            position_ids = _settle_pads(position_ids, mask)
+        past, start = 0, None
+        if cache is not None:
+            cache.check_batch(batch_size)
+            past, start = cache.get_seq_length(), cache.next_positions()
+        mask = _real_tokens(attention_mask, batch_size, length, past)
+        counted = _positions(mask, length, device, start)
+        is_contiguous = True
+        if position_ids is not None:
+            position_ids = _given_positions(position_ids, mask, batch_size, length)
+            is_contiguous = _are_counted(position_ids, counted)
+        position_ids = counted if is_contiguous else position_ids
+        key_ids, key_mask, inner_pads = position_ids, mask, _inner_pads(mask)
+        if cache is not None:
+            key_ids, key_mask = cache.book(position_ids, mask, batch_size, is_contiguous)
+            inner_pads, is_contiguous = cache.inner_pads, cache.is_contiguous
         return cls(
             is_causal=is_causal,
             position_ids=position_ids,
+            key_ids=key_ids,
             is_contiguous=is_contiguous,
             mask=mask,
-            visible=_visible(mask, position_ids, is_causal, attention_window),
+            key_mask=key_mask,
+            attention_window=attention_window,
+            inner_pads=inner_pads,
             attn_implementation=attn_implementation,
             keep_weights=keep_weights,
+            cache=cache,
         )
 
-    def visible_keys(self) -> torch.Tensor:
-        """Return `visible` spelled out: (B or 1, 1, L, L) bool even where nothing but direction restricts attention."""
-        if self.visible is not None:
-            return self.visible
-        length = self.position_ids.shape[1]
-        everything = torch.ones(length, length, dtype=torch.bool, device=self.position_ids.device)
-        return (everything.tril() if self.is_causal else everything)[None, None]
+    @property
+    def past(self) -> int:
+        """Return how many of the T keys come before the new tokens."""
+        return self.key_ids.shape[1] - self.position_ids.shape[1]
+
+    def state(self, logical_layer_idx: int) -> LayerState | None:
+        """Return what the cache keeps for a layer; None without a cache."""
+        return None if self.cache is None else self.cache.layers[logical_layer_idx]
+
+    def shared(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Return make(), computed once per forward pass for all layers that ask for `key`."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def blocks(self) -> list[Block]:
+        """Return the queries in blocks, each with the keys in its reach: one block unless a window is set."""
+        return self.shared("blocks", self._blocks)
+
+    def _blocks(self):
+        length, past, window = self.position_ids.shape[1], self.past, self.attention_window
+        size = length if window is None else max(window, MIN_BLOCK)
+        if self.keep_weights or not self.is_contiguous or size >= length:
+            return [self._block(0, length, 0, past + length)]
+        reach = window - 1 + self.inner_pads
+        blocks = []
+        for start in range(0, length, size):
+            stop = min(start + size, length)
+            last = past + (stop if self.is_causal else min(stop + reach, length))
+            blocks.append(self._block(start, stop, max(past + start - reach, 0), last))
+        return blocks
+
+    def _block(self, start: int, stop: int, first: int, last: int) -> Block:
+        visible = self._visible(start, stop, first, last)
+        return Block(
+            queries=slice(start, stop),
+            keys=slice(first, last),
+            query_ids=self.position_ids[:, start:stop],
+            key_ids=self.key_ids[:, first:last],
+            visible=visible,
+            is_causal=self.is_causal and visible is None and stop - start > 1,
+            is_contiguous=self.is_contiguous,
+        )
+
+    def _visible(self, start, stop, first, last):
+        """(B or 1, 1, Lq, Lk) bool for queries start..stop and keys first..last, or None."""
+        length, past, window = self.position_ids.shape[1], self.past, self.attention_window
+        is_step = length == 1 and (window is None or (self.is_contiguous and self.inner_pads == 0))
+        if self.key_mask is None and (is_step or (window is None and past == 0)):
+            return None
+        device = self.position_ids.device
+        query = torch.arange(past + start, past + stop, device=device)[:, None]
+        key = torch.arange(first, last, device=device)[None]
+        visible = (key <= query if self.is_causal else torch.ones_like(key <= query))[None]
+        if window is not None:
+            distance = (self.position_ids[:, start:stop, None] - self.key_ids[:, None, first:last]).abs()
+            visible = visible & (distance < window)
+        if self.key_mask is not None:
+            visible = visible & self.key_mask[:, None, first:last]
+        return (visible | (key == query))[:, None]
 
     def zero_pads(self, x: torch.Tensor) -> torch.Tensor:
         """Return x (B, L, ...) with zeros at the pads."""
@@ -92,25 +202,39 @@ def zero_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, 0.0)
 
 
-def _real_tokens(attention_mask: torch.Tensor | None, batch_size: int, length: int) -> torch.Tensor | None:
+def _real_tokens(attention_mask: torch.Tensor | None, batch_size: int, length: int, past: int) -> torch.Tensor | None:
     if attention_mask is None:
         return None
-    if attention_mask.shape != (batch_size, length):
+    if attention_mask.shape not in ((batch_size, length), (batch_size, past + length)):
+        with_past = f" or, with the past, ({batch_size}, {past + length})" if past else ""
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, expected (batch, length) = "
-            f"({batch_size}, {length}) with 1 at real tokens and 0 at pads."
+            f"({batch_size}, {length}){with_past} with 1 at real tokens and 0 at pads."
         )
-    mask = attention_mask.bool()
+    mask = attention_mask[:, -length:].bool()
     # A mask without pads costs as much as one with; under torch.compile the shortcut would depend on the data.
     if not torch.compiler.is_compiling() and bool(mask.all()):
         return None
     return mask
 
 
-def _positions(mask: torch.Tensor | None, length: int, device: torch.device) -> torch.Tensor:
-    if mask is None:
-        return torch.arange(length, device=device)[None]
-    return (mask.long().cumsum(1) - 1).clamp_min(0)
+def _positions(mask, length: int, device: torch.device, start: torch.Tensor | None) -> torch.Tensor:
+    """Count real tokens from `start` (B or 1, 1); pads take the position of the real token before them."""
+    counted = torch.arange(length, device=device)[None] if mask is None else mask.long().cumsum(1) - 1
+    return counted.clamp_min(0) if start is None else (start + counted).clamp_min(0)
+
+
+def _given_positions(position_ids, mask, batch_size: int, length: int) -> torch.Tensor:
+    if position_ids.shape not in ((batch_size, length), (1, length)):
+        raise ValueError(
+            f"position_ids has shape {tuple(position_ids.shape)}, expected ({batch_size}, {length}) or (1, {length})."
+        )
+    return position_ids if mask is None else _settle_pads(position_ids, mask)
+
+
+def _are_counted(position_ids: torch.Tensor, counted: torch.Tensor) -> bool:
+    """Whether given positions are what counting gives, as those of generate() are; under compile nobody looks."""
+    return not torch.compiler.is_compiling() and bool((position_ids == counted).all())
 
 
 def _settle_pads(position_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -119,20 +243,7 @@ def _settle_pads(position_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
     return torch.where(mask, real, real.cummax(1).values)
 
 
-def _visible(
-    mask: torch.Tensor | None, position_ids: torch.Tensor, is_causal: bool, window: int | None
-) -> torch.Tensor | None:
-    if mask is None and window is None:
-        return None
-    length = position_ids.shape[-1]
-    visible = torch.ones(length, length, dtype=torch.bool, device=position_ids.device)
-    if is_causal:
-        visible = visible.tril()
-    visible = visible[None]
-    if window is not None:
-        distance = (position_ids[:, :, None] - position_ids[:, None, :]).abs()
-        visible = visible & (distance < window)
-    if mask is not None:
-        visible = visible & mask[:, None, :]
-    itself = torch.eye(length, dtype=torch.bool, device=position_ids.device)
-    return (visible | itself)[:, None]
+def _inner_pads(mask: torch.Tensor | None) -> int:
+    if mask is None:
+        return 0
+    return int(((mask.cumsum(1) > 0) & ~mask).sum(1).max())

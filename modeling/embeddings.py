@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .cache import slide_window
 from .context import SequenceContext
 from .mixer_base import LinearFactory
 from .norms import rms_normalize
@@ -60,10 +61,15 @@ class EmbeddingConv(nn.Conv1d):
         self.weight.copy_(aligned)
         self.origin.fill_(self.expected_origin)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map x (B, L, R) to the same shape."""
+    def forward(self, x: torch.Tensor, context: SequenceContext) -> torch.Tensor:
+        """Map x (B, L, R), zero at pads, to the same shape; with a cache, the last inputs are remembered in it."""
         kernel = self.kernel_size[0]
-        padded = F.pad(x.transpose(1, 2), (self.expected_origin, kernel - 1 - self.expected_origin))
+        if context.cache is None:
+            padded = F.pad(x.transpose(1, 2), (self.expected_origin, kernel - 1 - self.expected_origin))
+        else:
+            state = context.cache.embedding.tensors
+            inputs, state["conv"] = slide_window(x, state.get("conv"), kernel - 1, context.mask)
+            padded = inputs.transpose(1, 2)
         return super().forward(padded).transpose(1, 2)
 
 
@@ -122,7 +128,7 @@ class FactorizedEmbedding(nn.Module):
         """Map rows of the table (B, L, R) to hidden states (B, L, D), zero at pads."""
         x = context.zero_pads(self.narrow(inputs_embeds, token_type_ids, context))
         if self.conv is not None:
-            x = self.conv(x)
+            x = self.conv(x, context)
         if self.projection is not None:
             x = self.projection(x)
         if self.norm is not None:
@@ -156,6 +162,26 @@ class FactorizedHead(nn.Module):
         self.norm = transform_norm
         self.projection = linear(hidden_size, rank, bias=False) if rank else None
         self.decoder = linear(rank or hidden_size, vocab_size, bias=bias)
+
+    @torch.no_grad()
+    def set_unigram_bias(self, counts: torch.Tensor) -> None:
+        """Set the output bias to log((count + 1) / N), so that training starts from the unigram distribution.
+
+        Args:
+            counts: (V,) occurrences of each token in the training text; N is their smoothed sum.
+
+        Raises:
+            ValueError: the head has no bias, or counts is not (V,).
+        """
+        bias = self.decoder.bias
+        if bias is None:
+            raise ValueError("head_bias=False: there is no bias to set; use head_bias_init='zeros'.")
+        if counts.shape != bias.shape:
+            raise ValueError(
+                f"counts has shape {tuple(counts.shape)}, expected one count per token, {tuple(bias.shape)}."
+            )
+        smoothed = counts.to(torch.float64) + 1
+        bias.copy_((smoothed / smoothed.sum()).log())
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if self.dense is not None:

@@ -46,6 +46,8 @@ def _titan_options(config: FrankensteinConfig) -> dict:
         "hope_rho": config.hope_rho,
         "hope_base": config.hope_base,
         "hope_layer_scale": config.hope_layer_scale,
+        "use_memory": config.use_titan_memory,
+        "memory_chunk": config.memory_chunk,
     }
 
 

@@ -4,7 +4,7 @@ standard_attn: Vaswani et al. 2017, arXiv:1706.03762, with rotary, learned or no
 titan_attn: the attention branch of Titans (arXiv:2501.00663) with hyperbolic positions (HoPE, arXiv:2509.05218).
 sigmoid_attn: Ramapuram et al. 2024, arXiv:2409.04431; the bias is -log(number of keys the row sees), not of the padded
 length, plus a learnable offset per head. No row is divided by its sum.
-Shapes: B batch, L length, D hidden, H heads, K head width.
+Shapes: B batch, L length, T keys (those of the past first), D hidden, H heads, K head width.
 """
 
 import torch
@@ -12,31 +12,30 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .context import SequenceContext
+from .context import Block, SequenceContext
+from .delta_memory import DeltaMemory
 from .mixer_base import LinearFactory, Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32
 from .positions import (
     apply_rotary,
-    hope_features,
-    hope_fits,
+    hope_causal_features,
     hope_rates,
     hope_scores,
-    rotary_tables,
+    shared_rotary_tables,
     to_light_cone,
 )
 
 
-def _softmax_attention(scores, v, context, dropout):
-    scores = scores.masked_fill(~context.visible_keys(), float("-inf"))
+def _softmax_attention(scores, v, block, dropout):
+    scores = scores.masked_fill(~block.visible_keys(), float("-inf"))
     weights = scores.softmax(-1)
     return F.dropout(weights, dropout).to(v.dtype) @ v, weights
 
 
-def _fused_attention(q, k, v, context, dropout, scale):
-    """(B, H, L, K) attention through torch's fused kernels; never materialises the weights."""
-    is_causal = context.is_causal and context.visible is None
+def _fused_attention(q, k, v, block, dropout, scale):
+    """(B, H, Lq, K) attention through torch's fused kernels; never materialises the weights."""
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=context.visible, dropout_p=dropout, is_causal=is_causal, scale=scale
+        q, k, v, attn_mask=block.visible, dropout_p=dropout, is_causal=block.is_causal, scale=scale
     )
 
 
@@ -87,24 +86,41 @@ class StandardAttention(Mixer):
     def rotate(self, q, k, context: SequenceContext) -> tuple[torch.Tensor, torch.Tensor]:
         if self.rope_theta is None:
             return q, k
-        tables = rotary_tables(context.position_ids, self.head_width, self.rope_theta, q.dtype)
+        tables = shared_rotary_tables(context, self.head_width, self.rope_theta, q.dtype)
         return apply_rotary(q, tables), apply_rotary(k, tables)
 
-    def attend(self, q, k, v, context: SequenceContext, logical_layer_idx: int):
-        """Return the heads' outputs (B, H, L, K), and the weights (B, H, L, L) or None."""
-        dropout = self.attention_dropout if self.training else 0.0
+    def attend(
+        self, q, k, v, context: SequenceContext, logical_layer_idx: int, evaluation: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the heads' outputs (B, H, L, K), and the weights (B, H, L, T) when they are all in one block."""
         q, k = self.rotate(q, k, context)
+        state = context.state(logical_layer_idx)
+        if state is not None:
+            k, v = state.append(k, v, evaluation)
+        outputs = [
+            self.attend_block(
+                q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys], block, context, logical_layer_idx
+            )
+            for block in context.blocks()
+        ]
+        if len(outputs) == 1:
+            return outputs[0]
+        return torch.cat([heads for heads, _ in outputs], dim=2), None
+
+    def attend_block(self, q, k, v, block: Block, context: SequenceContext, logical_layer_idx: int):
+        """Attend from the block's queries (B, H, Lq, K) to its keys (B, H, Lk, K)."""
+        dropout = self.attention_dropout if self.training else 0.0
         if context.attn_implementation == "sdpa":
-            return _fused_attention(q, k, v, context, dropout, self.scale), None
+            return _fused_attention(q, k, v, block, dropout, self.scale), None
         scores = at_least_float32(q @ k.transpose(-1, -2)) * self.scale
-        return _softmax_attention(scores, v, context, dropout)
+        return _softmax_attention(scores, v, block, dropout)
 
     def merge(self, heads: torch.Tensor) -> torch.Tensor:
         """(B, H, L, K) -> (B, L, D), through the output projection."""
         return self.o_proj(heads.transpose(1, 2).flatten(2))
 
-    def mix(self, x, context, logical_layer_idx):
-        heads, weights = self.attend(*self.heads(x), context, logical_layer_idx)
+    def mix(self, x, context, logical_layer_idx, evaluation: int = 0):
+        heads, weights = self.attend(*self.heads(x), context, logical_layer_idx, evaluation)
         return self.merge(heads), weights if context.keep_weights else None
 
 
@@ -112,6 +128,7 @@ class TitanAttention(StandardAttention):
     """Softmax attention with hyperbolic positions; the damping grows with the logical layer.
 
     Without `use_hope` it is StandardAttention. Logits and position factors are computed in at least float32.
+    `use_memory` adds a delta memory, which also remembers what lies beyond an attention window; see delta_memory.py.
     """
 
     def __init__(
@@ -124,11 +141,14 @@ class TitanAttention(StandardAttention):
         hope_rho: float = 0.9,
         hope_base: float = 1e4,
         hope_layer_scale: float = 0.05,
+        use_memory: bool = False,
+        memory_chunk: int = 32,
         **attention_options,
     ):
         super().__init__(hidden_size, num_heads, **attention_options)
+        self.memory = DeltaMemory(hidden_size, num_heads, memory_chunk) if use_memory else None
         self.use_hope = use_hope
-        self.carries_position = self.carries_position or use_hope
+        self.carries_position = self.carries_position or use_hope or use_memory
         self.hope_damping = hope_damping
         self.hope_rho = hope_rho
         self.hope_base = hope_base
@@ -139,21 +159,32 @@ class TitanAttention(StandardAttention):
         damping = self.hope_damping * (1 + self.hope_layer_scale * logical_layer_idx)
         return hope_rates(self.head_width, damping, self.hope_rho, self.hope_base)
 
-    def attend(self, q, k, v, context, logical_layer_idx):
-        if not self.use_hope:
-            return super().attend(q, k, v, context, logical_layer_idx)
-        with torch.autocast(q.device.type, enabled=False):
-            return self._attend_hyperbolically(q, k, v, context, self.rates(logical_layer_idx))
+    def mix(self, x, context, logical_layer_idx, evaluation: int = 0):
+        q, k, v = self.heads(x)
+        heads, weights = self.attend(q, k, v, context, logical_layer_idx, evaluation)
+        if self.memory is not None:
+            heads = heads + self.memory(x, q, k, v, context, context.state(logical_layer_idx))
+        return self.merge(heads), weights if context.keep_weights else None
 
-    def _attend_hyperbolically(self, q, k, v, context, rates):
+    def rotate(self, q, k, context):
+        # Keys are cached as they are: a factor e^(rate n) on them would overflow as n grows.
+        return (to_light_cone(q), to_light_cone(k)) if self.use_hope else super().rotate(q, k, context)
+
+    def attend_block(self, q, k, v, block, context, logical_layer_idx):
+        if not self.use_hope:
+            return super().attend_block(q, k, v, block, context, logical_layer_idx)
+        with torch.autocast(q.device.type, enabled=False):
+            return self._attend_hyperbolically(q, k, v, block, context, self.rates(logical_layer_idx))
+
+    def _attend_hyperbolically(self, q, k, v, block, context, rates):
         dropout = self.attention_dropout if self.training else 0.0
-        q, k = to_light_cone(q), to_light_cone(k)
-        one_centre = hope_fits(context.position_ids, rates[0], context.is_contiguous)
-        if context.attn_implementation == "sdpa" and context.is_causal and one_centre:
-            q, k = hope_features(q, k, context.position_ids, context.position_ids, rates[0])
-            return _fused_attention(q, k, at_least_float32(v), context, dropout, self.scale).to(v.dtype), None
-        scores = hope_scores(q, k, context.position_ids, rates, context.is_causal, context.is_contiguous) * self.scale
-        return _softmax_attention(scores, v, context, dropout)
+        if context.attn_implementation == "sdpa" and context.is_causal:
+            features = hope_causal_features(q, k, block.query_ids, block.key_ids, rates[0], block.is_contiguous)
+            if features is not None:
+                heads = _fused_attention(*features, at_least_float32(v), block, dropout, self.scale)
+                return heads.to(v.dtype), None
+        scores = hope_scores(q, k, block.query_ids, block.key_ids, rates, context.is_causal, block.is_contiguous)
+        return _softmax_attention(scores * self.scale, v, block, dropout)
 
 
 class SigmoidAttention(StandardAttention):
@@ -168,9 +199,8 @@ class SigmoidAttention(StandardAttention):
     def initialize_parameters(self) -> None:
         init.zeros_(self.head_bias)
 
-    def attend(self, q, k, v, context, logical_layer_idx):
-        q, k = self.rotate(q, k, context)
-        visible = context.visible_keys()
+    def attend_block(self, q, k, v, block, context, logical_layer_idx):
+        visible = block.visible_keys()
         keys_seen = visible.sum(-1, keepdim=True)
         logits = at_least_float32(q @ k.transpose(-1, -2)) * self.scale
         logits = logits - keys_seen.to(logits.dtype).log() + self.head_bias[:, None, None]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .cache import LayerState, slide_window
 from .context import zero_pads
 from .mixer_base import LinearFactory, Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32
@@ -64,29 +65,42 @@ class Mamba2(Mixer):
         init.copy_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
         init.ones_(self.D)
 
-    def convolve(self, xBC, mask):
+    def convolve(self, xBC, mask, state: LayerState | None):
         """Return silu(causal depthwise convolution), (B, L, I+2N); pads are zero before and after."""
-        xBC = zero_pads(xBC, mask)
-        padded = F.pad(xBC.transpose(1, 2), (self.conv1d.kernel_size[0] - 1, 0))
-        return zero_pads(F.silu(self.conv1d(padded)).transpose(1, 2), mask)
+        width = self.conv1d.kernel_size[0] - 1
+        window = None if state is None else state.tensors.get("conv")
+        inputs, window = slide_window(zero_pads(xBC, mask), window, width, mask)
+        if state is not None:
+            state.tensors["conv"] = window
+        if xBC.shape[1] == 1:  # a product and a sum take less time than a convolution over one place
+            taps = self.conv1d.weight.squeeze(1).transpose(0, 1).to(inputs.dtype)
+            convolved = (inputs * taps).sum(1, keepdim=True) + self.conv1d.bias.to(inputs.dtype)
+        else:
+            convolved = self.conv1d(inputs.transpose(1, 2)).transpose(1, 2)
+        return zero_pads(F.silu(convolved), mask)
 
-    def scan(self, xBC, dt):
+    def scan(self, xBC, dt, state: LayerState | None):
         """Return the state-space output with its skip, (B, L, H, V), for convolved inputs and step sizes (B, L, H)."""
         x, B, C = xBC.split([self.inner_size, self.state_size, self.state_size], dim=-1)
         x = x.unflatten(-1, (self.num_heads, -1))
         log_decay = -dt * at_least_float32(self.A_log).exp()
-        y, _ = linear_scan_chunked(C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay, self.chunk_size)
+        before = None if state is None else state.tensors.get("scan")
+        y, after = linear_scan_chunked(
+            C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay, self.chunk_size, before
+        )
+        if state is not None:
+            state.tensors["scan"] = after
         return torch.addcmul(y, at_least_float32(self.D)[:, None], x)
 
-    def one_direction(self, xBC, dt, mask):
-        convolved = self.convolve(xBC, mask)
+    def one_direction(self, xBC, dt, mask, state: LayerState | None = None):
+        convolved = self.convolve(xBC, mask, state)
         with torch.autocast(xBC.device.type, enabled=False):
-            return self.scan(at_least_float32(convolved), dt)
+            return self.scan(at_least_float32(convolved), dt, state)
 
     def mix(self, x, context, logical_layer_idx):
         z, xBC, dt = self.in_proj(x).split([self.inner_size, self.conv1d.in_channels, self.num_heads], dim=-1)
         dt = context.zero_pads(F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias)))
-        y = self.one_direction(xBC, dt, context.mask)
+        y = self.one_direction(xBC, dt, context.mask, context.state(logical_layer_idx))
         if not context.is_causal:
             mask = None if context.mask is None else context.mask.flip(1)
             backward = self.one_direction(xBC.flip(1), dt.flip(1), mask)

@@ -6,6 +6,8 @@ x + attention(norm(x)). The field has no dropout and does not grow with the numb
 Shapes: x (B, L, D).
 """
 
+import itertools
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -83,8 +85,10 @@ class OdeBlock(Mixer):
     def forward(self, x, norm, context, logical_layer_idx):
         """Return z(1) - z(0) in x's dtype; z itself is accumulated in at least float32."""
 
+        evaluation = itertools.count()  # each stage has keys of its own: the cache keeps them apart
+
         def field(t, z):
-            slope, _ = self.attention.mix(norm(z.to(x.dtype)), context, logical_layer_idx)
+            slope, _ = self.attention.mix(norm(z.to(x.dtype)), context, logical_layer_idx, next(evaluation))
             slope = at_least_float32(slope)
             return slope if self.tau is None else slope + t * self.tau
 

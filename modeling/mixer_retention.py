@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .cache import LayerState
 from .checks import check_choice
 from .mixer_base import LinearFactory, Mixer, ends_branch
 from .norms import at_least_float32, rms_normalize
-from .positions import apply_rotary, rotary_tables
+from .positions import apply_rotary, shared_rotary_tables
 from .scan_linear import linear_scan_chunked
 
 DECAYS = ("linspace", "paper")
@@ -71,29 +72,34 @@ class Retention(Mixer):
         q, k, v = (p(x).unflatten(-1, (self.num_heads, -1)) for p in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = at_least_float32(q), at_least_float32(k) * self.key_width**-0.5, at_least_float32(v)
         if self.rope_theta is not None:
-            cos, sin = rotary_tables(context.position_ids, self.key_width, self.rope_theta, q.dtype)
+            cos, sin = shared_rotary_tables(context, self.key_width, self.rope_theta, q.dtype)
             tables = cos.transpose(1, 2), sin.transpose(1, 2)
             q, k = apply_rotary(q, tables), apply_rotary(k, tables)
         return q, context.zero_pads(k), v
 
     def log_decay(self, context, like: torch.Tensor) -> torch.Tensor:
         """Return (B or 1, L, H) log gamma, 0 at pads: the identity step."""
-        log_gamma = retention_log_decay(self.num_heads, self.decay).to(like)
+        key = ("log gamma", self.num_heads, self.decay, like.dtype)
+        log_gamma = context.shared(key, lambda: retention_log_decay(self.num_heads, self.decay).to(like))
         if context.mask is None:
             return log_gamma.expand(1, context.position_ids.shape[1], self.num_heads)
         return context.zero_pads(log_gamma.expand(*context.mask.shape, self.num_heads))
 
-    def retain(self, q, k, v, log_decay, is_causal: bool) -> torch.Tensor:
-        """Return (B, L, H, V), in either direction, at linear cost."""
-        if is_causal:
-            return linear_scan_chunked(q, k, v, log_decay, self.chunk_size)[0]
-        forward, _ = linear_scan_chunked(q, k, v, log_decay, self.chunk_size)
+    def retain(self, q, k, v, context, state: LayerState | None) -> torch.Tensor:
+        """Return (B, L, H, V), in either direction, at linear cost; `state` is read and brought up to date."""
+        log_decay = self.log_decay(context, q)
+        before = None if state is None else state.tensors.get("retained")
+        forward, after = linear_scan_chunked(q, k, v, log_decay, self.chunk_size, before)
+        if state is not None:
+            state.tensors["retained"] = after
+        if context.is_causal:
+            return forward
         backward, _ = linear_scan_chunked(*(t.flip(1) for t in (q, k, v, log_decay)), self.chunk_size)
         return forward + backward.flip(1) - (q * k).sum(-1, keepdim=True) * v
 
     def mix(self, x, context, logical_layer_idx):
         q, k, v = self.heads(x, context)
         with torch.autocast(x.device.type, enabled=False):
-            retained = self.retain(q, k, v, self.log_decay(context, q), context.is_causal)
+            retained = self.retain(q, k, v, context, context.state(logical_layer_idx))
         retained = rms_normalize(retained).flatten(2).to(x.dtype)
         return self.o_proj(F.silu(self.g_proj(x)) * retained), None

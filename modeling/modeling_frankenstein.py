@@ -10,17 +10,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .bert_weights import bert_to_ours, ours_to_bert
+from .cache import StateCache
 from .configuration_frankenstein import FrankensteinConfig
 from .context import SequenceContext
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
 from .feedforward import ACTIVATIONS, MixtureOfExperts, RouterStatistics
 from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, make_norm
+from .generation import CachedGenerationMixin, resolve_cache
 from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
 
 
@@ -97,14 +98,12 @@ class FrankensteinPreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, **kwargs)
 
     def no_weight_decay_names(self) -> set[str]:
-        """Return the parameters that must not decay: all vectors and scalars, routers, loop embeddings.
+        """Return the parameters that must not decay: all vectors and scalars, routers, gates, loop embeddings.
 
         Norms, biases, A_log, D, dt_bias and the like are the vectors.
         """
         return {
-            name
-            for name, parameter in self.named_parameters()
-            if parameter.ndim < 2 or name.endswith(("router.weight", "loop_embedding"))
+            name for name, parameter in self.named_parameters() if parameter.ndim < 2 or name.endswith(NOT_DECAYING)
         }
 
 
@@ -147,6 +146,8 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -155,17 +156,21 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
 
         Args:
             input_ids: (B, L).
-            attention_mask: (B, L), 1 at real tokens, 0 at pads on either side; bool, integer or float.
+            attention_mask: (B, L), 1 at real tokens, 0 at pads on either side; bool, integer or float. With a cache
+                that holds P columns it may be (B, P + L).
             position_ids: (B, L) for learned, rotary and hyperbolic positions; by default real tokens are counted.
             token_type_ids: (B, L), when the config has `type_vocab_size`.
             inputs_embeds: (B, L, R) rows of the embedding table in place of `input_ids`.
+            past_key_values: what earlier calls returned; the inputs are then the tokens that follow.
+            use_cache: whether to return one; by default as the config says, but not while training.
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
-                more tokens than learned positions, or token types the model does not have.
+                more tokens than learned positions, token types the model does not have, or a cache that is not its own.
         """
         inputs_embeds = self._look_up(input_ids, inputs_embeds)
-        self._check_inputs(inputs_embeds, position_ids, token_type_ids, kwargs)
+        cache = resolve_cache(self, past_key_values, use_cache)
+        self._check_inputs(inputs_embeds, position_ids, token_type_ids, cache)
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         context = SequenceContext.build(
@@ -178,6 +183,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             attention_window=self.config.attention_window,
             attn_implementation=self.config._attn_implementation,
             keep_weights=want_attentions and self.config._attn_implementation == "eager",
+            cache=cache,
         )
         x = self.embeddings(inputs_embeds, token_type_ids, context)
         states = [] if want_states else None
@@ -185,6 +191,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
         x, routers = self._run_layers(x, context, states, attentions)
         return FrankensteinModelOutput(
             last_hidden_state=x,
+            past_key_values=cache,
             hidden_states=tuple(states) if want_states else None,
             attentions=tuple(attentions) if want_attentions else None,
             **_summarise_routers(routers),
@@ -221,12 +228,13 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         return self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
-    def _check_inputs(self, inputs_embeds, position_ids, token_type_ids, unused):
+    def _check_inputs(self, inputs_embeds, position_ids, token_type_ids, cache):
         length = inputs_embeds.shape[1]
         if length == 0:
             raise ValueError("The sequence is empty: give at least one token.")
         if self.config.position_type == "learned":
-            needed = length if position_ids is None else int(position_ids.max()) + 1
+            past = 0 if cache is None or cache.seen_tokens is None else int(cache.seen_tokens.max())
+            needed = past + length if position_ids is None else int(position_ids.max()) + 1
             if needed > self.config.max_position_embeddings:
                 raise ValueError(
                     f"The sequence needs {needed} positions but max_position_embeddings="
@@ -234,8 +242,10 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
                 )
         if token_type_ids is not None and self.config.type_vocab_size == 0 and bool(token_type_ids.any()):
             raise ValueError("token_type_ids are given but type_vocab_size=0: this model has no token types.")
-        if unused.get("past_key_values") is not None:
-            raise ValueError("past_key_values is given, but this model keeps no cache: pass use_cache=False.")
+
+    def new_cache(self) -> StateCache:
+        """Return an empty cache, with one entry per logical layer."""
+        return StateCache(self.config.num_hidden_layers, self.config.attention_window)
 
 
 def _summarise_routers(routers: list[RouterStatistics]) -> dict:
@@ -266,6 +276,7 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
         return FrankensteinHeadOutput(
             loss=loss,
             logits=logits,
+            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             aux_loss=outputs.aux_loss,
@@ -312,25 +323,9 @@ class _FrankensteinLanguageModel(_FrankensteinHead):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head.decoder = new_embeddings
 
-    @torch.no_grad()
     def set_unigram_bias(self, counts: torch.Tensor) -> None:
-        """Set the output bias to log((count + 1) / N), so that training starts from the unigram distribution.
-
-        Args:
-            counts: (V,) occurrences of each token in the training text; N is their smoothed sum.
-
-        Raises:
-            ValueError: the head has no bias, or counts is not (V,).
-        """
-        bias = self.lm_head.decoder.bias
-        if bias is None:
-            raise ValueError("head_bias=False: there is no bias to set; use head_bias_init='zeros'.")
-        if counts.shape != bias.shape:
-            raise ValueError(
-                f"counts has shape {tuple(counts.shape)}, expected one count per token, {tuple(bias.shape)}."
-            )
-        smoothed = counts.to(torch.float64) + 1
-        bias.copy_((smoothed / smoothed.sum()).log())
+        """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""
+        self.lm_head.set_unigram_bias(counts)
 
 
 class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
@@ -394,7 +389,7 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
         return ours_to_bert(self)
 
 
-class FrankensteinForCausalLM(_FrankensteinLanguageModel, GenerationMixin):
+class FrankensteinForCausalLM(_FrankensteinLanguageModel, CachedGenerationMixin):
     """A causal decoder that predicts the next token."""
 
     shifts_labels = True
@@ -412,6 +407,8 @@ class FrankensteinForCausalLM(_FrankensteinLanguageModel, GenerationMixin):
         position_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
@@ -423,6 +420,8 @@ class FrankensteinForCausalLM(_FrankensteinLanguageModel, GenerationMixin):
             position_ids=position_ids,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
             return_dict=True,
             **_stack_kwargs(kwargs),
         )
@@ -430,10 +429,19 @@ class FrankensteinForCausalLM(_FrankensteinLanguageModel, GenerationMixin):
         loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
         return self.head_output(loss, logits, outputs)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        # Every step recomputes the prefix: exact for all mixers, and the reference for cached decoding.
-        generation_config.use_cache = False
-        model_kwargs["use_cache"] = False
+    def new_cache(self) -> StateCache:
+        """Return an empty cache for generate() or forward()."""
+        return self.model.new_cache()
+
+    def can_forget(self) -> bool:
+        """Return whether the last tokens can be taken back, as assisted decoding must: attention alone, no window."""
+        config = self.config
+        keeps_keys_only = not {"retnet", "mamba"} & set(config.layer_pattern) and not config.use_titan_memory
+        return keeps_keys_only and config.attention_window is None and not config.embedding_conv_kernel
+
+    def max_positions(self) -> int | None:
+        """Return the size of the position table, the one thing that ends a text."""
+        return self.config.max_position_embeddings if self.config.position_type == "learned" else None
 
 
 class FrankensteinForSequenceClassification(_FrankensteinHead):
@@ -487,6 +495,8 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: b
     return total / mask.sum(1, keepdim=True).clamp_min(1)
 
 
+# Matrices that must not decay.
+NOT_DECAYING = ("router.weight", "loop_embedding", "forget_proj.weight", "write_proj.weight", "read_proj.weight")
 # What a checkpoint that carries its code along offers; entries are file.Class.
 AUTO_MAP = {
     "AutoConfig": "configuration_frankenstein.FrankensteinConfig",
@@ -495,7 +505,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_frankenstein.FrankensteinForCausalLM",
     "AutoModelForSequenceClassification": "modeling_frankenstein.FrankensteinForSequenceClassification",
 }
-STACK_KEYS = ("output_hidden_states", "output_attentions", "past_key_values")
+STACK_KEYS = ("output_hidden_states", "output_attentions", "past_key_values", "use_cache")
 
 
 def _stack_kwargs(kwargs: dict) -> dict:
@@ -504,4 +514,4 @@ def _stack_kwargs(kwargs: dict) -> dict:
 
 def _loss_kwargs(kwargs: dict) -> dict:
     """What the loss function of transformers understands, above all the Trainer's `num_items_in_batch`."""
-    return {key: value for key, value in kwargs.items() if key not in (*STACK_KEYS, "use_cache")}
+    return {key: value for key, value in kwargs.items() if key not in STACK_KEYS}

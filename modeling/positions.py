@@ -5,11 +5,12 @@ HoPE: "Hyperbolic Rotary Positional Encoding", arXiv:2509.05218, in light-cone c
 rotation is two decays, so that neither cosh nor sinh (which overflow) is ever computed.
 Differs from the HoPE paper: the angles are phi_i = rho * theta' * base^(-i/(P-1)) with rho < 1. With rotary's angles
 the logits would grow with distance unless the damping theta' left a range of a few tokens only.
-Shapes: B batch, H heads, L length, D head width (even), P = D/2 pairs.
+Shapes: B batch, H heads, L length, Lq queries, Lk keys, D head width (even), P = D/2 pairs.
 """
 
 import torch
 
+from .context import SequenceContext
 from .norms import at_least_float32
 
 # Exponents stay below this: products of two factors reach e^60 = 1e26 at most, finite in float32.
@@ -25,6 +26,14 @@ def rotary_tables(
     angles = position_ids[:, None, :, None].to(dtype) * frequencies.to(position_ids.device, dtype)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
+
+
+def shared_rotary_tables(
+    context: SequenceContext, width: int, theta: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `rotary_tables` at the context's positions, computed once for all layers."""
+    key = ("rotary", width, theta, torch.promote_types(dtype, torch.float32))
+    return context.shared(key, lambda: rotary_tables(context.position_ids, width, theta, dtype))
 
 
 def apply_rotary(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -59,7 +68,12 @@ def hope_span(rates: torch.Tensor) -> int:
 
 
 def hope_features(
-    q: torch.Tensor, k: torch.Tensor, query_ids: torch.Tensor, key_ids: torch.Tensor, rates: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    query_ids: torch.Tensor,
+    key_ids: torch.Tensor,
+    rates: torch.Tensor,
+    centre: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return q', k' with q'_m . k'_n = sum_f q_mf k_nf exp(-rate_f (m - n)) where that exponent is not positive.
 
@@ -67,8 +81,11 @@ def hope_features(
         q, k: (B, H, Lq, D) and (B, H, Lk, D) in light-cone coordinates, at least float32.
         query_ids, key_ids: (B or 1, Lq) and (B or 1, Lk); the keys span at most `hope_span(rates)` positions.
         rates: (D,) decay per position of m - n; negative rates serve keys that lie ahead.
+        centre: (B or 1,) position to count from; by default the middle of the keys.
     """
-    centre = 0.5 * (key_ids.amin(1) + key_ids.amax(1))[:, None, None, None]
+    if centre is None:
+        centre = 0.5 * (key_ids.amin(1) + key_ids.amax(1))
+    centre = centre[:, None, None, None]
 
     def factor(ids, signed_rates):
         exponent = signed_rates.to(q) * (ids[:, None, :, None] - centre).to(q.dtype)
@@ -78,19 +95,35 @@ def hope_features(
     return q * factor(query_ids, -rates), k * factor(key_ids, rates)
 
 
-def _directed_scores(q, k, position_ids, rates):
+def hope_causal_features(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    query_ids: torch.Tensor,
+    key_ids: torch.Tensor,
+    rates: torch.Tensor,
+    is_contiguous: bool,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return `hope_features` that serve all pairs of query and earlier key at once; None when no one centre does."""
+    if is_contiguous and query_ids.shape[1] == 1:
+        return hope_features(q, k, query_ids, key_ids, rates, centre=query_ids[:, 0])  # no key lies ahead
+    if hope_fits(key_ids, rates, is_contiguous):
+        return hope_features(q, k, query_ids, key_ids, rates)
+    return None
+
+
+def _directed_scores(q, k, query_ids, key_ids, rates):
     block = hope_span(rates)
     scores = []
     for start in range(0, k.shape[2], block):
-        keys, ids = k[:, :, start : start + block], position_ids[:, start : start + block]
-        queries, keys = hope_features(q, keys, position_ids, ids, rates)
+        keys, ids = k[:, :, start : start + block], key_ids[:, start : start + block]
+        queries, keys = hope_features(q, keys, query_ids, ids, rates)
         scores.append(queries @ keys.transpose(-1, -2))
     return torch.cat(scores, dim=-1)
 
 
-def _spread_scores(q, k, position_ids, rates):
+def _spread_scores(q, k, query_ids, key_ids, rates):
     """The definition, pair by pair, feature by feature: for positions with holes too wide for any centre."""
-    distance = (position_ids[:, :, None] - position_ids[:, None, :]).to(q.dtype)[:, None]  # (B,1,L,L)
+    distance = (query_ids[:, :, None] - key_ids[:, None, :]).to(q.dtype)[:, None]  # (B,1,Lq,Lk)
     past_rates, future_rates = (rate.to(q)[:, None, None] for rate in rates)
     total = q.new_zeros(())
     for feature in range(q.shape[-1]):
@@ -117,26 +150,27 @@ def hope_fits(position_ids: torch.Tensor, rates: torch.Tensor, is_contiguous: bo
 def hope_scores(
     q: torch.Tensor,
     k: torch.Tensor,
-    position_ids: torch.Tensor,
+    query_ids: torch.Tensor,
+    key_ids: torch.Tensor,
     rates: tuple[torch.Tensor, torch.Tensor],
     is_causal: bool,
     is_contiguous: bool = False,
 ) -> torch.Tensor:
-    """Return the unscaled logits (B, H, L, L) of hyperbolic attention.
+    """Return the unscaled logits (B, H, Lq, Lk) of hyperbolic attention.
 
     Args:
-        q, k: (B, H, L, D) in light-cone coordinates, at least float32.
-        position_ids: (B or 1, L) int64.
+        q, k: (B, H, Lq, D) and (B, H, Lk, D) in light-cone coordinates, at least float32.
+        query_ids, key_ids: (B or 1, Lq) and (B or 1, Lk) int64.
         rates: from `hope_rates`.
         is_causal: True leaves the entries above the diagonal unspecified (but finite): the caller masks them.
-        is_contiguous: positions are known to rise by 0 or 1 from token to token; otherwise they are looked at.
+        is_contiguous: positions are known to rise by 0 or 1 from key to key; otherwise they are looked at.
     """
     past_rates, future_rates = rates
-    if not hope_fits(position_ids, past_rates, is_contiguous, hope_span(past_rates)):
-        return _spread_scores(q, k, position_ids, rates)
-    past = _directed_scores(q, k, position_ids, past_rates)
+    if not hope_fits(key_ids, past_rates, is_contiguous, hope_span(past_rates)):
+        return _spread_scores(q, k, query_ids, key_ids, rates)
+    past = _directed_scores(q, k, query_ids, key_ids, past_rates)
     if is_causal:
         return past
-    future = _directed_scores(q, k, position_ids, -future_rates)
-    is_past = position_ids[:, :, None] >= position_ids[:, None, :]
+    future = _directed_scores(q, k, query_ids, key_ids, -future_rates)
+    is_past = query_ids[:, :, None] >= key_ids[:, None, :]
     return torch.where(is_past[:, None], past, future)

@@ -4,7 +4,7 @@
 
 RetNet (arXiv:2307.08621, eq. 5-7) has a constant a per head; Mamba-2 (arXiv:2405.21060, the SSD form) has q = C, k = B
 shared by a group of heads, v = dt x and log a = -dt exp(A_log). Pads take the identity step: log_decay 0 and k 0.
-Three forms, equal up to rounding; only differences of cumulative log decays, never positive, are exponentiated.
+Four forms, equal up to rounding; only differences of cumulative log decays, never positive, are exponentiated.
 Shapes: B batch, L length, H heads, G groups of R = H/G heads that share q and k, K key width, V value width,
         C chunk length, N chunks.  q, k: (B, L, G, K)  v: (B, L, H, V)  log_decay: (B or 1, L, H)  S: (B, H, K, V).
 """
@@ -47,6 +47,16 @@ def linear_scan_parallel(q, k, v, log_decay):
     return torch.einsum("bhij,bjhv->bihv", scores, v)
 
 
+def linear_scan_step(q, k, v, log_decay, state=None):
+    """One token, as in decoding: L = 1. Returns o (B, 1, H, V) and the next state (B, H, K, V)."""
+    repeats = v.shape[2] // q.shape[2]
+    if repeats > 1:
+        q, k = q.repeat_interleave(repeats, 2), k.repeat_interleave(repeats, 2)
+    added = k.transpose(1, 2).transpose(2, 3) * v.transpose(1, 2)  # (B,H,K,1) * (B,H,1,V)
+    state = added if state is None else torch.addcmul(added, log_decay.transpose(1, 2).exp()[..., None], state)
+    return (q.transpose(1, 2) @ state).transpose(1, 2), state
+
+
 def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None):
     """The same at a cost linear in L: quadratic inside chunks, a recurrence over chunk states between them.
 
@@ -60,6 +70,8 @@ def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None):
     """
     batch, length, heads, width = v.shape
     groups, key_width = q.shape[2:]
+    if length == 1:
+        return linear_scan_step(q, k, v, log_decay, state)
     # (B, G, K, R*V): the heads of a group lie side by side, so that one product with k serves them all.
     if state is None:
         state = v.new_zeros(batch, groups, key_width, heads // groups * width)

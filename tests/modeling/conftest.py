@@ -16,8 +16,15 @@ TINY = {
 }  # fmt: skip
 
 
+# Mixers that are another one with something switched on; tests that walk the table of mixers walk these too.
+VARIANTS = {"titan_memory": ("titan_attn", {"use_titan_memory": True, "memory_chunk": 8})}
+
+
 def _tiny_config(mixer="standard_attn", norm="layer_norm", is_decoder=False, **overrides):
-    pattern = [mixer] if isinstance(mixer, str) else list(mixer)
+    names = [mixer] if isinstance(mixer, str) else list(mixer)
+    pattern = [VARIANTS[name][0] if name in VARIANTS else name for name in names]
+    for name in VARIANTS.keys() & set(names):
+        overrides = VARIANTS[name][1] | overrides
     pointwise = norm in ("derf", "dynamic_tanh")
     fields = TINY | {"layer_pattern": pattern, "norm_type": norm, "embedding_norm": "rms" if pointwise else None}
     fields["num_hidden_layers"] = max(2, len(pattern)) * overrides.get("num_loops", 1)

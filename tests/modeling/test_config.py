@@ -42,7 +42,7 @@ IMPOSSIBLE = [
     ({"num_heads": 2, "num_attention_heads": 4}, "num_heads=2 and num_attention_heads=4 name the same field"),
     ({"activation_bits": 16}, "activation_bits=16"),
     ({"vocab_size": 0}, "vocab_size=0 must be positive"),
-    ({"use_titan_memory": True}, "use_titan_memory=True is reserved"),
+    ({"use_titan_memory": True, "layer_pattern": ["retnet"]}, "has no titan_attn"),
     ({"ode_solver": "rk5"}, "Did you mean 'rk4'"),
     ({"w_scheme": "ternary"}, "w_scheme='ternary' is not known"),
 ]

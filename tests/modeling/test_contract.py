@@ -13,7 +13,7 @@ C = 8  # chunk_size of the tiny models
 LENGTH = 2 * C + 5
 HYBRID = ("retnet", "titan_attn", "mamba", "ode")
 
-every_mixer = pytest.mark.parametrize("mixer", sorted(MIXERS))
+every_mixer = pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
 every_norm = pytest.mark.parametrize("norm", sorted(NORMS))
 every_direction = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
 

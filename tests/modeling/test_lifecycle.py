@@ -11,7 +11,7 @@ from frankenlm.modeling.norms import NORMS
 LENGTH = 21
 HYBRID = ("retnet", "titan_attn", "mamba", "ode", "sigmoid_attn", "standard_attn")
 
-every_mixer = pytest.mark.parametrize("mixer", sorted(MIXERS))
+every_mixer = pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
 every_norm = pytest.mark.parametrize("norm", sorted(NORMS))
 every_direction = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
 

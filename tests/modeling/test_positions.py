@@ -30,7 +30,7 @@ def definition(q, k, query_ids, key_ids, damping=DAMPING):
 
 def scores(q, k, ids, is_causal=False, damping=DAMPING):
     rates = hope_rates(q.shape[-1], damping, RHO, BASE)
-    return hope_scores(to_light_cone(q), to_light_cone(k), ids, rates, is_causal)
+    return hope_scores(to_light_cone(q), to_light_cone(k), ids, ids, rates, is_causal)
 
 
 def random_heads(length, width=6, dtype=torch.float64):

@@ -176,7 +176,7 @@ def one_batch(tokens, is_decoder):
     return ids.masked_fill(hidden, MASK), ids.masked_fill(~hidden, -100)
 
 
-@pytest.mark.parametrize("mixer", sorted(MIXERS))
+@pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
 @pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
 @pytest.mark.parametrize("norm", sorted(NORMS))
 def test_overfits_one_batch(mixer, is_decoder, norm, tiny_model, tokens):
@@ -184,7 +184,7 @@ def test_overfits_one_batch(mixer, is_decoder, norm, tiny_model, tokens):
     assert learn_by_heart(model, *one_batch(tokens, is_decoder), target=0.1) < 0.1
 
 
-@pytest.mark.parametrize("mixer", sorted(MIXERS))
+@pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
 @pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
 @pytest.mark.parametrize("norm", ["dynamic_tanh", "rms_norm"])
 def test_ternary_overfits_one_batch(mixer, is_decoder, norm, tiny_model, tokens):

@@ -1,0 +1,102 @@
+"""What causal heads share for generate(): their cache, and clear refusals of what it cannot do."""
+
+import torch
+from transformers import Cache
+from transformers.generation import GenerationMixin
+
+from .cache import StateCache
+
+
+def resolve_cache(model, past_key_values: Cache | None, use_cache: bool | None) -> StateCache | None:
+    """Return the cache that a forward pass of `model` (with `config` and `new_cache()`) shall use, or None.
+
+    `use_cache=None` means the config's `use_cache`, but not while training. Gradient checkpointing runs parts of the
+    pass twice, which a cache would not survive, so training with it keeps none.
+
+    Raises:
+        ValueError: `past_key_values` is of another class, belongs to another stack, or meets a bidirectional model.
+    """
+    config = model.config
+    if past_key_values is not None:
+        _check_cache(past_key_values, config)
+        return past_key_values
+    if use_cache is None:
+        use_cache = config.use_cache and not model.training
+    if not use_cache or not config.is_decoder or (model.training and model.gradient_checkpointing):
+        return None
+    return model.new_cache()
+
+
+def _check_cache(cache: Cache, config) -> None:
+    if not config.is_decoder:
+        raise ValueError("past_key_values is given, but this model is bidirectional (is_decoder=False).")
+    if not isinstance(cache, StateCache):
+        raise ValueError(
+            f"past_key_values is a {type(cache).__name__}, but this model keeps more than keys and values: leave it "
+            "out, or pass model.new_cache()."
+        )
+    if len(cache.layers) != config.num_hidden_layers or cache.attention_window != config.attention_window:
+        raise ValueError(
+            f"past_key_values has {len(cache.layers)} entries and attention_window={cache.attention_window}, but the "
+            f"model has {config.num_hidden_layers} logical layers and attention_window={config.attention_window}."
+        )
+
+
+class CachedGenerationMixin(GenerationMixin):
+    """generate() with a StateCache; the head implements `new_cache()` and `can_forget()`."""
+
+    @property
+    def _is_stateful(self) -> bool:
+        # Assisted decoding guesses several tokens and takes some back, which only a full key-value cache can do.
+        return not self.can_forget()
+
+    def new_cache(self) -> StateCache:
+        """Return an empty cache for this model."""
+        raise NotImplementedError(f"{type(self).__name__} must implement new_cache()")
+
+    def can_forget(self) -> bool:
+        """Return whether the cache can be cropped: the model keeps keys and values of all tokens and nothing else."""
+        raise NotImplementedError(f"{type(self).__name__} must implement can_forget()")
+
+    def generate(self, inputs: torch.Tensor | None = None, generation_config=None, **kwargs):
+        """As in transformers.
+
+        Raises:
+            ValueError: also for an empty prompt (transformers would only warn, or sample from nothing).
+        """
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is not None and embeds.shape[1] == 0:
+            raise ValueError("inputs_embeds is empty: give at least one token.")
+        if prompt is not None and prompt.shape[-1] == 0 and embeds is None:
+            raise ValueError("the prompt is empty: give at least one token, for instance bos_token_id.")
+        return super().generate(inputs, generation_config, **kwargs)
+
+    def max_positions(self) -> int | None:
+        """Return how many positions the model has embeddings for; None when it can go on for ever."""
+        return None
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ) -> None:
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"cache_implementation={implementation!r} is not available: this model keeps a StateCache, of constant "
+                "size where the architecture promises it. Leave cache_implementation out."
+            )
+        self._check_positions_suffice(model_kwargs.get("attention_mask"), max_cache_length)
+        given = model_kwargs.get("past_key_values")
+        if given is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = given = self.new_cache()
+        if given is not None:
+            _check_cache(given, self.config)
+
+    def _check_positions_suffice(self, attention_mask, columns: int) -> None:
+        limit = self.max_positions()
+        pads = 0 if attention_mask is None else int((attention_mask == 0).sum(1).min())
+        if limit is not None and columns - pads > limit:
+            raise ValueError(
+                f"prompt and new tokens need {columns - pads} positions but max_position_embeddings={limit}: shorten "
+                "the prompt or lower max_new_tokens."
+            )

@@ -1,0 +1,103 @@
+"""The gated delta rule behind the memory of Titan attention: a matrix that learns v from k, one gradient step a token.
+
+    M_t = alpha_t M_{t-1} + u_t k_t^T,    u_t = eta_t (v_t - M_{t-1} k_t),    o_t = M_t q_t
+
+This is the memory of Titans (arXiv:2501.00663) when it is linear, its loss squared, its forgetting 1 - alpha, and
+without momentum. The gated delta rule (arXiv:2412.06464) is the same with beta = eta / alpha and alpha v for v. With
+unit keys the step matrix alpha I - eta k k^T has eigenvalues alpha and alpha - eta, both inside (-1, 1): the state
+stays bounded.
+Pads take the identity step: log_alpha 0 and eta 0. Three forms, equal up to rounding; no exponent is ever positive.
+Shapes: B batch, H heads, L length, K key width, V value width, C chunk length, N chunks.
+q, k: (B, H, L, K)  v: (B, H, L, V)  log_alpha, eta: (B, H, L)  M: (B, H, V, K), all at least float32.
+"""
+
+import torch
+import torch.nn.functional as F
+
+# Chunks are taken this many tokens at a time, so that the intermediates of long sequences stay in cache.
+SEGMENT_LENGTH = 512
+
+
+def delta_scan_step(q, k, v, log_alpha, eta, state=None):
+    """One token, as in decoding: L = 1. Returns o (B, H, 1, V) and the next state (B, H, V, K)."""
+    if state is None:
+        state = v.new_zeros(*v.shape[:2], v.shape[3], k.shape[3])
+    recalled = k @ state.transpose(-1, -2)  # (B,H,1,V)
+    update = eta[..., None] * (v - recalled)
+    state = log_alpha[..., None].exp() * state + update.transpose(-1, -2) * k
+    return q @ state.transpose(-1, -2), state
+
+
+def delta_scan_naive(q, k, v, log_alpha, eta, state=None):
+    """The recurrence token by token. Returns o (B, H, L, V) and the final state (B, H, V, K)."""
+    outputs = []
+    for t in range(q.shape[2]):
+        now = slice(t, t + 1)
+        output, state = delta_scan_step(
+            q[:, :, now], k[:, :, now], v[:, :, now], log_alpha[..., now], eta[..., now], state
+        )
+        outputs.append(output)
+    return torch.cat(outputs, dim=2), state
+
+
+def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None):
+    """The same at a cost linear in L: one triangular system per chunk, a recurrence over chunk states between them.
+
+    Args:
+        chunk_size: C; L need not be a multiple of it. A single chunk of L tokens is the parallel form.
+        state: (B, H, V, K) to start from; zeros by default.
+
+    Returns:
+        o (B, H, L, V) and the final state (B, H, V, K).
+    """
+    if q.shape[2] == 1:
+        return delta_scan_step(q, k, v, log_alpha, eta, state)
+    if state is None:
+        state = v.new_zeros(*v.shape[:2], v.shape[3], k.shape[3])
+    segment = max(SEGMENT_LENGTH // chunk_size, 1) * chunk_size
+    outputs = []
+    for part in zip(*(t.split(segment, dim=2) for t in (q, k, v, log_alpha, eta)), strict=True):
+        output, state = _scan_segment(*part, chunk_size, state)
+        outputs.append(output)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), state
+
+
+def _into_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """(B, H, L, ...) -> (B, H, N, C, ...), with zeros (the identity step) behind the last token."""
+    missing = -x.shape[2] % chunk_size
+    if missing:
+        x = F.pad(x, (0, 0) * (x.ndim - 3) + (0, missing))
+    return x.unflatten(2, (-1, chunk_size))
+
+
+def _decays(later: torch.Tensor, earlier: torch.Tensor, diagonal: int) -> torch.Tensor:
+    """(..., C, C) exp(later_i - earlier_j) for j <= i + diagonal and 0 beyond."""
+    difference = later[..., :, None] - earlier[..., None, :]
+    beyond = torch.ones(difference.shape[-2:], dtype=torch.bool, device=difference.device).triu(diagonal + 1)
+    # -inf goes in before exp: masking afterwards gives inf * 0 = NaN in the backward pass.
+    return difference.masked_fill(beyond, float("-inf")).exp()
+
+
+def _scan_segment(q, k, v, log_alpha, eta, chunk_size, state):
+    length = q.shape[2]
+    q, k, v, log_alpha, eta = (_into_chunks(x, min(chunk_size, length)) for x in (q, k, v, log_alpha, eta))
+    after = log_alpha.cumsum(-1)  # decay from the chunk's start up to and with token i; (B,H,N,C)
+    before = after - log_alpha  # the same, without token i
+
+    # (I + T) U = eta (V - e^before M_0 K): solved for both right-hand sides at once, before M_0 is known
+    keys_seen = k @ k.transpose(-1, -2)
+    system = eta[..., None] * _decays(before, after, -1) * keys_seen  # (B,H,N,C,C), strictly lower
+    sides = torch.cat([v, before.exp()[..., None] * k], dim=-1) * eta[..., None]
+    solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
+    written, corrections = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
+
+    scores = (q @ k.transpose(-1, -2)) * _decays(after, after, 0)
+    queries = after.exp()[..., None] * q
+    remaining = (after[..., -1:] - after).exp()[..., None] * k
+    chunk_decay = after[..., -1].exp()[..., None, None]
+    outputs = []
+    for n in range(q.shape[2]):
+        update = written[:, :, n] - corrections[:, :, n] @ state.transpose(-1, -2)  # u, (B,H,C,V)
+        outputs.append(queries[:, :, n] @ state.transpose(-1, -2) + scores[:, :, n] @ update)
+        state = chunk_decay[:, :, n] * state + update.transpose(-1, -2) @ remaining[:, :, n]
+    return torch.cat(outputs, dim=2)[:, :, :length], state
