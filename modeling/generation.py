@@ -43,7 +43,10 @@ def _check_cache(cache: Cache, config) -> None:
 
 
 class CachedGenerationMixin(GenerationMixin):
-    """generate() with a StateCache; the head implements `new_cache()` and `can_forget()`."""
+    """generate() with a StateCache; the head implements `new_cache()` and `can_forget()`.
+
+    It stands before the model class among a head's bases, for `_is_stateful` to be its own.
+    """
 
     @property
     def _is_stateful(self) -> bool:

@@ -389,7 +389,7 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
         return ours_to_bert(self)
 
 
-class FrankensteinForCausalLM(_FrankensteinLanguageModel, CachedGenerationMixin):
+class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel):
     """A causal decoder that predicts the next token."""
 
     shifts_labels = True
