@@ -1,8 +1,10 @@
-"""Measure how well a saved language model predicts text: loss in nats, perplexity, bits per byte.
+"""Measure how well a saved language model predicts text (loss in nats, perplexity, bits per byte), and, for a causal
+one, what it writes when it goes on with held-out documents (BLEU, repetition, diversity, vocabulary use).
 
     python scripts/evaluate.py --model runs/mini --dataset builtin --report report.json
     python scripts/evaluate.py --model runs/mini --dataset test.jsonl --method pseudo --max_documents 20
     python scripts/evaluate.py --model gpt2 --dataset test.jsonl --metrics perplexity,bits_per_byte --stride 256
+    python scripts/evaluate.py --model runs/infinito --dataset builtin --metrics bleu,repetition --temperature 0
 
 Compare models with different tokenizers by bits per byte. Masked models have no perplexity in the strict sense: `mlm`
 is their training loss on held-out text, `pseudo` the pseudo-perplexity of Salazar et al. (2020).
@@ -14,13 +16,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers.utils import logging as transformers_logging
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
 from frankenlm.trainer_ext.builtin_text import BUILTIN_NAMES
 from frankenlm.trainer_ext.cards import library_versions, write_json
+from frankenlm.trainer_ext.checkpoints import check_sacrebleu
 from frankenlm.trainer_ext.cli import (
     OneLineParser,
     UserError,
@@ -29,8 +34,30 @@ from frankenlm.trainer_ext.cli import (
     run_command,
     user_mistakes,
 )
+from frankenlm.trainer_ext.continuations import (
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    Beginning,
+    choose_lengths,
+    find_beginnings,
+    measure_continuations,
+)
 from frankenlm.trainer_ext.logs import RunLog
-from frankenlm.trainer_ext.scoring import METHODS, METRICS, default_device, load_scorer, load_text, parse_metrics, score
+from frankenlm.trainer_ext.metrics.text import TEXT_MEASURES
+from frankenlm.trainer_ext.sampling import DEFAULT_TEMPERATURE, Sampling
+from frankenlm.trainer_ext.scoring import (
+    LIKELIHOOD,
+    METHODS,
+    METRICS,
+    TEXT_METRICS,
+    Scorer,
+    default_device,
+    fitting_metrics,
+    load_scorer,
+    load_text,
+    parse_metrics,
+    score,
+)
 
 logger = logging.getLogger("frankenlm.evaluate")
 
@@ -53,10 +80,20 @@ def build_parser() -> OneLineParser:
     add("--stride", type=int, help="tokens a causal window moves on (default: half of max_length)")
     add("--batch_size", type=int, default=16, help="rows at once (default: 16)")
     add("--mlm_probability", type=float, default=0.15, help="share of tokens scored under mlm (default: 0.15)")
-    add("--seed", type=int, default=42, help="which tokens mlm scores; train.py's default gives its positions")
+    add("--seed", type=int, default=42,
+        help="which tokens mlm scores (train.py's default gives its positions), and how texts are sampled")  # fmt: skip
     add("--text_column", default="text", help="column that holds the text (default: text)")
     add("--validation_fraction", type=float, default=0.05, help="as in training (default: 0.05)")
     add("--split_seed", type=int, default=0, help="as in training (default: 0)")
+    written = parser.add_argument_group("texts that a causal model writes")
+    written.add_argument("--continuations", type=int, default=20,
+        help="go on with the first so many documents that are long enough (default: 20)")  # fmt: skip
+    written.add_argument("--prompt_tokens", type=int,
+        help=f"tokens of a document to go on from (default: {PROMPT_TOKENS}, or what fits)")  # fmt: skip
+    written.add_argument("--max_new_tokens", type=int,
+        help=f"tokens to write, and of the reference (default: {NEW_TOKENS}, or what fits)")  # fmt: skip
+    written.add_argument("--temperature", type=float, default=DEFAULT_TEMPERATURE,
+        help=f"0: the likeliest token each time (default: {DEFAULT_TEMPERATURE})")  # fmt: skip
     add("--device", default=default_device(), help="cpu or cuda (default: the GPU if there is one)")
     add("--trust_remote_code", action="store_true", help="run model code that comes with the checkpoint")
     add("--log_level", choices=["debug", "info", "warning", "error"], default="info", help="(default: info)")
@@ -91,13 +128,20 @@ def main(argv: Sequence[str] | None = None) -> None:
                 device=args.device,
                 trust_remote_code=args.trust_remote_code,
             )
-        logger.info("scoring %d documents of %s with %s, %s", len(documents), args.dataset, args.model, scorer.method)
-        result = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed)
+            metrics = fitting_metrics(metrics, scorer.method, asked_for_all=args.metrics == "all")
+            plan = plan_texts(args, scorer, documents, metrics)
+        result = {"documents": len(documents)}
+        if any(name in LIKELIHOOD for name in metrics):
+            logger.info(
+                "scoring %d documents of %s with %s, %s", len(documents), args.dataset, args.model, scorer.method
+            )
+            result = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed)
+        result |= write_texts(args.model, scorer, plan, metrics)
 
-    shown = {name: result[name] for name in (*metrics, "tokens", "bytes")}
+    shown = {name: result[name] for name in (*measures(metrics), "tokens", "bytes") if name in result}
     print(table(args.model, scorer.method, shown))
     if args.report:
-        facts = {name: value for name, value in result.items() if name not in METRICS or name in metrics}
+        facts = {name: value for name, value in result.items() if name not in LIKELIHOOD or name in metrics}
         Path(args.report).absolute().parent.mkdir(parents=True, exist_ok=True)
         write_json(
             Path(args.report),
@@ -115,6 +159,55 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"report: {args.report}")
 
 
+def plan_texts(
+    args: argparse.Namespace, scorer: Scorer, documents: Dataset, metrics: Sequence[str]
+) -> tuple[list[Beginning], Sampling] | None:
+    """What the model shall go on from, and how; None where no metric asks for texts."""
+    wanted = [name for name in metrics if name in TEXT_METRICS]
+    if not wanted:
+        return None
+    check_sacrebleu(wanted)
+    prompt, new = choose_lengths(scorer.context_length, args.prompt_tokens, args.max_new_tokens)
+    sampling = Sampling(max_new_tokens=new, temperature=args.temperature, seed=args.seed)
+    sampling.check()
+    beginnings = find_beginnings(scorer, documents, count=args.continuations, prompt=prompt, new=new)
+    if not beginnings:
+        if args.metrics != "all":
+            raise UserError(
+                f"--metrics {wanted[0]}: no document has {prompt + new} tokens; "
+                "lower --prompt_tokens or --max_new_tokens."
+            )
+        logger.warning("no document has %d tokens, so nothing is written: no %s", prompt + new, ", ".join(wanted))
+        return None
+    return beginnings, sampling
+
+
+def write_texts(
+    name: str, scorer: Scorer, plan: tuple[list[Beginning], Sampling] | None, metrics: Sequence[str]
+) -> dict[str, Any]:
+    """Let the model go on with the documents; return the measures, and under `continuations` how they were made."""
+    if plan is None:
+        return {}
+    beginnings, sampling = plan
+    wanted = [name for name in metrics if name in TEXT_METRICS]
+    logger.info("going on with %d documents", len(beginnings))
+    report = measure_continuations(scorer, name, beginnings, wanted, sampling)
+    made = {
+        "bleu_signature": report.pop("bleu_signature", None),
+        "documents": len(beginnings),
+        "new_tokens": sampling.max_new_tokens,
+        "prompt_tokens": len(beginnings[0].prompt),
+        "seed": sampling.seed,
+        "temperature": sampling.temperature,
+    }
+    return {**report, "continuations": made}
+
+
+def measures(metrics: Sequence[str]) -> list[str]:
+    """The names in the report of what --metrics names."""
+    return [measure for name in metrics for measure in TEXT_MEASURES.get(name, (name,))]
+
+
 def check_report(path: Path) -> None:
     """Make sure, before the work, that the report can be written."""
     if path.is_dir():
@@ -126,7 +219,8 @@ def check_report(path: Path) -> None:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Refuse numbers that nothing can be scored with."""
-    for name, least in (("batch_size", 1), ("max_documents", 1), ("max_length", 2), ("stride", 1)):
+    for name, least in (("batch_size", 1), ("max_documents", 1), ("max_length", 2), ("stride", 1),
+                        ("continuations", 1), ("prompt_tokens", 1), ("max_new_tokens", 1)):  # fmt: skip
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name} {value}: must be at least {least}.")
@@ -137,14 +231,14 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--device {args.device}: there is no GPU here; use cpu.")
 
 
-def table(model: str, method: str, values: dict[str, float]) -> str:
+def table(model: str, method: str, values: dict[str, float | None]) -> str:
     """Two columns: measure and value."""
     units = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "bytes": "bytes (UTF-8)"}
     if method == "pseudo":
         units["perplexity"] = "pseudo-perplexity"
     lines = [f"{model}, {method}"]
     for name, value in values.items():
-        text = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
+        text = "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
         lines.append(f"  {units.get(name, name):<24} {text:>14}")
     return "\n".join(lines)
 

@@ -201,6 +201,13 @@ class SaturationProbe(TrainerCallback):
         return step % state.logging_steps == 0 or step >= state.max_steps or (step == 1 and args.logging_first_step)
 
 
+class ExplorationSchedule(TrainerCallback):
+    """Tells a model that explores (Infinito) how much of the training is done, before every step."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        model.set_exploration(state.global_step / state.max_steps)
+
+
 def final_norm(model: torch.nn.Module) -> torch.nn.Module | None:
     """The norm after the last layer of one of our models; None where there is none."""
     base = model.base_model

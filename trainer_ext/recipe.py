@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from .arguments import FrankenTrainingArguments
-from .callbacks import CsvLog, EarlyStopping, SignalStop
+from .callbacks import CsvLog, EarlyStopping, ExplorationSchedule, SignalStop
 from .cli import UserError, is_main_process, user_mistakes
 from .collators import MaskingEpochs, build_collator
 from .data import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
@@ -218,6 +218,8 @@ def build_trainer(
     callbacks = [MaskingEpochs(collator), csv_log, stop]
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(training.early_stopping_patience))
+    if hasattr(model, "set_exploration"):
+        callbacks.append(ExplorationSchedule())
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer, csv_log

@@ -35,12 +35,16 @@ from .cli import UserError, user_mistakes
 from .collators import build_collator
 from .data import count_bytes, count_tokens, iter_texts, load_documents, load_splits, prepare_dataset
 from .metrics.language import LossSum, causal_nats, masked_lm_nats, perplexity_report, pseudo_nats
+from .metrics.text import TEXT_MEASURES
 from .packing import template_ids
 from .tokenizers import special_token_ids
 
 logger = logging.getLogger("frankenlm.scoring")
 
-METRICS = ("bits_per_byte", "loss", "perplexity")
+LIKELIHOOD = ("bits_per_byte", "loss", "perplexity")
+# of texts that a causal model writes: continuations.py
+TEXT_METRICS = tuple(TEXT_MEASURES)
+METRICS = LIKELIHOOD + TEXT_METRICS
 METHODS = {"mlm": "MaskedLM", "pseudo": "MaskedLM", "causal": "CausalLM"}
 DEFAULT_METHODS = {"MaskedLM": "mlm", "CausalLM": "causal"}
 CLASS_NAMES = {"MaskedLM": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "CausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
@@ -79,6 +83,20 @@ def parse_metrics(text: str) -> list[str]:
     if not names:
         raise UserError(f"--metrics is empty. Known: all, {', '.join(METRICS)}.")
     return names
+
+
+def fitting_metrics(names: list[str], method: str, *, asked_for_all: bool) -> list[str]:
+    """The metrics that a method can measure: only causal models write texts.
+
+    Raises:
+        UserError: one that cannot be measured was asked for by name.
+    """
+    if method == "causal":
+        return names
+    for name in names:
+        if name in TEXT_METRICS and not asked_for_all:
+            raise UserError(f"--metrics {name} is measured on texts that the model writes; {method} models write none.")
+    return [name for name in names if name in LIKELIHOOD]
 
 
 def load_scorer(

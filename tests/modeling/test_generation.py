@@ -208,11 +208,42 @@ def test_generation_from_embeddings_in_chunks_and_onwards(case, build, tokens):
     "options", [{"num_return_sequences": 3, "do_sample": True}, {"num_return_sequences": 2, "num_beams": 4}], ids=str
 )
 def test_several_sequences_a_prompt(options, build, tokens):
-    texts = []
+    model, texts = build("loops"), []
     for use_cache in (True, False):
         torch.manual_seed(3)
-        texts.append(greedy(build("loops"), tokens(2, 5), use_cache=use_cache, **options))
+        texts.append(greedy(model, tokens(2, 5), use_cache=use_cache, **options))
     assert torch.equal(*texts) and len(texts[0]) == 2 * options["num_return_sequences"]
+
+
+@every_case
+@pytest.mark.parametrize("beams", [1, 3])
+def test_everything_that_generate_can_return(case, beams, build, tokens):
+    """Per step: scores, logits, the states of all logical layers, and one row of attention per layer that has it."""
+    model, (batch, prompt, steps) = build(case), (2, 5, 4)
+    model.set_attn_implementation("eager")
+    flags = ("output_scores", "output_logits", "output_hidden_states", "output_attentions", "return_dict_in_generate")
+    output = greedy(model, tokens(batch, prompt), max_new_tokens=steps, num_beams=beams, **dict.fromkeys(flags, True))
+    model.set_attn_implementation("sdpa")
+    rows, config = batch * beams, model.config
+    assert output.sequences.shape == (batch, prompt + steps) and isinstance(output.past_key_values, StateCache)
+    assert [score.shape for score in output.scores] == [(rows, 61)] * steps == [x.shape for x in output.logits]
+    for step, (states, attentions) in enumerate(zip(output.hidden_states, output.attentions, strict=True)):
+        length, keys = (prompt, prompt) if step == 0 else (1, min(prompt + step, config.attention_window or 99))
+        assert [state.shape for state in states] == [(rows, length, 32)] * (config.num_hidden_layers + 1)
+        mixers = [config.physical_mixers[i % config.num_physical_layers] for i in range(config.num_hidden_layers)]
+        assert len(attentions) == sum(mixer.endswith("attn") for mixer in mixers)
+        assert all(weights.shape == (rows, 2, length, keys) for weights in attentions)
+
+
+def test_generation_goes_on_from_embeddings_and_from_nothing_but_bos(build, tokens):
+    model, prompts = build("loops"), tokens(2, 7)
+    embeds = model.get_input_embeddings()(prompts)
+    first = greedy(model, None, inputs_embeds=embeds, max_new_tokens=5, return_dict_in_generate=True)
+    longer = torch.cat([embeds, model.get_input_embeddings()(first.sequences)], dim=1)
+    more = greedy(model, None, inputs_embeds=longer, max_new_tokens=6, past_key_values=first.past_key_values)
+    assert torch.equal(torch.cat([first.sequences, more], dim=1), greedy(model, prompts, max_new_tokens=11)[:, 7:])
+    from_bos = model.generate(bos_token_id=3, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert torch.equal(from_bos, greedy(model, torch.tensor([[3]]), max_new_tokens=6))
 
 
 def test_bf16_generates_what_it_would_without_a_cache_for_a_while(tiny_model, tokens):

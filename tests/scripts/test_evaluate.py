@@ -7,7 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from frankenlm.trainer_ext.cli import UserError
-from frankenlm.trainer_ext.scoring import choose_method, parse_metrics
+from frankenlm.trainer_ext.continuations import choose_lengths
+from frankenlm.trainer_ext.scoring import choose_method, fitting_metrics, parse_metrics
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,54 @@ def test_pseudo_perplexity_scores_every_token(evaluate, unbroken, held_out, tmp_
     assert "pseudo-perplexity" in out and str(report) in out
 
 
-def test_causal(evaluate, train, held_out, tmp_path):
-    assert train(tmp_path / "model", "--max_steps", 1, "--objective", "causal") == 0
+@pytest.fixture(scope="module")
+def causal(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "causal"
+    assert train(folder, "--max_steps", 1, "--objective", "causal") == 0
+    return folder
+
+
+def test_causal(evaluate, causal, held_out, tmp_path):
     report = tmp_path / "report.json"
-    words = ["--model", tmp_path / "model", "--dataset", held_out, "--metrics", "perplexity", "--report", report]
+    words = ["--model", causal, "--dataset", held_out, "--metrics", "perplexity", "--report", report]
     assert evaluate(*words, "--max_length", 16) == 0
     facts = read(report)
     assert facts["method"] == "causal" and facts["stride"] == 8
     assert "perplexity" in facts and "loss" not in facts
+
+
+def test_continuations(evaluate, causal, corpus, tmp_path, capsys):
+    report, again = tmp_path / "report.json", tmp_path / "again.json"
+    words = ["--model", causal, "--dataset", corpus, "--max_length", 32]
+    assert evaluate(*words, "--continuations", 2, "--prompt_tokens", 8, "--max_new_tokens", 10, "--report", report) == 0
+    facts, out = read(report), capsys.readouterr().out
+    for name in ("bleu_1", "bleu_4", "repetition_1", "distinct_2", "self_bleu", "type_token_ratio", "perplexity"):
+        assert name in facts and name in out
+    made = facts["continuations"]
+    assert (made["documents"], made["prompt_tokens"], made["new_tokens"], made["seed"]) == (2, 8, 10, 42)
+    assert "tok:13a" in made["bleu_signature"]
+    assert 0 <= facts["bleu_1"] <= 100 and facts["distinct_tokens"] <= 20
+    more = ["--metrics", "bleu,vocabulary", "--continuations", 2, "--prompt_tokens", 8, "--max_new_tokens", 10]
+    assert evaluate(*words, *more, "--report", again) == 0
+    assert read(again)["bleu_1"] == facts["bleu_1"] and "repetition_1" not in read(again)
+    assert "perplexity" not in read(again) and "seconds" not in read(again)
+
+
+def test_documents_too_short_to_go_on_from(evaluate, causal, held_out, capfd):
+    words = ["--model", causal, "--dataset", held_out, "--max_new_tokens", 200]
+    assert evaluate(*words) == 0
+    assert "nothing is written" in capfd.readouterr().err
+    assert evaluate(*words, "--metrics", "bleu") == 2
+    assert "lower --prompt_tokens" in capfd.readouterr().err
+    assert evaluate(*words, "--metrics", "bleu", "--max_length", 64) == 2
+    assert "exceed the 64 tokens" in capfd.readouterr().err
+
+
+def test_lengths_that_fit():
+    assert choose_lengths(512, None, None) == (32, 64)
+    assert choose_lengths(32, None, None) == (10, 22)
+    assert choose_lengths(2, None, None) == (1, 1)
+    assert choose_lengths(100, 40, None) == (40, 60)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +103,8 @@ def test_causal(evaluate, train, held_out, tmp_path):
     [
         (["--metrics", "blue"], "Known: all, bits_per_byte, loss, perplexity"),
         (["--metrics", ","], "--metrics is empty"),
+        (["--metrics", "bleu"], "mlm models write none"),
+        (["--continuations", "0"], "at least 1"),
         (["--method", "causal"], "Methods for it: mlm, pseudo"),
         (["--model", "/no/such/folder"], "no such folder"),
         (["--model", "{corpus_dir}"], "no config.json"),
@@ -84,7 +127,12 @@ def test_mistakes(words, message, evaluate, unbroken, corpus, capfd):
 
 
 def test_metric_names_and_methods():
-    assert parse_metrics("all") == ["bits_per_byte", "loss", "perplexity"]
+    everything = ["bits_per_byte", "loss", "perplexity", "bleu", "repetition", "diversity", "vocabulary"]
+    assert parse_metrics("all") == everything
+    assert fitting_metrics(everything, "causal", asked_for_all=True) == everything
+    assert fitting_metrics(everything, "mlm", asked_for_all=True) == everything[:3]
+    with pytest.raises(UserError, match="mlm models write none"):
+        fitting_metrics(["bleu"], "mlm", asked_for_all=False)
     assert parse_metrics("loss, perplexity") == ["loss", "perplexity"]
     assert choose_method("m", ["BertForMaskedLM"], None) == "mlm"
     assert choose_method("m", ["FrankensteinForCausalLM"], None) == "causal"

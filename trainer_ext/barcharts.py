@@ -1,0 +1,55 @@
+"""Rows of a comparison -> one figure of bars. Takes numbers, never a model; draws without a display."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+PANELS_PER_ROW = 3
+PANEL = (4.2, 3.0)  # inches
+
+
+def plot_comparison(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[str]], path: Path) -> None:
+    """Draw a panel for each group of measures, with a bar for each model.
+
+    Args:
+        rows: each with `label` and `measures`; a measure that is None has no bar.
+        groups: name of a panel -> the measures in it, which share a scale.
+    """
+    columns = min(len(groups), PANELS_PER_ROW)
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(columns * PANEL[0], lines * PANEL[1] + 0.6), dpi=110, layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    colors = colormaps["tab10"].colors
+    width = 0.8 / len(rows)
+    for panel, (name, measures) in zip(panels, groups.items(), strict=False):
+        for index, row in enumerate(rows):
+            heights = [_height(row["measures"][measure]) for measure in measures]
+            places = [place + (index - (len(rows) - 1) / 2) * width for place in range(len(measures))]
+            panel.bar(places, heights, width, color=colors[index % len(colors)], label=row["label"])
+        panel.set(title=name)
+        panel.set_xticks(range(len(measures)), _ticks(measures), fontsize=8)
+        panel.grid(axis="y", alpha=0.25)
+        panel.set_axisbelow(True)
+    for panel in panels[len(groups) :]:
+        panel.set_axis_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(len(rows), 4), frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _height(value: float | int | None) -> float:
+    return 0.0 if value is None or not math.isfinite(value) else float(value)
+
+
+def _ticks(measures: Sequence[str]) -> list[str]:
+    """What tells the measures of a panel apart: a number, or the name."""
+    if len(measures) == 1:
+        return [""]
+    ends = [measure.rpartition("_")[2] for measure in measures]
+    return ends if all(map(str.isdigit, ends)) else [measure.replace("_", "\n") for measure in measures]
