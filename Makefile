@@ -50,6 +50,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python scripts/bench_mixers.py
 	$(BIN)/python scripts/bench_training.py
+	$(BIN)/python scripts/bench_decode.py --threads 2 --rounds 5
 
 app: $(READY)
 	$(BIN)/python app.py

@@ -140,8 +140,10 @@ def test_all_is_the_public_surface():
             assert hasattr(module, name), f"{module.__name__}.{name}"
 
 
-def test_readme_example_runs(tmp_path, monkeypatch):
+def test_readme_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len([line for line in block.splitlines() if line]) <= 20
-    exec(compile(block, "README.md", "exec"), {"__name__": "__readme__"})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert len([line for line in block.splitlines() if line]) <= 20
+        exec(compile(block, "README.md", "exec"), {"__name__": "__readme__"})

@@ -1,0 +1,458 @@
+"""Infinito: a causal post-norm transformer with a slot memory per row of text.
+
+Read top to bottom: what the models return, the block, the family's base class, the stack, the language model.
+A block is x = norm1(x + attention(x)); x = norm2(x + ffn(x)); norm_f ends the stack. At the input of each layer of
+`memory_layers` a slot memory (slot_memory.py) adds what it reads; in training, noise follows each block.
+Shapes: B batch, L length, D hidden, V vocabulary, S memory slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .cache import StateCache
+from .configuration_infinito import InfinitoConfig
+from .context import SequenceContext
+from .embeddings import FactorizedEmbedding, FactorizedHead
+from .exploration import ExplorationNoise
+from .feedforward import FeedForward
+from .generation import CachedGenerationMixin, resolve_cache
+from .mixer_attention import StandardAttention
+from .norms import build_norm
+from .slot_memory import SlotMemory, SlotMemoryState
+
+
+@dataclass
+class InfinitoModelOutput(ModelOutput):
+    """
+    last_hidden_state: (B, L, D), zero at pads.
+    past_key_values: the cache, when one is kept; it holds the memory's state too.
+    hidden_states: layers + 1 tensors (B, L, D): the embedding, each layer's output, the last one normalised.
+    attentions: (B, H, L, T) of each layer, for eager attention.
+    memory_state: one SlotMemoryState per memory layer, to be passed back as `memory_state`; None without memory. In
+        training it hangs on the graph (detach() it to cut it off), otherwise it is detached.
+    memory_stats: (B,) floats without gradient, mean over memory layers: slots_used, mean_importance, rotation,
+        null_mass (see SlotMemoryState.statistics); None without memory.
+    memory_reads: when asked for, (B, L, S + 1) per memory layer: each token's read mass per slot, averaged over heads,
+        the null slot last; zero at pads.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: StateCache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    memory_state: tuple[SlotMemoryState, ...] | None = None
+    memory_stats: dict[str, torch.FloatTensor] | None = None
+    memory_reads: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class InfinitoCausalLMOutput(ModelOutput):
+    """
+    loss: scalar, mean cross-entropy of the labelled tokens.
+    logits: (B, L, V).
+    The other fields are those of InfinitoModelOutput.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    past_key_values: StateCache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    memory_state: tuple[SlotMemoryState, ...] | None = None
+    memory_stats: dict[str, torch.FloatTensor] | None = None
+    memory_reads: tuple[torch.FloatTensor, ...] | None = None
+
+
+class InfinitoBlock(GradientCheckpointingLayer):
+    """One layer: attention and a feed-forward, each followed by the norm of the sum."""
+
+    def __init__(self, config: InfinitoConfig):
+        super().__init__()
+        self.attention = StandardAttention(
+            config.hidden_size,
+            config.num_attention_heads,
+            position_type="learned",
+            attention_dropout=config.attention_dropout,
+            use_bias=config.use_bias,
+        )
+        self.norm1 = build_norm("layer_norm", config.hidden_size, eps=config.layer_norm_eps)
+        self.ffn = FeedForward(
+            config.hidden_size, config.intermediate_size, config.hidden_act, use_bias=config.use_bias
+        )
+        self.norm2 = build_norm("layer_norm", config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.identity = nn.Identity()
+
+    def forward(
+        self, x: torch.Tensor, context: SequenceContext, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Map x (B, L, D) to the next x, and the attention weights or None."""
+        delta, weights = self.attention(x, self.identity, context, layer_idx)
+        x = self.norm1(x + self.dropout(delta))
+        x = self.norm2(x + self.dropout(self.ffn(x)))
+        return context.zero_pads(x), weights
+
+
+class InfinitoPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and weight-decay rules of the family."""
+
+    config: InfinitoConfig
+    config_class = InfinitoConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InfinitoBlock"]
+    _supports_sdpa = True
+
+    def __init__(self, config: InfinitoConfig, *inputs, **kwargs):
+        config.check_consistency()
+        super().__init__(config, *inputs, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and hasattr(module, "ends_branch"):
+            depth_scale = (2 * self.config.num_hidden_layers) ** -0.5
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
+        elif hasattr(module, "initialize_parameters"):
+            module.initialize_parameters()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; config.json names every Auto class, so that each of them can open the checkpoint."""
+        self.config.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def no_weight_decay_names(self) -> set[str]:
+        """Return the parameters that must not decay: all vectors, those written as one-row matrices among them."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2 or parameter.shape[0] == 1}
+
+    def set_exploration(self, progress: float) -> None:
+        """Tell the noise schedule how much of the training is done, in [0, 1]; a training callback calls it.
+
+        Raises:
+            ValueError: progress lies outside.
+        """
+        for module in self.modules():
+            if isinstance(module, ExplorationNoise):
+                module.set_progress(progress)
+
+
+class InfinitoModel(InfinitoPreTrainedModel):
+    """The stack without a head."""
+
+    def __init__(self, config: InfinitoConfig):
+        super().__init__(config)
+        self.embeddings = FactorizedEmbedding(
+            config.vocab_size,
+            config.hidden_size,
+            num_positions=config.max_position_embeddings,
+            is_causal=config.is_decoder,
+            padding_idx=config.pad_token_id,
+            dropout=config.dropout,
+        )
+        self.layers = nn.ModuleList(InfinitoBlock(config) for _ in range(config.num_hidden_layers))
+        # by the layer they act on
+        self.memories = nn.ModuleDict({str(layer): _make_memory(config) for layer in sorted(config.memory_layers)})
+        self.exploration = ExplorationNoise(
+            config.exploration_sigma, config.exploration_schedule, config.exploration_seed
+        )
+        self.norm_f = build_norm("layer_norm", config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool | None = None,
+        memory_state: Sequence[SlotMemoryState] | None = None,
+        use_memory: bool | None = None,
+        shuffle_memory: bool = False,
+        output_memory_reads: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> InfinitoModelOutput:
+        """Run the stack.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L), 1 at real tokens, 0 at pads on either side; bool, integer or float. With a cache
+                that holds P columns it may be (B, P + L).
+            position_ids: (B, L) for the learned positions; by default real tokens are counted.
+            inputs_embeds: (B, L, D) rows of the embedding table in place of `input_ids`.
+            past_key_values: what earlier calls returned; the inputs are then the tokens that follow.
+            use_cache: whether to return one; by default as the config says, but not while training.
+            memory_state: the `memory_state` of an earlier window of the same rows: the memory goes on from there,
+                while attention and positions start anew.
+            use_memory: False runs the same weights without memory; None and True use what memory there is.
+            shuffle_memory: row b reads the memory of row b + 1, the last row that of the first: an ablation, meant for
+                rows of equal length.
+            output_memory_reads: return `memory_reads`.
+
+        Raises:
+            ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
+                more tokens than positions, a cache that is not its own or was made with the memory switched the other
+                way; a memory_state of another shape, beside a filled cache, or without memory; one row to shuffle.
+        """
+        inputs_embeds = self._look_up(input_ids, inputs_embeds)
+        cache = resolve_cache(self, past_key_values, use_cache)
+        self._check_inputs(inputs_embeds, position_ids, cache)
+        memories = self.memories if use_memory is None or use_memory else {}
+        states = self._starting_states(memories, memory_state, cache, len(inputs_embeds))
+        if shuffle_memory:
+            self._check_shuffling(memories, len(inputs_embeds))
+        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        context = SequenceContext.build(
+            batch_size=inputs_embeds.shape[0],
+            length=inputs_embeds.shape[1],
+            device=inputs_embeds.device,
+            is_causal=self.config.is_decoder,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            attention_window=self.config.attention_window,
+            attn_implementation=self.config._attn_implementation,
+            keep_weights=want_attentions and self.config._attn_implementation == "eager",
+            cache=cache,
+        )
+        x = self.embeddings(inputs_embeds, None, context)
+        hidden_states, attentions, reads = [x], [], []
+        for index, layer in enumerate(self.layers):
+            name = str(index)
+            if name in memories:
+                x, states[name], read = memories[name](
+                    x, context.mask, states[name], shuffle=shuffle_memory, keep_reads=output_memory_reads
+                )
+                _remember(states[name], context, index)
+                reads.append(read)
+            x, weights = layer(x, context=context, layer_idx=index)
+            x = self.exploration(x)
+            hidden_states.append(x)
+            attentions.append(weights)
+        x = hidden_states[-1] = context.zero_pads(self.norm_f(x))
+        new_states = tuple(states[name] if self.training else states[name].detach() for name in memories)
+        return InfinitoModelOutput(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=tuple(hidden_states) if want_states else None,
+            attentions=tuple(weights for weights in attentions if weights is not None) if want_attentions else None,
+            memory_state=new_states or None,
+            memory_stats=_summarise_memories(new_states),
+            memory_reads=tuple(reads) if memories and output_memory_reads else None,
+        )
+
+    def _look_up(self, input_ids, inputs_embeds):
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        return self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+
+    def _check_inputs(self, inputs_embeds, position_ids, cache):
+        length = inputs_embeds.shape[1]
+        if length == 0:
+            raise ValueError("The sequence is empty: give at least one token.")
+        past = 0 if cache is None or cache.seen_tokens is None else int(cache.seen_tokens.max())
+        needed = past + length if position_ids is None else int(position_ids.max()) + 1
+        if needed > self.config.max_position_embeddings:
+            raise ValueError(
+                f"The sequence needs {needed} positions but max_position_embeddings="
+                f"{self.config.max_position_embeddings}; truncate it, or feed it in windows and carry the memory on: "
+                "memory_state=output.memory_state."
+            )
+
+    def _check_shuffling(self, memories, batch_size):
+        if not memories:
+            raise ValueError("shuffle_memory=True needs the memory: leave out use_memory=False, or set memory_layers.")
+        if batch_size < 2:
+            raise ValueError("shuffle_memory=True lets each row read another row's memory: give at least two rows.")
+
+    def _starting_states(self, memories, memory_state, cache, batch_size) -> dict[str, SlotMemoryState | None]:
+        """Return the state of each memory before the new tokens, by layer; None where a text starts."""
+        is_continued = cache is not None and cache.seen_tokens is not None
+        if memory_state is not None:
+            if not memories:
+                raise ValueError("memory_state is given, but the memory is off: use_memory=False, or no memory_layers.")
+            if is_continued:
+                raise ValueError(
+                    "memory_state is given beside a filled past_key_values, which holds the memory's state already: "
+                    "leave one of them out."
+                )
+            return self._checked_states(memories, memory_state, batch_size)
+        states = {name: _recall(cache, int(name)) if is_continued else None for name in self.memories}
+        if is_continued and any((states[name] is None) == (name in memories) for name in states):
+            raise ValueError(
+                f"use_memory={bool(memories)} differs from the calls that filled past_key_values: it stays the same "
+                "for all the tokens of a text."
+            )
+        return {name: states[name] for name in memories}
+
+    def _checked_states(self, memories, memory_state, batch_size):
+        if len(memory_state) != len(memories):
+            raise ValueError(
+                f"memory_state holds {len(memory_state)} states, but memory_layers={self.config.memory_layers} needs "
+                f"{len(memories)}: pass output.memory_state as it came."
+            )
+        for index, state in enumerate(memory_state):
+            state.check(f"memory_state[{index}]", batch_size, self.config.memory_slots, self.config.memory_dim)
+        return dict(zip(memories, memory_state, strict=True))
+
+    def new_cache(self) -> StateCache:
+        """Return an empty cache, with one entry per layer."""
+        return StateCache(self.config.num_hidden_layers, self.config.attention_window)
+
+
+def _make_memory(config: InfinitoConfig) -> SlotMemory:
+    return SlotMemory(
+        config.hidden_size,
+        num_slots=config.memory_slots,
+        width=config.memory_dim,
+        num_heads=config.memory_heads,
+        segment=config.memory_segment,
+        decay=config.memory_decay,
+    )
+
+
+def _remember(state: SlotMemoryState, context: SequenceContext, layer_idx: int) -> None:
+    """Put a memory's state into the layer's entry of the cache, if there is one."""
+    entry = context.state(layer_idx)
+    if entry is not None:
+        entry.tensors = {f"memory.{name}": tensor for name, tensor in state.tensors().items()}
+
+
+def _recall(cache: StateCache, layer_idx: int) -> SlotMemoryState | None:
+    """Return the state that a layer's entry holds; None when it was filled without memory."""
+    tensors = cache.layers[layer_idx].tensors
+    if not tensors:
+        return None
+    return SlotMemoryState(**{name.removeprefix("memory."): tensor for name, tensor in tensors.items()})
+
+
+def _summarise_memories(states: tuple[SlotMemoryState, ...]) -> dict[str, torch.Tensor] | None:
+    if not states:
+        return None
+    statistics = [state.statistics() for state in states]
+    return {name: torch.stack([each[name] for each in statistics]).mean(0) for name in statistics[0]}
+
+
+class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
+    """A causal decoder that predicts the next token."""
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
+
+    def __init__(self, config: InfinitoConfig):
+        if not config.is_decoder:
+            raise ValueError("InfinitoForCausalLM needs is_decoder=True.")
+        super().__init__(config)
+        self.model = InfinitoModel(config)
+        self.lm_head = FactorizedHead(config.hidden_size, config.vocab_size, bias=config.head_bias)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        memory_state: Sequence[SlotMemoryState] | None = None,
+        use_memory: bool | None = None,
+        shuffle_memory: bool = False,
+        output_memory_reads: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> InfinitoCausalLMOutput:
+        """As InfinitoModel; `labels` (B, L) are the input ids with -100 at pads, and are shifted here.
+
+        `kwargs` go to transformers' loss function, above all the Trainer's `num_items_in_batch`.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            memory_state=memory_state,
+            use_memory=use_memory,
+            shuffle_memory=shuffle_memory,
+            output_memory_reads=output_memory_reads,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return InfinitoCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            memory_state=outputs.memory_state,
+            memory_stats=outputs.memory_stats,
+            memory_reads=outputs.memory_reads,
+        )
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head.decoder = new_embeddings
+
+    def set_unigram_bias(self, counts: torch.Tensor) -> None:
+        """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""
+        self.lm_head.set_unigram_bias(counts)
+
+    def new_cache(self) -> StateCache:
+        """Return an empty cache for generate() or forward()."""
+        return self.model.new_cache()
+
+    def can_forget(self) -> bool:
+        """Return whether the last tokens can be taken back, as assisted decoding must: no memory and no window."""
+        return not self.config.memory_layers and self.config.attention_window is None
+
+    def max_positions(self) -> int | None:
+        """Return the size of the position table."""
+        return self.config.max_position_embeddings
+
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, memory_state=None, **kwargs):
+        """As in transformers; a carried memory enters with the prompt, and lives in the cache from then on."""
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        if memory_state is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
+            inputs["memory_state"] = memory_state
+        return inputs
+
+    def _expand_inputs_for_generation(self, expand_size=1, memory_state=None, **kwargs):
+        """As in transformers, which repeats rows for beams and returned sequences, but knows tensors only."""
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, **kwargs)
+        if memory_state is not None:
+            rows = torch.arange(len(memory_state[0].count), device=memory_state[0].count.device)
+            rows = rows.repeat_interleave(expand_size)
+            model_kwargs["memory_state"] = tuple(state.select(rows) for state in memory_state)
+        return input_ids, model_kwargs
+
+
+# What a checkpoint that carries its code along offers; entries are file.Class.
+AUTO_MAP = {
+    "AutoConfig": "configuration_infinito.InfinitoConfig",
+    "AutoModel": "modeling_infinito.InfinitoModel",
+    "AutoModelForCausalLM": "modeling_infinito.InfinitoForCausalLM",
+}
