@@ -136,6 +136,12 @@ class FieldEncoderTest(Common, unittest.TestCase):
     fields = {"layer_pattern": ["ode", "sigmoid_attn"], "position_type": "rope", "ode_solver": "rk4"}
 
 
+class RememberingDecoderTest(Common, unittest.TestCase):
+    all_model_classes = DECODERS
+    fields = {"layer_pattern": ["titan_attn"], "use_titan_memory": True, "memory_chunk": 4, "attention_window": 3,
+              "is_decoder": True, "norm_type": "rms_norm", "embedding_conv_kernel": 2}  # fmt: skip
+
+
 class LoopedDecoderTest(Common, unittest.TestCase):
     all_model_classes = DECODERS
     fields = {"layer_pattern": ["sigmoid_attn"], "num_loops": 2, "is_decoder": True, "position_type": "rope",
