@@ -43,14 +43,15 @@ class KeyValues:
             self._keep_tail(capacity)
             return everything
         self._make_room(keys, values, past + length, capacity)
-        self.keys[:, :, self.end : self.end + length] = keys
-        self.values[:, :, self.end : self.end + length] = values
+        self.keys.narrow(2, self.end, length).copy_(keys)
+        self.values.narrow(2, self.end, length).copy_(values)
         self.end += length
         return self.view()
 
     def view(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the columns in use."""
-        return self.keys[:, :, self.start : self.end], self.values[:, :, self.start : self.end]
+        length = self.end - self.start
+        return self.keys.narrow(2, self.start, length), self.values.narrow(2, self.start, length)
 
     def _join(self, keys, values):
         if self.keys is not None:

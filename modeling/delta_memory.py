@@ -13,7 +13,7 @@ from transformers import initialization as init
 
 from .cache import LayerState
 from .context import SequenceContext
-from .norms import at_least_float32, rms_normalize
+from .norms import at_least_float32, full_precision, rms_normalize
 from .scan_delta import delta_scan_chunked
 
 KEY_EPS = 1e-6
@@ -79,7 +79,7 @@ class DeltaMemory(nn.Module):
     def forward(self, x, q, k, v, context: SequenceContext, state: LayerState | None) -> torch.Tensor:
         """Map the normalised stream x (B, L, D) and the heads q, k, v (B, H, L, K) to what the heads recall."""
         log_alpha, eta, gate = self.gates(x, context)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device.type):
             q, k = (F.normalize(at_least_float32(heads), dim=-1, eps=KEY_EPS) for heads in (q, k))
             recalled = self.recall(q, k, at_least_float32(v), log_alpha, eta, context.is_causal, state)
             return (gate * rms_normalize(recalled)).to(v.dtype)

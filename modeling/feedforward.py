@@ -14,7 +14,7 @@ from torch import nn
 
 from .checks import check_choice
 from .mixer_base import LinearFactory, ends_branch
-from .norms import at_least_float32
+from .norms import at_least_float32, full_precision
 
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class MixtureOfExperts(nn.Module):
 
     def route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, RouterStatistics]:
         """Return the chosen experts (T, k) int64, their weights (T, k) and the statistics, for tokens (T, D)."""
-        with torch.autocast(tokens.device.type, enabled=False):
+        with full_precision(tokens.device.type):
             logits = F.linear(at_least_float32(tokens), at_least_float32(self.router.weight))
         probabilities = logits.softmax(-1)
         # A stable sort breaks ties by index; topk does not promise to.

@@ -15,7 +15,7 @@ from transformers import initialization as init
 from .context import Block, SequenceContext
 from .delta_memory import DeltaMemory
 from .mixer_base import LinearFactory, Mixer, ends_branch
-from .norms import RMSNorm, at_least_float32
+from .norms import RMSNorm, at_least_float32, full_precision
 from .positions import (
     apply_rotary,
     hope_causal_features,
@@ -97,14 +97,15 @@ class StandardAttention(Mixer):
         state = context.state(logical_layer_idx)
         if state is not None:
             k, v = state.append(k, v, evaluation)
+        blocks = context.blocks()
+        if len(blocks) == 1:
+            return self.attend_block(q, k, v, blocks[0], context, logical_layer_idx)
         outputs = [
             self.attend_block(
                 q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys], block, context, logical_layer_idx
             )
-            for block in context.blocks()
+            for block in blocks
         ]
-        if len(outputs) == 1:
-            return outputs[0]
         return torch.cat([heads for heads, _ in outputs], dim=2), None
 
     def attend_block(self, q, k, v, block: Block, context: SequenceContext, logical_layer_idx: int):
@@ -173,7 +174,7 @@ class TitanAttention(StandardAttention):
     def attend_block(self, q, k, v, block, context, logical_layer_idx):
         if not self.use_hope:
             return super().attend_block(q, k, v, block, context, logical_layer_idx)
-        with torch.autocast(q.device.type, enabled=False):
+        with full_precision(q.device.type):
             return self._attend_hyperbolically(q, k, v, block, context, self.rates(logical_layer_idx))
 
     def _attend_hyperbolically(self, q, k, v, block, context, rates):

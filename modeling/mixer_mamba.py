@@ -16,7 +16,7 @@ from transformers import initialization as init
 from .cache import LayerState, slide_window
 from .context import zero_pads
 from .mixer_base import LinearFactory, Mixer, ends_branch
-from .norms import RMSNorm, at_least_float32
+from .norms import RMSNorm, at_least_float32, full_precision
 from .scan_linear import linear_scan_chunked
 
 A_RANGE = (1.0, 16.0)
@@ -94,7 +94,7 @@ class Mamba2(Mixer):
 
     def one_direction(self, xBC, dt, mask, state: LayerState | None = None):
         convolved = self.convolve(xBC, mask, state)
-        with torch.autocast(xBC.device.type, enabled=False):
+        with full_precision(xBC.device.type):
             return self.scan(at_least_float32(convolved), dt, state)
 
     def mix(self, x, context, logical_layer_idx):

@@ -16,7 +16,7 @@ from torch import nn
 from .cache import LayerState
 from .checks import check_choice
 from .mixer_base import LinearFactory, Mixer, ends_branch
-from .norms import at_least_float32, rms_normalize
+from .norms import at_least_float32, full_precision, rms_normalize
 from .positions import apply_rotary, shared_rotary_tables
 from .scan_linear import linear_scan_chunked
 
@@ -99,7 +99,7 @@ class Retention(Mixer):
 
     def mix(self, x, context, logical_layer_idx):
         q, k, v = self.heads(x, context)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device.type):
             retained = self.retain(q, k, v, context, context.state(logical_layer_idx))
         retained = rms_normalize(retained).flatten(2).to(x.dtype)
         return self.o_proj(F.silu(self.g_proj(x)) * retained), None

@@ -242,7 +242,8 @@ class InfinitoModel(InfinitoPreTrainedModel):
             hidden_states.append(x)
             attentions.append(weights)
         x = hidden_states[-1] = context.zero_pads(self.norm_f(x))
-        new_states = tuple(states[name] if self.training else states[name].detach() for name in memories)
+        keeps_graph = self.training or not torch.is_grad_enabled()  # without gradients there is nothing to cut off
+        new_states = tuple(states[name] if keeps_graph else states[name].detach() for name in memories)
         return InfinitoModelOutput(
             last_hidden_state=x,
             past_key_values=cache,
@@ -342,6 +343,8 @@ def _summarise_memories(states: tuple[SlotMemoryState, ...]) -> dict[str, torch.
     if not states:
         return None
     statistics = [state.statistics() for state in states]
+    if len(statistics) == 1:
+        return statistics[0]
     return {name: torch.stack([each[name] for each in statistics]).mean(0) for name in statistics[0]}
 
 

@@ -5,7 +5,10 @@ All act on each token by itself, so padding and causality hold by construction.
 Shapes: x (..., D); D features.
 """
 
+import contextlib
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
@@ -20,10 +23,16 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """Return a context in which autocast, if it is on, lets computations run in the precision of their inputs."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()  # switching off what is off would cost a decoding step more than some of its ops
+
+
 def rms_normalize(x: torch.Tensor, eps: float = RMS_EPS) -> torch.Tensor:
     """Return x / sqrt(mean(x^2) + eps) over the last axis, in x's dtype, without parameters."""
-    full = at_least_float32(x)
-    return (full * torch.rsqrt(full.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return F.rms_norm(at_least_float32(x), x.shape[-1:], eps=eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

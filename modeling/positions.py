@@ -20,12 +20,15 @@ MAX_EXPONENT = 30.0
 def rotary_tables(
     position_ids: torch.Tensor, width: int, theta: float, dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cos and sin, each (B, 1, L, D) in at least float32, for position_ids (B, L) and tensors of `dtype`."""
+    """Return cos and sin, each (B, 1, L, D) in at least float32, for position_ids (B, L) and tensors of `dtype`.
+
+    The first half of sin is negated: what it meets in `apply_rotary` has moved there with the other sign.
+    """
     dtype = torch.promote_types(dtype, torch.float32)
     frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = position_ids[:, None, :, None].to(dtype) * frequencies.to(position_ids.device, dtype)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def shared_rotary_tables(
@@ -40,8 +43,7 @@ def apply_rotary(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> 
     """Turn x (B, H, L, D) by the angles of `rotary_tables`; computed in at least float32, returned in x's dtype."""
     cos, sin = tables
     full = at_least_float32(x)
-    first, second = full.chunk(2, dim=-1)
-    return (full * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    return torch.addcmul(full * cos, full.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def to_light_cone(x: torch.Tensor) -> torch.Tensor:

@@ -50,10 +50,13 @@ def linear_scan_parallel(q, k, v, log_decay):
 def linear_scan_step(q, k, v, log_decay, state=None):
     """One token, as in decoding: L = 1. Returns o (B, 1, H, V) and the next state (B, H, K, V)."""
     repeats = v.shape[2] // q.shape[2]
-    if repeats > 1:
+    if q.shape[2] > 1 and repeats > 1:  # a single group is broadcast
         q, k = q.repeat_interleave(repeats, 2), k.repeat_interleave(repeats, 2)
     added = k.transpose(1, 2).transpose(2, 3) * v.transpose(1, 2)  # (B,H,K,1) * (B,H,1,V)
-    state = added if state is None else torch.addcmul(added, log_decay.transpose(1, 2).exp()[..., None], state)
+    if state is None:
+        state = added
+    else:  # a broadcast addcmul would not be vectorised
+        state = (log_decay.transpose(1, 2).exp()[..., None] * state).add_(added)
     return (q.transpose(1, 2) @ state).transpose(1, 2), state
 
 

@@ -11,14 +11,14 @@ Shapes: B batch, L length, D hidden, S slots, W slot width, H heads, K = W / H, 
 one first), T tokens of a segment that a call can bring, F = 2 W + 1 contents of a token (key, value, importance).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .norms import at_least_float32
+from .norms import at_least_float32, full_precision
 
 IMPORTANCE_FLOOR = 1e-6
 ACCESS_WEIGHT = 0.1
@@ -84,7 +84,7 @@ class SlotMemoryState:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(self.__dict__)
 
     def detach(self) -> "SlotMemoryState":
         """Return the state cut off from the graph that made it."""
@@ -262,7 +262,7 @@ class SlotMemory(nn.Module):
         if is_fresh:
             state = SlotMemoryState.empty(x.shape[0], self.num_slots, self.width, contents)
         grid = SegmentGrid.lay_out(state.count, x.shape[1], mask, self.segment, is_fresh=is_fresh)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device.type):
             queries = grid.spread(queries).unflatten(-1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
             summaries, state = self.pool(grid, grid.spread(scores, float("-inf")), grid.spread(contents), state)
             # The loop is short when one segment is all there is. Training prefers the other form even then: a write
@@ -283,7 +283,7 @@ class SlotMemory(nn.Module):
     def step(self, x: torch.Tensor, state: SlotMemoryState) -> tuple[torch.Tensor, SlotMemoryState]:
         """One real token per row, x (B, 1, D): the general form without its grid, at a third of its time."""
         queries, contents, scores, gates = self.project(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device.type):
             log_importance = _log_importance(state.importance, state.occupied)[:, None, None]
             queries, keys, values = (
                 heads.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -330,9 +330,11 @@ class SlotMemory(nn.Module):
         float32; the three that gate or weigh are computed in it too."""
         queries = at_least_float32(self.q_proj(x))
         keys, values = at_least_float32(self.k_proj(x)), at_least_float32(self.v_proj(x))
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device.type):
+            weights = torch.cat([self.pooling.weight, self.importance.weight, self.gate.weight])
+            biases = torch.cat([torch.zeros_like(self.gate.bias), self.importance.bias, self.gate.bias])
             full = at_least_float32(x)
-            scores, importance, gates = (_linear(full, each) for each in (self.pooling, self.importance, self.gate))
+            scores, importance, gates = F.linear(full, weights.to(full.dtype), biases.to(full.dtype)).split(1, dim=-1)
         return queries, torch.cat([keys, values, importance], dim=-1), scores, gates.sigmoid()
 
     def pool(
@@ -478,11 +480,6 @@ class SlotMemory(nn.Module):
             null_mass=state.null_mass + mass[..., -1].sum((1, 2)),
             tokens_read=state.tokens_read + grid.filled.sum((1, 2)),
         )
-
-
-def _linear(x: torch.Tensor, module: nn.Linear) -> torch.Tensor:
-    """Apply a linear map in the dtype of x, whatever that of its weights."""
-    return F.linear(x, module.weight.to(x.dtype), None if module.bias is None else module.bias.to(x.dtype))
 
 
 def _log_importance(importance: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
