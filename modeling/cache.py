@@ -36,8 +36,8 @@ class KeyValues:
         if self.keys is None and capacity is None:
             self.keys, self.values, self.end = keys, values, length
             return keys, values
-        if keys.requires_grad or (self.keys is not None and self.keys.requires_grad):
-            return self._join(keys, values)  # writing into a buffer would break the graph
+        if torch.is_grad_enabled():
+            return self._join(keys, values)  # writing into what a graph has seen would break its backward pass
         if capacity is not None and past + length > capacity:
             everything = self._join(keys, values)
             self._keep_tail(capacity)
@@ -70,7 +70,8 @@ class KeyValues:
         self.start, self.end = 0, kept
 
     def _make_room(self, keys, values, needed, capacity):
-        if self.keys is not None and self.end + keys.shape[2] <= self.keys.shape[2]:
+        fits = self.keys is not None and self.end + keys.shape[2] <= self.keys.shape[2]
+        if fits and (torch.is_inference_mode_enabled() or not self.keys.is_inference()):
             return
         old = self.view() if self.keys is not None else None
         size = capacity or 2 * needed
@@ -133,6 +134,7 @@ class StateCache(Cache):
         is_contiguous: False once a caller has given position ids other than the count of real tokens.
         key_positions: (B or 1, T) position ids of the columns kept; key_mask: (B, T) bool, or None without pads.
         has_pads: True once a row has had a pad.
+        inner_pads: the most pads that any row has had after its first real token.
         past_columns: how many columns of the past the tokens of the current call may see.
 
     Only attention can forget its last tokens: `crop` raises where a recurrent state or a window is kept.
@@ -153,6 +155,7 @@ class StateCache(Cache):
         self.key_mask: torch.Tensor | None = None
         self.past_columns = 0
         self.has_pads = False
+        self.inner_pads = 0
         self._inner_pads: torch.Tensor | None = None
         self._seq_length = 0
 
@@ -186,11 +189,6 @@ class StateCache(Cache):
     def is_croppable(self) -> bool:
         entries = [self.embedding, *self.layers]
         return self.attention_window is None and all(entry.is_croppable for entry in entries)
-
-    @property
-    def inner_pads(self) -> int:
-        """Return the most pads that any row has had after its first real token."""
-        return 0 if self._inner_pads is None else int(self._inner_pads.max())
 
     @property
     def capacity(self) -> int | None:
@@ -254,6 +252,7 @@ class StateCache(Cache):
         started = (self.seen_tokens > 0)[:, None] | (mask.cumsum(1) > 0)
         pads = (started & ~mask).sum(1)
         self._inner_pads = pads if self._inner_pads is None else self._inner_pads + pads
+        self.inner_pads = int(self._inner_pads.max())
 
     def _keeps_keys(self) -> bool:
         return any(entry.key_values for entry in self.layers)
@@ -287,14 +286,16 @@ class StateCache(Cache):
         """Forget the last -tokens_to_remove columns (the number is negative, as in transformers).
 
         Raises:
-            ValueError: a positive number; or a layer keeps a recurrent state, a convolution its inputs, or attention a
-                window: none of them can go back.
+            ValueError: a positive number, or more than there are; or a layer keeps a recurrent state, a convolution its
+                inputs, or attention a window: none of them can go back.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give how many tokens to remove as a negative number.")
         columns = -tokens_to_remove
         if columns == 0 or self.seen_tokens is None:
             return
+        if columns > self._seq_length:
+            raise ValueError(f"crop({tokens_to_remove}): the cache holds {self._seq_length} columns.")
         if not self.is_croppable:
             raise ValueError(
                 "this cache cannot be cropped: a recurrent state, a convolution or an attention window has already "

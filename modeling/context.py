@@ -90,6 +90,7 @@ class SequenceContext:
         attention_window: int | None = None,
         attn_implementation: str = "sdpa",
         keep_weights: bool = False,
+        max_positions: int | None = None,
         cache: StateCache | None = None,
     ) -> "SequenceContext":
         """Derive the context from what a caller of the model gives, and book the new tokens into the cache.
@@ -97,7 +98,8 @@ class SequenceContext:
         With a cache that holds P columns, `attention_mask` is (B, P + L) or (B, L) and positions go on from the past.
 
         Raises:
-            ValueError: `attention_mask` or `position_ids` of another shape, or a cache of another batch size.
+            ValueError: `attention_mask` or `position_ids` of another shape, a cache of another batch size, or a
+                position beyond the table of `max_positions`.
         """
         past, start = 0, None
         if cache is not None:
@@ -110,6 +112,8 @@ class SequenceContext:
             position_ids = _given_positions(position_ids, mask, batch_size, length)
             is_contiguous = _are_counted(position_ids, counted)
         position_ids = counted if is_contiguous else position_ids
+        if max_positions is not None:
+            _check_positions(position_ids, max_positions)
         key_ids, key_mask, inner_pads = position_ids, mask, _inner_pads(mask)
         if cache is not None:
             key_ids, key_mask = cache.book(position_ids, mask, batch_size, is_contiguous)
@@ -150,7 +154,7 @@ class SequenceContext:
     def _blocks(self):
         length, past, window = self.position_ids.shape[1], self.past, self.attention_window
         size = length if window is None else max(window, MIN_BLOCK)
-        if self.keep_weights or not self.is_contiguous or size >= length:
+        if self.keep_weights or size >= length:
             return [self._block(0, length, 0, past + length)]
         reach = window - 1 + self.inner_pads
         blocks = []
@@ -175,7 +179,7 @@ class SequenceContext:
     def _visible(self, start, stop, first, last):
         """(B or 1, 1, Lq, Lk) bool for queries start..stop and keys first..last, or None."""
         length, past, window = self.position_ids.shape[1], self.past, self.attention_window
-        is_step = length == 1 and (window is None or (self.is_contiguous and self.inner_pads == 0))
+        is_step = length == 1 and (window is None or self.inner_pads == 0)
         if self.key_mask is None and (is_step or (window is None and past == 0)):
             return None
         device = self.position_ids.device
@@ -183,11 +187,18 @@ class SequenceContext:
         key = torch.arange(first, last, device=device)[None]
         visible = (key <= query if self.is_causal else torch.ones_like(key <= query))[None]
         if window is not None:
-            distance = (self.position_ids[:, start:stop, None] - self.key_ids[:, None, first:last]).abs()
+            rank = self.shared("rank", self._rank)
+            distance = (rank[:, past + start : past + stop, None] - rank[:, None, first:last]).abs()
             visible = visible & (distance < window)
         if self.key_mask is not None:
             visible = visible & self.key_mask[:, None, first:last]
         return (visible | (key == query))[:, None]
+
+    def _rank(self):
+        """(B or 1, T): how many real tokens come before each key; a window counts tokens, whatever their positions."""
+        if self.key_mask is None:
+            return torch.arange(self.key_ids.shape[1], device=self.key_ids.device)[None]
+        return self.key_mask.long().cumsum(1)
 
     def zero_pads(self, x: torch.Tensor) -> torch.Tensor:
         """Return x (B, L, ...) with zeros at the pads."""
@@ -230,6 +241,15 @@ def _given_positions(position_ids, mask, batch_size: int, length: int) -> torch.
             f"position_ids has shape {tuple(position_ids.shape)}, expected ({batch_size}, {length}) or (1, {length})."
         )
     return position_ids if mask is None else _settle_pads(position_ids, mask)
+
+
+def _check_positions(position_ids: torch.Tensor, limit: int) -> None:
+    needed = int(position_ids.max()) + 1
+    if needed > limit:
+        raise ValueError(
+            f"The sequence needs {needed} positions but max_position_embeddings={limit}; truncate it: "
+            "tokenizer(..., truncation=True), or feed it in windows."
+        )
 
 
 def _are_counted(position_ids: torch.Tensor, counted: torch.Tensor) -> bool:

@@ -40,6 +40,12 @@ class Gate(nn.Linear):
     def initialize_parameters(self) -> None:
         init.copy_(self.bias, torch.tensor(self.initial_bias))
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """In at least float32, also under autocast: an alpha of 0.999 lies within bfloat16's rounding of 1."""
+        with full_precision(x.device.type):
+            full = at_least_float32(x)
+            return F.linear(full, self.weight.to(full.dtype), self.bias.to(full.dtype))
+
 
 class DeltaMemory(nn.Module):
     """sigmoid(W_m x + b_m) * RMSNorm(M_t q_t), to be added to the heads of the attention.
@@ -60,7 +66,7 @@ class DeltaMemory(nn.Module):
 
     def gates(self, x: torch.Tensor, context: SequenceContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return log alpha and eta, (B, H, L), both 0 at pads, and the read gate (B, H, L, 1)."""
-        forget, write, read = (at_least_float32(p(x)) for p in (self.forget_proj, self.write_proj, self.read_proj))
+        forget, write, read = (gate(x) for gate in (self.forget_proj, self.write_proj, self.read_proj))
         log_alpha = context.zero_pads(F.logsigmoid(forget)).transpose(1, 2)
         eta = context.zero_pads(write.sigmoid()).transpose(1, 2)
         return log_alpha, eta, read.sigmoid().transpose(1, 2)[..., None]

@@ -36,7 +36,8 @@ class ExplorationNoise(nn.Module):
 
     sigma is a setting, not a parameter: learned, it would fall to 0. The rms is that of each token, without gradient.
     The n-th call since the progress was told draws from a generator seeded by (seed, progress, n): same seed, same
-    noises, whatever else is drawn, and also after training was interrupted and resumed.
+    noises, whatever else is drawn, and also after training was interrupted and resumed. Processes that train together
+    draw different ones.
 
     Args:
         schedule: "cosine", from 1 at progress 0 down to 0 at progress 1, or "constant".
@@ -78,7 +79,9 @@ class ExplorationNoise(nn.Module):
     def draw(self, x: torch.Tensor) -> torch.Tensor:
         """Return standard normal noise of x's shape, in at least float32."""
         progress = torch.tensor(self.progress, dtype=torch.float64).view(torch.int64)
-        seed = mix_bits(mix_bits(mix_bits(torch.tensor(self.seed)) + progress) + self.calls).item()
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        seed = mix_bits(mix_bits(mix_bits(torch.tensor(self.seed)) + progress) + self.calls)
+        seed = (mix_bits(seed + rank) if rank else seed).item()
         self.calls += 1
         generator = torch.Generator(x.device).manual_seed(seed)
         return torch.randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x[:0]).dtype)

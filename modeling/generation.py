@@ -14,11 +14,17 @@ def resolve_cache(model, past_key_values: Cache | None, use_cache: bool | None) 
     pass twice, which a cache would not survive, so training with it keeps none.
 
     Raises:
-        ValueError: `past_key_values` is of another class, belongs to another stack, or meets a bidirectional model.
+        ValueError: `past_key_values` is of another class, belongs to another stack, or meets a bidirectional model or
+            gradient checkpointing.
     """
     config = model.config
     if past_key_values is not None:
         _check_cache(past_key_values, config)
+        if model.training and model.gradient_checkpointing:
+            raise ValueError(
+                "past_key_values is given while training with gradient checkpointing, which would append to it twice: "
+                "switch one of them off."
+            )
         return past_key_values
     if use_cache is None:
         use_cache = config.use_cache and not model.training
@@ -65,7 +71,7 @@ class CachedGenerationMixin(GenerationMixin):
         """As in transformers.
 
         Raises:
-            ValueError: also for an empty prompt (transformers would only warn, or sample from nothing).
+            ValueError: also for an empty prompt, or a row of pads alone, of which transformers would make a text.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         embeds = kwargs.get("inputs_embeds")
@@ -73,6 +79,10 @@ class CachedGenerationMixin(GenerationMixin):
             raise ValueError("inputs_embeds is empty: give at least one token.")
         if prompt is not None and prompt.shape[-1] == 0 and embeds is None:
             raise ValueError("the prompt is empty: give at least one token, for instance bos_token_id.")
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not bool(mask.any(1).all()):
+            row = int((~mask.bool().any(1)).nonzero()[0])
+            raise ValueError(f"the prompt is empty in row {row}: its attention_mask has no real token.")
         return super().generate(inputs, generation_config, **kwargs)
 
     def max_positions(self) -> int | None:

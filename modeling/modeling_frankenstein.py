@@ -170,7 +170,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
         """
         inputs_embeds = self._look_up(input_ids, inputs_embeds)
         cache = resolve_cache(self, past_key_values, use_cache)
-        self._check_inputs(inputs_embeds, position_ids, token_type_ids, cache)
+        self._check_inputs(inputs_embeds, token_type_ids)
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         context = SequenceContext.build(
@@ -183,6 +183,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             attention_window=self.config.attention_window,
             attn_implementation=self.config._attn_implementation,
             keep_weights=want_attentions and self.config._attn_implementation == "eager",
+            max_positions=self.config.max_position_embeddings if self.config.position_type == "learned" else None,
             cache=cache,
         )
         x = self.embeddings(inputs_embeds, token_type_ids, context)
@@ -228,18 +229,9 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         return self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
-    def _check_inputs(self, inputs_embeds, position_ids, token_type_ids, cache):
-        length = inputs_embeds.shape[1]
-        if length == 0:
+    def _check_inputs(self, inputs_embeds, token_type_ids):
+        if inputs_embeds.shape[1] == 0:
             raise ValueError("The sequence is empty: give at least one token.")
-        if self.config.position_type == "learned":
-            past = 0 if cache is None or cache.seen_tokens is None else int(cache.seen_tokens.max())
-            needed = past + length if position_ids is None else int(position_ids.max()) + 1
-            if needed > self.config.max_position_embeddings:
-                raise ValueError(
-                    f"The sequence needs {needed} positions but max_position_embeddings="
-                    f"{self.config.max_position_embeddings}; truncate it: tokenizer(..., truncation=True)."
-                )
         if token_type_ids is not None and self.config.type_vocab_size == 0 and bool(token_type_ids.any()):
             raise ValueError("token_type_ids are given but type_vocab_size=0: this model has no token types.")
 

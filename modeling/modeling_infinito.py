@@ -208,7 +208,8 @@ class InfinitoModel(InfinitoPreTrainedModel):
         """
         inputs_embeds = self._look_up(input_ids, inputs_embeds)
         cache = resolve_cache(self, past_key_values, use_cache)
-        self._check_inputs(inputs_embeds, position_ids, cache)
+        if inputs_embeds.shape[1] == 0:
+            raise ValueError("The sequence is empty: give at least one token.")
         memories = self.memories if use_memory is None or use_memory else {}
         states = self._starting_states(memories, memory_state, cache, len(inputs_embeds))
         if shuffle_memory:
@@ -225,6 +226,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
             attention_window=self.config.attention_window,
             attn_implementation=self.config._attn_implementation,
             keep_weights=want_attentions and self.config._attn_implementation == "eager",
+            max_positions=self.config.max_position_embeddings,
             cache=cache,
         )
         x = self.embeddings(inputs_embeds, None, context)
@@ -259,19 +261,6 @@ class InfinitoModel(InfinitoPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         return self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
-    def _check_inputs(self, inputs_embeds, position_ids, cache):
-        length = inputs_embeds.shape[1]
-        if length == 0:
-            raise ValueError("The sequence is empty: give at least one token.")
-        past = 0 if cache is None or cache.seen_tokens is None else int(cache.seen_tokens.max())
-        needed = past + length if position_ids is None else int(position_ids.max()) + 1
-        if needed > self.config.max_position_embeddings:
-            raise ValueError(
-                f"The sequence needs {needed} positions but max_position_embeddings="
-                f"{self.config.max_position_embeddings}; truncate it, or feed it in windows and carry the memory on: "
-                "memory_state=output.memory_state."
-            )
-
     def _check_shuffling(self, memories, batch_size):
         if not memories:
             raise ValueError("shuffle_memory=True needs the memory: leave out use_memory=False, or set memory_layers.")
@@ -299,13 +288,20 @@ class InfinitoModel(InfinitoPreTrainedModel):
         return {name: states[name] for name in memories}
 
     def _checked_states(self, memories, memory_state, batch_size):
+        if not isinstance(memory_state, Sequence) or any(not hasattr(state, "tokens_read") for state in memory_state):
+            raise ValueError(
+                f"memory_state is a {type(memory_state).__name__}, expected a SlotMemoryState per memory layer: pass "
+                "output.memory_state as it came."
+            )
         if len(memory_state) != len(memories):
             raise ValueError(
                 f"memory_state holds {len(memory_state)} states, but memory_layers={self.config.memory_layers} needs "
                 f"{len(memories)}: pass output.memory_state as it came."
             )
+        config, device = self.config, self.embeddings.embed_tokens.weight.device
         for index, state in enumerate(memory_state):
-            state.check(f"memory_state[{index}]", batch_size, self.config.memory_slots, self.config.memory_dim)
+            name = f"memory_state[{index}]"
+            state.check(name, batch_size, config.memory_slots, config.memory_dim, config.memory_segment, device)
         return dict(zip(memories, memory_state, strict=True))
 
     def new_cache(self) -> StateCache:
@@ -436,9 +432,13 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
         """Return the size of the position table."""
         return self.config.max_position_embeddings
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, memory_state=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, inputs_embeds=None, memory_state=None, **kwargs
+    ):
         """As in transformers; a carried memory enters with the prompt, and lives in the cache from then on."""
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
         if memory_state is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
             inputs["memory_state"] = memory_state
         return inputs

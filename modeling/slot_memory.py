@@ -109,9 +109,17 @@ class SlotMemoryState:
             "null_mass": self.null_mass / self.tokens_read.clamp_min(1),
         }
 
-    def check(self, name: str, batch_size: int, num_slots: int, width: int) -> None:
-        """Raise ValueError unless the state fits a batch and a memory of this size."""
+    def check(self, name: str, batch_size: int, num_slots: int, width: int, segment: int, device: torch.device) -> None:
+        """Raise ValueError unless the state fits a batch, a memory of this size, and the device."""
         expected = (batch_size, num_slots, width)
+        if self.keys.device != device:
+            raise ValueError(f"{name} lies on {self.keys.device}, the model on {device}: move it there.")
+        count = int(self.count.max())
+        if count >= segment:
+            raise ValueError(
+                f"{name} has {count} tokens in its open segment, but memory_segment={segment}: it comes from a model "
+                "of another memory_segment."
+            )
         if self.keys.shape != expected:
             raise ValueError(
                 f"{name} holds keys of shape {tuple(self.keys.shape)}, expected (batch, memory_slots, memory_dim) = "

@@ -170,6 +170,9 @@ def check_files(args: argparse.Namespace) -> None:
     for name, suffix in (("json", ".json"), ("attention_map", ".png"), ("memory_map", ".png")):
         if getattr(args, name):
             check_output_file(f"--{name}", Path(getattr(args, name)), suffix)
+    maps = [Path(name).with_suffix(".csv") for name in (args.attention_map, args.memory_map) if name]
+    if len(set(maps)) < len(maps):  # each map has its figures beside it
+        raise UserError(f"--attention_map and --memory_map are both {args.memory_map}: give them different names.")
 
 
 def check_abilities(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
@@ -200,7 +203,7 @@ def write_texts(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
 
     def begin(index: int, number: int):
         if many:
-            show(f"{'' if index + number == 0 else chr(10)}--- prompt {index + 1}, text {number + 1}\n")
+            show(f"{chr(10) if number else ''}--- prompt {index + 1}, text {number + 1}\n")
         show(prompts[index].text)
         return show
 
@@ -208,12 +211,12 @@ def write_texts(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
         texts = generate_texts(
             model, checkpoint, ids[index], sampling, index=index, write=lambda number, at=index: begin(at, number)
         )
+        show("\n")
         rows += [report_row(prompt.text, text) for text in texts]
         for number, text in enumerate(texts):
             draw_maps(
                 args, model, checkpoint, [*ids[index], *text.tokens], f"-{index + 1}-{number + 1}" if many else ""
             )
-    show("\n")
     tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
     logger.info("%d tokens in %.1f s, %.1f tokens/s", tokens, seconds, tokens / seconds)
     return rows

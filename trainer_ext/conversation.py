@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from .checkpoints import Checkpoint
 from .cli import UserError
-from .generating import Text, chat_ids, derive_seed, finish_reason, run_generate
+from .generating import Text, chat_text, derive_seed, finish_reason, require_text, run_generate
 from .sampling import Sampling
 from .streaming import StopOnSignal, TextStream
 
@@ -56,6 +56,7 @@ class Conversation:
         self.cache: Any = None  # of the window, up to the last token or the one before
         self.memory: Any = None  # slot memory before the window
         self.messages: list[dict[str, str]] = []
+        self.talk = ""  # with a chat template: the text of the history
         self.turn = 0
 
     def reseed(self, seed: int) -> None:
@@ -87,28 +88,57 @@ class Conversation:
             finished = self._finish_reason(stream, interrupt)
         answer = stream.finish()
         self.messages.append({"role": "assistant", "content": answer})
+        self.talk += self.checkpoint.tokenizer.decode(stream.tokens, clean_up_tokenization_spaces=False)
         self.turn += 1
         return Text(stream.tokens, answer, finished, time.perf_counter() - start, seed)
 
     def _read(self, text: str) -> None:
         """Put the tokens of a turn behind the window."""
-        tokenizer = self.checkpoint.tokenizer
+        require_text(text)
         if self.chat:
-            ids = chat_ids(self.checkpoint, [*self.messages, {"role": "user", "content": text}])
-            if ids[: len(self.history)] != self.history:
-                # a template may write earlier turns in another way than they were generated
-                self.history, self.window, self.cache, self.memory = [], [], None, None
-            new = ids[len(self.history) :]
-        elif self.history:
-            new = tokenizer(TURN_SEPARATOR + text, add_special_tokens=False, verbose=False)["input_ids"]
-        else:
-            new = tokenizer(text, verbose=False)["input_ids"]
-        limit = self.checkpoint.limit
+            self._read_turn(text)
+            return
+        separator = TURN_SEPARATOR if self.history else ""
+        new = self._tokenize(separator + text, begins=not self.history)
+        self._check_length(new)
+        self._append(new)
+
+    def _read_turn(self, text: str) -> None:
+        """Put a user's turn, in the chat template, behind the window.
+
+        Where the template goes on from the very text so far, only the rest is read; where it writes earlier turns in
+        another way than they were generated, the talk is read anew, without its oldest turns if they do not fit.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        talk = chat_text(self.checkpoint, messages)
+        goes_on = bool(self.history) and talk.startswith(self.talk)
+        new = self._tokenize(talk[len(self.talk) :] if goes_on else talk, begins=False)
+        while not goes_on and len(messages) > 1 and not self._fits(new):
+            messages = messages[2:]
+            talk = chat_text(self.checkpoint, messages)
+            new = self._tokenize(talk, begins=False)
+        self._check_length(new)
+        if not goes_on:
+            if len(messages) <= len(self.messages):
+                self.say("the oldest turns are dropped, the rest is read again")
+            self.history, self.window, self.cache, self.memory = [], [], None, None
+        self._append(new)
+        self.messages, self.talk = messages, talk
+
+    def _tokenize(self, text: str, *, begins: bool) -> list[int]:
+        return self.checkpoint.tokenizer(text, add_special_tokens=begins, verbose=False)["input_ids"]
+
+    def _fits(self, new: list[int]) -> bool:
         # one position goes to a token kept from the window before, one to the answer
-        if limit is not None and len(new) + 2 > limit:
+        return self.checkpoint.limit is None or len(new) + 2 <= self.checkpoint.limit
+
+    def _check_length(self, new: list[int]) -> None:
+        if not self._fits(new):
+            limit = self.checkpoint.limit
             raise UserError(f"that is {len(new)} tokens, and the model has positions for {limit}, answer included.")
+
+    def _append(self, new: list[int]) -> None:
         self._make_room(len(new) + 1)
-        self.messages.append({"role": "user", "content": text})
         self.history += new
         self.window += new
 

@@ -43,6 +43,7 @@ def encode_prompt(checkpoint: Checkpoint, text: str, *, chat: bool = False) -> l
     """
     if not text.strip():
         raise UserError("the prompt is empty: give at least a word to go on from.")
+    require_text(text)
     if chat:
         check_chat_template(checkpoint)
         ids = chat_ids(checkpoint, [{"role": "user", "content": text}])
@@ -62,6 +63,17 @@ def check_chat_template(checkpoint: Checkpoint) -> None:
     """Raises UserError for a tokenizer without a chat template."""
     if checkpoint.tokenizer.chat_template is None:
         raise UserError(f"--chat_template: the tokenizer of {checkpoint.name} has none; leave the option out.")
+
+
+def require_text(text: str) -> None:
+    """Raises UserError for bytes that were no UTF-8, which Python hands on as lone surrogates."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError("the text is not valid UTF-8: convert it first.")
+
+
+def chat_text(checkpoint: Checkpoint, messages: list[dict[str, str]]) -> str:
+    """The text of a conversation, up to where the model's next message begins."""
+    return checkpoint.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def chat_ids(checkpoint: Checkpoint, messages: list[dict[str, str]]) -> list[int]:

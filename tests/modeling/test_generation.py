@@ -165,6 +165,19 @@ def test_positions_of_the_callers_choice_are_kept(tiny_model, tokens):
         assert (model(ids, use_cache=False).logits - expected).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("positions", [[*range(10)] * 2, [i // 2 for i in range(20)]], ids=["restart", "repeat"])
+def test_a_window_counts_tokens_whatever_their_positions(positions, build, tokens):
+    model, ids, positions = build("window"), tokens(2, 20), torch.tensor([positions])
+    cache = model.new_cache()
+    with torch.no_grad():
+        expected = model(ids, position_ids=positions, use_cache=False).logits
+        pieces = [
+            model(ids[:, part], position_ids=positions[:, part], past_key_values=cache).logits
+            for part in (slice(0, 7), slice(7, 8), slice(8, 20))
+        ]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-10, rtol=0)
+
+
 # --- generate
 
 
@@ -412,6 +425,34 @@ def test_an_encoder_takes_no_cache(tiny_model, tokens):
         tiny_model("retnet")(tokens(1, 3), past_key_values=StateCache(2))
 
 
+def test_a_row_of_pads_alone_is_no_prompt(build, tokens):
+    prompts = tokens(3, 5)
+    with pytest.raises(ValueError, match="prompt is empty in row 1"):
+        greedy(build("retnet"), prompts, attention_mask=padded(prompts, (2, 5, 0)))
+
+
+def test_pads_need_no_positions(build, tokens):
+    model, ids = build("learned positions"), tokens(2, 100)
+    with torch.no_grad():
+        logits = model(ids, attention_mask=padded(ids, (4, 10))).logits
+        torch.testing.assert_close(logits[1:, 10:], model(ids[1:, 10:]).logits, atol=1e-10, rtol=0)
+    with pytest.raises(ValueError, match="needs 97 positions"):
+        model(ids, attention_mask=padded(ids, (3, 10)))
+
+
+def test_cropping_more_than_there_is(build, tokens):
+    _, cache = in_pieces(build("standard_attn"), tokens(1, 9), [9])
+    with pytest.raises(ValueError, match="holds 9 columns"):
+        cache.crop(-10)
+
+
+def test_checkpointing_and_a_given_cache_exclude_each_other(tiny_model, tokens):
+    model = tiny_model("standard_attn", is_decoder=True).train()
+    model.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="past_key_values is given while training with gradient checkpointing"):
+        model(tokens(1, 4), past_key_values=model.new_cache())
+
+
 # --- when a cache is kept
 
 
@@ -447,3 +488,35 @@ def test_gradients_pass_through_the_cache(case, build, tokens):
         return inputs.grad
 
     torch.testing.assert_close(gradient([9, 1, 6]), gradient([16]), atol=1e-9, rtol=0)
+
+
+def test_gradients_of_queries_alone_pass_through_the_cache(tiny_model, tokens):
+    """Keys without gradients are still part of the graph of the queries: nothing may be written into them."""
+    model, ids = tiny_model("standard_attn", is_decoder=True, dtype=torch.float64), tokens(2, 12)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("q_proj" in name)
+    gradients = []
+    for sizes in ([12], [5, 1, 1, 5]):
+        model.zero_grad()
+        cache, start, logits = model.new_cache(), 0, []
+        for size in sizes:
+            logits.append(model(ids[:, start : start + size], past_key_values=cache).logits)
+            start += size
+        torch.cat(logits, dim=1).log_softmax(-1)[..., 3].sum().backward()
+        gradients.append(model.model.layers[0].mixer.q_proj.weight.grad.clone())
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["standard_attn", "window", "loops"])
+def test_a_cache_begun_in_inference_mode_goes_on_outside(case, build, tokens):
+    model, ids, cache = build(case), tokens(2, 14), build(case).new_cache()
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits[:, -1]
+    with torch.inference_mode():
+        for start, stop in ((0, 6), (6, 7), (7, 9)):
+            model(ids[:, start:stop], past_key_values=cache)
+    with torch.no_grad():
+        for start, stop in ((9, 10), (10, 14)):
+            actual = model(ids[:, start:stop], past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)

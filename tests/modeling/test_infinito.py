@@ -345,6 +345,16 @@ def test_a_state_that_does_not_fit_is_refused(build, tokens, change, message):
         model(ids, memory_state=change(state))
 
 
+def test_a_state_of_another_kind_or_segment_is_refused(build, tokens):
+    model, ids = build(memory_segment=4), tokens(2, 10)
+    state = build(memory_segment=16)(tokens(2, 30)).memory_state
+    with pytest.raises(ValueError, match="has 14 tokens in its open segment, but memory_segment=4"):
+        model(ids, memory_state=state)
+    for wrong in (state[0], {"keys": state[0].keys}, [state[0].keys, state[0].keys]):
+        with pytest.raises(ValueError, match="expected a SlotMemoryState per memory layer"):
+            model(ids, memory_state=wrong)
+
+
 def test_contradictions_are_refused(build, tokens):
     model, ids = build(), tokens(2, 10)
     output = model(ids)
@@ -422,14 +432,51 @@ def test_generation_takes_a_carried_memory(build, tokens, beams):
     assert not torch.equal(carried, model.generate(prompts, **options))
 
 
+@pytest.mark.parametrize("with_memory_state", [False, True])
+def test_generation_from_embeddings_in_chunks_and_several_a_prompt(build, tokens, with_memory_state):
+    model, prompts = build(), tokens(2, 11)
+    options = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    if with_memory_state:
+        options["memory_state"] = model(tokens(2, 30, seed=7)).memory_state
+    expected = model.generate(prompts, **options)
+    embeds = model.get_input_embeddings()(prompts)
+    for use_cache in (True, False):
+        from_embeds = model.generate(inputs_embeds=embeds, use_cache=use_cache, **options)
+        assert torch.equal(from_embeds, expected[:, 11:])
+    assert torch.equal(model.generate(prompts, prefill_chunk_size=4, **options), expected)
+    texts = []
+    for use_cache in (True, False):
+        torch.manual_seed(3)
+        sampled = options | {"do_sample": True, "num_return_sequences": 3, "use_cache": use_cache}
+        texts.append(model.generate(prompts, **sampled))
+    assert torch.equal(*texts) and len(texts[0]) == 6
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_everything_that_generate_can_return(build, tokens, beams):
+    model = build(attention_window=6)
+    model.set_attn_implementation("eager")
+    flags = ("output_scores", "output_hidden_states", "output_attentions", "return_dict_in_generate")
+    output = model.generate(
+        tokens(2, 5), attention_mask=torch.ones(2, 5, dtype=torch.long), max_new_tokens=4, do_sample=False,
+        num_beams=beams, pad_token_id=0, **dict.fromkeys(flags, True),
+    )  # fmt: skip
+    depth, rows = model.config.num_hidden_layers, 2 * beams
+    assert len(output.scores) == len(output.hidden_states) == len(output.attentions) == 4
+    for step, (states, attentions) in enumerate(zip(output.hidden_states, output.attentions, strict=True)):
+        length = 5 if step == 0 else 1
+        assert [state.shape[:2] for state in states] == [(rows, length)] * (depth + 1)
+        assert [weights.shape[-2:] for weights in attentions] == [(length, min(5 + step, 6))] * depth
+
+
 def test_decoding_needs_no_more_memory_for_longer_texts(build, tokens):
-    model = build(attention_window=8)
-    ids, cache, sizes = tokens(2, 90), model.new_cache(), []
+    model = build(attention_window=8, max_position_embeddings=1000)
+    ids, cache, sizes = tokens(2, 1000), model.new_cache(), [0]
     with torch.no_grad():
-        for step in range(90):
+        for step in range(1000):
             model(ids[:, step : step + 1], past_key_values=cache)
             sizes.append(cache.state_bytes())
-    assert sizes[30] == sizes[60] == sizes[89]
+    assert sizes[100] == sizes[1000] > 0
 
 
 def test_no_assisted_decoding_with_memory(build):
@@ -491,6 +538,19 @@ def test_noise_has_a_generator_of_its_own(build, tokens):
     model(ids)
     assert torch.equal(before, torch.get_rng_state())
     copy.deepcopy(model)
+
+
+def test_a_resumed_training_meets_the_noise_of_the_unbroken_one(build, tokens):
+    """The noise of a step depends on its progress, not on how many steps this process has made."""
+    ids, model = tokens(2, 20), noisy(build).train()
+    for step in range(4):
+        model.set_exploration(step / 4)
+        unbroken = model(ids).logits
+    resumed = noisy(build).train()
+    resumed.set_exploration(3 / 4)
+    assert torch.equal(resumed(ids).logits, unbroken)
+    resumed.set_exploration(2 / 4)
+    assert not torch.equal(resumed(ids).logits, unbroken)
 
 
 @pytest.mark.parametrize("progress", [-0.1, 1.1, float("nan")])

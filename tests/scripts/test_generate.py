@@ -524,9 +524,38 @@ def test_chat_template(generate, gpt2, monkeypatch, tmp_path, capsys):
     assert generate(*words, "--interactive") == 0
     first, second = read(report)["texts"]
     assert first["token_ids"] == asked["token_ids"]
-    talk = f"u:cat;a:{first['text']};u:mat;a:"
-    assert generate("--model", gpt2, "--prompt", talk, *words[3:]) == 0
-    assert read(report)["texts"][0]["token_ids"] == second["token_ids"]
+    # the second turn goes on from the tokens of the first, whatever other tokens would spell the same text
+    ids = [token for text in ("u:cat;a:", ";u:mat;a:") for token in [*tokenizer(text)["input_ids"], None]]
+    place = ids.index(None)
+    talk = torch.tensor([ids[:place] + first["token_ids"] + ids[place + 1 : -1]])
+    again = AutoModelForCausalLM.from_pretrained(gpt2).generate(talk, max_new_tokens=4, do_sample=False)
+    assert again[0, talk.shape[1] :].tolist() == second["token_ids"]
+
+
+def test_a_long_talk_drops_its_oldest_turns(generate, gpt2, monkeypatch, tmp_path, capsys):
+    """With a template that writes earlier turns otherwise, the talk is read anew each time, until it no longer fits."""
+    folder = tmp_path / "chat"
+    AutoModelForCausalLM.from_pretrained(gpt2).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gpt2)
+    tokenizer.chat_template = (
+        "{{ messages|length }}{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}a:"
+    )
+    tokenizer.save_pretrained(folder)
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat mat\n" * 12))
+    report = tmp_path / "r.json"
+    words = ["--model", folder, "--chat_template", "--max_new_tokens", 4, "--interactive", "--json", report]
+    assert generate(*words) == 0
+    err = capsys.readouterr().err
+    assert len(read(report)["texts"]) == 12 and "error" not in err
+    assert "the oldest turns are dropped" in err
+
+
+def test_bytes_that_are_no_text_are_a_mistake(generate, gpt2, monkeypatch, capsys):
+    assert generate("--model", gpt2, "--prompt", "abc\udcff") == 2
+    assert "not valid UTF-8" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\udcff\nthe cat\n"))
+    assert generate("--model", gpt2, "--interactive", "--max_new_tokens", 3) == 0
+    assert "not valid UTF-8" in capsys.readouterr().err
 
 
 # --- mistakes
