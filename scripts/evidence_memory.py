@@ -1,0 +1,124 @@
+"""Measure whether the memories help: equal tokens, equal parameters, three seeds, with and without memory.
+
+    python scripts/evidence_memory.py --output_dir runs/evidence             # about 90 CPU minutes
+    python scripts/evidence_memory.py --output_dir runs/evidence --report_only --card card.md
+    python scripts/evidence_memory.py --output_dir runs/smoke --smoke        # everything, tiny, in a minute
+
+Every run is a JSON file below the output folder. A finished one is never repeated, so an interrupted call goes on where
+it stopped, and several calls may share the folder if their --models, --tables or --seeds differ. The report says which
+runs are missing. What is compared, and how, is in trainer_ext/evidence.py.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from frankenlm.modeling.checks import suggest
+from frankenlm.trainer_ext.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
+from frankenlm.trainer_ext.evidence import (
+    SEEDS,
+    TABLES,
+    Laboratory,
+    change_recipe,
+    make_runs,
+    parameter_lines,
+    smoke_table,
+)
+from frankenlm.trainer_ext.evidence_report import make_report, write_report_files
+from frankenlm.trainer_ext.evidence_runs import RunStore
+
+ROOT = Path(__file__).resolve().parents[1]
+WIKIPEDIA = Path("../shared/data/wikipedia-vital")
+MODELS = list(dict.fromkeys(variant.name for table in TABLES.values() for variant in table.variants))
+
+
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--output_dir", type=Path, required=True, help="folder of the runs, the kept checkpoints and the report")
+    add("--data", type=Path, default=ROOT / WIKIPEDIA,
+        help=f"folder with train, validation and test.jsonl (default: {WIKIPEDIA} beside the repository)")  # fmt: skip
+    add("--tables", nargs="+", default=list(TABLES), help=f"some of {', '.join(TABLES)} (default: all)")
+    add("--models", nargs="+", default=MODELS, help=f"some of {', '.join(MODELS)} (default: all)")
+    add("--seeds", nargs="+", type=int, default=list(SEEDS),
+        help="the first one chooses the learning rates (default: 0 1 2)")  # fmt: skip
+    add("--tokens", type=int, help="tokens a run trains on (default: 400,000)")
+    add(
+        "--learning_rates",
+        nargs="+",
+        type=float,
+        help="rates to try instead of the tables' own; without this option, the report then lists them apart",
+    )
+    add("--bf16", action="store_true", help="autocast to bfloat16: faster, other numbers (default: float32)")
+    add("--threads", type=int, help="torch threads (default: torch's own)")
+    add("--smoke", action="store_true", help="tiny models, tiny text, four steps: does everything work?")
+    add("--report_only", action="store_true", help="train nothing, report on the finished runs")
+    add("--report_dir", type=Path, help="where report.json, the tables and figures go (default: output_dir/report)")
+    add("--card", type=Path, help="Markdown file to write the report to, in words")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
+    check_choices("--tables", args.tables, list(TABLES))
+    check_choices("--models", args.models, MODELS)
+    check_numbers(args)
+    report_dir = args.report_dir or args.output_dir / "report"
+    for folder in (args.output_dir, report_dir, *([args.card.absolute().parent] if args.card else [])):
+        check_output_dir(folder)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    store = RunStore(args.output_dir)
+    tables = [table_of(args, name) for name in args.tables]
+
+    if not args.report_only:
+        with user_mistakes():
+            laboratories = [
+                Laboratory(table, table.load(args.data), store, args.seeds, args.models) for table in tables
+            ]
+        print(*parameter_lines(laboratories), sep="\n")
+        make_runs(laboratories)
+    report = make_report(tables, store, args.seeds)
+    write_report_files(report, report_dir, args.card)
+    print((report_dir / "table.md").read_text(encoding="utf-8"))
+    print(f"report: {report_dir / 'report.json'}")
+
+
+def table_of(args: argparse.Namespace, name: str):
+    """The table as the options ask for it."""
+    table = smoke_table(TABLES[name]) if args.smoke else TABLES[name]
+    if args.learning_rates:
+        table = replace(table, learning_rates=tuple(args.learning_rates))
+    return change_recipe(table, bf16=args.bf16, tokens=args.tokens or table.recipe.tokens)
+
+
+def check_choices(option: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse names that do not exist."""
+    for name in given:
+        if name not in known:
+            raise UserError(f"{option}: unknown name {name!r}.{suggest(name, known)} Known: {', '.join(known)}.")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers that nothing can be measured with."""
+    for name in ("tokens", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1.")
+    for rate in args.learning_rates or ():
+        if not 0 < rate < 1:
+            raise UserError(f"--learning_rates {rate:g}: must lie between 0 and 1.")
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: must be different whole numbers from 0 up.")
+
+
+if __name__ == "__main__":
+    transformers_logging.set_verbosity_error()
+    sys.exit(run_command(main))

@@ -1,0 +1,356 @@
+"""From the runs of the memory evidence to numbers: means over seeds, paired differences, loss by position.
+
+Nothing is filled in: a row without all its runs says which ones are missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .cards import write_json
+from .cli import UserError
+from .evidence import SHUFFLED, Table
+from .evidence_card import card_markdown, tables_markdown
+from .evidence_data import HELD_OUT_FILES
+from .evidence_models import INFINITO, MEMORY_OFF, TITAN, TITAN_MEMORY, Variant
+from .evidence_plots import plot_positions, plot_training_runs, write_csv
+from .evidence_runs import RunKey, RunStore, differences
+from .evidence_statistics import paired_difference, summary
+
+Run = dict[str, Any]
+
+
+# An effect below this share of the loss is called negligible, even if it is measurable.
+NEGLIGIBLE = 0.001
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference, ours - theirs, and what it means when it lies below 0, above 0, or neither is shown."""
+
+    ours: str
+    theirs: str
+    below: str
+    above: str
+    neither: str
+
+
+COMPARISONS = (
+    Comparison(
+        INFINITO.name,
+        MEMORY_OFF.name,
+        below="the slot memory lowers the loss",
+        above="the slot memory raises the loss",
+        neither="no effect of the slot memory is shown",
+    ),
+    Comparison(
+        SHUFFLED,
+        INFINITO.name,
+        below="reading another text's memory lowers the loss, which speaks against a use of the content",
+        above="reading another text's memory hurts, so the model uses the content of its memory",
+        neither="reading another text's memory instead of its own makes no measurable difference to the model",
+    ),
+    Comparison(
+        TITAN_MEMORY.name,
+        TITAN.name,
+        below="the delta memory lowers the loss",
+        above="the delta memory raises the loss",
+        neither="no effect of the delta memory is shown",
+    ),
+)
+
+
+def make_report(tables: Sequence[Table], store: RunStore, seeds: Sequence[int]) -> dict[str, Any]:
+    """Gather every finished run of the tables.
+
+    Raises:
+        UserError: there is none, or they were made with other settings than these or than each other.
+    """
+    report: dict[str, Any] = {"seeds": list(seeds), "tables": {}}
+    runs = {table.name: runs_of(table, store) for table in tables}
+    if not any(runs.values()):
+        raise UserError(f"{store.folder} holds no finished run of {', '.join(runs)}; leave out --report_only.")
+    for table in tables:
+        check_alike(table, runs[table.name], store)
+        report["tables"][table.name] = table_report(table, runs[table.name], seeds)
+    everything = [run for part in runs.values() for run in part]
+    report["versions"] = _distinct(run["versions"] for run in everything)
+    report["processors"] = _distinct(run["processor"] for run in everything)
+    report["threads"] = _distinct(run["threads"] for run in everything)
+    report["cpu_minutes"] = sum(table["cpu_minutes"] for table in report["tables"].values())
+    return report
+
+
+def runs_of(table: Table, store: RunStore) -> list[Run]:
+    """The finished runs of the table's models, at any learning rate."""
+    names = {name for variant in table.variants for name in row_names(variant)}
+    return [run for run in store.all_runs(table.name) if run["model"] in names]
+
+
+def check_alike(table: Table, runs: Sequence[Run], store: RunStore) -> None:
+    """Make sure that runs which stand in one table had one recipe and one text, those that the options name.
+
+    Raises:
+        UserError: one differs; the message says in what.
+    """
+    for run in runs:
+        expected = {"recipe": table.recipe.facts(), "data": runs[0]["settings"]["data"]}
+        changes = differences({name: run["settings"][name] for name in expected}, expected)
+        if changes:
+            path = store.path(RunKey(run["table"], run["model"], run["learning_rate"], run["seed"]))
+            raise UserError(
+                f"{path} does not belong into this report ({'; '.join(changes[:4])}). Give the options that it was "
+                "made with, or use another --output_dir."
+            )
+
+
+def table_report(table: Table, runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
+    """One table: its rows, the sweep, the differences, what is missing."""
+    outside = [run for run in runs if run["learning_rate"] not in table.learning_rates]
+    runs = [run for run in runs if run["learning_rate"] in table.learning_rates]
+    found = {(run["model"], run["learning_rate"], run["seed"]): run for run in runs}
+    rows, chosen = [], {}
+    for variant in table.variants:
+        rate = best_rate(found, variant.name, table.learning_rates, seeds[0])
+        for name, description in row_names(variant).items():
+            chosen[name] = {seed: found[name, rate, seed] for seed in seeds if (name, rate, seed) in found}
+            swept = table.learning_rates if name == variant.name else ()
+            rows.append(
+                {
+                    "model": name,
+                    "description": description,
+                    "learning_rate": rate,
+                    "missing": missing_runs(found, name, rate, swept, seeds),
+                    **row_facts(list(chosen[name].values())),
+                }
+            )
+    return {
+        "name": table.name,
+        "title": table.title,
+        "smoke": table.smoke,
+        "splits": splits_of(runs[0]) if runs else [],
+        "rows": rows,
+        "missing": [text for row in rows for text in row["missing"]],
+        "sweep": sweep_facts(table, found, seeds[0]),
+        "other_rates": other_rates(outside),
+        "differences": difference_facts(table, chosen),
+        "positions": position_facts(table, chosen),
+        "curves": curve_facts(table, chosen),
+        "recipe": table.recipe.facts(),
+        "attention_window": table.shape.attention_window,
+        "budget": table.shape.budget,
+        "learning_rates": list(table.learning_rates),
+        "data": runs[0]["settings"]["data"] if runs else None,
+        "exploration": _exploration(chosen),
+        "cpu_minutes": sum(_cpu_seconds(run) for run in runs) / 60,
+        "runs": len(runs),
+        "same_document_neighbours": sum(sum(run["same_document_neighbours"].values()) for run in runs),
+    }
+
+
+def row_names(variant: Variant) -> dict[str, str]:
+    """The rows of a model, with what they are: its own, and the shuffled evaluation if it has a memory to shuffle."""
+    names = {variant.name: variant.description}
+    if variant.has_memory:
+        names[SHUFFLED] = f"the checkpoints of {variant.name}, each row reading the memory of another text"
+    return names
+
+
+def missing_runs(
+    found: Mapping, model: str, rate: float | None, swept: Sequence[float], seeds: Sequence[int]
+) -> list[str]:
+    """Name every run that a row lacks: of its sweep (the first seed), and of the seeds at the chosen rate."""
+    missing = [f"{model}, rate {one:g}, seed {seeds[0]}" for one in swept if (model, one, seeds[0]) not in found]
+    later = [seed for seed in (seeds[1:] if swept else seeds) if (model, rate, seed) not in found]
+    at = "the best rate" if rate is None else f"rate {rate:g}"
+    return missing + [f"{model}, {at}, seed {seed}" for seed in later]
+
+
+def best_rate(found: Mapping, model: str, rates: Sequence[float], seed: int) -> float | None:
+    """The rate that the sweep chooses; None while a run of it is missing."""
+    if any((model, rate, seed) not in found for rate in rates):
+        return None
+    return min(rates, key=lambda rate: found[model, rate, seed]["held_out"]["validation"]["loss"])
+
+
+def row_facts(runs: Sequence[Run]) -> dict[str, Any]:
+    """Means over the seeds of a model."""
+    splits = splits_of(runs[0]) if runs else []
+    statistics = list(runs[0]["memory"].get("validation", {})) if runs else []
+    return {
+        "parameters": runs[0]["parameters"] if runs else None,
+        "trained_parameters": runs[0].get("trained_parameters") if runs else None,
+        "held_out": {
+            split: {
+                measure: summary([run["held_out"][split][measure] for run in runs])
+                for measure in ("loss", "perplexity", "bits_per_byte")
+            }
+            for split in splits
+        },
+        "memory": {name: summary([run["memory"]["validation"][name] for run in runs]) for name in statistics},
+        "tokens_per_cpu_second": summary(
+            [run["tokens_per_cpu_second"] for run in runs if "tokens_per_cpu_second" in run]
+        ),
+    }
+
+
+def splits_of(run: Run) -> list[str]:
+    """The held-out splits of a run, validation first; a file sorts them otherwise."""
+    return sorted(run["held_out"], key=HELD_OUT_FILES.index)
+
+
+def sweep_facts(table: Table, found: Mapping, seed: int) -> list[dict[str, Any]]:
+    """Validation loss of the first seed at each rate, by model; None for a missing run."""
+    facts = []
+    for variant in table.variants:
+        runs = [found.get((variant.name, rate, seed)) for rate in table.learning_rates]
+        losses = [run and run["held_out"]["validation"]["loss"] for run in runs]
+        facts.append({"model": variant.name, "losses": losses})
+    return facts
+
+
+def other_rates(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Validation loss of the runs at rates that are not the table's, by model and rate: trials worth knowing of."""
+    groups: dict[tuple[str, float], list[float]] = {}
+    for run in runs:
+        losses = groups.setdefault((run["model"], run["learning_rate"]), [])
+        losses.append(run["held_out"]["validation"]["loss"])
+    return [
+        {"model": model, "learning_rate": rate, "validation_loss": summary(losses)}
+        for (model, rate), losses in groups.items()
+    ]
+
+
+def measures(table: Table, run: Run) -> dict[str, float]:
+    """The losses that are compared: each split's; with an attention window, also those of far positions.
+
+    A token has as many predecessors as its position in the row; a layer of attention reaches `window` of them.
+    """
+    losses = {f"{split} loss": run["held_out"][split]["loss"] for split in splits_of(run)}
+    window = table.shape.attention_window
+    if table.by_position and window:
+        for split, by_position in run["by_position"].items():
+            for start in (window, 4 * window):
+                far = by_position[start:]  # the first entry is the loss of the token at position 1
+                losses[f"{split} loss beyond position {start}"] = sum(far) / len(far)
+    return losses
+
+
+def difference_facts(table: Table, chosen: Mapping[str, Mapping[int, Run]]) -> list[dict[str, Any]]:
+    """Every comparison whose two models stand in the table, for every measure."""
+    facts = []
+    for comparison in COMPARISONS:
+        if not {comparison.ours, comparison.theirs} <= chosen.keys():
+            continue
+        ours, theirs = (
+            {seed: measures(table, run) for seed, run in chosen[name].items()}
+            for name in (comparison.ours, comparison.theirs)
+        )
+        for measure in dict.fromkeys(name for losses in (*ours.values(), *theirs.values()) for name in losses):
+            difference = paired_difference(
+                {seed: losses[measure] for seed, losses in ours.items()},
+                {seed: losses[measure] for seed, losses in theirs.items()},
+            )
+            name = f"{comparison.ours} minus {comparison.theirs}"
+            difference["share"] = share_of_loss(difference, [losses[measure] for losses in theirs.values()])
+            sentence = f"{name}, {measure}: {verdict(comparison, difference)}"
+            facts.append({"name": name, "measure": measure, **difference, "sentence": sentence})
+    return facts
+
+
+def share_of_loss(difference: Mapping[str, Any], losses: Sequence[float]) -> float | None:
+    """The size of a difference as a share of the loss that it changes."""
+    return None if difference["mean"] is None else abs(difference["mean"]) / _mean(losses)
+
+
+def verdict(comparison: Comparison, difference: Mapping[str, Any]) -> str:
+    """Say what a difference shows: its size, its spread, whether its interval excludes 0, and what follows.
+
+    Twins that share start and data differ so little between seeds that an interval may exclude 0 for an effect of no
+    practical size; then the sentence says that too.
+    """
+    if difference["n"] == 0:
+        return "not measured, runs are missing."
+    if difference["n"] == 1:
+        return f"{difference['mean']:+.4f} nats with one seed, which shows nothing about the spread."
+    text = f"{difference['mean']:+.4f} nats, sd {difference['sd']:.4f} over {difference['n']} seeds; "
+    text += f"95 % interval {difference['low']:+.4f} to {difference['high']:+.4f}"
+    if not difference["excludes_zero"]:
+        return f"{text}, which includes 0: {comparison.neither}."
+    effect = comparison.below if difference["mean"] < 0 else comparison.above
+    if difference["share"] < NEGLIGIBLE:
+        effect += f", but by a negligible {difference['share']:.2%} of the loss"
+    return f"{text}, which excludes 0: {effect}."
+
+
+def position_facts(table: Table, chosen: Mapping[str, Mapping[int, Run]]) -> list[dict[str, Any]]:
+    """Mean validation loss in bins of positions as wide as the window: one entry for each model and bin."""
+    window = table.shape.attention_window
+    if not (table.by_position and window):
+        return []
+    return [
+        {
+            "model": name,
+            "first_position": start + 1,
+            "last_position": min(start + window, table.recipe.length - 1),
+            **summary([_mean(run["by_position"]["validation"][start : start + window]) for run in runs.values()]),
+        }
+        for name, runs in chosen.items()
+        if runs
+        for start in range(0, table.recipe.length - 1, window)
+    ]
+
+
+def curve_facts(table: Table, chosen: Mapping[str, Mapping[int, Run]]) -> dict[str, list[list[float]]]:
+    """Training loss by step, the mean over the seeds, for each trained model."""
+    return {
+        name: [[points[0][0], _mean([point[1] for point in points])]
+               for points in zip(*(run["curve"] for run in runs.values()), strict=True)]
+        for name, runs in chosen.items()
+        if name != SHUFFLED and runs
+    }  # fmt: skip
+
+
+def write_report_files(report: Mapping[str, Any], folder: Path, card: Path | None) -> None:
+    """Write report.json, table.md, the figures and the tables behind them into `folder`, and the card if asked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "report.json", report)
+    (folder / "table.md").write_text(tables_markdown(report), encoding="utf-8")
+    figures = {}
+    for name, table in report["tables"].items():
+        if table["curves"]:
+            figures[f"{name}_training"] = folder / f"{name}_training.png"
+            plot_training_runs(table, figures[f"{name}_training"])
+        if table["positions"]:
+            figures[f"{name}_positions"] = folder / f"{name}_positions.png"
+            plot_positions(table, figures[f"{name}_positions"])
+            write_csv(table["positions"], folder / f"{name}_positions.csv")
+    if card is not None:
+        card.absolute().parent.mkdir(parents=True, exist_ok=True)
+        card.write_text(card_markdown(report, figures, card), encoding="utf-8")
+
+
+def _exploration(chosen: Mapping[str, Mapping[int, Run]]) -> dict[str, Any] | None:
+    """The exploration noise of the models that have it; those of one table share it."""
+    for name in (INFINITO.name, MEMORY_OFF.name):
+        for run in chosen.get(name, {}).values():
+            config = run["settings"]["config"]
+            return {"sigma": config["exploration_sigma"], "schedule": config["exploration_schedule"]}
+    return None
+
+
+def _cpu_seconds(run: Run) -> float:
+    return run.get("cpu_seconds", 0.0) + run["evaluation_cpu_seconds"]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _distinct(values) -> list:
+    kept: list = []
+    for value in values:
+        if value not in kept:
+            kept.append(value)
+    return kept
