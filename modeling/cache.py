@@ -91,7 +91,8 @@ class KeyValues:
 class LayerState:
     """What one logical layer remembers.
 
-    tensors: named tensors with the batch first, such as a recurrent state; replaced, never changed in place.
+    tensors: named tensors with the batch first, such as a recurrent state. The layer owns them: a step may replace
+        them or, without gradients, write over them.
     key_values: one store per attention the layer evaluates.
     """
 

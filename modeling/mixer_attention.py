@@ -75,10 +75,8 @@ class StandardAttention(Mixer):
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return q, k, v, each (B, H, L, K)."""
-        q, k, v = (
-            projection(x).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        shape = (x.shape[0], x.shape[1], self.num_heads, self.head_width)
+        q, k, v = (projection(x).view(shape).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v

@@ -17,7 +17,7 @@ from .cache import LayerState, slide_window
 from .context import zero_pads
 from .mixer_base import LinearFactory, Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32, full_precision
-from .scan_linear import linear_scan_chunked
+from .scan_linear import linear_scan_chunked, may_reuse
 
 A_RANGE = (1.0, 16.0)
 DT_RANGE = (1e-3, 0.1)
@@ -86,7 +86,7 @@ class Mamba2(Mixer):
         log_decay = -dt * at_least_float32(self.A_log).exp()
         before = None if state is None else state.tensors.get("scan")
         y, after = linear_scan_chunked(
-            C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay, self.chunk_size, before
+            C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay, self.chunk_size, before, may_reuse(before)
         )
         if state is not None:
             state.tensors["scan"] = after

@@ -18,7 +18,7 @@ from .checks import check_choice
 from .mixer_base import LinearFactory, Mixer, ends_branch
 from .norms import at_least_float32, full_precision, rms_normalize
 from .positions import apply_rotary, shared_rotary_tables
-from .scan_linear import linear_scan_chunked
+from .scan_linear import linear_scan_chunked, may_reuse
 
 DECAYS = ("linspace", "paper")
 
@@ -89,7 +89,7 @@ class Retention(Mixer):
         """Return (B, L, H, V), in either direction, at linear cost; `state` is read and brought up to date."""
         log_decay = self.log_decay(context, q)
         before = None if state is None else state.tensors.get("retained")
-        forward, after = linear_scan_chunked(q, k, v, log_decay, self.chunk_size, before)
+        forward, after = linear_scan_chunked(q, k, v, log_decay, self.chunk_size, before, may_reuse(before))
         if state is not None:
             state.tensors["retained"] = after
         if context.is_causal:

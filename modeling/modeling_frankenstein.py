@@ -43,13 +43,16 @@ class FrankensteinBlock(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, RouterStatistics | None]:
         """Map x (B, L, D) to the next x, the attention weights or None, and the router's statistics or None."""
         delta, weights = self.mixer(x, self.identity if self.is_post_norm else self.norm1, context, logical_layer_idx)
-        x = x + context.zero_pads(self.dropout(delta))
+        x = self.add(x, delta, context)
         x = self.norm1(x) if self.is_post_norm else x
 
         delta, statistics = self.feed_forward(x if self.is_post_norm else self.norm2(x), context)
-        x = x + context.zero_pads(self.dropout(delta))
+        x = self.add(x, delta, context)
         x = self.norm2(x) if self.is_post_norm else x
         return context.zero_pads(x), weights, statistics
+
+    def add(self, x, delta, context):
+        return x + context.zero_pads(self.dropout(delta) if self.training else delta)
 
     def feed_forward(self, x, context):
         if isinstance(self.ffn, MixtureOfExperts):

@@ -96,9 +96,12 @@ class InfinitoBlock(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Map x (B, L, D) to the next x, and the attention weights or None."""
         delta, weights = self.attention(x, self.identity, context, layer_idx)
-        x = self.norm1(x + self.dropout(delta))
-        x = self.norm2(x + self.dropout(self.ffn(x)))
+        x = self.norm1(self.add(x, delta))
+        x = self.norm2(self.add(x, self.ffn(x)))
         return context.zero_pads(x), weights
+
+    def add(self, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        return x + self.dropout(delta) if self.training else x + delta
 
 
 class InfinitoPreTrainedModel(PreTrainedModel):

@@ -24,7 +24,7 @@ def delta_scan_step(q, k, v, log_alpha, eta, state=None):
         state = v.new_zeros(*v.shape[:2], v.shape[3], k.shape[3])
     recalled = k @ state.transpose(-1, -2)  # (B,H,1,V)
     update = eta[..., None] * (v - recalled)
-    state = log_alpha[..., None].exp() * state + update.transpose(-1, -2) * k
+    state = (log_alpha[..., None].exp() * state).addcmul_(update.transpose(-1, -2), k)
     return q @ state.transpose(-1, -2), state
 
 

@@ -47,26 +47,35 @@ def linear_scan_parallel(q, k, v, log_decay):
     return torch.einsum("bhij,bjhv->bihv", scores, v)
 
 
-def linear_scan_step(q, k, v, log_decay, state=None):
+def linear_scan_step(q, k, v, log_decay, state=None, reuse_state: bool = False):
     """One token, as in decoding: L = 1. Returns o (B, 1, H, V) and the next state (B, H, K, V)."""
     repeats = v.shape[2] // q.shape[2]
     if q.shape[2] > 1 and repeats > 1:  # a single group is broadcast
         q, k = q.repeat_interleave(repeats, 2), k.repeat_interleave(repeats, 2)
-    added = k.transpose(1, 2).transpose(2, 3) * v.transpose(1, 2)  # (B,H,K,1) * (B,H,1,V)
+    k, v = k.transpose(1, 2).transpose(2, 3), v.transpose(1, 2)  # (B,H,K,1), (B,H,1,V)
     if state is None:
-        state = added
-    else:  # a broadcast addcmul would not be vectorised
-        state = (log_decay.transpose(1, 2).exp()[..., None] * state).add_(added)
+        state = k * v
+    else:
+        decay = log_decay.transpose(1, 2).exp()[..., None]
+        state = (state.mul_(decay) if reuse_state else decay * state).addcmul_(k, v)
     return (q.transpose(1, 2) @ state).transpose(1, 2), state
 
 
-def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None):
+def may_reuse(state: torch.Tensor | None) -> bool:
+    """Whether a step may write the next state over the last one: no graph needs it, and its storage may be written."""
+    if state is None or torch.is_grad_enabled():
+        return False
+    return torch.is_inference_mode_enabled() or not state.is_inference()
+
+
+def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_state: bool = False):
     """The same at a cost linear in L: quadratic inside chunks, a recurrence over chunk states between them.
 
     Args:
         q, k: (B, L, G, K); v: (B, L, H, V); log_decay: (B or 1, L, H), all at least float32.
         chunk_size: C; L need not be a multiple of it.
         state: (B, H, K, V) to start from; zeros by default.
+        reuse_state: a single token may write the next state over `state`, which the caller then gives up.
 
     Returns:
         o (B, L, H, V) and the final state (B, H, K, V).
@@ -74,7 +83,7 @@ def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None):
     batch, length, heads, width = v.shape
     groups, key_width = q.shape[2:]
     if length == 1:
-        return linear_scan_step(q, k, v, log_decay, state)
+        return linear_scan_step(q, k, v, log_decay, state, reuse_state)
     # (B, G, K, R*V): the heads of a group lie side by side, so that one product with k serves them all.
     if state is None:
         state = v.new_zeros(batch, groups, key_width, heads // groups * width)
