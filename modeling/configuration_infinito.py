@@ -3,11 +3,10 @@
 from dataclasses import fields
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
-from .checks import check_choice, check_keys
-from .preset_files import read_preset
+from .checks import check_choice, check_ranges
+from .preset_files import config_from_preset
 
 CHOICES = {
     "hidden_act": ("gelu", "silu", "relu", "relu2", "swiglu"),
@@ -96,31 +95,13 @@ class InfinitoConfig(PreTrainedConfig):
         Raises:
             ValueError: unknown preset, unknown key (with a did-you-mean), wrong type or impossible combination.
         """
-        preset = read_preset(name)
-        if preset.model_type != cls.model_type:
-            raise ValueError(f"preset {name!r} is of model_type {preset.model_type!r}, not {cls.model_type!r}.")
-        check_keys(f"preset {name!r}, section 'model'", preset.model, cls.known_keys())
-        check_keys("overrides", overrides, cls.known_keys())
-        try:
-            return cls(**{**preset.model, **overrides})
-        except StrictDataclassError as error:
-            raise ValueError(f"preset {name!r}: {error}") from error
+        return config_from_preset(cls, name, overrides)
 
     def check_consistency(self) -> None:
         """Check every cross-field rule; the model calls it again, since attributes may have been set by hand."""
         for field, choices in CHOICES.items():
             check_choice(field, self.__dict__[field], choices)
-        for field in POSITIVE:
-            if self.__dict__[field] <= 0:
-                raise ValueError(f"{field}={self.__dict__[field]} must be positive.")
-        for field in NOT_NEGATIVE:
-            if self.__dict__[field] < 0:
-                raise ValueError(f"{field}={self.__dict__[field]} must not be negative.")
-        for field in ("dropout", "attention_dropout"):
-            if not 0 <= self.__dict__[field] < 1:
-                raise ValueError(f"{field}={self.__dict__[field]} must lie in [0, 1).")
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(f"pad_token_id={self.pad_token_id} must lie in 0..vocab_size-1 = {self.vocab_size - 1}.")
+        check_ranges(self.__dict__, POSITIVE, NOT_NEGATIVE)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size}."
