@@ -5,12 +5,14 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint bench app clean
+.PHONY: help install demo test test-slow test-kernels test-sanitize lint bench app clean
 
 help:
 	@echo "make demo       train a small Mini on built-in text, evaluate, reload, fill masks (under 10 minutes)"
 	@echo "make test       run the tests that CI runs"
 	@echo "make test-slow  run the long proofs too"
+	@echo "make test-kernels   the operators' tests once for each code path in PATHS"
+	@echo "make test-sanitize  the operators' tests under address and undefined-behaviour sanitizers"
 	@echo "make lint       ruff"
 	@echo "make bench      benchmark tables"
 	@echo "make app        the Gradio page on localhost"
@@ -23,6 +25,7 @@ $(READY): setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[train,lab,app,dev]"
+	$(BIN)/python -m frankenlm.kernels.build
 	touch $(READY)
 
 demo: $(READY)
@@ -42,6 +45,21 @@ test: $(READY) $(COMMON)
 
 test-slow: $(READY) $(COMMON)
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+# The operators' tests once for each code path: make test-kernels PATHS="sse41 avx2"
+PATHS ?= scalar sse41 avx2 avx_vnni avx512_vnni
+test-kernels: $(READY)
+	for path in $(PATHS); do \
+		echo "code path $$path"; \
+		FRANKENLM_TERNARY_PATH=$$path $(BIN)/python -m pytest tests/kernels $(ARGS) || exit 1; \
+	done
+
+# The same tests on a library that checks every access and every overflow
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g
+test-sanitize: $(READY)
+	FRANKENLM_CXXFLAGS="$(SANITIZE)" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
+	$(BIN)/python -m pytest tests/kernels $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,116 @@
+"""Compile the native operators: one call of the system's compiler, a few seconds, kept in a cache.
+
+The library stands on torch's stable ABI: it is tied to no Python version, and any torch from `OLDEST_TORCH` on can load
+it. The cache is keyed by sources, flags, torch and machine, so an upgrade of any of them builds anew.
+
+    python -m frankenlm.kernels.build        build if needed, print where the library lies
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+SOURCES = Path(__file__).resolve().parent / "csrc"
+OLDEST_TORCH = "0x020a000000000000"  # 2.10, the first with a thread pool in the stable ABI
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",  # the paths must round alike: no multiply-add where another path has two operations
+    "-fno-math-errno",
+    "-Wno-psabi",
+    f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}",
+)
+
+
+class NoCompilerError(RuntimeError):
+    """There is no C++ compiler on this machine."""
+
+
+class BuildError(RuntimeError):
+    """The compiler is there and failed."""
+
+
+def compiler() -> str:
+    """Return the path of the C++ compiler: $CXX, else c++, g++ or clang++.
+
+    Raises:
+        NoCompilerError: there is none.
+    """
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    raise NoCompilerError("no C++ compiler (c++, g++ or clang++ on the path, or $CXX)")
+
+
+def library_sources() -> list[Path]:
+    """Return the files that make up the operators' library."""
+    return sorted(SOURCES.glob("*.cpp"))
+
+
+def cache_folder() -> Path:
+    """Return where built libraries are kept: $FRANKENLM_CACHE, else the user's cache folder."""
+    folder = os.environ.get("FRANKENLM_CACHE")
+    if folder:
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frankenlm" / "kernels"
+
+
+def fingerprint(flags: Sequence[str] = ()) -> str:
+    """Return a name for what a build depends on: sources, flags, torch, machine."""
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES.iterdir()):
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    digest.update("\0".join([*FLAGS, *flags, torch.__version__, platform.machine(), sys.platform]).encode())
+    return digest.hexdigest()[:16]
+
+
+def compile_library(sources: Sequence[Path], output: Path, flags: Sequence[str] = ()) -> Path:
+    """Compile `sources` into the shared library `output`, which appears whole or not at all.
+
+    Raises:
+        NoCompilerError: there is no compiler.
+        BuildError: the compiler failed; the message holds the first of its complaints.
+    """
+    root = Path(torch.__file__).parent
+    output.parent.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(suffix=".so", dir=output.parent)
+    os.close(handle)
+    command = [compiler(), *FLAGS, *flags, f"-I{SOURCES}", f"-I{root / 'include'}", *map(str, sources)]
+    command += ["-o", unfinished, f"-L{root / 'lib'}", "-ltorch_cpu"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            complaints = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            raise BuildError(f"{command[0]} failed: {complaints[0] if complaints else done.returncode}")
+        os.chmod(unfinished, 0o755)
+        os.replace(unfinished, output)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+    return output
+
+
+def build() -> Path:
+    """Return the operators' library, compiled now or found in the cache; $FRANKENLM_CXXFLAGS adds flags."""
+    flags = os.environ.get("FRANKENLM_CXXFLAGS", "").split()
+    library = cache_folder() / fingerprint(flags) / "frankenlm_kernels.so"
+    return library if library.is_file() else compile_library(library_sources(), library, flags)
+
+
+if __name__ == "__main__":
+    try:
+        print(build())
+    except NoCompilerError as problem:
+        print(f"{problem}: the operators will run as plain PyTorch", file=sys.stderr)

@@ -1,0 +1,89 @@
+"""The arithmetic of packed layers in plain PyTorch: the reference of the operators `frankenlm::*`, and what runs without them.
+
+Integer sums are exact, and every float operation is one correctly rounded float32 operation in a fixed order, so that
+the native paths can equal this file to the last bit.
+Sources: activations arXiv:2402.17764 (BitNet b1.58), section 2; the packed layout is `ternary.py`'s.
+Shapes: x (..., K), packed (ceil(N/16), ceil(K/16), 64), scale (N,), y (..., N).
+"""
+
+import torch
+
+from .fake_quantize import inverse_rms
+from .ternary import SCALE_FLOOR, unpack_ternary
+
+CODE_LIMIT = 127
+
+
+def quantize_activations(x: torch.Tensor, norm_eps: float = -1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Round each token to int8 codes that span its largest magnitude.
+
+    Args:
+        x: (..., K) float32, bfloat16 or float16.
+        norm_eps: above 0, the token is first divided by sqrt(mean(x^2) + norm_eps), without a weight.
+
+    Returns:
+        codes int8 (..., K); scale float32 (...), the step, x ~ codes * scale; sum int32 (...) of the codes.
+        A token that holds NaN or infinity gets codes 0, sum 0 and scale NaN: its outputs are NaN, no other's.
+    """
+    x = x.float()
+    if norm_eps > 0:
+        x = x * inverse_rms(x, norm_eps)
+    magnitude = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros(*x.shape[:-1], 1)
+    finite = magnitude.isfinite()
+    multiplier = CODE_LIMIT / magnitude.clamp_min(SCALE_FLOOR)
+    rounded = (x * multiplier).round().clamp(-CODE_LIMIT - 1, CODE_LIMIT)
+    codes = torch.where(finite, rounded, 0.0).to(torch.int8)
+    scale = torch.where(finite, 1.0 / multiplier, float("nan"))
+    return codes, scale.squeeze(-1), codes.sum(-1, dtype=torch.int32)
+
+
+def _integer_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return codes (M, K) int8 times weight (N, K) int8, exactly, as int32 (M, N)."""
+    return (codes.double() @ weight.double().t()).to(torch.int32)  # every sum is below 2^53
+
+
+def _scaled(product, x_scale, scale, bias, dtype):
+    y = product.float() * (x_scale.unsqueeze(-1) * scale)
+    return (y if bias is None else y + bias.float()).to(dtype)
+
+
+def ternary_linear_quantized(
+    codes: torch.Tensor,
+    x_scale: torch.Tensor,
+    x_sum: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    out_features: int,
+    bias: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Multiply already quantised activations with packed ternary weights; arguments as `quantize_activations` returns.
+
+    `x_sum` is what the native paths correct their unsigned codes with; here nothing needs it.
+    """
+    flat = codes.reshape(-1, codes.shape[-1])
+    product = _integer_product(flat, unpack_ternary(packed, out_features, codes.shape[-1]))
+    product = product.reshape(*codes.shape[:-1], out_features)
+    return _scaled(product, x_scale, scale, bias, dtype or torch.float32)
+
+
+def ternary_linear(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    out_features: int,
+    bias: torch.Tensor | None = None,
+    norm_eps: float = -1.0,
+) -> torch.Tensor:
+    """Return x (..., K) times the packed ternary weight, (..., N) in x's dtype."""
+    codes, x_scale, x_sum = quantize_activations(x, norm_eps)
+    return ternary_linear_quantized(codes, x_scale, x_sum, packed, scale, out_features, bias, x.dtype)
+
+
+def int8_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return x (..., K) times weight int8 (N, K) with scale float32 (N,) per row, (..., N) in x's dtype."""
+    codes, x_scale, _ = quantize_activations(x)
+    product = _integer_product(codes.reshape(-1, codes.shape[-1]), weight)
+    return _scaled(product.reshape(*codes.shape[:-1], weight.shape[0]), x_scale, scale, bias, x.dtype)

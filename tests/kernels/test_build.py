@@ -1,0 +1,138 @@
+"""The build: what the compiler made of the inner loops, the cache, and machines without a compiler."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from frankenlm.kernels import build
+
+FUNCTION = re.compile(r"^[0-9a-f]+ <(.*)>:$")
+INSTRUCTION = re.compile(r"^\s+([0-9a-f]+):\s+(\S+)\s*(.*)$")
+PRODUCT = re.compile(r"dpbusd|maddubs|pmaddwd")
+STACK_VECTOR = re.compile(r"\(%r[sb]p.*%[xyz]mm|%[xyz]mm.*\(%r[sb]p")
+
+
+def functions(library) -> dict[str, list[tuple[int, str, str]]]:
+    """Return the disassembly: name -> (address, operation, operands) in order."""
+    text = subprocess.run(
+        ["objdump", "--disassemble", "--no-show-raw-insn", "--demangle", library],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    found, current = {}, None
+    for line in text.splitlines():
+        if match := FUNCTION.match(line):
+            current = found.setdefault(match[1], [])
+        elif (match := INSTRUCTION.match(line)) and current is not None:
+            current.append((int(match[1], 16), match[2], match[3]))
+    return found
+
+
+def inner_loops(instructions):
+    """Yield the bodies of loops that contain no other: what lies between a backward jump and its target."""
+    jumps = []
+    for address, operation, operands in instructions:
+        target = re.match(r"([0-9a-f]+)\b", operands)
+        if operation.startswith("j") and target and instructions[0][0] <= int(target[1], 16) <= address:
+            jumps.append((int(target[1], 16), address))
+    for first, last in jumps:
+        if not any(other != (first, last) and first <= other[0] and other[1] <= last for other in jumps):
+            yield [part for part in instructions if first <= part[0] <= last]
+
+
+@pytest.fixture(scope="module")
+def product_loops():
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    if os.environ.get("FRANKENLM_CXXFLAGS"):
+        pytest.skip("built with extra flags")
+    try:
+        library = build.build()
+    except build.NoCompilerError as missing:
+        pytest.skip(str(missing))
+    return [
+        (name, loop)
+        for name, instructions in functions(library).items()
+        if "frankenlm" in name and instructions
+        for loop in inner_loops(instructions)
+        if any(PRODUCT.search(operation) for _, operation, _ in loop)
+    ]
+
+
+def test_inner_loops_keep_their_vectors_in_registers(product_loops):
+    """A sum that moves to the stack inside a loop costs a fifth of the speed, and nothing else shows it."""
+    assert len(product_loops) > 30, "the loops were not found: the test would see nothing"
+    spilled = {
+        name: accesses
+        for name, loop in product_loops
+        if (accesses := [f"{operation} {operands}" for _, operation, operands in loop if STACK_VECTOR.search(operands)])
+    }
+    assert not spilled
+
+
+def test_the_search_for_spills_can_fail():
+    loop = [(16, "vpdpbusd", "%zmm1,%zmm2,%zmm3"), (22, "vmovdqa64", "%zmm3,0x40(%rsp)"), (30, "jne", "10 <f>")]
+    (found,) = inner_loops(loop)
+    assert found == loop and [bool(STACK_VECTOR.search(part[2])) for part in found] == [False, True, False]
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+CALL = """
+import logging; logging.basicConfig(format="%(name)s|%(message)s")
+import torch
+from frankenlm.kernels.ops import load, which_path
+load(); load()
+from frankenlm.modeling.ternary import pack_ternary
+y = torch.ops.frankenlm.ternary_linear(torch.ones(1, 3), pack_ternary(torch.ones(2, 3, dtype=torch.int8)), torch.ones(2), 2)
+print(which_path(), y.tolist())
+"""
+
+
+def test_without_a_compiler_one_line_is_logged_and_the_reference_runs(tmp_path):
+    done = run(CALL, PATH=str(tmp_path), CXX="", FRANKENLM_CACHE=str(tmp_path), FRANKENLM_TERNARY_PATH="")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "reference [[3.0, 3.0]]\n"
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("frankenlm.kernels.ops|")]
+    assert "no C++ compiler" in line
+
+
+def test_a_compiler_that_fails_is_reported_and_leaves_nothing_behind(tmp_path):
+    compiler = tmp_path / "broken"
+    compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: out of ideas' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    done = run(CALL, CXX=str(compiler), FRANKENLM_CACHE=str(tmp_path / "cache"), FRANKENLM_TERNARY_PATH="")
+    assert done.returncode == 0 and "out of ideas" in done.stderr and done.stdout.startswith("reference")
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("avx1024", "there is none of this name"), ("sse", "reference, avx512_vnni")]
+)
+def test_a_path_that_does_not_exist_is_named(name, message):
+    done = run(CALL, FRANKENLM_TERNARY_PATH=name)
+    assert done.returncode == 1 and name in done.stderr and message in done.stderr
+
+
+def test_a_forced_path_without_a_compiler_is_an_error(tmp_path):
+    done = run(CALL, PATH=str(tmp_path), CXX="", FRANKENLM_CACHE=str(tmp_path), FRANKENLM_TERNARY_PATH="avx2")
+    assert done.returncode == 1 and "FRANKENLM_TERNARY_PATH=avx2 cannot be had here" in done.stderr
+
+
+def test_the_cache_depends_on_the_sources(monkeypatch, tmp_path):
+    copy = tmp_path / "csrc"
+    shutil.copytree(build.SOURCES, copy)
+    before = build.fingerprint()
+    monkeypatch.setattr(build, "SOURCES", copy)
+    assert build.fingerprint() == before
+    (copy / "ternary.h").write_text((copy / "ternary.h").read_text() + "\n// changed\n")
+    assert build.fingerprint() != before != build.fingerprint(["-O1"])
