@@ -8,13 +8,13 @@ import ctypes
 import logging
 import os
 import threading
-from collections.abc import Callable
 
 import torch
 
 from frankenlm.modeling import packed_reference as reference
 
 from .build import BuildError, NoCompilerError, build
+from .fakes import FAKES, register_fakes
 
 logger = logging.getLogger(__name__)
 PATH_VARIABLE = "FRANKENLM_TERNARY_PATH"
@@ -33,44 +33,6 @@ SCHEMAS = {
     "int8_linear": "(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None) -> Tensor",
 }
 
-
-def _fake_quantize_activations(x, norm_eps=-1.0):
-    return (
-        x.new_empty(x.shape, dtype=torch.int8),
-        x.new_empty(x.shape[:-1], dtype=torch.float32),
-        x.new_empty(x.shape[:-1], dtype=torch.int32),
-    )
-
-
-def _fake_ternary_linear(x, packed, scale, out_features, bias=None, norm_eps=-1.0):
-    return x.new_empty((*x.shape[:-1], out_features))
-
-
-def _fake_ternary_linear_quantized(codes, x_scale, x_sum, packed, scale, out_features, bias=None, dtype=None):
-    return codes.new_empty((*codes.shape[:-1], out_features), dtype=dtype or torch.float32)
-
-
-def _fake_int8_linear(x, weight, scale, bias=None):
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
-def _fake_rounded(x, bits=8, norm_eps=-1.0, dtype=None):
-    return torch.empty_like(x, dtype=dtype or x.dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
-
-
-def _fake_rounded_backward(gradient, x, factor):
-    return torch.empty_like(x)
-
-
-# What torch.compile sees of each operator: shapes and dtypes only.
-FAKES: dict[str, Callable] = {
-    "quantize_activations": _fake_quantize_activations,
-    "ternary_linear": _fake_ternary_linear,
-    "ternary_linear_quantized": _fake_ternary_linear_quantized,
-    "int8_linear": _fake_int8_linear,
-    "fake_quantize_activations": _fake_rounded,
-    "fake_quantize_activations_backward": _fake_rounded_backward,
-}
 
 _lock = threading.Lock()
 _path: str | None = None
@@ -114,7 +76,7 @@ def _load_native() -> str:
         return _load_reference()
     path = _ask_path(None)
     torch.ops.load_library(_library._name)
-    _register_fakes(FAKES)
+    register_fakes("frankenlm", FAKES)
     return path
 
 
@@ -149,10 +111,5 @@ def _load_reference() -> str:
     for name, schema in SCHEMAS.items():
         _definitions.define(name + schema)
         _definitions.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
-    _register_fakes(SCHEMAS)
+    register_fakes("frankenlm", SCHEMAS)
     return REFERENCE
-
-
-def _register_fakes(names) -> None:
-    for name in names:
-        torch.library.register_fake(f"frankenlm::{name}", FAKES[name])

@@ -30,6 +30,15 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()  # switching off what is off would cost a decoding step more than some of its ops
 
 
+def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps) over the last axis, (..., 1), in x's dtype, float32 or float64.
+
+    The sum runs in float64, where squares of float32 are exact: rounded to float32 it no longer depends on the order of
+    the additions, so that every implementation of the quantiser finds the same codes.
+    """
+    return (x.double().square().mean(-1, keepdim=True).to(x.dtype) + eps).rsqrt()
+
+
 def rms_normalize(x: torch.Tensor, eps: float = RMS_EPS) -> torch.Tensor:
     """Return x / sqrt(mean(x^2) + eps) over the last axis, in x's dtype, without parameters."""
     return F.rms_norm(at_least_float32(x), x.shape[-1:], eps=eps).to(x.dtype)

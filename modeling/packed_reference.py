@@ -1,4 +1,4 @@
-"""The arithmetic of packed layers in plain PyTorch: the reference of the operators `frankenlm::*`, and what runs without them.
+"""The arithmetic of packed layers in plain PyTorch: the reference of `frankenlm::*`, and what runs without them.
 
 Integer sums are exact, and every float operation is one correctly rounded float32 operation in a fixed order, so that
 the native paths can equal this file to the last bit.
@@ -8,7 +8,7 @@ Shapes: x (..., K), packed (ceil(N/16), ceil(K/16), 64), scale (N,), y (..., N).
 
 import torch
 
-from .fake_quantize import inverse_rms
+from .norms import inverse_rms
 from .ternary import SCALE_FLOOR, unpack_ternary
 
 CODE_LIMIT = 127

@@ -13,6 +13,11 @@
 
 #include "ternary.h"
 
+// A build that is published has a namespace of its own; see hub.py.
+#ifndef FRANKENLM_NAMESPACE
+#define FRANKENLM_NAMESPACE frankenlm
+#endif
+
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -176,7 +181,7 @@ Tensor int8_linear_op(const Tensor& x, const Tensor& weight, const Tensor& scale
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(frankenlm, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(FRANKENLM_NAMESPACE, m) {
   m.def("quantize_activations(Tensor x, float norm_eps=-1) -> (Tensor codes, Tensor scale, Tensor sum)");
   m.def(
       "ternary_linear(Tensor x, Tensor packed, Tensor scale, int out_features, Tensor? bias=None, "
@@ -187,7 +192,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(frankenlm, m) {
   m.def("int8_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(frankenlm, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(FRANKENLM_NAMESPACE, CPU, m) {
   m.impl("quantize_activations", TORCH_BOX(&quantize_activations_op));
   m.impl("ternary_linear", TORCH_BOX(&ternary_linear_op));
   m.impl("ternary_linear_quantized", TORCH_BOX(&ternary_linear_quantized_op));

@@ -12,6 +12,8 @@
 namespace frankenlm {
 namespace {
 
+constexpr int kTokensOfPlanes = 2;
+
 // Keeps `value` in a register from here on. Without it the compiler moves accumulators to the stack inside the loop.
 #define PIN(value) asm volatile("" : "+v"(value))
 
@@ -47,7 +49,7 @@ TARGET INLINE void store(__m512i sum, int32_t correction, float step, const Tern
 // One or two tokens: each plane of codes (2 bits wide, 2 g bits up) is masked where it stands and summed apart, so
 // nothing is shifted in the loop; the sums, 4^g times too large, are shifted back exactly at the end.
 template <int Tiles, int Tokens>
-TARGET void planes(const Panel& p, const TernaryWeight& w, long tile, float* y, long y_stride) {
+TARGET INLINE void planes(const Panel& p, const TernaryWeight& w, long tile, float* y, long y_stride) {
   __m512i sum[Tiles][Tokens][4];
 #pragma GCC unroll 16
   for (int i = 0; i < Tiles * Tokens * 4; ++i) (&sum[0][0][0])[i] = _mm512_setzero_si512();
@@ -87,7 +89,7 @@ TARGET void planes(const Panel& p, const TernaryWeight& w, long tile, float* y, 
 
 // Three tokens and more: codes are shifted down once and serve every token.
 template <int Tiles, int Tokens>
-TARGET void shifted(const Panel& p, const TernaryWeight& w, long tile, float* y, long y_stride) {
+TARGET INLINE void shifted(const Panel& p, const TernaryWeight& w, long tile, float* y, long y_stride) {
   __m512i sum[Tiles][Tokens];
 #pragma GCC unroll 24
   for (int i = 0; i < Tiles * Tokens; ++i) (&sum[0][0])[i] = _mm512_setzero_si512();
@@ -123,41 +125,34 @@ TARGET void shifted(const Panel& p, const TernaryWeight& w, long tile, float* y,
       store(sum[t][m], p.sum[m], p.step[m], w, (tile + t) * kTileRows, y + m * y_stride);
 }
 
-using Kernel = void (*)(const Panel&, const TernaryWeight&, long, float*, long);
-
-// As many tiles at a time as the registers hold, then what is left over.
-template <int Tokens, int Most>
-struct Shifted {
-  static Kernel of(int tiles) { return tiles == Most ? shifted<Most, Tokens> : Shifted<Tokens, Most - 1>::of(tiles); }
-};
-template <int Tokens>
-struct Shifted<Tokens, 0> {
-  static Kernel of(int) { return nullptr; }
-};
-
-struct Choice {
-  int tiles;
-  Kernel full;
-  Kernel rest[4];  // by the number of tiles left over
-};
-
-template <int Tokens, int Most>
-Choice choice() {
-  return {Most, shifted<Most, Tokens>,
-          {nullptr, Shifted<Tokens, Most>::of(1), Shifted<Tokens, Most>::of(2), Shifted<Tokens, Most>::of(3)}};
+template <int Tiles, int Tokens>
+TARGET INLINE void tiles(const Panel& p, const TernaryWeight& w, long tile, float* y, long y_stride) {
+  if constexpr (Tokens <= kTokensOfPlanes)
+    planes<Tiles, Tokens>(p, w, tile, y, y_stride);
+  else
+    shifted<Tiles, Tokens>(p, w, tile, y, y_stride);
 }
 
-const Choice kChoices[kPanelTokens] = {
-    {4, planes<4, 1>, {nullptr, planes<1, 1>, planes<2, 1>, planes<3, 1>}},
-    {2, planes<2, 2>, {nullptr, planes<1, 2>, nullptr, nullptr}},
-    choice<3, 4>(), choice<4, 4>(), choice<5, 4>(), choice<6, 3>(), choice<7, 3>(), choice<8, 3>(),
-};
+// Fewer than Tiles + 1 tiles.
+template <int Tiles, int Tokens>
+TARGET void few(const Panel& p, const TernaryWeight& w, long tile, long left, float* y, long y_stride) {
+  if constexpr (Tiles > 0) {
+    if (left < Tiles) return few<Tiles - 1, Tokens>(p, w, tile, left, y, y_stride);
+    tiles<Tiles, Tokens>(p, w, tile, y, y_stride);
+  }
+}
+
+// As many tiles at a time as the registers hold, then what is left over.
+template <int Tiles, int Tokens>
+TARGET void all(const Panel& p, const TernaryWeight& w, long tile, long last_tile, float* y, long y_stride) {
+  for (; tile + Tiles <= last_tile; tile += Tiles) tiles<Tiles, Tokens>(p, w, tile, y, y_stride);
+  few<Tiles - 1, Tokens>(p, w, tile, last_tile - tile, y, y_stride);
+}
 
 void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
-  const Choice& choice = kChoices[p.tokens - 1];
-  long tile = first_tile;
-  for (; tile + choice.tiles <= last_tile; tile += choice.tiles) choice.full(p, w, tile, y, y_stride);
-  if (tile < last_tile) choice.rest[last_tile - tile](p, w, tile, y, y_stride);
+  constexpr decltype(&all<4, 1>) kernels[kPanelTokens] = {all<4, 1>, all<2, 2>, all<4, 3>, all<4, 4>,
+                                                          all<4, 5>, all<3, 6>, all<3, 7>, all<3, 8>};
+  kernels[p.tokens - 1](p, w, first_tile, last_tile, y, y_stride);
 }
 
 TARGET INLINE void add_squares(__m512 v, __m512d& low, __m512d& high) {

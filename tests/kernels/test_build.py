@@ -93,7 +93,8 @@ import torch
 from frankenlm.kernels.ops import load, which_path
 load(); load()
 from frankenlm.modeling.ternary import pack_ternary
-y = torch.ops.frankenlm.ternary_linear(torch.ones(1, 3), pack_ternary(torch.ones(2, 3, dtype=torch.int8)), torch.ones(2), 2)
+packed = pack_ternary(torch.ones(2, 3, dtype=torch.int8))
+y = torch.ops.frankenlm.ternary_linear(torch.ones(1, 3), packed, torch.ones(2), 2)
 print(which_path(), y.tolist())
 """
 

@@ -1,0 +1,50 @@
+"""What torch.compile sees of each operator: shapes and dtypes, no values."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+
+def _quantize_activations(x, norm_eps=-1.0):
+    leading = x.shape[:-1]
+    return (
+        x.new_empty(x.shape, dtype=torch.int8),
+        x.new_empty(leading, dtype=torch.float32),
+        x.new_empty(leading, dtype=torch.int32),
+    )
+
+
+def _ternary_linear(x, packed, scale, out_features, bias=None, norm_eps=-1.0):
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def _ternary_linear_quantized(codes, x_scale, x_sum, packed, scale, out_features, bias=None, dtype=None):
+    return codes.new_empty((*codes.shape[:-1], out_features), dtype=dtype or torch.float32)
+
+
+def _int8_linear(x, weight, scale, bias=None):
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _fake_quantize_activations(x, bits=8, norm_eps=-1.0, dtype=None):
+    return torch.empty_like(x, dtype=dtype or x.dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+def _fake_quantize_activations_backward(gradient, x, factor):
+    return torch.empty_like(x)
+
+
+FAKES: dict[str, Callable] = {
+    "quantize_activations": _quantize_activations,
+    "ternary_linear": _ternary_linear,
+    "ternary_linear_quantized": _ternary_linear_quantized,
+    "int8_linear": _int8_linear,
+    "fake_quantize_activations": _fake_quantize_activations,
+    "fake_quantize_activations_backward": _fake_quantize_activations_backward,
+}
+
+
+def register_fakes(namespace: str, names: Iterable[str]) -> None:
+    """Register the shape functions of `names` for the operators `namespace::name`, which must be defined already."""
+    for name in names:
+        torch.library.register_fake(f"{namespace}::{name}", FAKES[name])

@@ -1,0 +1,28 @@
+"""Packed ternary linear layers for CPUs: int8 activations times 2-bit weights, exact in int32.
+
+`pack_ternary(codes)` packs a weight of codes -1, 0, 1; the operators multiply with it. Every function means what its
+twin in packed_reference.py says, in plain PyTorch.
+"""
+
+from . import packed_reference as reference
+from ._ops import NAMESPACE, ops
+from .fakes import register_fakes
+from .ternary import pack_ternary, unpack_ternary
+
+__all__ = [
+    "int8_linear",
+    "pack_ternary",
+    "quantize_activations",
+    "reference",
+    "ternary_linear",
+    "ternary_linear_quantized",
+    "unpack_ternary",
+]
+
+quantize_activations = ops.quantize_activations
+ternary_linear = ops.ternary_linear
+ternary_linear_quantized = ops.ternary_linear_quantized
+int8_linear = ops.int8_linear
+
+
+register_fakes(NAMESPACE, ("quantize_activations", "ternary_linear", "ternary_linear_quantized", "int8_linear"))

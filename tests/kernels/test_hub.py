@@ -1,0 +1,91 @@
+"""The exported kernel: complete by itself, loaded by Hugging Face's library `kernels` where that is installed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from frankenlm.kernels import build, hub
+
+USE = """
+import sys, torch
+assert not [name for name in sys.modules if name.partition(".")[0] == "frankenlm"]
+codes = torch.randint(-1, 2, (33, 50), dtype=torch.int8)
+packed, scale, x = kernel.pack_ternary(codes), torch.rand(33), torch.randn(4, 50)
+y = kernel.ternary_linear(x, packed, scale, 33)
+assert torch.equal(y, kernel.reference.ternary_linear(x, packed, scale, 33))
+assert torch.equal(kernel.unpack_ternary(packed, 33, 50), codes)
+assert torch.equal(y, kernel.ternary_linear_quantized(*kernel.quantize_activations(x), packed, scale, 33))
+assert torch.equal(torch.compile(kernel.ternary_linear, backend="aot_eager", fullgraph=True)(x, packed, scale, 33), y)
+weight = torch.randint(-128, 128, (33, 50), dtype=torch.int8)
+assert torch.equal(kernel.int8_linear(x, weight, scale), kernel.reference.int8_linear(x, weight, scale))
+assert all(hasattr(kernel, name) for name in kernel.__all__)
+print("used")
+"""
+PLAIN = """
+import importlib.util, sys
+folder = sys.argv[1]
+spec = importlib.util.spec_from_file_location("kernel", folder + "/__init__.py", submodule_search_locations=[folder])
+kernel = sys.modules["kernel"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernel)
+"""
+THROUGH_THE_LIBRARY = """
+import sys, pathlib, kernels
+kernel = kernels.get_local_kernel(pathlib.Path(sys.argv[1]).parents[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def variant(tmp_path_factory):
+    try:
+        return hub.export(tmp_path_factory.mktemp("kernel"))
+    except build.NoCompilerError as missing:
+        pytest.skip(str(missing))
+
+
+def run(code, variant, tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    return subprocess.run(
+        [sys.executable, "-c", code, str(variant)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+
+
+def test_the_kernel_is_complete_by_itself(variant, tmp_path):
+    done = run(PLAIN + USE, variant, tmp_path)
+    assert done.returncode == 0 and done.stdout == "used\n", done.stderr
+
+
+def test_kernels_loads_it_from_its_folder(variant, tmp_path):
+    found = subprocess.run([sys.executable, "-c", "import kernels; kernels.get_local_kernel"], cwd=tmp_path)
+    if found.returncode:
+        pytest.skip("the library `kernels` is not installed")
+    done = run(THROUGH_THE_LIBRARY + USE, variant, tmp_path)
+    assert done.returncode == 0 and done.stdout == "used\n", done.stderr
+
+
+def test_metadata_and_name(variant):
+    metadata = json.loads((variant / "metadata.json").read_text())
+    assert metadata["backend"] == {"type": "cpu"} and metadata["license"] == "Apache-2.0"
+    assert variant.name.startswith("torch-stable-abi210-cpu-") and variant.parent.name == "build"
+    assert (variant / f"_{metadata['id']}.abi3.so").is_file()
+
+
+def test_an_export_is_not_written_over(variant):
+    with pytest.raises(FileExistsError, match="is there already"):
+        hub.export(variant.parents[1])
+
+
+def test_it_lives_beside_an_installed_frankenlm(variant, tmp_path):
+    both = """
+from frankenlm.kernels.ops import load
+load()
+import torch
+from frankenlm.modeling.ternary import pack_ternary
+codes = torch.ones(3, 4, dtype=torch.int8)
+arguments = torch.ones(1, 4), pack_ternary(codes), torch.ones(3), 3
+assert torch.equal(kernel.ternary_linear(*arguments), torch.ops.frankenlm.ternary_linear(*arguments))
+"""
+    done = run(PLAIN + both, variant, tmp_path)
+    assert done.returncode == 0, done.stderr
