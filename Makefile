@@ -14,7 +14,7 @@ help:
 	@echo "make test-kernels   the operators' tests once for each code path in PATHS"
 	@echo "make test-sanitize  the operators' tests under address and undefined-behaviour sanitizers"
 	@echo "make lint       ruff"
-	@echo "make bench      benchmark tables"
+	@echo "make bench      benchmark tables, about 15 minutes; FULL=1 for all of them"
 	@echo "make app        the Gradio page on localhost"
 	@echo "make install    create .venv and install everything, torch first"
 
@@ -65,10 +65,14 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# FULL=1 for every table in full; GGML_LIB and LLAMA_PYTHON name an installed llama-cpp-python to compare with
 bench: $(READY)
 	$(BIN)/python scripts/bench_mixers.py
 	$(BIN)/python scripts/bench_training.py
 	$(BIN)/python scripts/bench_decode.py --threads 2 --rounds 5
+	$(BIN)/python scripts/bench_ternary.py $(if $(FULL),--full) $(if $(GGML_LIB),--ggml_lib $(GGML_LIB))
+	$(if $(FULL),$(BIN)/python scripts/bench_ternary_training.py)
+	$(if $(FULL),$(BIN)/python scripts/bench_ternary_generate.py $(if $(LLAMA_PYTHON),--llama_python $(LLAMA_PYTHON)))
 
 app: $(READY)
 	$(BIN)/python app.py

@@ -15,7 +15,7 @@ import torch
 from .bench_contestants import Contestant
 
 SAMPLE_SECONDS = 2e-3  # long against the clock, short against a time slice
-FEWEST_ROUNDS, MOST_ROUNDS = 3, 25
+FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
 MOST_CALLS = 10**7
 LONGEST_CELL = 2.0  # seconds a contestant may take in a cell
 

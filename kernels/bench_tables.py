@@ -1,5 +1,6 @@
 """Rows of the benchmark -> the tables that people read. Times are microseconds of one product."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from .bench_suite import NOT_VECTORISED
@@ -11,17 +12,19 @@ DESCRIPTION = "us (times faster than ggml TQ2_0, share of the limit)"
 def tables_of(products: Rows, roofline: Rows, left_out: Rows) -> dict[str, list[dict]]:
     """Return every table under its title: the summary first, then the roofline, then cell by cell."""
     best = products[0]["contestant"] if products else None
-    tables = {
-        f"Summary: {best}, lowest and highest over the shapes": summary(products, best),
+    summaries = {
+        f"Summary: {path}, lowest and highest over the shapes": summary(products, path) for path in (best, "avx2")
+    }
+    tables = summaries | {
         f"Threads: {best}, times faster than on one thread": thread_scaling(products, best),
         "SSE4.1 against plain C++, times faster": sse41_against_plain(products),
-        "Roofline, measured in the same rounds": list(roofline),
+        "Roofline, measured in the same rounds": _equal_keys(roofline),
     }
     for memory, threads, tokens in _distinct(products, "memory", "threads", "tokens"):
         rows = _select(products, memory=memory, threads=threads, tokens=tokens)
         title = f"M={tokens}, weights from {memory}, {threads} thread{'s' * (threads > 1)}: {DESCRIPTION}"
         tables[title] = comparison(rows)
-    tables["Left out"] = list(left_out)
+    tables["Left out"] = why_left_out(left_out)
     return {title: rows for title, rows in tables.items() if rows}
 
 
@@ -80,6 +83,18 @@ def sse41_against_plain(products: Rows) -> list[dict]:
                 ratios = {"plain C++ at -O3": plain / ours, "plain C++, not vectorised": scalar / ours}
                 table.append({"memory": memory, "threads": threads, "M": tokens, "shape": shape, **ratios})
     return table
+
+
+def why_left_out(left_out: Rows) -> list[dict]:
+    """One row a contestant and reason; the cells themselves are in the JSON."""
+    counts = Counter((row["contestant"], row["reason"]) for row in left_out)
+    return [{"contestant": name, "reason": reason, "cells": count} for (name, reason), count in counts.items()]
+
+
+def _equal_keys(rows: Rows) -> list[dict]:
+    """Give every row every key, "-" where it had none."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return [{key: row.get(key, "-") for key in keys} for row in rows]
 
 
 def _entry(row: Mapping | None) -> str:

@@ -22,11 +22,11 @@ from .build import OLDEST_TORCH, SOURCES, compile_library, library_sources
 NAME = "frankenlm-ternary"
 MODELING = SOURCES.parents[1] / "modeling"
 # What the reference needs; all of it imports plainly from its own folder.
-REFERENCE_FILES = ("packed_reference.py", "ternary.py", "norms.py", "checks.py")
+REFERENCE_FILES = ("packed_reference.py", "ternary.py", "checks.py")
 
 
-# What only training uses stays at home.
-TRAINING_SOURCES = ("fake_quantize.cpp",)
+# What is no part of a packed layer stays at home.
+OTHER_SOURCES = ("fake_quantize.cpp", "decode.cpp")
 
 
 def variant_name() -> str:
@@ -47,7 +47,7 @@ def export(folder: Path) -> Path:
         raise FileExistsError(f"{variant} is there already; choose another folder or remove it")
     namespace = f"frankenlm_{_digest()}"
     library = f"_{namespace}.abi3.so"
-    sources = [path for path in library_sources() if path.name not in TRAINING_SOURCES]
+    sources = [path for path in library_sources() if path.name not in OTHER_SOURCES]
     compile_library(sources, variant / library, [f"-DFRANKENLM_NAMESPACE={namespace}"])
     for name in REFERENCE_FILES:
         shutil.copy(MODELING / name, variant / name)

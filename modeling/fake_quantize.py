@@ -10,19 +10,10 @@ from torch.autograd.function import once_differentiable
 
 from .native_ops import native_code_runs
 from .norms import at_least_float32, full_precision
+from .packed_reference import inverse_rms
 from .ternary import SCALE_FLOOR, quantize_weight
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-
-
-def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return 1 / sqrt(mean(x^2) + eps) over the last axis, (..., 1), for x in float32 or float64.
-
-    The sum runs in float64: rounded to float32 it no longer depends on the order of the additions, so that every
-    implementation of the quantiser finds the same codes.
-    """
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
-    return ((norm.square() / x.shape[-1]).to(x.dtype) + eps).rsqrt()
 
 
 def _largest_magnitude(x: torch.Tensor) -> torch.Tensor:
@@ -30,13 +21,13 @@ def _largest_magnitude(x: torch.Tensor) -> torch.Tensor:
 
 
 def round_tokens(
-    x: torch.Tensor, bits: int, norm_eps: float | None, dtype: torch.dtype
+    x: torch.Tensor, bits: int, norm_eps: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the rounded tokens (..., I) in `dtype`, and the factor (..., 1) that normalised them, if one did."""
     with full_precision(x.device.type):
         full = at_least_float32(x)
         magnitude, factor = _largest_magnitude(full), None
-        if norm_eps is not None:
+        if norm_eps > 0:
             factor = inverse_rms(full, norm_eps)
             full = full * factor
             magnitude = magnitude * factor
@@ -64,13 +55,12 @@ class _FakeQuantizeActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, bits, norm_eps, dtype):
         if _native_takes(x, dtype):
-            no_norm = -1.0 if norm_eps is None else norm_eps
-            rounded, factor = torch.ops.frankenlm.fake_quantize_activations(x, bits, no_norm, dtype)
+            rounded, factor = torch.ops.frankenlm.fake_quantize_activations(x, bits, norm_eps, dtype)
             factor = factor.unsqueeze(-1)
         else:
             rounded, factor = round_tokens(x, bits, norm_eps, dtype)
         ctx.dtype = x.dtype
-        ctx.normalized = norm_eps is not None
+        ctx.normalized = norm_eps > 0
         if ctx.normalized:
             ctx.save_for_backward(x, factor)
         return rounded
@@ -99,13 +89,13 @@ class _FakeQuantizeWeight(torch.autograd.Function):
 
 
 def fake_quantize_activations(
-    x: torch.Tensor, bits: int = 8, norm_eps: float | None = None, dtype: torch.dtype | None = None
+    x: torch.Tensor, bits: int = 8, norm_eps: float = -1.0, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Round each token to `2^bits` levels that span its largest magnitude.
 
     Args:
         x: (..., I), any floating type.
-        norm_eps: if given, the token is first divided by sqrt(mean(x^2) + norm_eps).
+        norm_eps: above 0, the token is first divided by sqrt(mean(x^2) + norm_eps), without a weight.
         dtype: of the result; None for x's.
 
     Returns:

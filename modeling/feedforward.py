@@ -12,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .bitlinear import apply_together
 from .checks import check_choice
 from .mixer_base import LinearFactory, ends_branch
 from .norms import at_least_float32, full_precision
 
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
-    return F.relu(x).square()
+    positive = F.relu(x)
+    return positive.square() if torch.is_grad_enabled() else positive.mul_(positive)
 
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "relu2": squared_relu, "swiglu": F.silu}
@@ -56,9 +58,10 @@ class FeedForward(nn.Module):
         self.down_proj = ends_branch(linear(intermediate_size, hidden_size, bias=use_bias))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        up = self.up_proj(x)
-        hidden = self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(x)) * up
-        return self.down_proj(hidden)
+        if self.gate_proj is None:
+            return self.down_proj(self.activation(self.up_proj(x)))
+        up, gate = apply_together(x, self.up_proj, self.gate_proj)
+        return self.down_proj(self.activation(gate) * up)
 
 
 class MixtureOfExperts(nn.Module):

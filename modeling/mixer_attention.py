@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .bitlinear import apply_together
 from .context import Block, SequenceContext
+from .decode_ops import attend_step, attends_natively
 from .delta_memory import DeltaMemory
 from .mixer_base import LinearFactory, Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32, full_precision
@@ -33,7 +35,9 @@ def _softmax_attention(scores, v, block, dropout):
 
 
 def _fused_attention(q, k, v, block, dropout, scale):
-    """(B, H, Lq, K) attention through torch's fused kernels; never materialises the weights."""
+    """(B, H, Lq, K) attention through fused kernels; never materialises the weights."""
+    if attends_natively(q, block.visible, dropout):
+        return attend_step(q, k, v, block.visible, scale)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=block.visible, dropout_p=dropout, is_causal=block.is_causal, scale=scale
     )
@@ -76,7 +80,8 @@ class StandardAttention(Mixer):
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return q, k, v, each (B, H, L, K)."""
         shape = (x.shape[0], x.shape[1], self.num_heads, self.head_width)
-        q, k, v = (projection(x).view(shape).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        projected = apply_together(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (each.view(shape).transpose(1, 2) for each in projected)
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v

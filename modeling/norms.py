@@ -13,6 +13,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .checks import check_choice
+from .decode_ops import normalizes_natively, rms_norm_step
 
 RMS_EPS = 1e-6
 SATURATION_BOUND = 2.0  # |argument| where erf and tanh still pass about 2 % and 7 % of their peak gradient
@@ -28,15 +29,6 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager:
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()  # switching off what is off would cost a decoding step more than some of its ops
-
-
-def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return 1 / sqrt(mean(x^2) + eps) over the last axis, (..., 1), in x's dtype, float32 or float64.
-
-    The sum runs in float64, where squares of float32 are exact: rounded to float32 it no longer depends on the order of
-    the additions, so that every implementation of the quantiser finds the same codes.
-    """
-    return (x.double().square().mean(-1, keepdim=True).to(x.dtype) + eps).rsqrt()
 
 
 def rms_normalize(x: torch.Tensor, eps: float = RMS_EPS) -> torch.Tensor:
@@ -57,6 +49,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.dtype == self.weight.dtype == torch.float32:
+            if normalizes_natively(x):
+                return rms_norm_step(x, self.weight, RMS_EPS)
             return F.rms_norm(x, self.weight.shape, self.weight, RMS_EPS)  # the same in one call
         return self.weight * rms_normalize(x)
 

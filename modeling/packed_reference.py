@@ -8,10 +8,18 @@ Shapes: x (..., K), packed (ceil(N/16), ceil(K/16), 64), scale (N,), y (..., N).
 
 import torch
 
-from .norms import inverse_rms
 from .ternary import SCALE_FLOOR, unpack_ternary
 
 CODE_LIMIT = 127
+
+
+def inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return 1 / sqrt(mean(x^2) + eps) over the last axis, (..., 1), in x's dtype, float32 or float64.
+
+    The sum runs in float64, where squares of float32 are exact: rounded to float32 it no longer depends on the order of
+    the additions, so that every implementation of the quantiser finds the same codes.
+    """
+    return (x.double().square().mean(-1, keepdim=True).to(x.dtype) + eps).rsqrt()
 
 
 def quantize_activations(x: torch.Tensor, norm_eps: float = -1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ Shapes: B batch, H heads, L length, Lq queries, Lk keys, D head width (even), P 
 import torch
 
 from .context import SequenceContext
+from .decode_ops import rotate_step, rotates_natively
 from .norms import at_least_float32
 
 # Exponents stay below this: products of two factors reach e^60 = 1e26 at most, finite in float32.
@@ -42,6 +43,8 @@ def shared_rotary_tables(
 def apply_rotary(x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Turn x (B, H, L, D) by the angles of `rotary_tables`; computed in at least float32, returned in x's dtype."""
     cos, sin = tables
+    if rotates_natively(x):
+        return rotate_step(x, cos, sin)
     full = at_least_float32(x)
     return torch.addcmul(full * cos, full.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 

@@ -75,11 +75,22 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])
 
 
-def write_report(title: str, tables: Mapping[str, Sequence[Mapping]], json_path: Path, record: Path | None) -> str:
-    """Write the tables as JSON, append them to the dated Markdown `record` if one is given, and return the Markdown."""
+def write_report(
+    title: str,
+    tables: Mapping[str, Sequence[Mapping]],
+    json_path: Path,
+    record: Path | None,
+    data: Mapping[str, object] | None = None,
+) -> str:
+    """Write the tables as JSON, append them to the dated Markdown `record` if one is given, and return the Markdown.
+
+    `data` holds further entries for the JSON alone: the figures behind tables that show a part of them.
+    """
     facts = environment()
     json_path.parent.mkdir(parents=True, exist_ok=True)
-    json_path.write_text(json.dumps({"environment": facts, "tables": tables}, indent=2) + "\n", encoding="utf-8")
+    json_path.write_text(
+        json.dumps({"environment": facts, "tables": tables, **(data or {})}, indent=2) + "\n", encoding="utf-8"
+    )
     settings = ", ".join(f"{key} {value}" for key, value in facts.items() if key not in ("date", "command"))
     parts = [f"## {facts['date']}: {title}", f"`{facts['command']}`", settings]
     parts += [f"### {name}\n\n{markdown_table(rows)}" for name, rows in tables.items()]

@@ -90,7 +90,7 @@ struct Registers {
 
 struct Rule {
   float top;       // the largest level, 127 for 8 bits
-  float norm_eps;  // below 0: no normalisation
+  float norm_eps;  // above 0: the token is normalised first
 };
 
 // Rounds one token; returns the factor that normalised it, 1 without normalisation.
@@ -112,7 +112,7 @@ INLINE float round_token(const In* x, long inputs, Rule rule, Out* out) {
     sum += squares[i];
   }
   float magnitude = bits_as<float>(largest), factor = 1.0f;
-  if (rule.norm_eps >= 0) {
+  if (rule.norm_eps > 0) {
     factor = 1.0f / std::sqrt(static_cast<float>(sum / static_cast<double>(inputs)) + rule.norm_eps);
     magnitude *= factor;
   }

@@ -175,8 +175,9 @@ void int8_linear(const Path& path, const Activations& x, const Int8Weight& w, vo
     path.quantize(token_of(path, x, m), x.inputs, x.norm_eps, codes + m * padded, kBlock, step + m, &sum);
   }
   const long products = x.tokens * std::max(w.inputs, 1L) * w.rows;
-  // Rows that fit the first cache meet every token before the next ones are read.
-  const long chunk = std::max(4L, 16384 / std::max(w.inputs, 1L) / 4 * 4);
+  // One token: rows are read once, in long streams. More: rows that fit the first cache meet every token.
+  const long cached = std::max(4L, 16384 / std::max(w.inputs, 1L) / 4 * 4);
+  const long chunk = x.tokens == 1 ? w.rows : cached;
   const long grain = std::max(4L, w.rows * kProductsPerTask / products);
   parallel_for(products < kSerialProducts, 0, w.rows, grain, [&](long begin, long end) {
     thread_local Scratch scratch;

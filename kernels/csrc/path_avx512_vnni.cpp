@@ -13,6 +13,8 @@ namespace frankenlm {
 namespace {
 
 constexpr int kTokensOfPlanes = 2;
+// Bytes that are asked for ahead in each stream of weights, where one token makes memory the limit.
+constexpr long kAhead = 2048;
 
 // Keeps `value` in a register from here on. Without it the compiler moves accumulators to the stack inside the loop.
 #define PIN(value) asm volatile("" : "+v"(value))
@@ -47,16 +49,17 @@ TARGET INLINE void store(__m512i sum, int32_t correction, float step, const Tern
 }
 
 // One or two tokens: each plane of codes (2 bits wide, 2 g bits up) is masked where it stands and summed apart, so
-// nothing is shifted in the loop; the sums, 4^g times too large, are shifted back exactly at the end.
+// nothing is shifted in the loop; the sums, 4^g times too large, are shifted back exactly at the end. Tile t of Tiles is
+// number `tile` + t * `apart` of the weight.
 template <int Tiles, int Tokens>
-TARGET INLINE void planes(const Panel& p, const TernaryWeight& w, long tile, float* y, long y_stride) {
+TARGET INLINE void planes(const Panel& p, const TernaryWeight& w, long tile, long apart, float* y, long y_stride) {
   __m512i sum[Tiles][Tokens][4];
 #pragma GCC unroll 16
   for (int i = 0; i < Tiles * Tokens * 4; ++i) (&sum[0][0][0])[i] = _mm512_setzero_si512();
   const __m512i mask[4] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c), _mm512_set1_epi8(0x30),
                            _mm512_set1_epi8(static_cast<char>(0xc0))};
   const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes;
-  const long tile_bytes = w.blocks * kTileBytes;
+  const long stride = apart * w.blocks * kTileBytes;
   const int8_t* codes = p.codes;
   for (long b = 0; b < p.blocks; ++b, line += kTileBytes, codes += Tokens * kBlock) {
     __m512i x[Tokens][4];
@@ -66,7 +69,8 @@ TARGET INLINE void planes(const Panel& p, const TernaryWeight& w, long tile, flo
       for (int g = 0; g < 4; ++g) x[m][g] = broadcast(codes + m * kBlock + 4 * g);
 #pragma GCC unroll 4
     for (int t = 0; t < Tiles; ++t) {
-      const __m512i tiled = _mm512_loadu_si512(line + t * tile_bytes);
+      const __m512i tiled = _mm512_loadu_si512(line + t * stride);
+      _mm_prefetch(reinterpret_cast<const char*>(line + t * stride + kAhead), _MM_HINT_T0);
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g) {
         const __m512i plane = _mm512_and_si512(tiled, mask[g]);
@@ -83,23 +87,23 @@ TARGET INLINE void planes(const Panel& p, const TernaryWeight& w, long tile, flo
     for (int m = 0; m < Tokens; ++m) {
       const __m512i low = _mm512_add_epi32(sum[t][m][0], _mm512_srai_epi32(sum[t][m][1], 2));
       const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(sum[t][m][2], 4), _mm512_srai_epi32(sum[t][m][3], 6));
-      store(_mm512_add_epi32(low, high), p.sum[m], p.step[m], w, (tile + t) * kTileRows, y + m * y_stride);
+      store(_mm512_add_epi32(low, high), p.sum[m], p.step[m], w, (tile + t * apart) * kTileRows, y + m * y_stride);
     }
 }
 
 // Three tokens and more: codes are shifted down once and serve every token.
 template <int Tiles, int Tokens>
-TARGET INLINE void shifted(const Panel& p, const TernaryWeight& w, long tile, float* y, long y_stride) {
+TARGET INLINE void shifted(const Panel& p, const TernaryWeight& w, long tile, long apart, float* y, long y_stride) {
   __m512i sum[Tiles][Tokens];
 #pragma GCC unroll 24
   for (int i = 0; i < Tiles * Tokens; ++i) (&sum[0][0])[i] = _mm512_setzero_si512();
   const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes;
-  const long tile_bytes = w.blocks * kTileBytes;
+  const long stride = apart * w.blocks * kTileBytes;
   const int8_t* codes = p.codes;
   for (long b = 0; b < p.blocks; ++b, line += kTileBytes, codes += Tokens * kBlock) {
     __m512i tiled[Tiles];
 #pragma GCC unroll 4
-    for (int t = 0; t < Tiles; ++t) tiled[t] = _mm512_loadu_si512(line + t * tile_bytes);
+    for (int t = 0; t < Tiles; ++t) tiled[t] = _mm512_loadu_si512(line + t * stride);
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
       __m512i plane[Tiles];
@@ -122,15 +126,15 @@ TARGET INLINE void shifted(const Panel& p, const TernaryWeight& w, long tile, fl
   for (int t = 0; t < Tiles; ++t)
 #pragma GCC unroll 8
     for (int m = 0; m < Tokens; ++m)
-      store(sum[t][m], p.sum[m], p.step[m], w, (tile + t) * kTileRows, y + m * y_stride);
+      store(sum[t][m], p.sum[m], p.step[m], w, (tile + t * apart) * kTileRows, y + m * y_stride);
 }
 
 template <int Tiles, int Tokens>
-TARGET INLINE void tiles(const Panel& p, const TernaryWeight& w, long tile, float* y, long y_stride) {
+TARGET INLINE void tiles(const Panel& p, const TernaryWeight& w, long tile, long apart, float* y, long y_stride) {
   if constexpr (Tokens <= kTokensOfPlanes)
-    planes<Tiles, Tokens>(p, w, tile, y, y_stride);
+    planes<Tiles, Tokens>(p, w, tile, apart, y, y_stride);
   else
-    shifted<Tiles, Tokens>(p, w, tile, y, y_stride);
+    shifted<Tiles, Tokens>(p, w, tile, apart, y, y_stride);
 }
 
 // Fewer than Tiles + 1 tiles.
@@ -138,15 +142,18 @@ template <int Tiles, int Tokens>
 TARGET void few(const Panel& p, const TernaryWeight& w, long tile, long left, float* y, long y_stride) {
   if constexpr (Tiles > 0) {
     if (left < Tiles) return few<Tiles - 1, Tokens>(p, w, tile, left, y, y_stride);
-    tiles<Tiles, Tokens>(p, w, tile, y, y_stride);
+    tiles<Tiles, Tokens>(p, w, tile, 1, y, y_stride);
   }
 }
 
-// As many tiles at a time as the registers hold, then what is left over.
+// As many tiles at a time as the registers hold, then what is left over. The tiles of one pass are taken from as many
+// equal parts of the range, so that each part is read from end to end: the processor fetches ahead on a few long streams
+// and not on many short ones, which from DRAM is nearly twice as fast.
 template <int Tiles, int Tokens>
-TARGET void all(const Panel& p, const TernaryWeight& w, long tile, long last_tile, float* y, long y_stride) {
-  for (; tile + Tiles <= last_tile; tile += Tiles) tiles<Tiles, Tokens>(p, w, tile, y, y_stride);
-  few<Tiles - 1, Tokens>(p, w, tile, last_tile - tile, y, y_stride);
+TARGET void all(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
+  const long apart = (last_tile - first_tile) / Tiles, rest = first_tile + apart * Tiles;
+  for (long i = 0; i < apart; ++i) tiles<Tiles, Tokens>(p, w, first_tile + i, apart, y, y_stride);
+  few<Tiles - 1, Tokens>(p, w, rest, last_tile - rest, y, y_stride);
 }
 
 void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
@@ -241,21 +248,23 @@ TARGET void narrow(const float* x, Dtype dtype, long count, void* out) {
   }
 }
 
-// Four rows share the loads of the activations. vpdpbusd wants one side unsigned: activations are offset by 128, and
-// the rows' own sums, taken alongside, take the offset back.
+// Four rows, `apart` rows from each other, share the loads of the activations. vpdpbusd wants one side unsigned:
+// activations are offset by 128, and the rows' own sums, taken alongside, take the offset back.
 template <int Rows>
-TARGET void int8_rows(const int8_t* codes, float step, const Int8Weight& w, long row, float* y) {
+TARGET void int8_rows(const int8_t* codes, float step, const Int8Weight& w, long row, long apart, float* y) {
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80)), ones = _mm512_set1_epi8(1);
   __m512i sum[Rows], weights[Rows];
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r) sum[r] = weights[r] = _mm512_setzero_si512();
   const int8_t* first = w.codes + row * w.inputs;
+  const long stride = apart * w.inputs;
   long k = 0;
   for (; k + 64 <= w.inputs; k += 64) {
     const __m512i x = _mm512_xor_si512(_mm512_loadu_si512(codes + k), offset);
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
-      const __m512i line = _mm512_loadu_si512(first + r * w.inputs + k);
+      const __m512i line = _mm512_loadu_si512(first + r * stride + k);
+      _mm_prefetch(reinterpret_cast<const char*>(first + r * stride + k + kAhead), _MM_HINT_T0);
       sum[r] = _mm512_dpbusd_epi32(sum[r], x, line);
       weights[r] = _mm512_dpbusd_epi32(weights[r], ones, line);
     }
@@ -265,7 +274,7 @@ TARGET void int8_rows(const int8_t* codes, float step, const Int8Weight& w, long
     const __m512i x = _mm512_xor_si512(_mm512_maskz_loadu_epi8(tail, codes + k), offset);
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
-      const __m512i line = _mm512_maskz_loadu_epi8(tail, first + r * w.inputs + k);
+      const __m512i line = _mm512_maskz_loadu_epi8(tail, first + r * stride + k);
       sum[r] = _mm512_dpbusd_epi32(sum[r], x, line);
       weights[r] = _mm512_dpbusd_epi32(weights[r], ones, line);
     }
@@ -273,14 +282,15 @@ TARGET void int8_rows(const int8_t* codes, float step, const Int8Weight& w, long
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r) {
     const int32_t exact = _mm512_reduce_add_epi32(_mm512_sub_epi32(sum[r], _mm512_slli_epi32(weights[r], 7)));
-    y[row + r] = scaled(exact, step, w.scale[row + r], w.bias ? w.bias + row + r : nullptr);
+    const long at = row + r * apart;
+    y[at] = scaled(exact, step, w.scale[at], w.bias ? w.bias + at : nullptr);
   }
 }
 
 void int8(const int8_t* codes, float step, const Int8Weight& w, long first, long last, float* y) {
-  long row = first;
-  for (; row + 4 <= last; row += 4) int8_rows<4>(codes, step, w, row, y);
-  for (; row < last; ++row) int8_rows<1>(codes, step, w, row, y);
+  const long apart = (last - first) / 4;
+  for (long i = 0; i < apart; ++i) int8_rows<4>(codes, step, w, first + i, apart, y);
+  for (long row = first + 4 * apart; row < last; ++row) int8_rows<1>(codes, step, w, row, 1, y);
 }
 
 bool available() {

@@ -1,0 +1,44 @@
+"""Native operators of a decoding step, where they apply; torch's own otherwise.
+
+One token at a time, torch composes attention and RMS normalisation from kernels made for many.
+"""
+
+import torch
+
+from .native_ops import native_code_runs
+
+
+def _is_native_step(x: torch.Tensor, *dtypes: torch.dtype) -> bool:
+    return x.dtype in dtypes and x.device.type == "cpu" and not torch.is_grad_enabled() and native_code_runs()
+
+
+def attends_natively(q: torch.Tensor, visible: torch.Tensor | None, dropout: float) -> bool:
+    """Whether `attend_step` can take a query (B, H, Lq, K) with this mask, None or bool (B or 1, 1, Lq, T)."""
+    if q.shape[2] != 1 or dropout or not _is_native_step(q, torch.float32, torch.bfloat16):
+        return False
+    return visible is None or (visible.dtype == torch.bool and visible.shape[1] == visible.shape[2] == 1)
+
+
+def attend_step(q, k, v, visible: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Return softmax(scale q k^T) v, (B, H, 1, K), of one query a head over T keys; zeros where none is visible."""
+    return torch.ops.frankenlm.attend_step(q, k, v, visible, scale)
+
+
+def rotates_natively(x: torch.Tensor) -> bool:
+    """Whether `rotate_step` can take x, float32 (B, H, 1, K)."""
+    return x.shape[2] == 1 and _is_native_step(x, torch.float32)
+
+
+def rotate_step(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Return x (B, H, 1, K) turned by the angles of `rotary_tables`, each (B or 1, 1, 1, K)."""
+    return torch.ops.frankenlm.rotate_step(x, cos, sin)
+
+
+def normalizes_natively(x: torch.Tensor) -> bool:
+    """Whether `rms_norm_step` can take x: few float32 tokens on a CPU, without gradients."""
+    return x.numel() <= 65536 and _is_native_step(x, torch.float32)
+
+
+def rms_norm_step(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return weight * x / sqrt(mean(x^2) + eps) over the last axis, as torch.nn.functional.rms_norm."""
+    return torch.ops.frankenlm.rms_norm(x, weight, eps)
