@@ -9,41 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .norms import at_least_float32, rms_normalize
-from .ternary import SCALE_FLOOR, quantize_weight
+from .fake_quantize import fake_quantize_activations, fake_quantize_weight
+from .norms import RMS_EPS
+from .packed_linear import ACTIVATION_BITS, NO_NORM, PackedBitLinear, PreparedInput, check_packable
+from .packed_operators import quantize_activations
+from .ternary import quantize_weight
 
 
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value, quantized):
-        return quantized.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, None
-
-
-def straight_through(value: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """Return exactly `quantized` in the forward pass, with the identity's gradient towards `value`.
-
-    The usual `value + (quantized - value).detach()` rounds, and a ternary weight would then have more than 3 values.
-    """
-    return _StraightThrough.apply(value, quantized)
-
-
-def quantize_activations(x: torch.Tensor, bits: int = 8) -> torch.Tensor:
-    """Round each token to `2^bits` levels spanning its largest magnitude; returns the rounded values in x's dtype."""
-    full = at_least_float32(x)
-    top = 2 ** (bits - 1) - 1
-    scale = top / full.abs().amax(-1, keepdim=True).clamp_min(SCALE_FLOOR)
-    return ((full * scale).round().clamp(-top - 1, top) / scale).to(x.dtype)
+def computing_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """Return the type a matrix product takes this tensor in: autocast's where autocast is on, else its own."""
+    device = tensor.device.type
+    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
 
 
 class BitLinear(nn.Linear):
     """nn.Linear with quantised weights and activations, full-precision master weights, straight-through gradients.
 
     Subclasses nn.Linear so that LoRA, GaLore and weight-decay rules find it. `input_norm=False` drops the
-    parameter-free RMS normalisation of the input (transformers' AutoBitLinear has none).
+    parameter-free RMS normalisation of the input (transformers' AutoBitLinear has none). Under autocast the
+    statistics stay in float32 and the quantised values come out in autocast's type.
     """
 
     def __init__(
@@ -65,16 +51,92 @@ class BitLinear(nn.Linear):
         self.activation_bits = activation_bits
         self.input_norm = input_norm
 
+    @property
+    def input_settings(self) -> tuple:
+        """Everything `prepare` depends on: layers that agree in it can share what it returns."""
+        return self.in_features, self.activation_bits, self.input_norm
+
     def quantized_weight(self) -> torch.Tensor:
         """Return the weight (O, I) as the forward pass sees it, in the master weight's dtype, without gradient."""
         codes, scale = quantize_weight(self.weight.detach(), self.scheme, self.scale_axis)
         return (codes * scale).to(self.weight.dtype)
 
+    def prepare(self, x: torch.Tensor) -> torch.Tensor | PreparedInput:
+        """Return x (..., I) normalised and rounded; gradients pass straight through the rounding.
+
+        In evaluation without gradients, float32 inputs come as codes and step: see `apply_prepared`.
+        """
+        norm_eps = RMS_EPS if self.input_norm else NO_NORM
+        if self._computes_exactly(x):
+            return PreparedInput(*quantize_activations(x, norm_eps), x.dtype, None)
+        return fake_quantize_activations(x, self.activation_bits, norm_eps, computing_dtype(x))
+
+    def _computes_exactly(self, x: torch.Tensor) -> bool:
+        if self.training or torch.is_grad_enabled() or self.activation_bits != ACTIVATION_BITS:
+            return False
+        return x.dtype == self.weight.dtype == computing_dtype(x) == torch.float32
+
+    def apply_prepared(self, prepared: torch.Tensor | PreparedInput) -> torch.Tensor:
+        """Return (..., O) for what `prepare` of this layer, or of one with the same `input_settings`, returned.
+
+        Codes are multiplied as whole numbers, which float32 sums without error, and scaled afterwards, as packed layers
+        do it: the packed model's outputs are then this model's, to the last bit but for the scale's rounding. Products
+        of rounded fractions differ by 1e-7, and a layer later that now and then turns a tie the other way.
+        """
+        if isinstance(prepared, PreparedInput):
+            codes, scale = quantize_weight(self.weight.detach(), self.scheme, self.scale_axis)
+            y = F.linear(prepared.codes.float(), codes) * (prepared.scale.unsqueeze(-1) * scale.reshape(-1))
+            return y if self.bias is None else y + self.bias
+        weight = fake_quantize_weight(self.weight, self.scheme, self.scale_axis, computing_dtype(self.weight))
+        return F.linear(prepared, weight, self.bias)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.input_norm:
-            x = rms_normalize(x)
-        x = straight_through(x, quantize_activations(x, self.activation_bits))
-        return F.linear(x, straight_through(self.weight, self.quantized_weight()), self.bias)
+        return self.apply_prepared(self.prepare(x))
+
+    def check_packable(self) -> None:
+        """Check that `pack` can be called.
+
+        Raises:
+            ValueError: a scheme with other levels than -1, 0 and 1, or activations of other than 8 bits.
+        """
+        check_packable(self.scheme, self.activation_bits)
+
+    def empty_packed(self) -> PackedBitLinear:
+        """Return a packed layer of this one's shape and settings, on the same device, its weights not set."""
+        self.check_packable()
+        has_bias, device = self.bias is not None, self.weight.device
+        return PackedBitLinear(self.in_features, self.out_features, has_bias, input_norm=self.input_norm, device=device)
+
+    def pack(self) -> PackedBitLinear:
+        """Return the layer with two bits a weight, for inference; this one is left as it is."""
+        self.check_packable()
+        codes, scale = quantize_weight(self.weight.detach(), self.scheme, self.scale_axis)
+        return PackedBitLinear.from_codes(codes, scale, self.bias, input_norm=self.input_norm)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scheme={self.scheme}, scale_axis={self.scale_axis}"
+
+
+def apply_together(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
+    """Apply several linear layers to one input, which is normalised and rounded once if they agree on how.
+
+    Args:
+        x: (..., I).
+        layers: any; those with `prepare`, `apply_prepared` and equal `input_settings` share. A layer with hooks, or
+            whose forward was replaced, is called like any other module, and so are all its companions.
+
+    Returns:
+        `tuple(layer(x) for layer in layers)`.
+    """
+    if all(_shares_input(layer, layers[0]) for layer in layers):
+        prepared = layers[0].prepare(x)
+        return tuple([layer.apply_prepared(prepared) for layer in layers])
+    return tuple([layer(x) for layer in layers])
+
+
+def _shares_input(layer: nn.Module, first: nn.Module) -> bool:
+    if type(layer) is not type(first) or not hasattr(layer, "input_settings"):
+        return False
+    # Hooks and replaced forwards (offloading, adapters, probes) expect the layer to be called.
+    called = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return not called and "forward" not in layer.__dict__ and layer.input_settings == first.input_settings

@@ -81,7 +81,7 @@ class _FakeQuantizeWeight(torch.autograd.Function):
     def forward(ctx, weight, scheme, scale_axis, dtype):
         ctx.dtype = weight.dtype
         codes, scale = quantize_weight(weight, scheme, scale_axis)
-        return (codes * scale).to(dtype)
+        return codes.mul_(scale).to(dtype)  # the codes are nobody else's
 
     @staticmethod
     def backward(ctx, gradient):

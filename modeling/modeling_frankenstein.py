@@ -23,6 +23,7 @@ from .feedforward import ACTIVATIONS, MixtureOfExperts, RouterStatistics
 from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, make_norm
 from .generation import CachedGenerationMixin, resolve_cache
 from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
+from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
 
 
 class FrankensteinBlock(GradientCheckpointingLayer):

@@ -22,7 +22,7 @@ TWN_THRESHOLD_OVER_MEAN = 0.7
 TILE = 16  # rows and columns of a tile
 TILE_BYTES = TILE * TILE // 4
 LOW_BITS = 0x01010101  # times a code: that code in each of the four bytes of a tile's row
-WEIGHTS_AT_ONCE = 1 << 22  # packing and unpacking keep a few temporaries of as many bytes
+WEIGHTS_AT_ONCE = 1 << 20  # packing and unpacking keep a few temporaries of as many bytes
 
 
 def _mean(w: torch.Tensor, per_row: bool) -> torch.Tensor:

@@ -10,7 +10,10 @@ from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from frankenlm.modeling.checks import check_choice
+
 OBJECTIVES = ("mlm", "causal", "classification")
+TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
 
 @dataclass
@@ -47,8 +50,9 @@ class ModelArguments:
     tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "'train' makes a byte-level BPE from the training text; or a folder, or a hub name. Default: the "
-            "checkpoint's own with --model_name_or_path, else 'train'"
+            "help": "'train' makes a byte-level BPE from the training text, 'bytes' takes each byte for a token; or a "
+            "folder, or a hub name. Default: the checkpoint's own with --model_name_or_path, else the preset's, else "
+            "'train'"
         },
     )
     vocab_size: int | None = field(
@@ -155,6 +159,30 @@ class FrankenTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "replace an earlier run in --output_dir instead of refusing to touch it"}
     )
+    learning_rate_drop: float = field(
+        default=1.0,
+        metadata={
+            "help": "factor on the learning rate in the second half of the run; low-bit weights settle better with a "
+            "drop (BitNet's two stages: 0.667)"
+        },
+    )
+    weight_decay_share: float = field(
+        default=1.0,
+        metadata={"help": "share of the run with weight decay, counted from its start; none after it (BitNet: 0.5)"},
+    )
+    ternary_training: str = field(
+        default="ste",
+        metadata={
+            "choices": list(TERNARY_TRAINING),
+            "help": "how ternary weights learn: ste (real weights behind them, gradients straight through the "
+            "rounding), sign_accum (no real weights: codes move by accumulated gradients, at most 1%% a step, annealed "
+            "by the learning rate's schedule) or sign_legacy (the rule of the C project, for reproduction only)",
+        },
+    )
+    ternary_sign: int = field(
+        default=1,
+        metadata={"help": "direction of --ternary_training sign_legacy: 1 as published (climbs the loss), -1 descends"},
+    )
     logging_steps: float = field(
         default=10, metadata={"help": "steps between two log lines and rows of training.csv; a share of the run if < 1"}
     )
@@ -189,6 +217,11 @@ class FrankenTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.early_stopping_patience is not None:
             self._prepare_early_stopping()
+        if not 0 < self.learning_rate_drop <= 1:
+            raise ValueError(f"--learning_rate_drop {self.learning_rate_drop}: must lie in (0, 1]; 1 drops nothing.")
+        if not 0 <= self.weight_decay_share <= 1:
+            raise ValueError(f"--weight_decay_share {self.weight_decay_share}: must lie in [0, 1].")
+        self._check_ternary_training()
         # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
         super().__post_init__()
@@ -197,6 +230,16 @@ class FrankenTrainingArguments(TrainingArguments):
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             # accelerate accepts this pair and silently trains in fp32
             raise ValueError("fp16 needs a GPU; on a CPU it does nothing. Use --bf16, or neither.")
+
+    def _check_ternary_training(self):
+        check_choice("ternary_training", self.ternary_training, TERNARY_TRAINING)
+        if self.ternary_sign not in (-1, 1):
+            raise ValueError(f"--ternary_sign {self.ternary_sign}: must be 1, as published, or -1.")
+        if self.ternary_sign != 1 and self.ternary_training != "sign_legacy":
+            raise ValueError(
+                f"--ternary_sign {self.ternary_sign} belongs to --ternary_training sign_legacy, not "
+                f"{self.ternary_training}."
+            )
 
     def _prepare_early_stopping(self):
         """Early stopping needs an evaluation and a checkpoint at the same steps, and a metric to watch."""

@@ -38,6 +38,8 @@ CSV_COLUMNS = (
     "expert_load_min",
     "expert_load_max",
     "norm_f_saturation",
+    "zero_fraction",
+    "flip_rate",
     "seconds",
 )
 
@@ -50,6 +52,7 @@ class StepWindow:
         self.aux_loss: torch.Tensor | None = None
         self.expert_load: torch.Tensor | None = None
         self.saturation: list[torch.Tensor] = []
+        self.low_bit: dict[str, float] = {}
         self.total_seconds = 0.0
         self._paused_seconds = 0.0
         self._since: float | None = None
@@ -105,8 +108,9 @@ class StepWindow:
             values |= self._router_values()
         if self.saturation:
             values["norm_f_saturation"] = torch.stack(self.saturation).mean().item()
+        values |= self.low_bit
         self._warn(values)
-        self.router_batches, self.aux_loss, self.expert_load, self.saturation = 0, None, None, []
+        self.router_batches, self.aux_loss, self.expert_load, self.saturation, self.low_bit = 0, None, None, [], {}
         self.start(tokens)
         return values
 
@@ -181,7 +185,7 @@ class SaturationProbe(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         norm = final_norm(model)
-        if norm is None or not hasattr(norm, "saturation") or not self._will_log(args, state):
+        if norm is None or not hasattr(norm, "saturation") or not will_log(args, state):
             return
 
         def record(module, inputs):
@@ -195,10 +199,11 @@ class SaturationProbe(TrainerCallback):
             self._hook.remove()
             self._hook = None
 
-    @staticmethod
-    def _will_log(args, state) -> bool:
-        step = state.global_step + 1
-        return step % state.logging_steps == 0 or step >= state.max_steps or (step == 1 and args.logging_first_step)
+
+def will_log(args, state) -> bool:
+    """Whether the step that begins now ends in a log event."""
+    step = state.global_step + 1
+    return step % state.logging_steps == 0 or step >= state.max_steps or (step == 1 and args.logging_first_step)
 
 
 class ExplorationSchedule(TrainerCallback):

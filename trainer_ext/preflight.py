@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+)
 
 from frankenlm.modeling import read_preset
 
@@ -14,6 +21,12 @@ from .cli import UserError, check_model_name, check_output_dir, is_main_process,
 from .presets import RunSettings
 
 logger = logging.getLogger("frankenlm.preflight")
+
+HEADS = {
+    "mlm": MODEL_FOR_MASKED_LM_MAPPING,
+    "causal": MODEL_FOR_CAUSAL_LM_MAPPING,
+    "classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+}
 
 
 def check_run(run: RunSettings) -> Path | None:
@@ -69,6 +82,9 @@ def check_config(run: RunSettings) -> None:
         )
     with user_mistakes():
         config = preset_config(run, {})
+    if type(config) not in HEADS[run.data.objective]:
+        known = ", ".join(name for name, heads in HEADS.items() if type(config) in heads)
+        raise UserError(f"--objective {run.data.objective}: {config.model_type} has no such head; it has: {known}.")
     if run.data.max_length > config.max_position_embeddings:
         raise UserError(
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={config.max_position_embeddings}; add "

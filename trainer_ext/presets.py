@@ -224,9 +224,9 @@ def load_yaml_mapping(path: str) -> dict[str, Any]:
 
 
 def read_preset_words(name: str) -> list[str]:
-    """The data and training sections of a preset as command-line words."""
+    """The data and training sections of a preset as command-line words; `data` may name the tokenizer."""
     preset = read_preset(name)
-    check_keys(f"preset {name!r}, section 'data'", preset.data, field_names(DataArguments))
+    check_keys(f"preset {name!r}, section 'data'", preset.data, field_names(DataArguments) | {"tokenizer"})
     check_keys(f"preset {name!r}, section 'training'", preset.training, field_names(FrankenTrainingArguments))
     return to_words({**preset.data, **preset.training})
 

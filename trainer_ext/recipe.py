@@ -37,6 +37,7 @@ from .preflight import preset_config
 from .presets import RunSettings
 from .tokenizers import load_tokenizer, special_token_ids
 from .trainer import FrankenTrainer
+from .two_stages import TwoStages
 
 logger = logging.getLogger("frankenlm.recipe")
 
@@ -220,6 +221,8 @@ def build_trainer(
         callbacks.append(EarlyStopping(training.early_stopping_patience))
     if hasattr(model, "set_exploration"):
         callbacks.append(ExplorationSchedule())
+    if training.learning_rate_drop < 1 or training.weight_decay_share < 1:
+        callbacks.append(TwoStages(training.learning_rate_drop, training.weight_decay_share))
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer, csv_log

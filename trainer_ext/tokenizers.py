@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from frankenlm.modeling import byte_tokenizer
 from frankenlm.modeling.checks import check_choice, suggest
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer `spec` names, completed with the special tokens that `objective` needs.
 
-    spec: "train" (byte-level BPE learnt from `documents`, at most `vocab_size` entries, 8192 unless given), a local
-        folder with tokenizer files, or a hub name. `documents` is read only for "train", once, as it comes.
+    spec: "train" (byte-level BPE learnt from `documents`, at most `vocab_size` entries, 8192 unless given), "bytes"
+        (a token per byte, nothing to learn), a local folder with tokenizer files, or a hub name. `documents` is read
+        only for "train", once, as it comes.
     objective: "mlm" (needs a mask), "causal" or "classification"; all need a pad and a document separator.
 
     Special tokens that are missing are added at the end; `len(tokenizer)` is the vocabulary a model needs.
@@ -36,6 +38,8 @@ def load_tokenizer(
     check_choice("objective", objective, OBJECTIVES)
     if spec == "train":
         tokenizer = train_tokenizer(documents, vocab_size=vocab_size or DEFAULT_VOCAB_SIZE, mask=objective == "mlm")
+    elif spec == "bytes":
+        tokenizer = byte_tokenizer()
     else:
         tokenizer = _from_pretrained(spec)
     add_special_tokens(tokenizer, objective)
@@ -136,7 +140,9 @@ def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:
     path = Path(spec).expanduser()
     local = path.is_dir()
     if path.is_file():
-        raise ValueError(f"tokenizer {spec!r} is a file; give the folder that holds it, a hub name, or 'train'.")
+        raise ValueError(
+            f"tokenizer {spec!r} is a file; give the folder that holds it, a hub name, 'train' or 'bytes'."
+        )
     if not local and (spec.startswith((".", "/", "~")) or spec.count("/") > 1):
         raise ValueError(f"tokenizer folder {spec!r} does not exist.")
     try:
@@ -149,7 +155,8 @@ def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:
             ) from error
         raise ValueError(
             f"tokenizer {spec!r} is no local folder and cannot be fetched from the hub (unknown there, or no "
-            f"connection).{suggest(spec, ['train'])} Give a folder, or 'train' to learn one from the data."
+            f"connection).{suggest(spec, ['train', 'bytes'])} Give a folder, 'bytes' for single bytes, or 'train' to "
+            "learn one from the data."
         ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {spec!r} has no fast version ({type(tokenizer).__name__}); a fast one is needed.")

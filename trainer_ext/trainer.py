@@ -2,8 +2,8 @@
 
 What differs: weight decay spares what the model says, the evaluation loss is the mean over tokens (exact with one
 process; with several, samples repeated to fill the last batch count twice), and log events carry router balance,
-final-norm saturation, throughput and memory. (The optimizer seam, `create_optimizer`, and the gradient seam,
-`_clip_grad_norm`, are left to the base class.)
+final-norm saturation, the codes of low-bit layers, throughput and memory. Ternary weights may learn without master
+weights (`sign_training.py`). (The gradient seam, `_clip_grad_norm`, is left to the base class.)
 """
 
 import contextlib
@@ -16,6 +16,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .callbacks import ConsoleLog, ProgressBar, SaturationProbe, StepClock, StepWindow
+from .sign_training import SideBySide, build_code_optimizer, without_gradient
+from .ternary_stats import LowBitProbe
 
 IGNORE_INDEX = -100
 
@@ -38,7 +40,8 @@ class FrankenTrainer(Trainer):
         self.eval_collator = eval_collator
         self.window = StepWindow()
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, predicted tokens
-        for callback in (StepClock(self.window), SaturationProbe(self.window), LossWindow(self), ConsoleLog()):
+        probes = (SaturationProbe(self.window), LowBitProbe(self.window))
+        for callback in (StepClock(self.window), *probes, LossWindow(self), ConsoleLog()):
             self.add_callback(callback)
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
@@ -50,6 +53,18 @@ class FrankenTrainer(Trainer):
             return super().get_decay_parameter_names(model)
         exempt = model.no_weight_decay_names()
         return [name for name, _ in model.named_parameters() if name not in exempt]
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """As the base class; with a sign mode of --ternary_training, codes get an optimizer of their own beside it."""
+        mode = self.args.ternary_training
+        if self.optimizer is not None or mode == "ste":
+            return super().create_optimizer(model)
+        options = {"sign": self.args.ternary_sign} if mode == "sign_legacy" else {}
+        codes = build_code_optimizer(mode, self.model if model is None else model, **options)
+        with without_gradient(weight for group in codes.param_groups for weight in group["params"]):
+            others = super().create_optimizer(model)
+        self.optimizer = SideBySide(others, codes)
+        return self.optimizer
 
     def compute_loss(
         self,

@@ -4,14 +4,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, list_presets, read_preset
+from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig, list_presets, read_preset
 
 VOCAB, LENGTH, STEPS = 128, 40, 200
-FAMILIES = {"frankenstein": FrankensteinConfig, "infinito": InfinitoConfig}
+FAMILIES = {"frankenstein": FrankensteinConfig, "infinito": InfinitoConfig, "legacy_1bit": Legacy1BitConfig}
 SMALL = {
     "vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48,
     "max_position_embeddings": 96, "dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.1,
 }  # fmt: skip
+NO_MARKUP = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}  # bytes below 128 only
 SHRUNK = {
     "frankenstein": {"num_hidden_layers": 12, "retention_heads": 2, "mamba_head_dim": 16, "mamba_state": 8,
                      "chunk_size": 8},
@@ -23,6 +24,8 @@ SHRUNK = {
     "embbert": {"num_hidden_layers": 2, "num_attention_heads": 1},
     "infinito": {"num_hidden_layers": 4, "memory_slots": 4, "memory_dim": 16, "memory_segment": 4},
     "infinito-small": {"memory_slots": 8, "memory_dim": 16, "memory_segment": 4, "attention_window": 8},
+    "legacy-1bit": NO_MARKUP,
+    "legacy-1bit-base": {"num_hidden_layers": 3, **NO_MARKUP},
 }  # fmt: skip
 every_preset = pytest.mark.parametrize("preset", sorted(SHRUNK))
 
@@ -41,9 +44,9 @@ def ids():
 
 
 def test_every_preset_is_here():
-    assert {name for name in list_presets() if not name.startswith("legacy")} == set(SHRUNK)
+    assert set(list_presets()) == set(SHRUNK)
     assert all(read_preset(name).model_type in FAMILIES for name in SHRUNK)
-    assert AutoConfig.for_model("infinito").model_type == "infinito"
+    assert all(AutoConfig.for_model(name).model_type == name for name in FAMILIES)
 
 
 @every_preset
@@ -80,15 +83,15 @@ def batch(text, rows, generator):
     return torch.stack([text[start : start + LENGTH] for start in starts.tolist()])
 
 
-def slow_unless_infinito(preset, precision):
+def slow_unless_causal(preset, precision):
     """The other presets learn as encoders in test_training.py; as decoders they are a longer proof."""
-    is_quick = preset.startswith("infinito") and precision == "fp32"
+    is_quick = preset.startswith(("infinito", "legacy")) and precision == "fp32"
     return pytest.param(preset, precision, marks=() if is_quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
     ("preset", "precision"),
-    [slow_unless_infinito(preset, precision) for preset in sorted(SHRUNK) for precision in ("fp32", "bf16")],
+    [slow_unless_causal(preset, precision) for preset in sorted(SHRUNK) for precision in ("fp32", "bf16")],
 )
 def test_every_preset_beats_the_unigram_entropy_as_a_causal_model(preset, precision, text_bytes):
     """200 steps on next bytes; in bf16 (autocast) without a NaN on the way."""

@@ -224,6 +224,13 @@ def odd_files(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("objective", ["mlm", "classification"])
+def test_an_objective_that_the_family_has_no_head_for(objective, run_train, tmp_path, capfd):
+    words = ["--preset", "legacy-1bit", "--dataset", "builtin", "--output_dir", tmp_path / "out"]
+    assert run_train(*words, "--objective", objective) == 2
+    assert "legacy_1bit has no such head; it has: causal" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -36,6 +36,19 @@ def test_precedence(tmp_path):
     assert run.model_fields == {"num_hidden_layers": 6, "num_loops": 2}
 
 
+@pytest.mark.parametrize(
+    ("words", "tokenizer"),
+    [
+        (["--preset", "legacy-1bit"], "bytes"),
+        (["--preset", "legacy-1bit-base", "--tokenizer", "train"], "train"),
+        (["--preset", "mini"], None),
+    ],
+)
+def test_a_preset_may_name_its_tokenizer(words, tokenizer):
+    run = parse_run([*words, "--dataset", "builtin", "--output_dir", "out"])
+    assert run.model.tokenizer == tokenizer
+
+
 def test_flat_run_file(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("preset: mini\nhidden_size: 48\ndataset: builtin\nmax_steps: 3\noutput_dir: out\npacking: false\n")

@@ -48,6 +48,15 @@ def test_trained_tokenizer_has_the_special_tokens(objective, specials):
     assert separator_id(tokenizer, objective) == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(("objective", "size"), [("causal", 259), ("classification", 259), ("mlm", 260)])
+def test_bytes_need_no_text_to_learn_from(objective, size):
+    tokenizer = load_tokenizer("bytes", documents=iter(()), objective=objective)
+    assert len(tokenizer) == size and tokenizer("a cat")["input_ids"] == list(b"a cat")
+    assert separator_id(tokenizer, objective) == tokenizer.eos_token_id == 258
+    with pytest.raises(ValueError, match="more than vocab_size=100"):
+        load_tokenizer("bytes", documents=(), vocab_size=100, objective=objective)
+
+
 def test_vocabulary_size_counts_everything():
     text = ["".join(chr(97 + (i * i + j) % 26) for j in range(9)) for i in range(500)]
     assert len(train_tokenizer(text, vocab_size=301, mask=True)) == 301

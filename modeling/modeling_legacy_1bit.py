@@ -1,0 +1,322 @@
+"""Legacy-1bit: a causal pre-norm transformer whose matrices are ternary, down to embedding and head if so configured.
+
+The C project Legacy-1bit-LLM names the sizes of the preset legacy-1bit (bytes, two layers of width 256). What it calls
+attention copies each token's own value; here it is causal softmax attention with positions, and training is
+straight-through (bitlinear.py) instead of snapping every weight at every token.
+A block is x = x + attention(norm1(x)); x = x + ffn(norm2(x)); norm_f ends the stack.
+Shapes: B batch, L length, D hidden, H heads, T keys, V vocabulary.
+"""
+
+import functools
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import can_return_tuple
+
+from .bit_embedding import BitEmbedding
+from .bitlinear import BitLinear
+from .cache import StateCache
+from .configuration_legacy_1bit import Legacy1BitConfig
+from .context import SequenceContext
+from .embeddings import FactorizedEmbedding, FactorizedHead
+from .feedforward import FeedForward
+from .generation import CachedGenerationMixin, resolve_cache
+from .mixer_attention import StandardAttention
+from .mixer_base import LinearFactory
+from .norms import build_norm
+from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  loads packed checkpoints
+
+
+def linear_factory(config: Legacy1BitConfig, quantized: bool) -> LinearFactory:
+    """Return the class that makes the projections of a part: BitLinear with the config's scheme, or nn.Linear."""
+    if not (config.use_bitnet and quantized):
+        return nn.Linear
+    return functools.partial(
+        BitLinear, scheme=config.w_scheme, scale_axis=config.scale_axis, activation_bits=config.activation_bits
+    )
+
+
+def _make_embedding(config: Legacy1BitConfig) -> FactorizedEmbedding:
+    size, width, pad = config.vocab_size, config.hidden_size, config.pad_token_id
+    embedding = FactorizedEmbedding(
+        size,
+        width,
+        num_positions=config.max_position_embeddings if config.position_type == "learned" else 0,
+        is_causal=config.is_decoder,
+        padding_idx=pad,
+        normalize_rms=config.embedding_norm == "rms",
+        dropout=config.dropout,
+    )
+    if config.use_bitnet and config.bitnet_embedding:
+        embedding.embed_tokens = BitEmbedding(
+            size, width, padding_idx=pad, scheme=config.w_scheme, scale_axis=config.scale_axis
+        )
+    return embedding
+
+
+class Legacy1BitBlock(GradientCheckpointingLayer):
+    """One layer: attention and a feed-forward, each of the normalised stream and added to it."""
+
+    def __init__(self, config: Legacy1BitConfig):
+        super().__init__()
+        self.norm1 = build_norm(config.norm_type, config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = StandardAttention(
+            config.hidden_size,
+            config.num_attention_heads,
+            position_type=config.position_type,
+            rope_theta=config.rope_theta,
+            attention_dropout=config.attention_dropout,
+            use_bias=config.use_bias,
+            linear=linear_factory(config, config.bitnet_attention),
+        )
+        self.norm2 = build_norm(config.norm_type, config.hidden_size, eps=config.layer_norm_eps)
+        self.ffn = FeedForward(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            use_bias=config.use_bias,
+            linear=linear_factory(config, config.bitnet_ffn),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: torch.Tensor, context: SequenceContext, layer_idx: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Map x (B, L, D) to the next x, and the attention weights (B, H, L, T) or None."""
+        delta, weights = self.attention(x, self.norm1, context, layer_idx)
+        x = self.add(x, delta)
+        x = self.add(x, self.ffn(self.norm2(x)))
+        return context.zero_pads(x), weights
+
+    def add(self, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        return x + self.dropout(delta) if self.training else x + delta
+
+
+class Legacy1BitPreTrainedModel(PreTrainedModel):
+    """Initialisation, saving and weight-decay rules of the family."""
+
+    config: Legacy1BitConfig
+    config_class = Legacy1BitConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Legacy1BitBlock"]
+    _supports_sdpa = True
+
+    def __init__(self, config: Legacy1BitConfig, *inputs, **kwargs):
+        config.check_consistency()
+        super().__init__(config, *inputs, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and hasattr(module, "ends_branch"):
+            depth_scale = (2 * self.config.num_hidden_layers) ** -0.5
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.embedding_initializer_range)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif hasattr(module, "initialize_parameters"):
+            module.initialize_parameters()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; config.json names every Auto class, so that each of them can open the checkpoint."""
+        self.config.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def no_weight_decay_names(self) -> set[str]:
+        """Return the parameters that must not decay: all vectors."""
+        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
+
+
+class Legacy1BitModel(Legacy1BitPreTrainedModel):
+    """The stack without a head."""
+
+    def __init__(self, config: Legacy1BitConfig):
+        super().__init__(config)
+        self.embeddings = _make_embedding(config)
+        self.layers = nn.ModuleList(Legacy1BitBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm_f = build_norm(config.norm_type, config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Run the stack.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L), 1 at real tokens, 0 at pads on either side; bool, integer or float. With a cache
+                that holds P columns it may be (B, P + L).
+            position_ids: (B, L); by default real tokens are counted.
+            inputs_embeds: (B, L, D) rows of the embedding table in place of `input_ids`.
+            past_key_values: what earlier calls returned; the inputs are then the tokens that follow.
+            use_cache: whether to return one; by default as the config says, but not while training.
+
+        Returns:
+            last_hidden_state (B, L, D), zero at pads; past_key_values; hidden_states, layers + 1 tensors (B, L, D):
+            the embedding, each layer's output, the last one normalised; attentions, (B, H, L, T) of each layer, for
+            eager attention.
+
+        Raises:
+            ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
+                more tokens than learned positions, a cache that is not its own.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        config = self.config
+        x = self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = resolve_cache(self, past_key_values, use_cache)
+        if x.shape[1] == 0:
+            raise ValueError("The sequence is empty: give at least one token.")
+        want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        want_attentions = config.output_attentions if output_attentions is None else output_attentions
+        context = SequenceContext.build(
+            batch_size=x.shape[0],
+            length=x.shape[1],
+            device=x.device,
+            is_causal=config.is_decoder,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            attention_window=config.attention_window,
+            attn_implementation=config._attn_implementation,
+            keep_weights=want_attentions and config._attn_implementation == "eager",
+            max_positions=self.max_positions(),
+            cache=cache,
+        )
+        x = self.embeddings(x, None, context)
+        hidden_states, attentions = [x], []
+        for index, layer in enumerate(self.layers):
+            x, weights = layer(x, context=context, layer_idx=index)
+            hidden_states.append(x)
+            attentions.append(weights)
+        x = hidden_states[-1] = context.zero_pads(self.norm_f(x))
+        return BaseModelOutputWithPast(
+            last_hidden_state=x,
+            past_key_values=cache,
+            hidden_states=tuple(hidden_states) if want_states else None,
+            attentions=tuple(weights for weights in attentions if weights is not None) if want_attentions else None,
+        )
+
+    def max_positions(self) -> int | None:
+        """Return the size of the position table; None when rotary positions go on for ever."""
+        return self.config.max_position_embeddings if self.config.position_type == "learned" else None
+
+    def new_cache(self) -> StateCache:
+        """Return an empty cache, with one entry per layer."""
+        return StateCache(self.config.num_hidden_layers, self.config.attention_window)
+
+
+class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
+    """A causal decoder that predicts the next token."""
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
+
+    def __init__(self, config: Legacy1BitConfig):
+        if not config.is_decoder:
+            raise ValueError("Legacy1BitForCausalLM needs is_decoder=True.")
+        super().__init__(config)
+        self.model = Legacy1BitModel(config)
+        self.lm_head = FactorizedHead(
+            config.hidden_size,
+            config.vocab_size,
+            bias=config.head_bias,
+            linear=linear_factory(config, config.bitnet_head),
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """As Legacy1BitModel, with logits (B, L, V); `labels` (B, L) are the input ids with -100 at pads, shifted here.
+
+        `kwargs` go to transformers' loss function, above all the Trainer's `num_items_in_batch`.
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Set the output layer. A quantised one stays so: it takes over the parameters of a plain nn.Linear, which is
+        what resize_token_embeddings makes.
+        """
+        head = self.lm_head.decoder
+        if isinstance(head, BitLinear) and type(new_embeddings) is nn.Linear:
+            head.weight, head.bias = new_embeddings.weight, new_embeddings.bias
+            head.in_features, head.out_features = new_embeddings.in_features, new_embeddings.out_features
+        else:
+            self.lm_head.decoder = new_embeddings
+
+    def set_unigram_bias(self, counts: torch.Tensor) -> None:
+        """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""
+        self.lm_head.set_unigram_bias(counts)
+
+    def new_cache(self) -> StateCache:
+        """Return an empty cache for generate() or forward()."""
+        return self.model.new_cache()
+
+    def can_forget(self) -> bool:
+        """Return whether the last tokens can be taken back, as assisted decoding must: unless a window is set."""
+        return self.config.attention_window is None
+
+    def max_positions(self) -> int | None:
+        """Return the size of the position table; None when rotary positions go on for ever."""
+        return self.model.max_positions()
+
+
+# What a checkpoint that carries its code along offers; entries are file.Class.
+AUTO_MAP = {
+    "AutoConfig": "configuration_legacy_1bit.Legacy1BitConfig",
+    "AutoModel": "modeling_legacy_1bit.Legacy1BitModel",
+    "AutoModelForCausalLM": "modeling_legacy_1bit.Legacy1BitForCausalLM",
+}
