@@ -201,12 +201,14 @@ class Legacy1BitModel(Legacy1BitPreTrainedModel):
             cache=cache,
         )
         x = self.embeddings(x, None, context)
-        hidden_states, attentions = [x], []
+        hidden_states, attentions = [], []
         for index, layer in enumerate(self.layers):
+            if want_states:
+                hidden_states.append(x)
             x, weights = layer(x, context=context, layer_idx=index)
-            hidden_states.append(x)
             attentions.append(weights)
-        x = hidden_states[-1] = context.zero_pads(self.norm_f(x))
+        x = context.zero_pads(self.norm_f(x))
+        hidden_states.append(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
             past_key_values=cache,

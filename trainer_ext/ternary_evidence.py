@@ -14,9 +14,9 @@ from .cli import UserError
 from .presets import parse_run
 
 COLUMNS = (
-    "run", "preset", "weights", "w_scheme", "ternary_training", "tokens_seen", "steps", "batch", "learning_rate",
-    "precision", "seed", "eval_loss", "bits_per_byte", "zero_fraction", "first_flip_rate", "mean_flip_rate",
-    "last_flip_rate", "tokens_per_second",
+    "run", "preset", "weights", "w_scheme", "ternary_training", "embedding_start", "tokens_seen", "steps", "batch",
+    "learning_rate", "precision", "seed", "eval_loss", "bits_per_byte", "zero_fraction", "first_flip_rate",
+    "mean_flip_rate", "last_flip_rate", "tokens_per_second",
 )  # fmt: skip
 PARTS = {"bitnet_attention": "attention", "bitnet_ffn": "FFN", "bitnet_embedding": "embedding", "bitnet_head": "head"}
 LAST_ROWS = 10  # log events that make the last flip rate; one event is one step, and noisy
@@ -74,6 +74,7 @@ def read_run(folder: Path) -> dict:
         "weights": describe_weights(config),
         "w_scheme": config["w_scheme"] if config["use_bitnet"] else None,
         "ternary_training": settings.ternary_training if config["use_bitnet"] else None,
+        "embedding_start": config["embedding_initializer_range"],
         "tokens_seen": facts["tokens_seen"],
         "steps": facts["steps"],
         "batch": settings.per_device_train_batch_size,
@@ -101,14 +102,15 @@ def describe_weights(config: Mapping) -> str:
 def markdown_table(rows: Sequence[Mapping], bigram: Mapping[str, float]) -> str:
     """Write the rows for people, in the order given."""
     lines = [
-        "| run | weights | scheme | training | bytes | batch | learning rate | held-out loss | bits/byte | zeros | "
-        "flips a step: mean | last |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| run | weights | scheme | training | embedding starts at | bytes | batch | learning rate | held-out loss | "
+        "bits/byte | zeros | flips a step: mean | last |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
-            row["run"], row["weights"], row["w_scheme"] or "", row["ternary_training"] or "", f"{row['tokens_seen']:,}",
-            str(row["batch"]), f"{row['learning_rate']:g}", f"{row['eval_loss']:.4f}", f"{row['bits_per_byte']:.3f}",
+            row["run"], row["weights"], row["w_scheme"] or "", row["ternary_training"] or "",
+            f"{row['embedding_start']:g}", f"{row['tokens_seen']:,}", str(row["batch"]),
+            f"{row['learning_rate']:g}", f"{row['eval_loss']:.4f}", f"{row['bits_per_byte']:.3f}",
             _percent(row["zero_fraction"], 1), _percent(row["mean_flip_rate"], 3), _percent(row["last_flip_rate"], 3),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
