@@ -103,14 +103,24 @@ def compile_library(sources: Sequence[Path], output: Path, flags: Sequence[str] 
 
 
 def build() -> Path:
-    """Return the operators' library, compiled now or found in the cache; $FRANKENLM_CXXFLAGS adds flags."""
+    """Return the operators' library, compiled now or found in the cache; $FRANKENLM_CXXFLAGS adds flags.
+
+    Raises:
+        NoCompilerError: there is no compiler.
+        BuildError: the compiler failed, or the cache folder cannot be written.
+    """
     flags = os.environ.get("FRANKENLM_CXXFLAGS", "").split()
     library = cache_folder() / fingerprint(flags) / "frankenlm_kernels.so"
-    return library if library.is_file() else compile_library(library_sources(), library, flags)
+    if library.is_file():
+        return library
+    try:
+        return compile_library(library_sources(), library, flags)
+    except OSError as problem:
+        raise BuildError(f"cannot write {library.parent} ({problem.strerror}); set FRANKENLM_CACHE") from None
 
 
 if __name__ == "__main__":
     try:
         print(build())
-    except NoCompilerError as problem:
+    except (NoCompilerError, BuildError) as problem:
         print(f"{problem}: the operators will run as plain PyTorch", file=sys.stderr)

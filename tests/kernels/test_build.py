@@ -116,6 +116,13 @@ def test_a_compiler_that_fails_is_reported_and_leaves_nothing_behind(tmp_path):
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run(CALL, FRANKENLM_CACHE=str(tmp_path / "file"), FRANKENLM_TERNARY_PATH="")
+    assert done.returncode == 0 and done.stdout.startswith("reference")
+    assert "set FRANKENLM_CACHE" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("avx1024", "there is none of this name"), ("sse", "reference, avx512_vnni")]
 )
