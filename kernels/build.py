@@ -60,11 +60,21 @@ def library_sources() -> list[Path]:
 
 
 def cache_folder() -> Path:
-    """Return where built libraries are kept: $FRANKENLM_CACHE, else the user's cache folder."""
+    """Return where built libraries are kept: $FRANKENLM_CACHE, else the user's cache folder.
+
+    Raises:
+        BuildError: the user has no home folder.
+    """
     folder = os.environ.get("FRANKENLM_CACHE")
     if folder:
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frankenlm" / "kernels"
+    folder = os.environ.get("XDG_CACHE_HOME")
+    if not folder:
+        try:
+            folder = Path.home() / ".cache"
+        except RuntimeError:  # a user without a home, as in some containers
+            raise BuildError("there is no home folder for the cache; set FRANKENLM_CACHE") from None
+    return Path(folder) / "frankenlm" / "kernels"
 
 
 def fingerprint(flags: Sequence[str] = ()) -> str:

@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import threading
+from pathlib import Path
 
 import torch
 
@@ -68,7 +69,7 @@ def _wanted() -> str:
 def _load_native() -> str:
     global _library
     try:
-        _library = ctypes.CDLL(str(build()))
+        _library = _open(build())
     except (NoCompilerError, BuildError) as problem:
         if _wanted():
             raise ValueError(f"{PATH_VARIABLE}={_wanted()} cannot be had here: {problem}.") from None
@@ -78,6 +79,22 @@ def _load_native() -> str:
     torch.ops.load_library(_library._name)
     register_fakes("frankenlm", FAKES)
     return path
+
+
+def _open(library: Path) -> ctypes.CDLL:
+    """Open a built library; one that cannot be opened, a damaged or foreign file, is built anew once.
+
+    Raises:
+        BuildError: it cannot be opened even so.
+    """
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        try:
+            library.unlink()
+            return ctypes.CDLL(str(build()))
+        except OSError as problem:
+            raise BuildError(f"{library} cannot be opened: {problem}") from None
 
 
 def _ask_path(name: str | None) -> str:

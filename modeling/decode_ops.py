@@ -12,9 +12,14 @@ def _is_native_step(x: torch.Tensor, *dtypes: torch.dtype) -> bool:
     return x.dtype in dtypes and x.device.type == "cpu" and not torch.is_grad_enabled() and native_code_runs()
 
 
-def attends_natively(q: torch.Tensor, visible: torch.Tensor | None, dropout: float) -> bool:
-    """Whether `attend_step` can take a query (B, H, Lq, K) with this mask, None or bool (B or 1, 1, Lq, T)."""
+def attends_natively(q, k, v, visible: torch.Tensor | None, dropout: float) -> bool:
+    """Whether `attend_step` can take q (B, H, Lq, K), k and v (B, H, T, K) and a mask, None or bool (B or 1, 1, Lq, T).
+
+    Under autocast it cannot: torch's attention casts its inputs, this one takes them as they are.
+    """
     if q.shape[2] != 1 or dropout or not _is_native_step(q, torch.float32, torch.bfloat16):
+        return False
+    if not q.dtype == k.dtype == v.dtype or k.shape != v.shape or torch.is_autocast_enabled("cpu"):
         return False
     return visible is None or (visible.dtype == torch.bool and visible.shape[1] == visible.shape[2] == 1)
 

@@ -36,7 +36,7 @@ def _softmax_attention(scores, v, block, dropout):
 
 def _fused_attention(q, k, v, block, dropout, scale):
     """(B, H, Lq, K) attention through fused kernels; never materialises the weights."""
-    if attends_natively(q, block.visible, dropout):
+    if attends_natively(q, k, v, block.visible, dropout):
         return attend_step(q, k, v, block.visible, scale)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=block.visible, dropout_p=dropout, is_causal=block.is_causal, scale=scale

@@ -33,8 +33,9 @@ def has_native_operators() -> bool:
     return path is not None
 
 
-def _is_native(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and has_native_operators()
+def _is_native(x: torch.Tensor, *others: torch.Tensor) -> bool:
+    on_cpu = all(tensor.device.type == "cpu" for tensor in (x, *others))
+    return on_cpu and x.dtype != torch.float64 and has_native_operators()
 
 
 def quantize_activations(x: torch.Tensor, norm_eps: float = -1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,7 +46,7 @@ def quantize_activations(x: torch.Tensor, norm_eps: float = -1.0) -> tuple[torch
 
 def ternary_linear(x, packed, scale, out_features: int, bias=None, norm_eps: float = -1.0) -> torch.Tensor:
     """As in packed_reference.py."""
-    run = torch.ops.frankenlm.ternary_linear.default if _is_native(x) else reference_ternary_linear
+    run = torch.ops.frankenlm.ternary_linear.default if _is_native(x, packed) else reference_ternary_linear
     return run(x, packed, scale, out_features, bias, norm_eps)
 
 
@@ -53,14 +54,14 @@ def ternary_linear_quantized(
     codes, x_scale, x_sum, packed, scale, out_features: int, bias=None, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """As in packed_reference.py."""
-    native = _is_native(codes)
+    native = _is_native(codes, packed)
     run = torch.ops.frankenlm.ternary_linear_quantized.default if native else reference_ternary_linear_quantized
     return run(codes, x_scale, x_sum, packed, scale, out_features, bias, dtype)
 
 
 def int8_linear(x, weight, scale, bias=None) -> torch.Tensor:
     """As in packed_reference.py."""
-    run = torch.ops.frankenlm.int8_linear.default if _is_native(x) else reference_int8_linear
+    run = torch.ops.frankenlm.int8_linear.default if _is_native(x, weight) else reference_int8_linear
     return run(x, weight, scale, bias)
 
 

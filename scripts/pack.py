@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with user_mistakes():
             check_new_folder(args.output)
             source = open_source(args.model, options)
-        facts = pack_checkpoint(source, Path(args.output), options)
+        with user_mistakes():
+            facts = pack_checkpoint(source, Path(args.output), options)
     print(summary(facts))
     print(f"packed: {args.output}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.quantizer_bitnet import BitNetHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -164,7 +164,10 @@ def pack_checkpoint(source: Source, output: Path, options: PackingOptions) -> di
 
 
 def _from_ours(source: Source, options: PackingOptions) -> PreTrainedModel:
-    model = type(source.empty).from_pretrained(source.name, dtype="auto")
+    try:
+        model = type(source.empty).from_pretrained(source.name, dtype="auto")
+    except SafetensorError as problem:
+        raise ValueError(f"{source.name}: its weights are damaged or cut short ({problem}).") from None
     return pack_model(
         model,
         int8_embeddings=options.int8_embeddings,
@@ -219,7 +222,10 @@ def _round_table(state: dict[str, torch.Tensor], name: str, model: PreTrainedMod
 
 
 def _write_bitnet(source: Source, output: Path) -> dict[str, Any]:
-    model = type(source.empty).from_pretrained(source.name, dtype="auto")
+    try:
+        model = type(source.empty).from_pretrained(source.name, dtype="auto")
+    except SafetensorError as problem:
+        raise ValueError(f"{source.name}: its weights are damaged or cut short ({problem}).") from None
     layers = {name: (layer.out_features, layer.in_features) for name, layer in packed_layers(model)}
     packing = model.config.quantization_config
     state = state_to_bitnet(model.state_dict(), layers, packing.bitnet_linear_class, model.dtype)

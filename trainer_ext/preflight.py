@@ -19,6 +19,7 @@ from frankenlm.modeling import read_preset
 
 from .cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
 from .presets import RunSettings
+from .sign_training import SCHEMES as SIGN_SCHEMES
 
 logger = logging.getLogger("frankenlm.preflight")
 
@@ -85,10 +86,24 @@ def check_config(run: RunSettings) -> None:
     if type(config) not in HEADS[run.data.objective]:
         known = ", ".join(name for name, heads in HEADS.items() if type(config) in heads)
         raise UserError(f"--objective {run.data.objective}: {config.model_type} has no such head; it has: {known}.")
+    check_ternary_training(run, config)
     if run.data.max_length > config.max_position_embeddings:
         raise UserError(
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={config.max_position_embeddings}; add "
             f"--model.max_position_embeddings {run.data.max_length}."
+        )
+
+
+def check_ternary_training(run: RunSettings, config: PreTrainedConfig) -> None:
+    """Check that a sign mode of --ternary_training meets weights it can train."""
+    mode = run.training.ternary_training
+    if mode == "ste":
+        return
+    if "use_bitnet" not in config.known_keys() or not config.use_bitnet:
+        raise UserError(f"--ternary_training {mode} trains ternary weights, and this model has none: set use_bitnet.")
+    if config.w_scheme not in SIGN_SCHEMES:
+        raise UserError(
+            f"--ternary_training {mode}: w_scheme={config.w_scheme!r}; it needs one of {', '.join(SIGN_SCHEMES)}."
         )
 
 

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "ternary.h"
 #include "threads.h"
 
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -76,7 +77,7 @@ INLINE Vector<float, Lanes> exponential(Vector<float, Lanes> x) {
   using Floats = Vector<float, Lanes>;
   using Words = Vector<int32_t, Lanes>;
   const Floats lowest = Floats{} - 87.0f;
-  x = x > lowest ? x : lowest;
+  x = x < lowest ? lowest : x;  // in this order NaN stays NaN
   const Floats shift = Floats{} + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, which its low bits then hold
   const Floats shifted = x * 1.44269504f + shift, n = shifted - shift;
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
@@ -137,7 +138,9 @@ template <int Lanes, class T>
 INLINE void attend(const Head<T>& h, float* scores, float* out) {
   using Floats = Vector<float, Lanes>;
   const long whole = h.width / Lanes * Lanes;
-  float largest = -std::numeric_limits<float>::infinity();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  float largest = -kInfinity;
+  bool finite = true;
   for (long t = 0; t < h.length; ++t) {
     if (h.visible && !h.visible[t]) continue;
     const T* key = h.keys.first + t * h.keys.stride;
@@ -148,6 +151,11 @@ INLINE void attend(const Head<T>& h, float* scores, float* out) {
     for (long k = whole; k < h.width; ++k) score += one(h.query + k) * one(key + k);
     scores[t] = score * h.scale;
     largest = scores[t] > largest ? scores[t] : largest;
+    finite = finite && scores[t] < kInfinity;
+  }
+  if (!finite) {  // a NaN among scores would lose every comparison, and be passed over
+    for (long k = 0; k < h.width; ++k) out[k] = NAN;
+    return;
   }
   for (long t = 0; t < h.length; t += Lanes) {
     const Floats weights = exponential<Lanes>(load<Lanes>(scores + t) - largest);
@@ -203,11 +211,9 @@ FUNCTIONS(Avx512, 16, __attribute__((target("avx512f,avx512bw,avx512dq"))))
 template <class Body>
 void with_functions(const Body& body) {
 #if defined(__x86_64__)
-  static const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512dq");
-  static const bool avx2 = __builtin_cpu_supports("avx2");
-  if (avx512) return body(Avx512{});
-  if (avx2) return body(Avx2{});
+  const Path* path = &chosen_path();
+  if (path == &kAvx512Vnni) return body(Avx512{});
+  if (path == &kAvxVnni || path == &kAvx2) return body(Avx2{});
 #endif
   body(Plain{});
 }

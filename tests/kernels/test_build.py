@@ -116,6 +116,27 @@ def test_a_compiler_that_fails_is_reported_and_leaves_nothing_behind(tmp_path):
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
+def test_a_damaged_library_is_built_anew(tmp_path):
+    library = tmp_path / build.fingerprint(os.environ.get("FRANKENLM_CXXFLAGS", "").split()) / "frankenlm_kernels.so"
+    library.parent.mkdir()
+    library.write_bytes(b"not a library")
+    done = run(CALL, FRANKENLM_CACHE=str(tmp_path), FRANKENLM_TERNARY_PATH="scalar")
+    assert done.returncode == 0 and done.stdout.startswith("scalar"), done.stderr
+    assert library.stat().st_size > 10000
+
+
+def test_a_user_without_a_home_gets_the_reference(monkeypatch):
+    monkeypatch.delenv("FRANKENLM_CACHE", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(build.Path, "home", no_home)
+    with pytest.raises(build.BuildError, match="set FRANKENLM_CACHE"):
+        build.cache_folder()
+
+
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     done = run(CALL, FRANKENLM_CACHE=str(tmp_path / "file"), FRANKENLM_TERNARY_PATH="")

@@ -14,8 +14,20 @@ if ops.which_path() == ops.REFERENCE:
     pytest.skip("no compiler here: these operators are native only", allow_module_level=True)
 
 op = torch.ops.frankenlm
+PATHS = ("scalar", "avx2", "avx512_vnni")  # one for each width of register
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 SHAPES = [(1, 1, 1, 1), (1, 32, 150, 64), (2, 3, 7, 5), (3, 4, 33, 20), (1, 2, 64, 16), (2, 5, 301, 130)]
+
+
+@pytest.fixture(params=PATHS)
+def path(request):
+    before = ops.which_path()
+    try:
+        ops.use_path(request.param)
+    except ValueError as missing:
+        pytest.skip(str(missing))
+    yield request.param
+    ops.use_path(before)
 
 
 def heads(batch, count, length, width, dtype):
@@ -30,7 +42,7 @@ def heads(batch, count, length, width, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("masked", ["none", "shared", "each"])
-def test_attention_of_one_query(shape, dtype, masked):
+def test_attention_of_one_query(path, shape, dtype, masked):
     batch, _, length, width = shape
     q, k, v = heads(*shape, dtype)
     visible = None
@@ -43,7 +55,7 @@ def test_attention_of_one_query(shape, dtype, masked):
     assert (result - expected).abs().max() <= TOLERANCE[dtype]
 
 
-def test_what_is_masked_is_not_read_and_a_blind_query_gives_zeros():
+def test_what_is_masked_is_not_read_and_a_blind_query_gives_zeros(path):
     q, k, v = heads(2, 3, 9, 8, torch.float32)
     visible = torch.ones(2, 1, 1, 9, dtype=torch.bool)
     visible[0, ..., :4] = False
@@ -54,21 +66,32 @@ def test_what_is_masked_is_not_read_and_a_blind_query_gives_zeros():
     assert (clean[1] == 0).all() and (clean[0] != 0).all()
 
 
-def test_large_scores_do_not_overflow():
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_hidden(path, part, value):
+    """A head that meets NaN or infinity gives NaN or infinity; the other heads are left alone."""
+    q, k, v = heads(1, 2, 9, 8, torch.float32)
+    clean = op.attend_step(q, k, v, None, 1.0)
+    {"query": q, "key": k, "value": v}[part][0, 1, 0] = value
+    spoiled = op.attend_step(q, k, v, None, 1.0)
+    assert not spoiled[0, 1].isfinite().any() and torch.equal(spoiled[0, 0], clean[0, 0])
+
+
+def test_large_scores_do_not_overflow(path):
     q, k, v = heads(1, 2, 20, 16, torch.float32)
     expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), scale=1e4)
     assert torch.allclose(op.attend_step(q, k, v, None, 1e4).double(), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2), (1, 32, 1, 64), (3, 5, 1, 18)])
-def test_rotation(shape):
+def test_rotation(path, shape):
     x = torch.randn(shape[0], 1, shape[1], shape[3]).transpose(1, 2)
     tables = rotary_tables(torch.randint(0, 5000, (shape[0], 1)), shape[3], 1e4, torch.float32)
     assert torch.allclose(op.rotate_step(x, *tables), apply_rotary(x.requires_grad_(), tables).detach(), atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 7), (2, 1, 2048), (0, 5), (4, 100)])
-def test_rms_norm(shape):
+def test_rms_norm(path, shape):
     x, weight = 3 * torch.randn(shape), torch.randn(shape[-1])
     expected = F.rms_norm(x.double(), weight.shape, weight.double(), 1e-6)
     assert torch.allclose(op.rms_norm(x, weight, 1e-6).double(), expected, rtol=1e-5, atol=1e-6)
@@ -112,7 +135,12 @@ def test_layers_take_them_only_without_gradients():
     assert norm(x).requires_grad and not decode_ops.normalizes_natively(x)
     with torch.no_grad():
         assert decode_ops.normalizes_natively(x) and not decode_ops.normalizes_natively(x.double())
-        assert decode_ops.attends_natively(Q, None, 0.0)
-        assert not decode_ops.attends_natively(Q, torch.ones(2, 3, 1, 5, dtype=torch.bool), 0.0)
-        assert not decode_ops.attends_natively(Q, None, 0.1) and not decode_ops.attends_natively(Q.half(), None, 0.0)
+        assert decode_ops.attends_natively(Q, K, V, None, 0.0)
+        assert not decode_ops.attends_natively(Q, K, V, torch.ones(2, 3, 1, 5, dtype=torch.bool), 0.0)
+        assert not decode_ops.attends_natively(Q, K, V, None, 0.1)
+        assert not decode_ops.attends_natively(Q.half(), K.half(), V.half(), None, 0.0)
+        assert not decode_ops.attends_natively(Q, K, V.bfloat16(), None, 0.0)
+        assert not decode_ops.attends_natively(Q, K, V[..., :2], None, 0.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not decode_ops.attends_natively(Q, K, V, None, 0.0)
         assert decode_ops.rotates_natively(Q) and not decode_ops.rotates_natively(K)

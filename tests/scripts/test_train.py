@@ -248,6 +248,8 @@ def test_an_objective_that_the_family_has_no_head_for(objective, run_train, tmp_
         (["--resume_from_checkpoint", "last", "--overwrite_output_dir"], "exclude each other"),
         (["--resume_from_checkpoint", "{unbroken}/checkpoint-3", "--model.hidden_size", "32"], "has hidden_size=16"),
         (["--fp16"], "fp16 needs a GPU"),
+        (["--ternary_training", "sign_accum"], "this model has none: set use_bitnet"),
+        (["--ternary_training", "sign_accum", "--model.use_bitnet", "true", "--model.w_scheme", "binary"], "w_scheme"),
         (["--objective", "causal", "--model.is_decoder", "false"], "needs is_decoder=True"),
         (["--objective", "classification", "--label_column", "lable"], "lable"),
         (["--model.num_attention_heads", "3"], "must divide hidden_size"),
