@@ -1,7 +1,7 @@
 """Packed ternary linear layers for CPUs: int8 activations times 2-bit weights, exact in int32.
 
-`pack_ternary(codes)` packs a weight of codes -1, 0, 1; the operators multiply with it, without gradients. Every function means what its
-twin in packed_reference.py says, in plain PyTorch.
+`pack_ternary(codes)` packs a weight of codes -1, 0, 1; the operators multiply with it, without gradients. Every
+function means what its twin in packed_reference.py says, in plain PyTorch.
 """
 
 from . import packed_reference as reference
