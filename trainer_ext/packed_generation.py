@@ -19,7 +19,11 @@ from frankenlm.modeling.packed_model import empty_layers
 from frankenlm.modeling.quantizer_ternary import TernaryConfig
 
 WEIGHT_SCALE = 0.02
-OUR_OPERATORS = "frankenlm"
+# The products of packed layers; attention, rotation and norms of a decoding step count as the rest of the model.
+OUR_OPERATORS = {
+    f"frankenlm::{name}"
+    for name in ("quantize_activations", "ternary_linear", "ternary_linear_quantized", "int8_linear")
+}
 PAGE = 4096  # bytes
 
 
@@ -111,14 +115,14 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every call of our operators with its arguments."""
+    """Notes every call of the packed layers' operators with its arguments."""
 
     def __init__(self):
         super().__init__()
         self.calls: list[tuple] = []
 
     def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
-        if operator.namespace == OUR_OPERATORS:
+        if operator.name().partition(".")[0] in OUR_OPERATORS:
             self.calls.append((operator, arguments, keywords or {}))
         return operator(*arguments, **(keywords or {}))
 

@@ -1,4 +1,4 @@
-"""A checkpoint carries its code: it loads where frankenlm is not installed, with equal logits."""
+"""A checkpoint carries its code: it loads where frankenlm is not installed, with equal logits up to rounding."""
 
 import json
 import subprocess
@@ -62,7 +62,8 @@ def test_loads_where_the_package_is_missing(tmp_path, head, kind, is_decoder):
     assert done.returncode == 0, done.stderr[-2000:]
     with torch.no_grad():
         expected = model(input_ids=torch.arange(3, 20)[None]).logits
-    torch.testing.assert_close(torch.load(second / "logits.pt", weights_only=True), expected, rtol=0, atol=0)
+    # Without the package, torch's own attention and norm take the place of the native ones of a step without gradients.
+    torch.testing.assert_close(torch.load(second / "logits.pt", weights_only=True), expected, rtol=1e-4, atol=1e-7)
     # What the stranger saved is complete again.
     assert {path.name for path in first.glob("*.py")} == {path.name for path in second.glob("*.py")}
     assert json.loads((second / "config.json").read_text())["auto_map"].keys() >= {"AutoConfig", "AutoModel", kind}
