@@ -15,6 +15,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from frankenlm.modeling.packed_operators import has_native_operators
+from frankenlm.modeling.quantizer_ternary import packed_layers
+
 from .cli import UserError, check_model_name, check_output_dir
 from .metrics.text import NEED_SACREBLEU, require_sacrebleu
 from .scoring import is_kind
@@ -91,6 +94,8 @@ def load_model(checkpoint: Checkpoint, *, device: str, dtype: str = "auto") -> P
         trust_remote_code=checkpoint.trust_remote_code,
     )
     keep_token_ids_only(model, checkpoint.tokenizer)
+    if packed_layers(model):
+        has_native_operators()  # so that what they run on is said now, not amid the text
     return model.to(device).eval()
 
 
