@@ -105,7 +105,8 @@ class _CodeOptimizer(Optimizer):
         weight.copy_(held_weight(codes, state["scale"].float(), group["scheme"]))
 
     def _moved(self, codes, gradient, state, group):
-        raise NotImplementedError
+        """Return the next codes, of the shape of `codes`, each -1, 0 or 1."""
+        raise NotImplementedError(f"{type(self).__name__} must say how codes move")
 
 
 class SignLegacy(_CodeOptimizer):

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "rounding.h"
 #include "ternary.h"
 #include "threads.h"
 
@@ -52,12 +53,7 @@ INLINE Vector<float, Lanes> load(const uint16_t* from) {
 }
 
 INLINE float one(const float* from) { return *from; }
-INLINE float one(const uint16_t* from) {
-  const uint32_t bits = static_cast<uint32_t>(*from) << 16;
-  float out;
-  std::memcpy(&out, &bits, sizeof(out));
-  return out;
-}
+INLINE float one(const uint16_t* from) { return from_bfloat16(*from); }
 
 template <int Lanes>
 INLINE float total(const Vector<float, Lanes>& v) {
@@ -220,11 +216,7 @@ void with_functions(const Body& body) {
 
 void to_result(const float* from, long count, float* to) { std::memcpy(to, from, count * sizeof(float)); }
 void to_result(const float* from, long count, uint16_t* to) {
-  for (long i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, from + i, sizeof(bits));
-    to[i] = from[i] != from[i] ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  }
+  for (long i = 0; i < count; ++i) to[i] = to_bfloat16(from[i]);
 }
 
 template <class T>
