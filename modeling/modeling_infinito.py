@@ -27,6 +27,7 @@ from .generation import CachedGenerationMixin, resolve_cache
 from .mixer_attention import StandardAttention
 from .norms import build_norm
 from .slot_memory import SlotMemory, SlotMemoryState
+from .weight_groups import weight_groups
 
 
 @dataclass
@@ -113,6 +114,9 @@ class InfinitoPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["InfinitoBlock"]
     _supports_sdpa = True
+    degradation_groups = weight_groups(r"attention\.") | {
+        "memory": [r"text/memories\.\d+\.[qkvo]_proj\.weight"],
+    }
 
     def __init__(self, config: InfinitoConfig, *inputs, **kwargs):
         config.check_consistency()

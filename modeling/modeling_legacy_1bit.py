@@ -30,6 +30,7 @@ from .mixer_attention import StandardAttention
 from .mixer_base import LinearFactory
 from .norms import build_norm
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  loads packed checkpoints
+from .weight_groups import weight_groups
 
 
 def linear_factory(config: Legacy1BitConfig, quantized: bool) -> LinearFactory:
@@ -106,6 +107,7 @@ class Legacy1BitPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Legacy1BitBlock"]
     _supports_sdpa = True
+    degradation_groups = weight_groups(r"attention\.")
 
     def __init__(self, config: Legacy1BitConfig, *inputs, **kwargs):
         config.check_consistency()

@@ -19,7 +19,8 @@ EXIT_USER_MISTAKE = 2
 EXIT_STORAGE = 6
 EXIT_SIGNAL_BASE = 128
 
-STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT})
+# EFBIG: the limit on a file's size
+STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG})
 # safetensors and torch.save report a full disk as errors of their own, without an errno.
 STORAGE_TEXTS = ("No space left on device", "Read-only file system", "Disk quota exceeded")
 
@@ -52,7 +53,10 @@ def user_mistakes() -> Iterator[None]:
 
 
 def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> int:
-    """Run `main(argv)` and return the exit code; mistakes, storage errors and signals become one line on stderr."""
+    """Run `main(argv)` and return the exit code; mistakes, storage errors and signals become one line on stderr.
+
+    An exception with an attribute `exit_code` is an orderly end too: its message is the line, its code is returned.
+    """
     try:
         main(argv)
     except UserError as error:
@@ -67,6 +71,11 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
         print("interrupted", file=sys.stderr)
         return EXIT_SIGNAL_BASE + 2
     except Exception as error:
+        if hasattr(error, "exit_code"):
+            # an orderly end with a code of its own, as the degradation lab has them
+            if is_main_process():
+                print(f"stopped: {one_line(error)}", file=sys.stderr)
+            return error.exit_code
         if not is_storage_error(error):
             raise
         print(f"storage: {one_line(error)}", file=sys.stderr)

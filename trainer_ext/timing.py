@@ -48,7 +48,7 @@ def environment() -> dict:
         "command": " ".join(["python", *sys.argv]),
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "default"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "processor": _processor_name(),
+        "processor": processor_name(),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -56,7 +56,7 @@ def environment() -> dict:
     }
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():

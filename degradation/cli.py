@@ -1,0 +1,275 @@
+"""The commands of scripts/degrade.py: parsing, the order of the checks, and what is printed."""
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from ..trainer_ext.cards import write_json
+from ..trainer_ext.cli import (
+    Interrupted,
+    OneLineParser,
+    UserError,
+    check_output_dir,
+    is_storage_error,
+    one_line,
+    user_mistakes,
+)
+from ..trainer_ext.logs import RunLog
+from .experiment import Experiment
+from .flags import add_experiment_flags, check_command, experiments_of, with_underscores
+
+logger = logging.getLogger("frankenlm.degradation")
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="hub name or folder of a causal language model")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with the model")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the process's GPU if there is one)")
+    parser.add_argument("--force_fp16", action="store_true", help="allow float16 where it is known to overflow")
+
+
+def add_log_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log_level", choices=["debug", "info", "warning", "error"], default="info",
+                        help="what the console shows (default: info)")  # fmt: skip
+
+
+# --- run
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flags(parser)
+    parser.add_argument("--output_dir", default="results", help="folder of results and logs (default: results)")
+    parser.add_argument("--wait_lock", action="store_true", help="wait while another process works on the experiment")
+    parser.add_argument("--on_conflict", choices=["stop", "new-suffix", "archive"], default="stop",
+        help="where rows of another configuration lie under the same name (default: stop)")  # fmt: skip
+    parser.add_argument("--rebuild", action="store_true", help="make a lost journal anew from the JSON file")
+    add_log_flag(parser)
+    add_experiment_flags(parser)
+
+
+def run_command(args: argparse.Namespace) -> None:
+    from .lab import Lab, RunOptions
+
+    configs = experiments_of(args)
+    options = RunOptions(
+        output_dir=args.output_dir,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+        force_fp16=args.force_fp16,
+        wait_lock=args.wait_lock,
+        on_conflict=args.on_conflict,
+        rebuild=args.rebuild,
+    )
+    with user_mistakes():
+        check_output_dir(args.output_dir)
+        lab = Lab(args.model, options)
+        experiments = [lab.plan(config) for config in configs]
+    failures = run_all(experiments, args, lambda experiment: lab.run(experiment))
+    if failures:
+        raise failures[0] if len(experiments) == 1 else SomeFailed(len(failures), len(experiments))
+
+
+def run_all(
+    experiments: Sequence[Experiment], args: argparse.Namespace, run: Callable[[Experiment], Path]
+) -> list[Exception]:
+    """Run each experiment, with a log file of its own; one that fails does not keep the others from running."""
+    failures: list[Exception] = []
+    for experiment in experiments:
+        try:
+            with RunLog(args.log_level) as log:
+                log.write_to(log_path(Path(args.output_dir), experiment), append=True)
+                logger.info("%s, group %s", experiment.experiment_id, experiment.config.group)
+                path = run(experiment)
+                logger.info("done: %s", path)
+        except Interrupted:
+            raise
+        except Exception as error:
+            if is_storage_error(error):
+                raise  # the next experiment would meet the same storage
+            failures.append(error)
+            if len(experiments) == 1:
+                break
+            if not hasattr(error, "exit_code"):
+                logger.error("failed", exc_info=error)
+            print(f"failed: {experiment.experiment_id}, group {experiment.config.group}: {one_line(error)}",
+                  file=sys.stderr)  # fmt: skip
+    return failures
+
+
+class SomeFailed(Exception):
+    """Some experiments of a list failed; each has said why."""
+
+    exit_code = 1
+
+    def __init__(self, failed: int, total: int):
+        super().__init__(f"{failed} of {total} experiments failed; the others are done.")
+
+
+def log_path(output_dir: Path, experiment: Experiment) -> Path:
+    """Return results/logs/{experiment_id}_{time}.log, without what file names cannot hold."""
+    folder = output_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.+@-]+", "_", f"{experiment.experiment_id}_{experiment.config.group}")
+    return folder / f"{name}_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
+
+
+# --- before a run
+
+
+def groups_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flags(parser)
+
+
+def groups_command(args: argparse.Namespace) -> None:
+    from .groups import describe_groups
+    from .model_checks import empty_model, read_config
+
+    with user_mistakes():
+        model = empty_model(read_config(args.model, args.trust_remote_code), args.trust_remote_code)
+        rows = describe_groups(model)
+    print_table(rows)
+
+
+def dry_run_flags(parser: argparse.ArgumentParser) -> None:
+    add_model_flags(parser)
+    parser.add_argument("--report", help="JSON file to write the estimate to")
+    parser.add_argument("--device_gb", type=float, help="memory of a device that is elsewhere, in GB (10^9 bytes)")
+    add_experiment_flags(parser)
+
+
+def dry_run_command(args: argparse.Namespace) -> None:
+    from .estimate import dry_run
+    from .lab import Lab, RunOptions
+
+    options = RunOptions(device=args.device, trust_remote_code=args.trust_remote_code, force_fp16=args.force_fp16)
+    with user_mistakes():
+        lab = Lab(args.model, options)
+        experiments = [lab.plan(config) for config in experiments_of(args)]
+        estimates = [
+            dry_run(
+                args.model, experiment.config, experiment.model_config, experiment.prompts,
+                device=args.device, trust_remote_code=args.trust_remote_code,
+                device_total=int(args.device_gb * 1e9) if args.device_gb else None,
+            )
+            for experiment in experiments
+        ]  # fmt: skip
+    for estimate in estimates:
+        print(estimate.table())
+    if args.report:
+        write_json(Path(args.report), {"estimates": [estimate.as_json() for estimate in estimates]})
+
+
+# --- after a run
+
+
+def measure_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", help="outputs_*.json files")
+    parser.add_argument("--output_dir", help="folder to write to (default: beside each file)")
+
+
+def measure_command(args: argparse.Namespace) -> None:
+    from .report import measure_file
+
+    for path in existing(args.results):
+        print(measure_file(path, Path(args.output_dir) if args.output_dir else path.with_suffix(".measures")))
+
+
+def report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", help="outputs_*.json files; several are set beside each other")
+    parser.add_argument("--output_dir", default="results/report", help="folder to write to (default: results/report)")
+
+
+def report_command(args: argparse.Namespace) -> None:
+    from .report import write_report
+
+    paths = existing(args.results)
+    check_output_dir(args.output_dir)
+    print(write_report(paths, Path(args.output_dir)))
+
+
+def export_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiments", nargs="+", help="journal folders, or the JSON files they belong to")
+
+
+def export_command(args: argparse.Namespace) -> None:
+    from .recovery import export_journal
+
+    for path in existing(args.experiments):
+        print(export_journal(path))
+
+
+def import_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="a JSON file of the original program")
+    parser.add_argument("--output_dir", default="results", help="folder of results (default: results)")
+    add_model_flags(parser)
+    add_experiment_flags(parser)
+
+
+def import_command(args: argparse.Namespace) -> None:
+    from .lab import Lab, RunOptions
+    from .legacy import import_legacy
+
+    (path,) = existing([args.file])
+    configs = experiments_of(args)
+    with user_mistakes():
+        lab = Lab(args.model, RunOptions(output_dir=args.output_dir, trust_remote_code=args.trust_remote_code))
+        experiments = [lab.plan(config) for config in configs]
+    for experiment in experiments:
+        print(import_legacy(path, experiment, lab.options))
+
+
+def existing(words: Sequence[str]) -> list[Path]:
+    """Return the paths, all of which must exist."""
+    paths = [Path(word) for word in words]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder.")
+    return paths
+
+
+def print_table(rows: Sequence[dict]) -> None:
+    """Print rows of equal keys as aligned columns, numbers to the right."""
+    names = list(rows[0])
+    cells = [[f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if isinstance(value, float) else str(value)
+              for value in row.values()] for row in rows]  # fmt: skip
+    widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
+    for line in [names, *cells]:
+        print("  ".join(text.ljust(width) if i == 0 else text.rjust(width)
+                        for i, (text, width) in enumerate(zip(line, widths, strict=True))))  # fmt: skip
+
+
+COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
+    "run": ("run experiments, from wherever they stand", run_flags, run_command),
+    "groups": ("show which weights of a model a group means", groups_flags, groups_command),
+    "dry-run": ("estimate memory and rows without reading weights", dry_run_flags, dry_run_command),
+    "measure": ("measure rows that exist; needs no model", measure_flags, measure_command),
+    "report": ("write one page of curves, critical levels and figures", report_flags, report_command),
+    "export": ("make the JSON file anew from a journal", export_flags, export_command),
+    "import-legacy": ("take over rows of the original program", import_flags, import_command),
+}
+
+
+def main(argv: Sequence[str] | None = None, description: str = "") -> None:
+    """Run one command; see `trainer_ext.cli.run_command` for the exit codes."""
+    argv = with_underscores(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("--help", "-h"):
+        print(overview(description))
+        return
+    check_command(argv[0], list(COMMANDS))
+    help_text, add_flags, command = COMMANDS[argv[0]]
+    parser = OneLineParser(prog=f"degrade.py {argv[0]}", description=help_text, allow_abbrev=False)
+    add_flags(parser)
+    transformers_logging.set_verbosity_warning()
+    command(parser.parse_strictly(argv[1:]))
+
+
+def overview(description: str) -> str:
+    lines = [f"  {name:<14} {entry[0]}" for name, entry in COMMANDS.items()]
+    return "\n".join([description.strip(), "", "commands (each has --help):", *lines])

@@ -1,0 +1,241 @@
+"""What an experiment is: one frozen dataclass, the configurations by name, and the levels of the thesis.
+
+config = get_config("iq_it") | {"group": "mlp_only", "n_rep": 5}
+config = dataclasses.replace(get_config("smoke"), levels=(0.0, 0.1))
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..modeling.checks import check_choice, suggest
+
+METHODS = ("mult_gauss", "ablation", "uni_quant", "add_gauss")
+DTYPES = ("bfloat16", "float32", "float16")
+# Fields that say how the work is done, not what comes out: changing them is no conflict with rows that exist.
+NOT_IN_HASH = frozenset(
+    {
+        "config_name", "name_suffix", "group", "levels", "n_rep", "prompts", "prompt_group", "max_prompts",
+        "max_batch_size", "restore_strategy", "verify_every", "perplexity", "perplexity_per_repeat",
+        "force_run", "force_where",
+    }
+)  # fmt: skip
+
+
+def _option(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: a model is damaged by one method, in one group, at several levels, and asked a set of prompts.
+
+    Every field is a flag of `scripts/degrade.py` of the same name; `field.metadata["help"]` describes it.
+    """
+
+    config_name: str = _option("custom", "name of the configuration this one started from")
+    prompts: str = _option("smoke", "prompt set: smoke, dreams_it, iq_it, cookie_theft_it, or a JSONL file")
+    prompt_group: str | None = _option(None, "name of the task in the rows (default: that of the prompt set)")
+    max_prompts: int | None = _option(None, "use only the first so many prompts")
+    image: str | None = _option(None, "picture shown with every prompt: a file, or kitchen for the drawn one")
+    system_prompt: str | None = _option(None, "system message before every prompt")
+    model_variant: str = _option("it", "it: instruction-tuned; written into every row")
+    name_suffix: str = _option("smoke", "last part of the names of experiment and files")
+
+    method: str = _option("mult_gauss", "how weights are damaged", METHODS)
+    group: str = _option("attn_only", "which weights: see the command groups")
+    levels: tuple[float | int, ...] | None = _option(None, "levels, mild to severe (default: those of the thesis)")
+    n_rep: int = _option(10, "independent repeats of every level")
+    seed_base: int = _option(42, "seed of the first repeat")
+    noise_coupling: str = _option(
+        "trajectory", "trajectory: the levels of a repeat share one field of noise; independent: each has its own",
+        ("trajectory", "independent"),
+    )  # fmt: skip
+    tied_policy: str = _option(
+        "both", "which side of tied embeddings is damaged", ("both", "input_only", "output_only")
+    )
+    norm_gain: bool = _option(True, "group norm: damage the gain 1 + w where the model scales by it (Gemma)")
+    quant_range: str = _option("per_tensor", "uni_quant: what shares one range", ("per_tensor", "per_row", "group128"))
+    quant_symmetric: bool = _option(False, "uni_quant: a range symmetric about zero")
+    quant_percentile: float | None = _option(None, "uni_quant: clip the range to this percentile of |w|, below 100")
+    unit: str = _option(
+        "element", "what mult_gauss, add_gauss and ablation draw for", ("element", "row", "column", "head")
+    )
+    exact_count: bool = _option(False, "ablation: drop exactly round(p n) elements of every tensor")
+
+    dtype: str = _option("bfloat16", "compute type of the model", DTYPES)
+    load_4bit: bool = _option(False, "load the linear layers in 4 bits (bitsandbytes)")
+    quant_type: str = _option("nf4", "4-bit data type", ("nf4", "fp4"))
+    double_quant: bool = _option(False, "4-bit: quantise the block scales too")
+    quant_target_mode: str = _option(
+        "dense_target", "how 4-bit weights are damaged", ("dense_target", "requantise", "dense_original")
+    )
+
+    do_sample: bool = _option(True, "sample; false: always the likeliest token")
+    temperature: float = _option(1.0, "temperature of the sampling")
+    top_k: int | None = _option(64, "keep the k likeliest tokens; 0: all of them")
+    top_p: float | None = _option(0.95, "keep the likeliest tokens up to this probability mass; 1: all of them")
+    min_p: float | None = _option(None, "drop tokens below this share of the likeliest one's probability")
+    repetition_penalty: float = _option(1.0, "CTRL penalty for tokens that were there before; 1: none")
+    max_new_tokens: int = _option(350, "longest answer, in tokens")
+    max_seq_length: int = _option(512, "longest rendered prompt, in tokens; longer ones are refused")
+    couple_levels: bool = _option(True, "the levels of a repeat share the sampling noise too")
+    invariance: str = _option(
+        "rng", "rng: sampling noise does not depend on the batch; shape: tensor shapes are fixed too; single: batch 1",
+        ("rng", "shape", "single"),
+    )  # fmt: skip
+
+    max_batch_size: int = _option(40, "most answers written at once")
+    restore_strategy: str = _option(
+        "subset_in_memory", "where the undamaged weights are kept",
+        ("subset_in_memory", "subset_on_device", "mmap_checkpoint"),
+    )  # fmt: skip
+    verify_every: int = _option(10, "check the undamaged weights every so many cells")
+    perplexity: bool = _option(True, "measure perplexity on the shipped text in every level's first repeat")
+    perplexity_per_repeat: bool = _option(False, "measure it in every repeat")
+    force_run: bool = _option(False, "write the chosen rows again, as a new attempt")
+    force_where: str | None = _option(None, "which rows --force_run writes again: field=value, with commas")
+
+    def __or__(self, changes: Mapping[str, Any]) -> "ExperimentConfig":
+        """Return a copy with `changes`; an unknown field is an error with a suggestion."""
+        known = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ValueError(f"unknown field {name!r} of an experiment.{suggest(name, known)}")
+        return dataclasses.replace(self, **changes)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.metadata["choices"]:
+                check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
+        if self.levels is not None:
+            object.__setattr__(self, "levels", tuple(self.levels))
+            check_levels(self.method, self.levels)
+        for name in ("n_rep", "max_new_tokens", "max_seq_length", "max_batch_size", "verify_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.max_prompts is not None and self.max_prompts < 1:
+            raise ValueError(f"max_prompts={self.max_prompts} must be at least 1.")
+        if self.seed_base < 0:
+            raise ValueError(f"seed_base={self.seed_base} must not be negative.")
+        if not self.name_suffix:
+            raise ValueError("name_suffix must not be empty: it ends the names of the files.")
+        self._check_sampling()
+        if self.quant_percentile is not None and not 50 < self.quant_percentile < 100:
+            raise ValueError(f"quant_percentile={self.quant_percentile} must lie between 50 and 100.")
+
+    def _check_sampling(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(
+                f"temperature={self.temperature} must be positive; for greedy answers set do_sample=False."
+            )
+        if self.top_k is not None and self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must not be negative; 0 keeps every token.")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}={value} must lie above 0 and not above 1.")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be positive; 1 is no penalty.")
+
+    @property
+    def resolved_levels(self) -> tuple[float | int, ...]:
+        """The levels, mild to severe; those of the thesis where none are given."""
+        return self.levels if self.levels is not None else default_levels(self.method, self.group)
+
+    def result_fields(self) -> dict[str, Any]:
+        """Return the fields that decide what a row holds, apart from its cell and prompt."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_IN_HASH}
+
+    def result_hash(self) -> str:
+        """Return the SHA-256 (hex) of `result_fields`."""
+        text = json.dumps(self.result_fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def level_key(level: float | int | None) -> str:
+    """Return the text by which levels are told apart: 12 significant digits; "null" for the baseline of uni_quant."""
+    if level is None:
+        return "null"
+    text = f"{float(level):.12g}"
+    return "0" if text == "-0" else text
+
+
+def check_levels(method: str, levels: tuple[float | int | None, ...]) -> None:
+    """Raise ValueError for an empty list, a level outside the method's range, or one that is there twice."""
+    if not levels:
+        raise ValueError("levels must hold at least one level.")
+    for level in levels:
+        if level == 0 or (method == "uni_quant" and level is None):
+            continue  # the baseline cell
+        if level is None or isinstance(level, bool) or not math.isfinite(level):
+            raise ValueError(f"levels: {level!r} is not a number.")
+        if method == "uni_quant" and (level != int(level) or level < 2):
+            raise ValueError(f"levels: uni_quant takes whole numbers of at least 2 (0 is the baseline), not {level}.")
+        if method == "ablation" and not 0 <= level <= 1:
+            raise ValueError(f"levels: ablation takes shares between 0 and 1, not {level}.")
+        if level < 0:
+            raise ValueError(f"levels: {method} takes a level of at least 0, not {level}.")
+    keys = [level_key(level) for level in levels]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"levels: {key} is there twice.")
+
+
+def linear_levels(end: float, count: int) -> tuple[float, ...]:
+    """Return `count` levels from 0 to `end`, both included, rounded to 12 significant digits."""
+    return tuple(float(level_key(end * i / (count - 1))) for i in range(count))
+
+
+def geometric_levels(start: int, end: int, count: int) -> tuple[int, ...]:
+    """Return whole numbers in a geometric row from `start` to `end`, rounded, each once, none below 2."""
+    ratio = (end / start) ** (1 / (count - 1))
+    return tuple(dict.fromkeys(max(2, round(start * ratio**i)) for i in range(count)))
+
+
+def default_levels(method: str, group: str) -> tuple[float | int, ...]:
+    """Return the thesis' levels of a method for a group; a baseline stands first, uni_quant's as 0.
+
+    The thesis has sigma to 1.4 (values), 0.5 (MLP) and 1.0 (embeddings), p to 0.8 and N from 1024 to 4 (values);
+    other groups take those of values, and an additive sigma those of a multiplicative one.
+    """
+    if method == "ablation":
+        return linear_levels(0.8, 17)
+    if method == "uni_quant":
+        return (0, *geometric_levels(1024, 4, 9))
+    if group.startswith("mlp"):
+        return linear_levels(0.5, 11)
+    if group.startswith(("embed", "lm_head")):
+        return linear_levels(1.0, 21)
+    return linear_levels(1.4, 15)
+
+
+CONFIGS: dict[str, ExperimentConfig] = {
+    config.config_name: config
+    for config in (
+        ExperimentConfig(config_name="dreams_it", prompts="dreams_it", name_suffix="dreams"),
+        ExperimentConfig(config_name="iq_it", prompts="iq_it", name_suffix="iq"),
+        ExperimentConfig(
+            config_name="cookie_theft_it",
+            prompts="cookie_theft_it",
+            name_suffix="cookie_theft",
+            image="kitchen",
+            max_seq_length=1024,
+        ),
+        ExperimentConfig(config_name="smoke", levels=(0.0, 0.1), n_rep=2, max_new_tokens=8, max_batch_size=4),
+    )
+}
+
+
+def get_config(name: str) -> ExperimentConfig:
+    """Return the configuration of that name.
+
+    Raises:
+        ValueError: there is none; the message suggests one.
+    """
+    check_choice("config", name, CONFIGS)
+    return CONFIGS[name]

@@ -1,0 +1,175 @@
+"""An experiment, planned: its prompts, its picture, its cells, and the key of every row it will write."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from ..modeling.checks import check_choice
+from .cells import Cell, make_cells
+from .configs import ExperimentConfig, level_key
+from .prompts import Prompt, load_prompts, picture_path
+from .records import config_hash, row_key
+from .rendering import file_sha256, load_picture
+from .sampling import occurrences, sampling_key
+
+# Where a configuration lies and who wrote it says nothing about the model.
+NO_IDENTITY = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One cell with the prompts (0-based places) that have no finished row yet."""
+
+    cell: Cell
+    missing: tuple[int, ...]
+
+
+def read_inputs(config: ExperimentConfig) -> tuple[tuple[Prompt, ...], Path | None]:
+    """Read the prompts and find the picture.
+
+    Raises:
+        ValueError: there is no such prompt set or picture, it is no picture, or force_where names no rows.
+    """
+    parse_where(config.force_where)
+    prompts = load_prompts(config.prompts)[: config.max_prompts]
+    if config.image is None:
+        return prompts, None
+    picture = picture_path(config.image)
+    load_picture(picture)
+    return prompts, picture
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is known before the model's weights are read."""
+
+    config: ExperimentConfig
+    model_name: str
+    model_config: PreTrainedConfig
+    prompts: tuple[Prompt, ...]
+    picture: Path | None
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the model's name or path, as in the names of files."""
+        return Path(self.model_name).name or self.model_name
+
+    @property
+    def experiment_id(self) -> str:
+        return f"{self.config.method}|{self.model_name}|{self.config.name_suffix}"
+
+    @property
+    def prompt_group(self) -> str:
+        return self.config.prompt_group or self.prompts[0].set
+
+    @cached_property
+    def picture_sha256(self) -> str | None:
+        return None if self.picture is None else file_sha256(self.picture)
+
+    @cached_property
+    def config_fields(self) -> dict[str, Any]:
+        """All that decides what a row holds, apart from its cell and prompt: the experiment's fields and the model."""
+        identity = {name: value for name, value in self.model_config.to_diff_dict().items() if name not in NO_IDENTITY}
+        text = json.dumps(identity, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return {**self.config.result_fields(), "model": self.short_name, "model_config": digest}
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return make_cells(self.config)
+
+    @cached_property
+    def occurrences(self) -> list[int]:
+        return occurrences([prompt.text for prompt in self.prompts])
+
+    @cached_property
+    def _hash(self) -> str:
+        return config_hash(self.config_fields)
+
+    def key(self, cell: Cell, place: int) -> str:
+        """Return the key of a row: of a cell and a prompt (0-based place)."""
+        prompt, occurrence = self.prompts[place], self.occurrences[place]
+        return row_key(
+            self._hash, self.config.group, self.config.method, cell.key, cell.repeat_index, prompt.text, occurrence,
+            self.picture_sha256,
+        )  # fmt: skip
+
+    def noise_key(self, cell: Cell, place: int) -> tuple[int, int]:
+        """Return the key of a row's sampling noise."""
+        return sampling_key(
+            self.config.seed_base,
+            cell.repeat_index,
+            self.prompts[place].text,
+            self.occurrences[place],
+            None if self.config.couple_levels else cell.key,
+        )
+
+    def numbering(self) -> dict[str, tuple[int, int]]:
+        """Return row_key -> (level_index, prompt_id) of every row of the experiment."""
+        return {
+            self.key(cell, place): (cell.level_index, place + 1)
+            for cell in self.cells
+            for place in range(len(self.prompts))
+        }
+
+    def pending(self, finished: Mapping[str, int]) -> list[Plan]:
+        """Return the cells that miss rows; with force_run, the rows it chooses are missing whatever is there."""
+        forced = self._forced()
+        plans = []
+        for cell in self.cells:
+            missing = tuple(
+                place
+                for place in range(len(self.prompts))
+                if self.key(cell, place) not in finished or forced(cell, place)
+            )
+            if missing:
+                plans.append(Plan(cell, missing))
+        return plans
+
+    def _forced(self):
+        """Return the test whether force_run writes a row again."""
+        if not self.config.force_run:
+            return lambda cell, place: False
+        wanted = parse_where(self.config.force_where)
+        return lambda cell, place: all(str(self._facts(cell, place)[name]) in values for name, values in wanted.items())
+
+    def _facts(self, cell: Cell, place: int) -> dict[str, Any]:
+        return {
+            "level": cell.key,
+            "level_index": cell.level_index,
+            "repeat_index": cell.repeat_index,
+            "prompt_id": place + 1,
+            "group": self.config.group,
+        }
+
+
+WHERE_FIELDS = ("group", "level", "level_index", "prompt_id", "repeat_index")
+
+
+def parse_where(text: str | None) -> dict[str, set[str]]:
+    """Read `field=value`, with commas between several; a field named twice takes either value.
+
+    Raises:
+        ValueError: no such field, or no value.
+    """
+    wanted: dict[str, set[str]] = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise ValueError(f"force_where={text!r}: write field=value, with commas between several.")
+        check_choice("force_where", name, WHERE_FIELDS)
+        if name == "level":
+            try:
+                value = value if value == "null" else level_key(float(value))
+            except ValueError:
+                raise ValueError(f"force_where={text!r}: {value!r} is no level.") from None
+        wanted.setdefault(name, set()).add(value)
+    return wanted

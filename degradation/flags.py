@@ -1,0 +1,120 @@
+"""The fields of an experiment as flags of a command, and command lines back to experiments."""
+
+import argparse
+import itertools
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
+
+from ..modeling.checks import suggest
+from ..trainer_ext.cli import UserError
+from .configs import CONFIGS, ExperimentConfig, get_config
+
+# one experiment for each combination of these
+LISTS = ("config", "method", "group")
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0")
+
+
+def flag_type(name: str):
+    """Return the function that reads a field's flag, from the field's type."""
+    hint = get_type_hints(ExperimentConfig)[name]
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind is not type(None)]
+    if name == "levels":
+        return read_levels
+    (kind,) = kinds
+    return read_bool if kind is bool else kind
+
+
+def read_bool(text: str) -> bool:
+    if text.lower() in TRUE:
+        return True
+    if text.lower() in FALSE:
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def read_levels(text: str) -> tuple[float | int, ...]:
+    """Read levels with commas between them; whole numbers stay whole."""
+    levels = []
+    for part in text.split(","):
+        try:
+            levels.append(int(part) if part.strip().lstrip("+-").isdigit() else float(part))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} is no number; write --levels 0,0.1,0.2") from None
+    return tuple(levels)
+
+
+def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
+    """Add --config and a flag for every field of `ExperimentConfig`; one not given leaves the configuration's value."""
+    group = parser.add_argument_group("the experiment (defaults: those of the configuration)")
+    group.add_argument("--config", nargs="+", required=True, metavar="NAME",
+                       help=f"one or more of {', '.join(CONFIGS)}")  # fmt: skip
+    for field in fields(ExperimentConfig):
+        if field.name == "config_name":
+            continue
+        kind = flag_type(field.name)
+        words: dict[str, Any] = {"type": kind, "help": field.metadata["help"], "metavar": "VALUE"}
+        if field.name in LISTS:
+            words |= {"nargs": "+"}
+        elif kind is read_bool:
+            words |= {"nargs": "?", "const": True, "metavar": "true|false"}
+        elif field.metadata["choices"]:
+            words |= {"metavar": "|".join(field.metadata["choices"])}
+        group.add_argument(f"--{field.name}", **words)
+
+
+def experiments_of(args: argparse.Namespace) -> list[ExperimentConfig]:
+    """Return one configuration for every combination of --config, --method and --group.
+
+    Raises:
+        UserError: a name or a value is wrong.
+    """
+    changes = {
+        field.name: getattr(args, field.name)
+        for field in fields(ExperimentConfig)
+        if field.name not in ("config_name", *LISTS) and getattr(args, field.name) is not None
+    }
+    lists = [words_of(getattr(args, name)) for name in ("method", "group")]
+    try:
+        return [
+            get_config(name) | {**changes, **given(method=method, group=group)}
+            for name, method, group in itertools.product(words_of(args.config), *lists)
+        ]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def words_of(values: Sequence[str] | None) -> list[str | None]:
+    """Return the words of a list flag, which may be separated by spaces or commas; [None] where it was not given.
+
+    A layer subset has commas of its own (`attn_only@L3,7`): what follows one and begins with a digit belongs to it.
+    """
+    if values is None:
+        return [None]
+    words: list[str] = []
+    for part in itertools.chain.from_iterable(value.split(",") for value in values):
+        if words and part[:1].isdigit() and "@" in words[-1]:
+            words[-1] += f",{part}"
+        else:
+            words.append(part)
+    return [word for word in words if word]
+
+
+def given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def with_underscores(argv: Sequence[str]) -> list[str]:
+    """Let options be written with dashes too: --wait-lock is --wait_lock."""
+    return [
+        "--" + word[2:].partition("=")[0].replace("-", "_") + "".join(word[2:].partition("=")[1:])
+        if word.startswith("--")
+        else word
+        for word in argv
+    ]
+
+
+def check_command(name: str, known: Sequence[str]) -> None:
+    """Raise UserError with a did-you-mean for a command that does not exist."""
+    if name not in known:
+        raise UserError(f"unknown command {name!r}.{suggest(name, known)} Commands: {', '.join(known)}.")

@@ -1,0 +1,197 @@
+"""Experiments one after the other on one model: checked all first, then loaded once, then run."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from .configs import ExperimentConfig
+from .experiment import Experiment, read_inputs
+from .facts import run_facts
+from .limits import Signals
+from .loading import Loaded, check_model, load_model, wrap_model
+from .memory import MemoryPolicy
+from .runner import ExperimentRun
+from .store import Store
+
+logger = logging.getLogger(__name__)
+
+# what a loaded model must be loaded again for
+LOADING_FIELDS = ("dtype", "load_4bit", "quant_type", "double_quant")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run behaves towards files, devices, other processes and the screen; none of it changes a row.
+
+    wait_lock: wait for another process that works on the experiment. on_conflict: stop, new-suffix or archive, where
+    rows of another configuration lie under the same name. rebuild: take rows that the journal has lost from the JSON.
+    """
+
+    output_dir: str | os.PathLike = "results"
+    device: str | None = None
+    trust_remote_code: bool = False
+    force_fp16: bool = False
+    wait_lock: bool = False
+    on_conflict: str = "stop"
+    rebuild: bool = False
+    progress: bool = True
+
+
+class Lab:
+    """A model, by name or loaded, and the experiments on it.
+
+    Args:
+        model: hub name or folder; or a loaded causal model, then with its tokenizer (and processor for pictures).
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        options: RunOptions = RunOptions(),
+        *,
+        tokenizer: Any = None,
+        processor: Any = None,
+    ):
+        self.options = options
+        self._given = None if isinstance(model, str) else wrap_model(model, tokenizer, processor)
+        self.name = model if isinstance(model, str) else self._given.name
+        self._loaded: tuple[tuple, Loaded] | None = None
+
+    def plan(self, config: ExperimentConfig) -> Experiment:
+        """Check everything that can be checked without the weights.
+
+        Raises:
+            ValueError: the model, group, prompts, picture or a combination of them is wrong; the message says which.
+        """
+        # prompts and picture first: a mistake there need not wait for a model's configuration
+        inputs = read_inputs(config)
+        found = self._given.model.config if self._given else check_model(self.name, config, self.options)
+        return Experiment(config, self.name, found, *inputs)
+
+    def run(self, experiment: Experiment) -> Path:
+        """Write what an experiment misses; return its JSON file.
+
+        Raises:
+            LabStop: memory, a conflict, a lock or damaged records; see errors.py.
+            Interrupted: a signal came.
+            OSError: the storage is full, read-only or failing.
+        """
+        state = PartialState()
+        with Signals() as signals, self._open(experiment, state) as store:
+            try:
+                self._work(experiment, store, signals, state)
+            finally:
+                if state.num_processes == 1:
+                    store.export()
+            if state.num_processes > 1:
+                state.wait_for_everyone()
+                if state.is_main_process:
+                    store.export()
+                state.wait_for_everyone()
+            return store.json_path
+
+    def _work(self, experiment: Experiment, store: Store, signals: Signals, state: PartialState) -> None:
+        if state.is_main_process:
+            store.renumber(experiment.numbering())
+        plans = experiment.pending(store.finished)
+        rows = sum(len(plan.missing) for plan in plans)
+        if not plans:
+            logger.info("all %d cells are finished; nothing to do", len(experiment.cells))
+            return
+        logger.info("%d rows in %d of %d cells to write", rows, len(plans), len(experiment.cells))
+        store.preflight(rows)
+        # own share first, then whatever is left unclaimed
+        rank, size = state.process_index, state.num_processes
+        ordered = [plan for turn in range(size) for plan in plans[(rank + turn) % size :: size]]
+        shown = self.options.progress and state.is_main_process
+        run = self._begin(experiment, store, signals)
+        with tqdm(total=rows, unit="row", desc=experiment.config.group, disable=not shown, dynamic_ncols=True) as bar:
+            run.work(ordered, bar)
+
+    def _begin(self, experiment: Experiment, store: Store, signals: Signals) -> ExperimentRun:
+        loaded = self._load(experiment.config)
+        return ExperimentRun(experiment, loaded, store, MemoryPolicy.for_run(experiment, loaded), signals)
+
+    @contextlib.contextmanager
+    def session(self, experiment: Experiment) -> Iterator[ExperimentRun]:
+        """Open an experiment to do its cells one by one (`ExperimentRun.cell`), as benchmarks do; one process only."""
+        with Signals() as signals, self._open(experiment, PartialState()) as store:
+            yield self._begin(experiment, store, signals)
+
+    def _open(self, experiment: Experiment, state: PartialState) -> Store:
+        """Open the experiment's files, rank 0 first; what it finds wrong is an error in every process."""
+        store, problem = None, None
+        if state.is_main_process:
+            try:
+                store = self._open_store(experiment, state)
+            except Exception as error:
+                if state.num_processes == 1:
+                    raise
+                problem = error
+        if state.num_processes == 1:
+            return store
+        (problem, suffix) = broadcast_object_list([problem, store.suffix if store else None])
+        if problem is not None:
+            raise problem
+        return store or self._open_store(experiment, state, suffix)
+
+    def _open_store(self, experiment: Experiment, state: PartialState, suffix: str | None = None) -> Store:
+        options = self.options
+        return Store.open(
+            options.output_dir,
+            experiment.config.method,
+            experiment.short_name,
+            suffix or experiment.config.name_suffix,
+            config_fields=experiment.config_fields,
+            manifest=run_facts(experiment, state.num_processes),
+            rank=state.process_index,
+            world_size=state.num_processes,
+            wait_lock=options.wait_lock,
+            on_conflict=options.on_conflict,
+            rebuild=options.rebuild,
+        )
+
+    def _load(self, config: ExperimentConfig) -> Loaded:
+        if self._given is not None:
+            return self._given
+        key = tuple(dataclasses.asdict(config)[name] for name in LOADING_FIELDS) + (config.image is not None,)
+        if config.load_4bit and config.quant_target_mode == "dense_original":
+            key += (config.group,)  # its weights are left out of the quantisation while loading
+        if self._loaded is None or self._loaded[0] != key:
+            self._loaded = None  # the old model goes before the new one comes
+            state = PartialState()
+            options = self.options
+            if options.device is None and state.num_processes > 1:
+                options = dataclasses.replace(options, device=str(state.device))
+            self._loaded = key, load_model(self.name, config, options)
+        return self._loaded[1]
+
+
+def run_experiment(
+    config: ExperimentConfig,
+    *,
+    model: str | PreTrainedModel,
+    output_dir: str | os.PathLike = "results",
+    tokenizer: Any = None,
+    processor: Any = None,
+    **options: Any,
+) -> Path:
+    """Run one experiment to its end, from wherever it stands, and return its JSON file.
+
+    Args:
+        config: see `get_config`.
+        model: hub name or folder, or a loaded model with its tokenizer (and processor, where pictures are shown).
+        options: fields of `RunOptions`.
+    """
+    lab = Lab(model, RunOptions(output_dir=output_dir, **options), tokenizer=tokenizer, processor=processor)
+    return lab.run(lab.plan(config))

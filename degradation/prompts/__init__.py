@@ -1,0 +1,161 @@
+"""The prompt sets, the drawn picture and its content units.
+
+A set is a JSONL file, one prompt a line. The shipped ones are our own and in the public domain (CC0):
+
+    dreams_it        38 requests to tell a dream
+    iq_it            65 questions: math, language, logic, facts (60 of them graded), and lists to invent
+    cookie_theft_it  20 requests to describe a supplied picture, such as the drawn kitchen
+    smoke             4 short ones for trials
+
+A file of your own needs `text` in every line; the other keys are those of `Prompt`, apart from `expression` and
+`license`, which are for the reader.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ...modeling.checks import check_choice, check_keys, suggest
+
+FOLDER = Path(__file__).parent
+PROMPT_SETS = ("dreams_it", "iq_it", "cookie_theft_it", "smoke")
+PICTURES = {"kitchen": "kitchen.png"}
+# how an answer is judged (graders.py); a list is counted, not judged
+GRADER_NAMES = ("number", "choice", "alias", "list")
+FOR_THE_READER = ("expression", "license")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of a set.
+
+    id: 1-based place in the set. set: name of the set. skill: what it asks for, by which results are grouped;
+    topic: finer. grader: one of `GRADER_NAMES`, or None. answer: the key: a number (or a fraction as text), one of
+    the choices, or a tuple of aliases. choices: in the order of the prompt. chance: share of right guesses, None
+    unless there are choices. tolerance: absolute, for numbers. items: how long a list was asked for.
+    band: difficulty. note: the author's remark.
+    """
+
+    id: int
+    text: str
+    set: str
+    skill: str
+    grader: str | None = None
+    answer: Any = None
+    choices: tuple[str, ...] | None = None
+    chance: float | None = None
+    note: str | None = None
+    topic: str | None = None
+    band: str | None = None
+    tolerance: float = 0.0
+    items: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise ValueError(f"text={self.text!r} must be a text that is not empty.")
+        if self.grader is not None:
+            check_choice("grader", self.grader, GRADER_NAMES)
+        if self.grader in ("number", "choice", "alias") and self.answer in (None, "", ()):
+            raise ValueError(f"grader {self.grader!r} needs an answer.")
+        if self.grader == "choice" and (not self.choices or self.answer not in self.choices):
+            raise ValueError(f"answer={self.answer!r} must be one of the choices, not of {self.choices}.")
+        if self.grader == "list" and not (isinstance(self.items, int) and self.items > 0):
+            raise ValueError(f"grader 'list' needs items, the number asked for, not {self.items!r}.")
+
+
+def load_prompts(name_or_path: str | Path) -> tuple[Prompt, ...]:
+    """Return the prompts of a shipped set, by its name, or of a JSONL file.
+
+    Raises:
+        ValueError: there is no such set or file, or a line of the file is wrong; the message names the line.
+    """
+    if str(name_or_path) in PROMPT_SETS:
+        return _read(FOLDER / f"{name_or_path}.jsonl")
+    path = Path(name_or_path)
+    if not path.is_file():
+        near = suggest(str(name_or_path), PROMPT_SETS)
+        raise ValueError(
+            f"prompts={str(name_or_path)!r} is neither a prompt set nor a file.{near} Sets: {', '.join(PROMPT_SETS)}."
+        )
+    return _read(path)
+
+
+def find_prompt(row: Mapping[str, Any]) -> Prompt | None:
+    """Return the shipped prompt whose text a result row holds, None if it is somebody else's."""
+    return _shipped().get(row["prompt_text"])
+
+
+def picture_path(name_or_file: str | Path) -> Path:
+    """Return the file of a picture: `kitchen` is the shipped one, everything else a file.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if str(name_or_file) in PICTURES:
+        return FOLDER / PICTURES[str(name_or_file)]
+    path = Path(name_or_file)
+    if not path.is_file():
+        near = suggest(str(name_or_file), PICTURES)
+        raise ValueError(f"image={str(name_or_file)!r}: there is no such file.{near} Shipped: {', '.join(PICTURES)}.")
+    return path
+
+
+def picture_units(path: str | Path) -> dict[str, tuple[str, ...]] | None:
+    """Return the content units of a picture, name -> words or phrases that count as naming it.
+
+    They are those of the shipped picture, or stand in `<name of the picture>_units.json` beside it, in the same form
+    as kitchen_units.json. None: nobody has listed any.
+    """
+    path = picture_path(path)
+    listed = path.with_name(f"{path.stem}_units.json")
+    if not listed.is_file():
+        return None
+    units = json.loads(listed.read_text(encoding="utf-8"))["units"]
+    return {unit["name"]: tuple(unit["aliases"]) for unit in units}
+
+
+@cache
+def shipped_units(sha256: str) -> dict[str, tuple[str, ...]] | None:
+    """Return the content units of the shipped picture with that SHA-256 (hex, of the file), None for another one."""
+    for name in PICTURES:
+        if hashlib.sha256(picture_path(name).read_bytes()).hexdigest() == sha256:
+            return picture_units(name)
+    return None
+
+
+@cache
+def _shipped() -> dict[str, Prompt]:
+    return {prompt.text: prompt for name in PROMPT_SETS for prompt in load_prompts(name)}
+
+
+def _read(path: Path) -> tuple[Prompt, ...]:
+    prompts: list[Prompt] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            prompts.append(_prompt(json.loads(line), len(prompts) + 1, path.stem))
+        except ValueError as error:  # JSON errors too
+            raise ValueError(f"{path.name}, line {number}: {error}") from error
+    if not prompts:
+        raise ValueError(f"{path.name} holds no prompt.")
+    return tuple(prompts)
+
+
+def _prompt(record: Any, place: int, set_name: str) -> Prompt:
+    if not isinstance(record, dict):
+        raise ValueError("a prompt is a JSON object with at least the key text.")
+    check_keys("prompt", record, [*(f.name for f in fields(Prompt)), *FOR_THE_READER])
+    if "text" not in record:
+        raise ValueError("the key text is missing.")
+    if record.get("id", place) != place:
+        raise ValueError(f"id={record['id']!r} must be the prompt's place, {place}; you may leave it out.")
+    values = {key: value for key, value in record.items() if key not in FOR_THE_READER}
+    for key in ("choices", "answer"):
+        if isinstance(values.get(key), list):
+            values[key] = tuple(values[key])
+    return Prompt(**{"set": set_name, "skill": set_name, **values, "id": place})

@@ -1,0 +1,148 @@
+"""The files of an experiment as the analysis reads them: the exported rows, and the journal's records beside them."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .journal import JournalReader
+
+# Without these there is no telling what a row is.
+NEEDED = (
+    "model_name", "experiment_id", "prompt_group", "prompt_id", "prompt_text", "completion", "level_value",
+    "repeat_index", "param_group_name", "degradation_method", "status",
+)  # fmt: skip
+DATA = frozenset({"ok", "nan_logits"})  # the other rows hold no answer
+
+
+@dataclass
+class ResultFile:
+    """What was read of one experiment.
+
+    rows: the exported rows that hold an answer. lost: number of rows that hold none (out of memory, error).
+    lesions, cells: the journal's records, empty where there is no journal. manifest: likewise.
+    problems: what was wrong with the files, in sentences.
+    """
+
+    path: Path
+    rows: list[dict[str, Any]]
+    lost: int = 0
+    lesions: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_results(paths: Iterable[str | Path]) -> list[ResultFile]:
+    """Read result files, with the lesions, cells and manifest of `<name>.journal/` beside each.
+
+    Raises:
+        ValueError: a file is missing, is given twice or is no export of this package; the message says which.
+    """
+    paths = [Path(path) for path in paths]
+    if not paths:
+        raise ValueError("no result file was given.")
+    places = [path.resolve() for path in paths]
+    for path, place in zip(paths, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"{path} is given twice.")
+    files = [_read(path) for path in paths]
+    if not any(file.rows for file in files):
+        raise ValueError(f"{', '.join(path.name for path in paths)}: there is no row with an answer.")
+    return files
+
+
+def _read(path: Path) -> ResultFile:
+    rows = _read_rows(path)
+    kept = [row for row in rows if row["status"] in DATA]
+    file = ResultFile(path, kept, lost=len(rows) - len(kept))
+    if file.lost:
+        file.problems.append(f"{path.name}: {file.lost} of {len(rows)} rows hold no answer (status oom or error).")
+    _drop_twice(file)
+    journal = path.with_suffix(".journal")
+    if not journal.is_dir():
+        file.problems.append(
+            f"{path.name}: no journal lies beside it, so versions, relative damage per tensor, log-perplexity and KL "
+            "may be missing."
+        )
+        return file
+    file.lesions = _journal_rows(journal / "lesions.jsonl", file.problems)
+    file.cells = _journal_rows(journal / "cells.jsonl", file.problems)
+    manifest = journal / "manifest.json"
+    if manifest.is_file():
+        file.manifest = _load(manifest)
+    return file
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such result file.")
+    rows = _load(path)
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        raise ValueError(f"{path}: a result file is a JSON list of rows.")
+    for place, row in enumerate(rows):
+        for name in NEEDED:
+            if name not in row:
+                raise ValueError(
+                    f"{path}: row {place} has no field {name!r}. Files of the original program are read after "
+                    "import-legacy."
+                )
+    return rows
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: this is no JSON ({error}). The command export writes it anew.") from error
+
+
+def _drop_twice(file: ResultFile) -> None:
+    """Keep the highest attempt of rows that are there more than once, as after joining files by hand."""
+    best: dict[tuple, dict[str, Any]] = {}
+    for row in file.rows:
+        key = identity(row)
+        if key not in best or (row.get("attempt") or 0) >= (best[key].get("attempt") or 0):
+            best[key] = row
+    if len(best) < len(file.rows):
+        file.problems.append(
+            f"{file.path.name}: {len(file.rows) - len(best)} rows stood there twice; the latest counts."
+        )
+        file.rows = list(best.values())
+
+
+def identity(row: Mapping[str, Any]) -> tuple:
+    """What must be different between any two rows of an experiment."""
+    return (*series_key(row), damage_level(row), row["repeat_index"], row["prompt_id"], row["prompt_text"])
+
+
+def series_key(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """Return what a row's curve over levels belongs to: model, task, method, group, experiment."""
+    return (
+        row["model_name"], row["prompt_group"], row["degradation_method"], row["param_group_name"], row["experiment_id"]
+    )  # fmt: skip
+
+
+def damage_level(record: Mapping[str, Any]) -> float | None:
+    """Return the level of a row, cell or lesion, to 12 digits; None is the baseline, whatever its level is called."""
+    level = record["level_value"]
+    if level is None or level == 0 or record.get("is_baseline"):
+        return None
+    return float(f"{level:.12g}")
+
+
+def _journal_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The good records of a journal file; repairing it is the next run's work, here bad lines are only mentioned."""
+    if not path.is_file():
+        return []
+    reader = JournalReader(path)
+    rows = [line.row for line in reader.new_lines()]
+    if reader.bad:
+        problems.append(f"{path.parent.name}/{path.name}: {len(reader.bad)} damaged lines were left out.")
+    return rows
+
+
+def common(values: Iterable[Any]) -> Sequence[Any]:
+    """Return the different values, in order of first appearance."""
+    return list(dict.fromkeys(values))

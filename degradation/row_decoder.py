@@ -1,0 +1,288 @@
+"""The decode loop: finished rows leave the batch, waiting rows take their slots.
+
+Since a row's noise does not depend on its company, a slot need not wait for the slowest row of its batch. The beginning
+that all prompts share (template, system message, picture) is read once per cell, and only then are rows added.
+"""
+
+import inspect
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+
+from .decoding import (
+    Answer,
+    BatchLimit,
+    DecoderSettings,
+    Request,
+    RowInFlight,
+    forward_logits,
+    is_out_of_memory,
+)
+from .rendering import Rendering
+from .rowcache import SlotCache, additive_mask, sequence_places, shared_beginning, visible_columns
+
+# A prefill call costs about as much as a token for a batch, whatever its rows: waiting until this share of the slots is
+# free takes fewest calls for answers of some 60 tokens (the best share is about sqrt(2 / tokens)).
+ADMIT_SHARE = 6
+PROBE_LENGTHS = (3, 7)
+# relative error that rounding may cause between two ways of computing the same logits
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}
+
+
+class RowsUnsupported(Exception):
+    """The model's cache or masks cannot be edited row by row; the message says why."""
+
+
+class Masks:
+    """Builds the masks of a model: one for all layers, or one for each of its attention types."""
+
+    def __init__(self, model: PreTrainedModel, by_type: bool):
+        layers = DynamicCache(config=model.config).layers
+        others = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+        if others or not layers:
+            raise RowsUnsupported(f"its cache has layers other than attention: {', '.join(sorted(others)) or 'none'}")
+        windows = [layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None for layer in layers]
+        self.windows: dict[str, int | None] = {}
+        if by_type:
+            types = model.config.get_text_config(decoder=True).layer_types
+            self.windows = dict(zip(types, windows, strict=False))
+        elif len(set(windows)) > 1:
+            raise RowsUnsupported("its layers see different windows, and it takes one mask for all")
+        self.window = windows[0]
+        self.dtype = model.dtype
+
+    def __call__(self, positions: torch.Tensor, columns: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """positions [b, queries], columns [b or 1, columns] (see `visible_columns`) -> what the model takes."""
+        if not self.windows:
+            return additive_mask(visible_columns(positions, columns, self.window), self.dtype)
+        made: dict[int | None, torch.Tensor] = {}
+        for window in self.windows.values():
+            if window not in made:
+                made[window] = additive_mask(visible_columns(positions, columns, window), self.dtype)
+        return {name: made[window] for name, window in self.windows.items()}
+
+
+class RowDecoder:
+    """Writes rows with a causal model whose cache is keys and values.
+
+    Raises (at construction):
+        RowsUnsupported: the model works otherwise, or two rows together do not get the logits they get alone.
+    """
+
+    name = "rows"
+
+    def __init__(self, model: PreTrainedModel, rendering: Rendering, settings: DecoderSettings):
+        self.model, self.rendering, self.settings = model, rendering, settings
+        self.device = model.device
+        self.keep_last = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.columns = max(len(row.ids) for row in rendering.prompts) + settings.max_new_tokens
+        self.longest_suffix = max(len(rendering.suffix(i)) for i in range(len(rendering.prompts)))
+        self.masks = self._probe()
+
+    # --- the model, checked once
+
+    def _probe(self) -> Masks:
+        """Return the first way of masking with which rows of unequal length get the logits they get alone."""
+        has_types = hasattr(self.model.config.get_text_config(decoder=True), "layer_types")
+        reasons = []
+        for by_type in (True, False) if has_types else (False,):
+            try:
+                self.masks = Masks(self.model, by_type)
+                error = self._probe_error()
+            except (
+                RowsUnsupported,
+                TypeError,
+                ValueError,
+                AttributeError,
+                KeyError,
+                IndexError,
+                RuntimeError,
+            ) as problem:
+                if is_out_of_memory(problem):
+                    raise
+                reasons.append(f"{type(problem).__name__}: {problem}")
+                continue
+            if error <= PROBE_TOLERANCE[self.model.dtype]:
+                return self.masks
+            reasons.append(f"logits differ by {error:.2g} when rows of unequal length share a batch")
+        raise RowsUnsupported("; ".join(" ".join(reason.split())[:200] for reason in reasons))
+
+    @torch.inference_mode()
+    def _probe_error(self) -> float:
+        """Return the largest relative error of the logits of a prefill and a step over those of a plain forward."""
+        ids = self.rendering.prompts[0].ids
+        tokens = [ids[i % len(ids)] for i in range(sum(PROBE_LENGTHS) + len(PROBE_LENGTHS))]
+        rows = [tokens[:3], tokens[3:10]]
+        following = tokens[10:12]
+        cache = SlotCache(len(rows), self.columns, self.device)
+        first = self._prefill(cache, DynamicCache(), 0, rows, list(range(len(rows))))
+        second = self._forward_step(cache, following)
+        worst = 0.0
+        for place, row in enumerate(rows):
+            alone = torch.tensor([[*row, following[place]]], device=self.device)
+            expected = self.model(input_ids=alone).logits[0, -2:].float()
+            found = torch.stack([first[place], second[place]]).float()
+            worst = max(worst, float((found - expected).norm() / expected.norm()))
+        return worst
+
+    # --- rows
+
+    @torch.inference_mode()
+    def answers(self, requests: Sequence[Request], limit: BatchLimit) -> Iterator[list[Answer]]:
+        waiting = deque(sorted(requests, key=lambda request: -request.expected_tokens))
+        batch = _Batch(self, limit())
+        while waiting or batch.rows():
+            try:
+                finished = batch.advance(waiting, limit())
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lost = [row.request for row in batch.rows()] or [waiting.popleft()]
+                batch = None  # its cache goes before anything new is tried
+                waiting.extendleft(reversed(limit.out_of_memory(lost)))
+                batch = _Batch(self, limit())
+                continue
+            if finished:
+                yield finished
+
+    def read_prefix(self) -> DynamicCache:
+        """Read what all prompts begin with, the picture included."""
+        cache = DynamicCache()
+        if self.rendering.prefix:
+            ids = torch.tensor([self.rendering.prefix], device=self.device)
+            inputs = {
+                name: value.to(self.device, self.model.dtype if value.is_floating_point() else None)
+                for name, value in self.rendering.inputs.items()
+            }
+            self.model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True, **inputs
+            )
+        return cache
+
+    def _prefill(
+        self, cache: SlotCache, prefix: DynamicCache, shared: int, suffixes: Sequence[Sequence[int]], slots: list[int]
+    ) -> torch.Tensor:
+        """Read rows behind the `shared` tokens of `prefix` into slots; return their last logits, [rows, vocabulary]."""
+        rows, length = len(suffixes), max(map(len, suffixes))
+        if self.settings.fixed_shape:
+            length, rows = max(self.longest_suffix, length), cache.slots
+        padded = [list(suffix) for suffix in suffixes] + [[self.settings.pad_id]] * (rows - len(suffixes))
+        ids = torch.tensor([[self.settings.pad_id] * (length - len(row)) + row for row in padded], device=self.device)
+        places = sequence_places([len(row) for row in padded], length, shared, self.device)
+        columns = torch.cat([torch.arange(shared, device=self.device).expand(rows, -1), places], dim=1)
+        past = shared_beginning(prefix, rows)
+        logits = forward_logits(
+            self.model,
+            self.keep_last,
+            input_ids=ids,
+            position_ids=places.clamp(min=0),
+            attention_mask=self.masks(places, columns),
+            past_key_values=past,
+        )
+        for row, slot in enumerate(slots):
+            cache.take(slot, past, row, shared, shared + len(padded[row]))
+        return logits[: len(suffixes)]
+
+    def _forward_step(self, cache: SlotCache, tokens: Sequence[int]) -> torch.Tensor:
+        """Read one token a slot, of slots 0, 1, ...; return logits [slots, vocabulary]."""
+        cache.begin_step(len(tokens), cache.capacity if self.settings.fixed_shape else None)
+        positions = cache.table.lengths[: len(tokens), None]
+        logits = forward_logits(
+            self.model,
+            self.keep_last,
+            input_ids=torch.tensor(tokens, device=self.device)[:, None],
+            position_ids=positions,
+            attention_mask=self.masks(positions, torch.arange(cache.table.columns, device=self.device)[None]),
+            past_key_values=cache,
+        )
+        cache.end_step()
+        return logits
+
+
+class _Batch:
+    """The rows in flight of one cell."""
+
+    def __init__(self, decoder: RowDecoder, slots: int):
+        self.decoder, self.settings, self.rendering = decoder, decoder.settings, decoder.rendering
+        self.cache = SlotCache(slots, decoder.columns, decoder.device)
+        self.slots: list[RowInFlight | None] = [None] * slots
+        self.prefix: DynamicCache | None = None
+        self.share = 0.0  # seconds, each divided by the rows in flight
+
+    def rows(self) -> list[RowInFlight]:
+        return [row for row in self.slots if row is not None]
+
+    def advance(self, waiting: deque[Request], limit: int) -> list[Answer]:
+        """Admit rows where enough slots are free, and add a token to every row; return the rows that are finished."""
+        started = time.perf_counter()
+        present = len(self.rows())
+        free = min(limit, len(self.slots)) - present
+        if waiting and free > 0 and (not present or free >= min(len(waiting), max(1, limit // ADMIT_SHARE))):
+            ended = self._admit(waiting, free, started)
+        else:
+            ended = self._step()
+        now = time.perf_counter()
+        self.share += (now - started) / max(1, len(self.rows()))
+        return self._retire(ended, now)
+
+    def _admit(self, waiting: deque[Request], free: int, started: float) -> dict[int, str]:
+        if self.prefix is None:
+            self.prefix = self.decoder.read_prefix()
+        requests = [waiting[i] for i in range(min(free, len(waiting)))]
+        slots = [slot for slot, row in enumerate(self.slots) if row is None][: len(requests)]
+        suffixes = [self.rendering.suffix(request.index) for request in requests]
+        logits = self.decoder._prefill(self.cache, self.prefix, len(self.rendering.prefix), suffixes, slots)
+        size = len(self.rows()) + len(requests)
+        shape = (len(self.slots), self.cache.capacity) if self.settings.fixed_shape else (size, max(map(len, suffixes)))
+        for slot, request in zip(slots, requests, strict=True):
+            waiting.popleft()
+            self.slots[slot] = RowInFlight(request, size, shape, started, self.share)
+        return self._choose(logits, slots)
+
+    def _step(self) -> dict[int, str]:
+        fixed = self.settings.fixed_shape
+        occupied = [slot for slot, row in enumerate(self.slots) if row is not None]
+        slots = range(len(self.slots)) if fixed else occupied  # without holes: see _retire
+        tokens = [self.settings.pad_id if self.slots[slot] is None else self.slots[slot].tokens[-1] for slot in slots]
+        logits = self.decoder._forward_step(self.cache, tokens)
+        if fixed:
+            empty = [slot for slot in slots if self.slots[slot] is None]
+            self.cache.table.lengths[empty] = 0
+            logits = logits[occupied]
+        return self._choose(logits, occupied)
+
+    def _choose(self, logits: torch.Tensor, slots: Sequence[int]) -> dict[int, str]:
+        """Choose the next token of the rows in `slots`; return which of them end, and why."""
+        rows = [self.slots[slot] for slot in slots]
+        keys = np.array([row.request.key for row in rows], dtype=np.uint32)
+        positions = np.array([len(row.tokens) for row in rows])
+        seen = None
+        if self.settings.sampler.settings.repetition_penalty != 1:
+            seen = [(*self.rendering.prompts[row.request.index].ids, *row.tokens) for row in rows]
+        choice = self.settings.sampler.choose(logits, keys, positions, seen)
+        reasons = {slot: row.take(choice, place, self.settings)
+                   for place, (slot, row) in enumerate(zip(slots, rows, strict=True))}  # fmt: skip
+        return {slot: reason for slot, reason in reasons.items() if reason is not None}
+
+    def _retire(self, ended: dict[int, str], now: float) -> list[Answer]:
+        answers = [self.slots[slot].answer(reason, now, self.share) for slot, reason in ended.items()]
+        for slot in ended:
+            self.slots[slot] = None
+            self.cache.table.lengths[slot] = 0
+        if not self.settings.fixed_shape:
+            self._close_ranks()
+        return answers
+
+    def _close_ranks(self) -> None:
+        """Move the last rows into empty slots, so that the rows in flight are the first ones."""
+        count = len(self.rows())
+        holes = [slot for slot in range(count) if self.slots[slot] is None]
+        behind = [slot for slot in range(count, len(self.slots)) if self.slots[slot] is not None]
+        for hole, source in zip(holes, behind, strict=True):
+            self.cache.move(source, hole)
+            self.slots[hole], self.slots[source] = self.slots[source], None

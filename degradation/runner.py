@@ -1,0 +1,212 @@
+"""The flow of an experiment: find what is missing, damage, measure, generate, record; nothing twice, nothing lost.
+
+Cells go to processes by their number; those left over are claimed by whoever is free. Every process holds the whole
+model and writes its own journal, so no tensor travels; rank 0 holds the lock and merges.
+"""
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from .batch_decoder import BatchDecoder
+from .decoding import Answer, Decoder, DecoderSettings, Request
+from .errors import MemoryStop
+from .experiment import Experiment, Plan
+from .limits import RunLimit, Signals
+from .loading import Loaded
+from .measures import perplexity_text
+from .memory import MemoryPolicy
+from .methods import MethodOptions
+from .rendering import Rendering, load_picture, render_prompts
+from .restore import Baseline, apply_damage
+from .row_decoder import RowDecoder, RowsUnsupported
+from .rows import RowMaker
+from .sampling import Sampler, resolve_sampling
+from .store import Store
+from .text_probe import TextProbe, TextScore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is damaged: the kept weights, and the text probe with its score of the undamaged model, if there is one."""
+
+    baseline: Baseline
+    probe: TextProbe | None
+    undamaged: TextScore | None
+
+
+class ExperimentRun:
+    """One experiment on a loaded model, of which the store says what is missing."""
+
+    def __init__(
+        self, experiment: Experiment, loaded: Loaded, store: Store, policy: MemoryPolicy, signals: Signals
+    ) -> None:
+        self.experiment, self.config, self.loaded, self.store = experiment, experiment.config, loaded, store
+        self.limit = RunLimit(policy, signals)
+        self.policy = policy
+        self.expected: dict[int, int] = {}  # prompt -> tokens of its last answer
+        self.rendering = render(experiment, loaded)
+        self.sampling = resolve_sampling(self.config, loaded.model.generation_config)
+        self.decoder = make_decoder(loaded, self.rendering, self._decoder_settings())
+        self.maker = RowMaker(
+            experiment, self.rendering, loaded.tokenizer, self.sampling, self.decoder.name, str(loaded.device)
+        )
+
+    def _decoder_settings(self) -> DecoderSettings:
+        return DecoderSettings(
+            sampler=Sampler(self.sampling),
+            stop_ids=stop_ids(self.loaded),
+            pad_id=pad_id(self.loaded),
+            max_new_tokens=self.config.max_new_tokens,
+            fixed_shape=self.config.invariance == "shape",
+        )
+
+    def work(self, plans: Sequence[Plan], progress: tqdm) -> None:
+        """Do the cells of `plans` that nobody else has claimed; the model is as it was, afterwards and on errors."""
+        with self.subject() as subject:
+            for number, plan in enumerate(plans, start=1):
+                if self.store.claim(plan.cell.name(self.config)):
+                    self.cell(plan, subject, progress)
+                if number % self.config.verify_every == 0:
+                    subject.baseline.verify()
+
+    @contextlib.contextmanager
+    def subject(self) -> Iterator[Subject]:
+        """Keep the undamaged weights, measure the undamaged model, and put the weights back at the end."""
+        config, model = self.config, self.loaded.model
+        baseline = Baseline(
+            model, config.group, strategy=config.restore_strategy, tied_policy=config.tied_policy,
+            quant_target_mode=config.quant_target_mode, norm_gain=config.norm_gain,
+        )  # fmt: skip
+        try:
+            if not config.perplexity:
+                yield Subject(baseline, None, None)
+            else:
+                probe = TextProbe(model, self.loaded.tokenizer, perplexity_text())
+                yield Subject(baseline, probe, probe.remember())
+        finally:
+            baseline.restore()
+            baseline.verify()
+            baseline.close()
+
+    def cell(self, plan: Plan, subject: Subject, progress: tqdm) -> dict[str, Any]:
+        """Damage, measure and generate: write one cell's missing rows, its lesion and its record; return the last."""
+        cell, config = plan.cell, self.config
+        started = time.perf_counter()
+        lesion = apply_damage(
+            subject.baseline, config.method, cell.level, config.seed_base, cell.repeat_index,
+            level_index=cell.level_index, options=MethodOptions.from_config(config),
+        )  # fmt: skip
+        damaged = time.perf_counter()
+        score = self._score(plan, subject)
+        scored = time.perf_counter()
+        self.store.append_lesion(lesion)
+        rows = self._rows(plan, score, lesion["rel_l2"], progress)
+        record = {
+            "param_group_name": config.group,
+            "degradation_method": config.method,
+            "level_value": cell.level,
+            "level_index": cell.level_index,
+            "repeat_index": cell.repeat_index,
+            "perplexity": score.perplexity,
+            "log_perplexity": score.log_perplexity,
+            "kl_to_baseline": score.kl,
+            "damage_s": damaged - started,
+            "score_s": scored - damaged,
+            "generate_s": time.perf_counter() - scored,
+            "rows": rows,
+        }
+        self.store.append_cell(record)
+        return record
+
+    def _score(self, plan: Plan, subject: Subject) -> TextScore:
+        if subject.probe is None or (plan.cell.repeat_index > 0 and not self.config.perplexity_per_repeat):
+            return TextScore(None, None)
+        if plan.cell.is_baseline:
+            return TextScore(subject.undamaged.log_perplexity, 0.0)
+        return subject.probe.measure()
+
+    def _rows(self, plan: Plan, score: TextScore, rel_l2: float, progress: tqdm) -> int:
+        """Write the missing rows of a cell, each safe on the disk as soon as it is finished; return how many."""
+        cell = plan.cell
+        self.limit.begin_cell()
+        requests = [
+            Request(place, self.experiment.noise_key(cell, place), self.expected.get(place, 0))
+            for place in plan.missing
+        ]
+        written = since_check = 0
+        facts = {"usage": self._usage(), "perplexity": score.perplexity, "rel_l2": rel_l2}
+        for answers in self.decoder.answers(requests, self.limit):
+            self.store.append([self.maker.row(cell, answer, **facts) for answer in answers])
+            self._learn(answers)
+            written, since_check = written + len(answers), since_check + len(answers)
+            progress.update(len(answers))
+            if since_check >= self.policy.batch_size or written == len(requests):
+                since_check = 0
+                self._ask_policy(len(requests) - written)
+                facts["usage"] = self._usage()
+        del facts["perplexity"]
+        lost = [self.maker.row_without_memory(cell, request.index, **facts) for request in self.limit.failed]
+        if lost:
+            self.store.append(lost)
+        return written
+
+    def _learn(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            self.expected[answer.index] = len(answer.tokens)
+
+    def _ask_policy(self, rows_left: int) -> None:
+        if self.policy.after_batch(rows_left) == "stop":
+            raise MemoryStop(
+                f"memory is {self.policy.usage:.0%} used: stopped before it runs out. Finished rows are safe; close "
+                "other programs or lower max_batch_size, and run the same command again."
+            )
+
+    def _usage(self) -> float | None:
+        return round(100 * self.policy.usage, 1) if self.loaded.device.type == "cuda" else None
+
+
+def render(experiment: Experiment, loaded: Loaded) -> Rendering:
+    """Render the experiment's prompts, with its picture if it has one."""
+    config = experiment.config
+    return render_prompts(
+        [prompt.text for prompt in experiment.prompts],
+        loaded.tokenizer,
+        system_prompt=config.system_prompt,
+        max_length=config.max_seq_length,
+        processor=loaded.processor,
+        picture=load_picture(experiment.picture) if experiment.picture is not None else None,
+    )
+
+
+def make_decoder(loaded: Loaded, rendering: Rendering, settings: DecoderSettings) -> Decoder:
+    """Return the row loop where the model's cache allows it, else the library's generate in batches."""
+    try:
+        return RowDecoder(loaded.model, rendering, settings)
+    except RowsUnsupported as reason:
+        logger.info("rows are written in batches of generate(), not one by one: %s", reason)
+        return BatchDecoder(loaded.model, rendering, settings)
+
+
+def stop_ids(loaded: Loaded) -> frozenset[int]:
+    """Return the tokens that end an answer: those of the generation config and the tokenizer's."""
+    found = loaded.model.generation_config.eos_token_id
+    ids = set(found) if isinstance(found, (list, tuple)) else {found}
+    ids.add(loaded.tokenizer.eos_token_id)
+    ids.discard(None)
+    if not ids:
+        raise ValueError(f"{loaded.name}: neither generation config nor tokenizer names an end-of-sequence token.")
+    return frozenset(ids)
+
+
+def pad_id(loaded: Loaded) -> int:
+    """Return the token pads are made of: the pad token, else a stop token; masks hide them either way."""
+    pad = loaded.tokenizer.pad_token_id
+    return min(stop_ids(loaded)) if pad is None else pad

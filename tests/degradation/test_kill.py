@@ -1,0 +1,172 @@
+"""SIGKILL at any moment: no finished row lost, none twice, the JSON file whole, and the end that of an unbroken run."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from frankenlm.degradation.journal import JournalReader
+from frankenlm.degradation.records import FINISHED
+
+SERVER = Path(__file__).with_name("kill_server.py")
+# how a row may differ from the one of an unbroken run: when, by which try, in which batch
+LOOSE = {
+    "timestamp", "duration", "batch_duration", "attempt", "vram_usage_percent", "batch_size_effective", "batch_shape"
+}  # fmt: skip
+# tensor shapes differ with the batch, and with them the rounding
+ROUNDED = {"mean_logprob": 1e-3, "mean_entropy": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def ask(tiny_dir):
+    """Ask the fork server."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen([sys.executable, SERVER], env=environment, **pipes)
+
+    def request(workload, folder, kill=None):
+        model = str(tiny_dir("llama")) if workload == "experiment" else None
+        asked = {"workload": workload, "model": model, "folder": str(folder), "kill": kill}
+        print(json.dumps(asked), file=server.stdin, flush=True)
+        answer = json.loads(server.stdout.readline())
+        assert not answer["hung"], "the run never ended"
+        return answer
+
+    yield request
+    server.stdin.close()
+    server.wait()
+    server.stdout.close()
+
+
+def journal_rows(folder):
+    """All good rows of all ranks' journals, read without repairing anything."""
+    return [line.row for path in folder.glob("*.journal/rank-*.jsonl") for line in JournalReader(path).new_lines()]
+
+
+def exported(folder):
+    """The rows of the JSON file, which must be whole wherever it is there; None where it is not."""
+    found = list(folder.glob("*.json"))
+    return json.loads(found[0].read_text(encoding="utf-8")) if found else None
+
+
+def check_after_a_kill(folder, acknowledged):
+    keys = [row["row_key"] for row in journal_rows(folder) if row["status"] in FINISHED]
+    assert set(acknowledged) <= set(keys), "a finished row is lost"
+    assert len(keys) == len(set(keys)), "a row is there twice"
+    rows = exported(folder)
+    assert rows is None or {row["row_key"] for row in rows} <= set(keys)
+
+
+def check_the_end(folder, expected):
+    rows = exported(folder)
+    assert len(rows) == len(expected)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row.keys() == wanted.keys()
+        for name in row.keys() - LOOSE:
+            if name in ROUNDED and wanted[name] is not None:
+                assert row[name] == pytest.approx(wanted[name], abs=ROUNDED[name]), name
+            else:
+                assert row[name] == wanted[name], name
+    assert set(Counter(row["row_key"] for row in journal_rows(folder)).values()) == {1}
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+
+
+def kill_and_resume(ask, workload, folder, kills, expected):
+    """Run a workload to the end over a number of kills; return how many of them came in time."""
+    came, acknowledged = 0, []
+    for kill in kills:
+        answer = ask(workload, folder, kill)
+        assert answer["killed"] or answer["status"] == 0, "the run failed by itself"
+        came += answer["killed"]
+        acknowledged += answer["acknowledged"]
+        check_after_a_kill(folder, acknowledged)
+    answer = ask(workload, folder)
+    assert answer["status"] == 0, "the last run failed"
+    check_the_end(folder, expected)
+    return came
+
+
+@pytest.fixture(scope="module")
+def unbroken(ask, tmp_path_factory):
+    """What a workload gives without a kill: its rows, its calls and how long it takes, by name."""
+    known = {}
+
+    def run(workload):
+        if workload not in known:
+            folder = tmp_path_factory.mktemp(workload)
+            ask(workload, tmp_path_factory.mktemp("warm"))
+            answer = ask(workload, folder)
+            assert answer["status"] == 0
+            rows = exported(folder)
+            assert sorted(answer["acknowledged"]) == sorted(row["row_key"] for row in rows)
+            known[workload] = (rows, answer["calls"], answer["seconds"])
+        return known[workload]
+
+    return run
+
+
+@pytest.mark.parametrize("part", [0.0, 0.4, 1.0])
+def test_inside_every_call_to_the_disk(ask, unbroken, tmp_path, part):
+    """Before, within and after every write, fsync and replace of a run: journal, manifest and export alike."""
+    rows, calls, _ = unbroken("files")
+    assert len(rows) == 6 and calls["write"] > 6 and calls["replace"] >= 4
+    for call in ("write", "fsync", "replace"):
+        for number in range(1, calls[call] + 1):
+            if part == 0.4 and call != "write":
+                continue  # the other calls have a before and an after only
+            folder = tmp_path / f"{call}-{number}"
+            kill = {"call": call, "number": number, "part": part}
+            assert kill_and_resume(ask, "files", folder, [kill], rows) == 1, kill
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_twice_inside_calls_at_random(ask, unbroken, tmp_path, seed):
+    """Kills of the run that was to repair what the first kill left, too."""
+    rows, calls, _ = unbroken("files")
+    draw = random.Random(seed)
+    for number in range(4):
+        names = [draw.choice(["write", "write", "fsync", "replace", "ftruncate", "unlink"]) for _ in range(3)]
+        kills = [{"call": n, "number": draw.randint(1, max(calls[n] // 2, 1)), "part": draw.random()} for n in names]
+        kill_and_resume(ask, "files", tmp_path / str(number), kills, rows)
+
+
+def kill_at_random_times(ask, unbroken, tmp_path, workload, kills, seed):
+    """Kill runs until so many kills came in time; the machine's speed varies, and some runs end before theirs."""
+    rows, _, seconds = unbroken(workload)
+    draw, came = random.Random(seed), 0
+    for number in range(3 * kills):
+        folder = tmp_path / str(number)
+        in_time = kill_and_resume(ask, workload, folder, [{"after": draw.uniform(0.0, seconds)}], rows)
+        shutil.rmtree(folder)
+        came += in_time
+        if came == kills:
+            return
+        if not in_time:
+            seconds *= 0.9
+    pytest.fail(f"only {came} of {3 * kills} kills came in time")
+
+
+def test_at_fifty_random_times(ask, unbroken, tmp_path):
+    kill_at_random_times(ask, unbroken, tmp_path, "experiment", 50, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", ["experiment", "files"])
+def test_at_two_hundred_random_times(ask, unbroken, tmp_path, workload):
+    kill_at_random_times(ask, unbroken, tmp_path, workload, 200, seed=1)
+
+
+def test_an_experiment_inside_calls_to_the_disk(ask, unbroken, tmp_path):
+    """As above with the real thing, at a sample of the calls."""
+    rows, calls, _ = unbroken("experiment")
+    draw = random.Random(2)
+    for number in range(12):
+        call = draw.choice(["write", "fsync", "replace"])
+        kill = {"call": call, "number": draw.randint(1, calls[call]), "part": draw.random()}
+        assert kill_and_resume(ask, "experiment", tmp_path / str(number), [kill], rows) == 1, kill

@@ -1,0 +1,121 @@
+"""Files of the original program, taken into an experiment by the key that program knows its rows by."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from frankenlm.degradation.legacy import LegacyCount, completion_of, import_legacy
+from frankenlm.degradation.store import Store
+
+helper = runpy.run_path(str(Path(__file__).with_name("record_rows.py")))
+make_row, CONFIG, NAMES = helper["make_row"], helper["CONFIG"], helper["NAMES"]
+LEVELS = (0.0, 0.1, 0.125, 0.13)
+PLANNED_FIELDS = (
+    "experiment_id", "config_name", "model_name", "prompt_group", "prompt_id", "prompt_text", "level_value",
+    "level_index", "repeat_index", "param_group_name", "degradation_method", "seed",
+)  # fmt: skip
+
+
+def planned(*rows):
+    return {row["row_key"]: {name: row[name] for name in PLANNED_FIELDS} for row in rows}
+
+
+def old_row(row, **changes):
+    """What the original would have written for a row of ours."""
+    return {
+        "timestamp": "2025-10-06T12:34:56.789", "model_name": CONFIG["model"], "config_name": "dreams_it",
+        "prompt_group": "dreams", "prompt_id": row["prompt_id"], "prompt_text": row["prompt_text"],
+        "output": f"user\n{row['prompt_text'].strip()}\nmodel\nAn old answer.\nOf two lines.",
+        "std_dev": row["level_value"], "level_value": row["level_value"], "level_index": row["level_index"],
+        "repeat_index": row["repeat_index"], "param_group_name": row["param_group_name"],
+        "degradation_method": row["degradation_method"], "seed": 42, "duration": 1.5, "tokens": 30, "tokens_out": 30,
+        "tokens_in": 9, "model_variant": "it", "device": "cuda:0", "dtype": "float32", "load_4bit": False,
+        "gen_params": {"temperature": 1.0, "do_sample": True, "max_new_tokens": 350},
+        "restore_strategy": "subset_in_memory", "batch_size_effective": 38, "vram_usage_percent": 61.0,
+        "image_used": False,
+    } | changes  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    with Store.open(tmp_path, *NAMES, config_fields=CONFIG, manifest={}) as opened:
+        yield opened
+
+
+def adopt(tmp_path, store, old, plan):
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(old), encoding="utf-8")
+    return import_legacy(file, store, plan)
+
+
+def test_rows_are_adopted_by_the_original_key(tmp_path, store):
+    rows = [make_row(prompt, repeat, 1, levels=LEVELS) for repeat in (0, 1) for prompt in (1, 2)]
+    old = [
+        old_row(rows[0], std_dev=0.1000001),  # equal to two decimals
+        old_row(rows[1], prompt_text=f"  {rows[1]['prompt_text']}\n"),  # spaces around do not count
+        old_row(rows[2], prompt_id=77),  # nor does the place in the list
+        old_row(rows[3], prompt_text="Another question."),
+        old_row(rows[0], param_group_name="mlp_only"),
+        old_row(rows[0]),  # there already
+    ]
+    assert adopt(tmp_path, store, old, planned(*rows)) == LegacyCount(adopted=3, known=1, unmatched=2)
+    assert set(store.finished) == {row["row_key"] for row in rows[:3]}
+    assert adopt(tmp_path, store, old, planned(*rows)) == LegacyCount(adopted=0, known=4, unmatched=2)
+    store.export()
+    first = json.loads(store.json_path.read_text(encoding="utf-8"))[0]
+    assert first["completion"] == "An old answer.\nOf two lines." and first["output"] == old[0]["output"]
+    wanted = {
+        "sampler": "legacy", "status": "ok", "attempt": 1, "temperature": 1.0, "do_sample": True, "usar_4bit": False,
+        "timestamp": "2025-10-06T12:34:56.789", "tokens": 30, "tokens_generated": None, "finish_reason": None,
+        "std_dev": 0.1, "degrad_level": 0.1, "is_baseline": False, "device": "cuda:0", "prompt_id": 1,
+    }  # fmt: skip
+    assert {name: first[name] for name in wanted} == wanted
+    assert [row["prompt_id"] for row in store.rows()] == [1, 2, 1]
+
+
+def test_levels_closer_than_two_decimals_go_to_the_nearest(tmp_path, store):
+    rows = [make_row(1, 0, index, levels=LEVELS) for index in (2, 3)]  # 0.125 and 0.13 are both 0.13 or 0.12 there
+    assert round(0.126, 2) == round(0.13, 2)
+    plan = planned(make_row(1, 0, 2, levels=(0, 0, 0.126)), rows[1])
+    assert adopt(tmp_path, store, [old_row(rows[1], std_dev=0.127)], plan).adopted == 1
+    assert [row["level_value"] for row in store.rows()] == [0.126]
+
+
+def test_the_baseline_and_rows_of_other_levels(tmp_path, store):
+    row = make_row(1, 0, 0, levels=LEVELS)
+    assert adopt(tmp_path, store, [old_row(row), old_row(row, std_dev=64)], planned(row)) == LegacyCount(1, 0, 1)
+    assert next(store.rows())["is_baseline"] is True
+
+
+def test_rows_of_another_model_are_refused_and_nothing_is_written(tmp_path, store):
+    rows = [make_row(1), make_row(2)]
+    with pytest.raises(ValueError, match=r"row 1 is of the model 'org/other', the experiment of 'org/tiny'"):
+        adopt(tmp_path, store, [old_row(rows[0]), old_row(rows[1], model_name="org/other")], planned(*rows))
+    with pytest.raises(ValueError, match="row 0 has no text in 'output'"):
+        adopt(tmp_path, store, [old_row(rows[0], output=None)], planned(*rows))
+    assert store.finished == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("[{", "is no JSON"), ('{"a": 1}', "list of rows"), ("[1]", "list of rows")]
+)
+def test_files_that_are_none(tmp_path, store, content, message):
+    (tmp_path / "old.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        import_legacy(tmp_path / "old.json", store, {})
+
+
+@pytest.mark.parametrize(
+    ("output", "completion"),
+    [
+        ("user\nWhy?\nmodel\nBecause.", "Because."),
+        ("Why? Because.", "Because."),
+        ("user\nWhy?\n\nmodel\n", ""),
+        ("Why?\nmodels are\nfine", "models are\nfine"),
+        ("The prompt is gone.", "The prompt is gone."),
+    ],
+)
+def test_the_answer_is_what_follows_the_prompt(output, completion):
+    assert completion_of(output, " Why? ") == completion
