@@ -1,3 +1,56 @@
-"""The degradation lab. Its modules are not written yet; see README.md."""
+"""The degradation lab: damage the weights of any causal language model, let it answer, and measure what breaks.
 
-__all__: list[str] = []
+    from frankenlm.degradation import get_config, run_experiment
+
+    config = get_config("smoke") | {"group": "mlp_only", "levels": (0.0, 0.1, 0.3)}
+    path = run_experiment(config, model="HuggingFaceTB/SmolLM2-135M-Instruct", output_dir="results")
+
+Names are imported when they are asked for: reading results needs neither torch nor transformers.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Baseline": "restore",
+    "ExperimentConfig": "configs",
+    "Lab": "lab",
+    "MethodOptions": "methods",
+    "RunOptions": "lab",
+    "Store": "store",
+    "apply_damage": "restore",
+    "describe_groups": "groups",
+    "get_config": "configs",
+    "load_prompts": "prompts",
+    "measure_row": "measures",
+    "run_experiment": "lab",
+    "select_group": "groups",
+    "write_report": "report",
+}
+
+__all__ = [
+    "Baseline",
+    "ExperimentConfig",
+    "Lab",
+    "MethodOptions",
+    "RunOptions",
+    "Store",
+    "apply_damage",
+    "describe_groups",
+    "get_config",
+    "load_prompts",
+    "measure_row",
+    "run_experiment",
+    "select_group",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

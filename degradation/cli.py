@@ -199,10 +199,11 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def export_command(args: argparse.Namespace) -> None:
-    from .recovery import export_journal
+    from .export import export_command as export
 
     for path in existing(args.experiments):
-        print(export_journal(path))
+        with user_mistakes():
+            print(export(path))
 
 
 def import_flags(parser: argparse.ArgumentParser) -> None:
@@ -214,15 +215,19 @@ def import_flags(parser: argparse.ArgumentParser) -> None:
 
 def import_command(args: argparse.Namespace) -> None:
     from .lab import Lab, RunOptions
-    from .legacy import import_legacy
 
     (path,) = existing([args.file])
-    configs = experiments_of(args)
+    options = RunOptions(output_dir=args.output_dir, device=args.device, trust_remote_code=args.trust_remote_code)
     with user_mistakes():
-        lab = Lab(args.model, RunOptions(output_dir=args.output_dir, trust_remote_code=args.trust_remote_code))
-        experiments = [lab.plan(config) for config in configs]
-    for experiment in experiments:
-        print(import_legacy(path, experiment, lab.options))
+        check_output_dir(args.output_dir)
+        lab = Lab(args.model, options)
+        experiments = [lab.plan(config) for config in experiments_of(args)]
+        for experiment in experiments:
+            count = lab.adopt(experiment, path)
+            print(
+                f"{experiment.config.method}, {experiment.config.group}: {count.adopted} rows adopted, {count.known} "
+                f"there already, {count.unmatched} of other cells or prompts"
+            )
 
 
 def existing(words: Sequence[str]) -> list[Path]:

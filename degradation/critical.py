@@ -16,7 +16,9 @@ from .level_axis import LevelAxis
 from .statistics import drawn_effects, drawn_means, drawn_weights, interval
 
 LARGE_EFFECT = 0.8  # Cohen's "large"
-REACHED, NOT_REACHED, NO_CHANGE, NO_BASELINE = "reached", "not reached", "no change shown", "no baseline"
+REACHED, NOT_REACHED, NO_CHANGE, NO_BASELINE = "reached", "not reached", "no change shown", "nothing to compare"
+AT_CHANCE = "no better than chance"
+ONE_SIDED = 1.645  # standard errors: 95 % of guesses lie below
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +27,9 @@ class Critical:
 
     Attributes:
         status: "reached"; "not reached" (the curve ends before); "no change shown" (the interval of the distance
-            between baseline and floor includes 0, so half of it means nothing); "no baseline" (nothing to compare
-            with).
+            between baseline and floor includes 0, so half of it means nothing); "no better than chance"
+            (see `half_level`); "nothing to compare" (no baseline, no other level, or a lone observation, which has no
+            spread).
         position: on the axis; NaN unless reached.
         low, high: ends of the 95 % interval, inf where that end is "not reached", NaN without an interval.
         reached_share: in how many of the draws it is reached, 0 to 1; NaN without draws.
@@ -75,7 +78,12 @@ class Critical:
 
 
 def half_level(
-    values: numpy.ndarray, counts: numpy.ndarray, axis: LevelAxis, worse: int | None, floor: float | None = None
+    values: numpy.ndarray,
+    counts: numpy.ndarray,
+    axis: LevelAxis,
+    worse: int | None,
+    floor: float | None = None,
+    questions: float | None = None,
 ) -> Critical:
     """Return L50: the first level where the isotonic fit of the mean is half way from baseline to floor.
 
@@ -87,9 +95,12 @@ def half_level(
         counts: (B, R), see `draw_counts`.
         worse: +1 if damage raises the measure, -1 if it lowers it; None takes the sign from the last level.
         floor: the chance level; None takes the mean at the most severe level.
+        questions: number of different questions behind a chance level. Repeats do not show how well a guesser may
+            do on these questions by luck (without sampling they even agree), so the baseline must be better than 95 %
+            of guessers; otherwise the status is "no better than chance". None asks for no margin.
     """
     values, positions = _with_data(values, axis.positions)
-    if len(positions) < 2 or positions[0] != axis.positions[0]:
+    if len(positions) < 2 or not axis.has_baseline or positions[0] != axis.positions[0]:
         return Critical(NO_BASELINE)
     own = numpy.ones((1, len(values)))
     observed = _distances(values, own, floor)
@@ -97,9 +108,20 @@ def half_level(
     point = _half_positions(values, own, positions, floor, sign)[0]
     base, end = observed[0][0], observed[1][0]
     facts = {"threshold": (base + end) / 2, "floor": end}
+    if floor is not None and questions and sign * (end - base) <= guess_margin(floor, questions):
+        return Critical(AT_CHANCE, **facts)
     if not _room_is_shown(values, counts, floor, sign):
         return Critical(NO_CHANGE, **facts)
     return _critical(point, _draws(values, counts, positions, floor, sign), **facts)
+
+
+def guess_margin(chance: float, questions: float) -> float:
+    """Return how far above chance guessing gets in 1 of 20 cases: 1.645 standard errors of a share.
+
+    A chance of 0 counts as one lucky question.
+    """
+    share = min(max(chance, 1 / questions), 0.5)
+    return ONE_SIDED * math.sqrt(share * (1 - share) / questions)
 
 
 def effect_level(
@@ -118,7 +140,7 @@ def effect_level(
     """
     present = (moments[0] > 0).any(axis=0)
     positions = axis.positions[present]
-    if len(positions) < 2 or not present[0]:
+    if len(positions) < 2 or not axis.has_baseline or not present[0]:
         return Critical(NO_BASELINE, threshold=threshold)
     moments = tuple(part[:, present] for part in moments)
     observed = drawn_effects(moments, numpy.ones((1, len(counts[0]))), 0)
@@ -127,7 +149,7 @@ def effect_level(
     sign = worse or _sign(observed[0, -1])
     point = first_reached(sign * observed, positions, threshold)[0]
     drawn = None
-    if len(counts[0]) > 1:
+    if not _alone(moments[0] > 0):
         drawn = first_reached(sign * drawn_effects(moments, counts, 0), positions, threshold)
     return _critical(point, drawn, threshold=threshold)
 
@@ -194,9 +216,9 @@ def _half_positions(values, counts, positions, floor: float | None, sign: int) -
 
 
 def _room_is_shown(values, counts, floor: float | None, sign: int) -> bool:
-    """Whether baseline and floor are told apart: by the interval of their distance or, with one repeat, by sign."""
-    if len(values) == 1:
-        base, end = _distances(values, numpy.ones((1, 1)), floor)
+    """Whether baseline and floor are told apart: by the interval of their distance or, from one repeat, by sign."""
+    if _alone(numpy.isfinite(values)):
+        base, end = _distances(values, numpy.ones((1, len(values))), floor)
         return bool((sign * (end - base) > 0).all())
     base, end = _distances(values, counts, floor)
     low, _ = interval(sign * (end - base))
@@ -204,7 +226,12 @@ def _room_is_shown(values, counts, floor: float | None, sign: int) -> bool:
 
 
 def _draws(values, counts, positions, floor, sign) -> numpy.ndarray | None:
-    return None if len(values) == 1 else _half_positions(values, counts, positions, floor, sign)
+    return None if _alone(numpy.isfinite(values)) else _half_positions(values, counts, positions, floor, sign)
+
+
+def _alone(present: numpy.ndarray) -> bool:
+    """Whether all cells with data, (R, L) bool, are of one repeat: drawing it again and again shows no spread."""
+    return bool(present.any(axis=1).sum() < 2)
 
 
 def _sign(difference: float) -> int:

@@ -82,11 +82,16 @@ def _curve(series: Series, measure: Measure, draws: int, seed: int) -> Curve:
         measure,
         values,
         stats,
-        half_level(ranked, counts, series.axis, measure.worse, series.chance.get(measure.name)),
+        half_level(ranked, counts, series.axis, measure.worse, series.chance.get(measure.name), _questions(moments)),
         effect_level(moments, counts, series.axis, measure.worse) if moments else None,
         effect_level(_repeat_moments(ranked), counts, series.axis, measure.worse),
         spearman(series.axis.positions, stats["centre"], measure.worse, seed),
     )
+
+
+def _questions(moments: tuple[numpy.ndarray, ...] | None) -> float | None:
+    """How many answers the fullest undamaged cell has: a question each."""
+    return float(moments[0][:, 0].max()) or None if moments else None
 
 
 def _repeat_moments(values: numpy.ndarray) -> tuple[numpy.ndarray, ...]:

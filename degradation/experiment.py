@@ -11,11 +11,12 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from ..modeling.checks import check_choice
+from ..trainer_ext.checkpoints import position_limit
 from .cells import Cell, make_cells
 from .configs import ExperimentConfig, level_key
 from .prompts import Prompt, load_prompts, picture_path
 from .records import config_hash, row_key
-from .rendering import file_sha256, load_picture
+from .rendering import Rendering, file_sha256, load_picture, render_prompts
 from .sampling import occurrences, sampling_key
 
 # Where a configuration lies and who wrote it says nothing about the model.
@@ -118,6 +119,49 @@ class Experiment:
             for place in range(len(self.prompts))
         }
 
+    def planned_rows(self) -> dict[str, dict[str, Any]]:
+        """Return row_key -> what is known of a row before it is generated."""
+        return {
+            self.key(cell, place): {**self.cell_fields(cell), **self.prompt_fields(place)}
+            for cell in self.cells
+            for place in range(len(self.prompts))
+        }
+
+    def cell_fields(self, cell: Cell) -> dict[str, Any]:
+        """Return the fields of a row that its cell decides."""
+        config, level = self.config, cell.level
+        return {
+            "model_name": self.model_name,
+            "model_variant": config.model_variant,
+            "experiment_id": self.experiment_id,
+            "config_name": config.config_name,
+            "prompt_group": self.prompt_group,
+            "std_dev": level,
+            "level_value": level,
+            "degrad_level": level,
+            "level_index": cell.level_index,
+            "repeat_index": cell.repeat_index,
+            "param_group_name": config.group,
+            "degradation_method": config.method,
+            "seed": config.seed_base + cell.repeat_index,
+            "noise_coupling": config.noise_coupling,
+            "quant_target_mode": config.quant_target_mode,
+            "tied_policy": config.tied_policy,
+            "is_baseline": cell.is_baseline,
+        }
+
+    def prompt_fields(self, place: int) -> dict[str, Any]:
+        """Return the fields of a row that its prompt (0-based place) decides."""
+        prompt, picture = self.prompts[place], self.picture
+        return {
+            "prompt_id": place + 1,
+            "prompt_skill": prompt.skill,
+            "prompt_text": prompt.text,
+            "image_used": picture is not None,
+            "image_filename": None if picture is None else picture.name,
+            "image_sha256": self.picture_sha256,
+        }
+
     def pending(self, finished: Mapping[str, int]) -> list[Plan]:
         """Return the cells that miss rows; with force_run, the rows it chooses are missing whatever is there."""
         forced = self._forced()
@@ -147,6 +191,31 @@ class Experiment:
             "prompt_id": place + 1,
             "group": self.config.group,
         }
+
+
+def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = None) -> Rendering:
+    """Render an experiment's prompts, with its picture if it has one.
+
+    Raises:
+        ValueError: a prompt is longer than max_seq_length, or with its answer longer than the model's positions.
+    """
+    config = experiment.config
+    rendering = render_prompts(
+        [prompt.text for prompt in experiment.prompts],
+        tokenizer,
+        system_prompt=config.system_prompt,
+        max_length=config.max_seq_length,
+        processor=processor,
+        picture=load_picture(experiment.picture) if experiment.picture is not None else None,
+    )
+    longest = max(len(row.ids) for row in rendering.prompts)
+    limit = position_limit(experiment.model_config.get_text_config())
+    if limit is not None and longest + config.max_new_tokens > limit:
+        raise ValueError(
+            f"max_new_tokens={config.max_new_tokens} behind a prompt of {longest} tokens needs more than the {limit} "
+            f"positions of {experiment.model_name}: lower it to {limit - longest}."
+        )
+    return rendering
 
 
 WHERE_FIELDS = ("group", "level", "level_index", "prompt_id", "repeat_index")

@@ -71,7 +71,7 @@ def _intermediate(empty: PreTrainedModel, config: PreTrainedConfig) -> int:
     """Return the features that a token has at once inside a feed-forward."""
     try:
         target = select_group(empty, "mlp_up").targets[0]
-    except ValueError:  # unusual feed-forwards: take the custom
+    except ValueError:  # no feed-forward that is known: the usual ratio does for an estimate
         return 4 * config.hidden_size
     features = target.numel // config.hidden_size
     fields = config.to_dict()
@@ -183,10 +183,11 @@ def _activations(shape: Shape, element: int, tokens: int) -> int:
 
 
 def probe_bytes(shape: Shape, dtype: str) -> int:
-    """Return the bytes that one window of the perplexity text takes: logits, in float32 and as log-probabilities."""
+    """Return the bytes that one window of the perplexity text takes: logits, in float32 and as log-probabilities,
+    activations, and masks for two kinds of attention."""
     element = element_size(dtype)
-    copies = 8 if dtype != "float32" else 4
-    return CONTEXT * (shape.vocabulary * (element + copies) + (2 * shape.intermediate + 4 * shape.hidden) * element)
+    copies = 4 if dtype == "float32" else 8
+    return CONTEXT * (shape.vocabulary * (element + copies) + 2 * CONTEXT) + _activations(shape, element, CONTEXT)
 
 
 def kept_predictions(shape: Shape) -> int:

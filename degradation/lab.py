@@ -14,12 +14,16 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from .cells import cell_levels
 from .configs import ExperimentConfig
-from .experiment import Experiment, read_inputs
+from .experiment import Experiment, read_inputs, render_experiment
 from .facts import run_facts
+from .legacy import LegacyCount, import_legacy
 from .limits import Signals
 from .loading import Loaded, check_model, load_model, wrap_model
 from .memory import MemoryPolicy
+from .model_checks import read_tokenizer, resolve_device
+from .quant4 import check_requantise
 from .runner import ExperimentRun
 from .store import Store
 
@@ -75,8 +79,25 @@ class Lab:
         """
         # prompts and picture first: a mistake there need not wait for a model's configuration
         inputs = read_inputs(config)
-        found = self._given.model.config if self._given else check_model(self.name, config, self.options)
-        return Experiment(config, self.name, found, *inputs)
+        if config.load_4bit and config.quant_target_mode == "requantise":
+            for level in cell_levels(config):
+                check_requantise(config.method, level)
+        if self._given is not None:
+            experiment = Experiment(config, self.name, self._given.model.config, *inputs)
+            tokenizer, processor = self._given.tokenizer, self._given.processor
+        else:
+            experiment = Experiment(config, self.name, check_model(self.name, config, self.options), *inputs)
+            remote = self.options.trust_remote_code
+            tokenizer, processor = read_tokenizer(self.name, config.image is not None, remote)
+        render_experiment(experiment, tokenizer, processor)
+        return experiment
+
+    def adopt(self, experiment: Experiment, file: str | os.PathLike) -> LegacyCount:
+        """Take rows of the original program's JSON file into an experiment; see `legacy.import_legacy`."""
+        with self._open(experiment, self._processes()) as store:
+            count = import_legacy(file, store, experiment.planned_rows())
+            store.export()
+            return count
 
     def run(self, experiment: Experiment) -> Path:
         """Write what an experiment misses; return its JSON file.
@@ -86,7 +107,7 @@ class Lab:
             Interrupted: a signal came.
             OSError: the storage is full, read-only or failing.
         """
-        state = PartialState()
+        state = self._processes()
         with Signals() as signals, self._open(experiment, state) as store:
             try:
                 self._work(experiment, store, signals, state)
@@ -99,6 +120,11 @@ class Lab:
                     store.export()
                 state.wait_for_everyone()
             return store.json_path
+
+    def _processes(self) -> PartialState:
+        """What the launcher started; accelerate takes processes without GPUs for one unless it is told."""
+        device = self._given.device.type if self._given else resolve_device(self.options.device).type
+        return PartialState(cpu=device == "cpu")
 
     def _work(self, experiment: Experiment, store: Store, signals: Signals, state: PartialState) -> None:
         if state.is_main_process:
@@ -125,7 +151,7 @@ class Lab:
     @contextlib.contextmanager
     def session(self, experiment: Experiment) -> Iterator[ExperimentRun]:
         """Open an experiment to do its cells one by one (`ExperimentRun.cell`), as benchmarks do; one process only."""
-        with Signals() as signals, self._open(experiment, PartialState()) as store:
+        with Signals() as signals, self._open(experiment, self._processes()) as store:
             yield self._begin(experiment, store, signals)
 
     def _open(self, experiment: Experiment, state: PartialState) -> Store:
@@ -169,11 +195,7 @@ class Lab:
             key += (config.group,)  # its weights are left out of the quantisation while loading
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # the old model goes before the new one comes
-            state = PartialState()
-            options = self.options
-            if options.device is None and state.num_processes > 1:
-                options = dataclasses.replace(options, device=str(state.device))
-            self._loaded = key, load_model(self.name, config, options)
+            self._loaded = key, load_model(self.name, config, self.options)
         return self._loaded[1]
 
 

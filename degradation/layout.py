@@ -116,13 +116,12 @@ class Layout:
         A row is an output of the layer, a column an input, however the matrix is stored; the matrices of a 3-D tensor
         have rows and columns of their own, and each element of a vector is a row.
         """
-        *experts, rows, columns = self.shape if len(self.shape) > 1 else (*self.shape, 1)
+        *_, rows, columns = self.shape if len(self.shape) > 1 else (*self.shape, 1)
         matrix, inside = np.divmod(flat, rows * columns)
         first, last = np.divmod(inside, columns)
         if kind == "head":
             self.check_heads()
-            place, count = ((first, rows), (last, columns))[self.head_axis]
-            return matrix * -(-count // self.head_dim) + place // self.head_dim
+            return (first, last)[self.head_axis] // self.head_dim
         output, outputs, entry, inputs = (
             (last, columns, first, rows) if self.transposed else (first, rows, last, columns)
         )

@@ -41,6 +41,11 @@ class LevelAxis:
         return cls(method, (None, *ordered), numpy.concatenate([[first], places]))
 
     @property
+    def has_baseline(self) -> bool:
+        """Whether the first level is the undamaged one."""
+        return bool(self.levels) and self.levels[0] in (None, 0.0)
+
+    @property
     def symbol(self) -> str:
         return SYMBOLS.get(self.method, "level")
 

@@ -184,8 +184,8 @@ class QuantDamage:
     def apply(self, values: np.ndarray, drawn: None, piece, out: np.ndarray) -> None:
         """Write the damaged values to `out`; float32 or float64 [count]."""
         unit = 0 if self.unit_of is None else self.unit_of(piece)
-        steps = self.steps[unit]
-        index = np.subtract(values, self.ranges.low[unit], dtype=np.float64)
+        steps, low = self.steps[unit], self.ranges.low[unit]
+        index = np.subtract(values, low, dtype=np.float64)
         np.divide(index, np.where(steps > 0, steps, 1), out=index)
         np.rint(index, out=index)
         np.clip(index, 0, self.count - 1, out=index)
@@ -195,7 +195,7 @@ class QuantDamage:
             np.take(self.table, index, out=out, mode="clip")
             return
         np.copyto(out, self._rounded(self._level(index, unit)))
-        np.copyto(out, values, where=steps == 0)
+        np.copyto(out, values, where=(steps == 0) & (values == low))  # the bits of a constant unit, -0 too
 
     def apply_torch(self, values: torch.Tensor, drawn: None) -> torch.Tensor:
         """Return the damaged values, float32 [count]; one range for the tensor only."""

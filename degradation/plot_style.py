@@ -117,7 +117,9 @@ def value_axis(panel, curve: Curve) -> None:
     panel.set_title(curve.measure.label, fontsize=10, loc="left")
     if curve.measure.share:
         panel.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        panel.set_ylim(-0.03, 1.03)
+        top = max(panel.get_ylim()[1], 0.1)  # a share that stays small gets an axis of its own, but not for its noise
+        top = top if top < 0.4 else 1.0
+        panel.set_ylim(-0.03 * top, 1.03 * top)
     panel.tick_params(labelsize=8)
 
 

@@ -78,6 +78,8 @@ def plot_common_axis(curves: Sequence[Curve], names: Sequence[str], folder: Path
     if not chosen:
         raise NothingToDraw("no measure of the answers has a value")
     series = _series(known)
+    if len(series) == 1:
+        raise NothingToDraw("there is one group only, and nothing to set beside it")
     found = looks(series)
     figure, axes = panels(len(chosen))
     for panel, measure in zip(axes, chosen, strict=True):
@@ -234,8 +236,10 @@ def plot_ranking(curves: Sequence[Curve], names: Sequence[str], folder: Path, na
         panel.set_title(curves_label(curves, measure), fontsize=10, loc="left")
         panel.tick_params(axis="x", labelsize=8)
         if common:
-            panel.margins(x=0.1)
-            panel.set_xlim(left=0)
+            ends = [
+                row[name] for row in entries for name in ("at", "high", "end" if row["status"] != "reached" else "at")
+            ]
+            panel.set_xlim(0, 1.12 * max(end for end in ends if numpy.isfinite(end)))
         else:
             level_axis(panel, [one.axis for one in series])
         rows += [

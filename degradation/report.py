@@ -76,9 +76,10 @@ def prompt_finder(files: Sequence[ResultFile]) -> FindPrompt:
     """Return a function row -> its prompt: of the sets shipped, or of the file that the manifest names; else None."""
     own = {}
     for file in files:
-        name = file.manifest.get("config_fields", {}).get("prompts")
-        if isinstance(name, str) and Path(name).is_file():
-            own |= {prompt.text: prompt for prompt in load_prompts(name)}
+        for run in file.manifest.get("runs", ()):
+            name = run.get("manifest", {}).get("config", {}).get("prompts")
+            if isinstance(name, str) and Path(name).is_file():
+                own |= {prompt.text: prompt for prompt in load_prompts(name)}
     return lambda row: own.get(row["prompt_text"]) or find_prompt(row)
 
 

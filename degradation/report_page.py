@@ -20,13 +20,14 @@ h1 { font-size: 1.65rem; line-height: 1.2; margin: .4rem 0 .2rem; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: .7rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
 p, ul, ol { margin: .5rem 0; } li { margin: .3rem 0; } ul, ol { padding-left: 1.3rem; }
-a { color: var(--accent); } .soft, figcaption, caption { color: var(--soft); font-size: .9rem; }
+a { color: var(--accent); } .soft, figcaption { color: var(--soft); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .4rem; margin: 1rem 0; }
 nav a { padding: .3rem .7rem; border: 1px solid var(--line); border-radius: 1rem; text-decoration: none;
   font-size: .9rem; }
-dl.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .6rem; margin: 1rem 0; }
+dl.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .6rem; margin: 1rem 0; }
 dl.facts div { background: var(--card); border-radius: .5rem; padding: .5rem .7rem; }
-dl.facts dt { color: var(--soft); font-size: .8rem; } dl.facts dd { margin: 0; font-weight: 600; }
+dl.facts dt { color: var(--soft); font-size: .8rem; } dl.facts dd { margin: 0; font-size: .95rem;
+  font-weight: 600; }
 .said { background: var(--card); border-left: 4px solid var(--accent); border-radius: .3rem; padding: .6rem .9rem;
   margin: .6rem 0; }
 .warn { background: var(--warn-card); border: 1px solid var(--warn-line); border-radius: .5rem; padding: .5rem .9rem;
@@ -34,15 +35,15 @@ dl.facts dt { color: var(--soft); font-size: .8rem; } dl.facts dd { margin: 0; f
 .warn strong { color: var(--warn); }
 .wide { overflow-x: auto; margin: .6rem 0; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; min-width: 100%; }
-caption { text-align: left; padding-bottom: .3rem; }
 th, td { padding: .34rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
   font-weight: 500; }
 .text td:last-child { white-space: normal; text-align: left; min-width: 16rem; }
+@media (max-width: 40rem) { th:first-child { white-space: normal; min-width: 7rem; max-width: 8.5rem; } }
 figure { margin: 1.2rem 0 1.8rem; }
 .paper { background: #fff; border: 1px solid var(--line); border-radius: .5rem; padding: .4rem; overflow-x: auto; }
-.paper img { display: block; width: 100%; height: auto; min-width: 34rem; margin: 0 auto; }
+.paper img { display: block; max-width: 100%; height: auto; min-width: 34rem; margin: 0 auto; }
 @media (prefers-color-scheme: dark) { .paper { background: #e9ebef; } .paper img { mix-blend-mode: multiply; } }
 figcaption { margin-top: .4rem; }
 details { border: 1px solid var(--line); border-radius: .5rem; padding: .1rem .8rem; margin: .6rem 0; }
@@ -109,8 +110,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
-    head = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<div class="wide"><table>{head}<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    # a caption inside would be as wide as the table, and its end out of sight on a telephone
+    head = f'<p class="soft">{escape(caption)}</p>' if caption else ""
+    return f'{head}<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def folded(summary: str, inside: str) -> str:

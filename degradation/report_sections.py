@@ -68,7 +68,6 @@ def _overview(report, tasks: Tasks) -> list[tuple[str, str]]:
         ("Groups", _few(common(one.key.group for one in series))),
         ("Answers", f"{report['rows']:,}"),
         ("Repeats", " to ".join(str(n) for n in common((repeats[0], repeats[-1])))),
-        ("Bootstrap draws", f"{report['bootstrap']['draws']:,}"),
     ]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy
 
-from .critical import NO_CHANGE, NOT_REACHED, earlier_share
+from .critical import AT_CHANCE, NO_CHANGE, NOT_REACHED, earlier_share
 from .curves import Curve
 from .level_axis import level_text
 from .measure_names import Measure
@@ -25,8 +25,9 @@ def what_broke_first(curves: Sequence[Curve], names: Sequence[str]) -> dict[str,
         curves: of one series. names: the measures that take part.
 
     Returns:
-        series, order (measure, L50 record and text of each that was reached, first one first), not_reached, unchanged
-        (labels), first_before_second (share of the draws, None without), lead, rest, and both as sentence.
+        series, order (measure, L50 record and text of each that was reached, first one first), not_reached,
+        at_chance, unchanged (labels), first_before_second (share of the draws, None without), lead, rest, and both as
+        sentence.
     """
     taking_part = [curve for name in names for curve in curves if curve.measure.name == name]
     series = taking_part[0].series if taking_part else curves[0].series
@@ -36,6 +37,7 @@ def what_broke_first(curves: Sequence[Curve], names: Sequence[str]) -> dict[str,
         "order": [{"measure": c.measure.name, "text": c.half.text(series.axis), **c.half.record(series.axis)}
                   for c in reached],
         "not_reached": [c.measure.label for c in taking_part if c.half.status == NOT_REACHED],
+        "at_chance": [c.measure.label for c in taking_part if c.half.status == AT_CHANCE],
         "unchanged": [c.measure.label for c in taking_part if c.half.status == NO_CHANGE],
         "first_before_second": earlier_share(reached[0].half, reached[1].half) if len(reached) > 1 else None,
     }  # fmt: skip
@@ -48,6 +50,8 @@ def _sentences(series: Series, reached: Sequence[Curve], facts: Mapping[str, Any
     where = f"{series.key.method} on {series.key.group}"
     if not series.has_baseline:
         return f"{where}: there is no undamaged cell to compare with, so no critical level.", ""
+    if len(series.axis.levels) == 1:
+        return f"{where}: only the undamaged model was tested.", ""
     last = f"{series.axis.symbol} = {level_text(series.axis.levels[-1])}"
     lead, rest = f"{where}: nothing broke up to {last}.", []
     if reached:
@@ -57,6 +61,8 @@ def _sentences(series: Series, reached: Sequence[Curve], facts: Mapping[str, Any
         rest.append(_order(reached, facts["first_before_second"]))
     if facts["not_reached"]:
         rest.append(f"Not half way to the floor by {last}: {_listed(facts['not_reached'])}.")
+    if facts["at_chance"]:
+        rest.append(f"Undamaged no better than chance, so nothing to lose: {_listed(facts['at_chance'])}.")
     if facts["unchanged"]:
         rest.append(f"No change is shown for {_listed(facts['unchanged'])}.")
     return lead, " ".join(rest)
@@ -66,6 +72,9 @@ def _order(reached: Sequence[Curve], share: float | None) -> str:
     first, second = _name(reached[0]), _name(reached[1])
     if share is None:
         return "With one repeat nothing can be said about how certain this order is."
+    repeats = len(reached[0].series.repeats)
+    if repeats < FEW:
+        return f"Whether that order would hold in other repeats, {repeats} repeats cannot show."
     if share == 1:
         return f"That {first} came before {second} holds in all bootstrap draws."
     if share >= CERTAIN:
@@ -80,10 +89,11 @@ def ranking(curves: Sequence[Curve], measure: Measure) -> str | None:
     if len(found) < 2 or not reached:
         return None
     parts = [f"{c.series.label} at {common_position(c):.2f}{_common_interval(c)}" for c in reached]
-    text = f"{measure.label}, by relative L2 change of the weights: most vulnerable first, {'; '.join(parts)}."
+    name = measure.label.partition(" (")[0]
+    text = f"{name}, by relative L2 change of the weights, most vulnerable first: {'; '.join(parts)}."
     held = [c.series.label for c in found if c.half.status == NOT_REACHED]
     if held:
-        text += f" Not reached: {_listed(held)}."
+        text += f" Not reached: {', '.join(held)}."
     if len(reached) > 1 and _overlap(reached[0], reached[1]):
         text += " The intervals of the first two overlap."
     return text
@@ -113,7 +123,7 @@ def _overlap(first: Curve, second: Curve) -> bool:
 
 def warnings(files: Sequence[ResultFile], series: Sequence[Series], curves: Sequence[Curve]) -> list[str]:
     """Return what a reader must know before believing the numbers, a sentence for each kind of trouble."""
-    found = [problem for file in files for problem in file.problems]
+    found = _file_problems(files)
     found += _few_repeats(series)
     for what, note in (
         ("Cells (level × repeat) without rows", _missing_cells),
@@ -126,6 +136,18 @@ def warnings(files: Sequence[ResultFile], series: Sequence[Series], curves: Sequ
         if noted:
             found.append(f"{what}: {'; '.join(noted[:MOST_NAMED])}{_more(noted)}.")
     return found + _cut_off(curves)
+
+
+def _file_problems(files: Sequence[ResultFile]) -> list[str]:
+    """What was wrong with the files, each kind once."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        for problem in file.problems:
+            names.setdefault(problem, []).append(file.path.name)
+    return [
+        f"{', '.join(which) if len(which) < 4 else f'{len(which)} of {len(files)} files'}: {problem}"
+        for problem, which in names.items()
+    ]
 
 
 def _more(noted: Sequence[str]) -> str:
@@ -205,8 +227,13 @@ NOT_SHOWN = (
 
 
 def _name(curve: Curve) -> str:
-    label = curve.measure.label
-    return label[:1].lower() + label[1:] if not label[:2].isupper() else label
+    return _inside(curve.measure.label)
+
+
+def _inside(label: str) -> str:
+    """A label inside a sentence: without its unit, and small unless it is an abbreviation."""
+    label = label.partition(" (")[0]
+    return label if label[:2].isupper() else label[:1].lower() + label[1:]
 
 
 def _level(curve: Curve) -> str:
@@ -220,5 +247,5 @@ def _level(curve: Curve) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    names = [name[:1].lower() + name[1:] if not name[:2].isupper() else name for name in names]
+    names = [_inside(name) for name in names]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

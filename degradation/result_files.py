@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .errors import DamagedRecords
 from .journal import JournalReader
 
 # Without these there is no telling what a row is.
@@ -22,7 +23,7 @@ class ResultFile:
 
     rows: the exported rows that hold an answer. lost: number of rows that hold none (out of memory, error).
     lesions, cells: the journal's records, empty where there is no journal. manifest: likewise.
-    problems: what was wrong with the files, in sentences.
+    problems: what was wrong with the file, in clauses that follow its name.
     """
 
     path: Path
@@ -58,14 +59,11 @@ def _read(path: Path) -> ResultFile:
     kept = [row for row in rows if row["status"] in DATA]
     file = ResultFile(path, kept, lost=len(rows) - len(kept))
     if file.lost:
-        file.problems.append(f"{path.name}: {file.lost} of {len(rows)} rows hold no answer (status oom or error).")
+        file.problems.append(f"{file.lost} of {len(rows)} rows hold no answer (status oom or error).")
     _drop_twice(file)
     journal = path.with_suffix(".journal")
     if not journal.is_dir():
-        file.problems.append(
-            f"{path.name}: no journal lies beside it, so versions, relative damage per tensor, log-perplexity and KL "
-            "may be missing."
-        )
+        file.problems.append("no journal lies beside it, so versions, log-perplexity and KL may be missing.")
         return file
     file.lesions = _journal_rows(journal / "lesions.jsonl", file.problems)
     file.cells = _journal_rows(journal / "cells.jsonl", file.problems)
@@ -80,7 +78,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: there is no such result file.")
     rows = _load(path)
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise ValueError(f"{path}: a result file is a JSON list of rows.")
+        raise DamagedRecords(f"{path}: a result file is a JSON list of rows.")
     for place, row in enumerate(rows):
         for name in NEEDED:
             if name not in row:
@@ -95,7 +93,7 @@ def _load(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: this is no JSON ({error}). The command export writes it anew.") from error
+        raise DamagedRecords(f"{path}: this is no JSON ({error}). The command export writes it anew.") from error
 
 
 def _drop_twice(file: ResultFile) -> None:
@@ -106,9 +104,7 @@ def _drop_twice(file: ResultFile) -> None:
         if key not in best or (row.get("attempt") or 0) >= (best[key].get("attempt") or 0):
             best[key] = row
     if len(best) < len(file.rows):
-        file.problems.append(
-            f"{file.path.name}: {len(file.rows) - len(best)} rows stood there twice; the latest counts."
-        )
+        file.problems.append(f"{len(file.rows) - len(best)} rows stood there twice; the latest counts.")
         file.rows = list(best.values())
 
 
@@ -139,7 +135,7 @@ def _journal_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
     reader = JournalReader(path)
     rows = [line.row for line in reader.new_lines()]
     if reader.bad:
-        problems.append(f"{path.parent.name}/{path.name}: {len(reader.bad)} damaged lines were left out.")
+        problems.append(f"{len(reader.bad)} damaged lines of the journal's {path.name} were left out.")
     return rows
 
 

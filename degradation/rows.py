@@ -63,22 +63,10 @@ class RowMaker:
         return {**row, "status": "oom", "finish_reason": None, "batch_shape": None}
 
     def _cell_fields(self, cell: Cell) -> dict[str, Any]:
-        config, level = self.experiment.config, cell.level
+        config = self.experiment.config
         return {
+            **self.experiment.cell_fields(cell),
             "timestamp": datetime.now().astimezone().isoformat(),
-            "model_name": self.experiment.model_name,
-            "model_variant": config.model_variant,
-            "experiment_id": self.experiment.experiment_id,
-            "config_name": config.config_name,
-            "prompt_group": self.experiment.prompt_group,
-            "std_dev": level,
-            "level_value": level,
-            "degrad_level": level,
-            "level_index": cell.level_index,
-            "repeat_index": cell.repeat_index,
-            "param_group_name": config.group,
-            "degradation_method": config.method,
-            "seed": config.seed_base + cell.repeat_index,
             "temperature": self.sampling.temperature,
             "do_sample": self.sampling.do_sample,
             "gen_params": self.sampling.as_row(config.max_new_tokens),
@@ -89,23 +77,12 @@ class RowMaker:
             "restore_strategy": config.restore_strategy,
             "sampler": f"{SAMPLER}/{config.invariance}",
             "decoder": self.decoder,
-            "noise_coupling": config.noise_coupling,
-            "quant_target_mode": config.quant_target_mode,
-            "tied_policy": config.tied_policy,
-            "is_baseline": cell.is_baseline,
         }
 
     def _prompt_fields(self, place: int) -> dict[str, Any]:
-        prompt, rendered, picture = (
-            self.experiment.prompts[place], self.rendering.prompts[place], self.experiment.picture
-        )  # fmt: skip
+        rendered = self.rendering.prompts[place]
         return {
-            "prompt_id": place + 1,
-            "prompt_skill": prompt.skill,
-            "prompt_text": prompt.text,
+            **self.experiment.prompt_fields(place),
             "tokens_in": rendered.text_tokens,
             "tokens_prompt_rendered": len(rendered.ids),
-            "image_used": picture is not None,
-            "image_filename": None if picture is None else picture.name,
-            "image_sha256": self.experiment.picture_sha256,
         }

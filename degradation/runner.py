@@ -16,13 +16,13 @@ from tqdm import tqdm
 from .batch_decoder import BatchDecoder
 from .decoding import Answer, Decoder, DecoderSettings, Request
 from .errors import MemoryStop
-from .experiment import Experiment, Plan
+from .experiment import Experiment, Plan, render_experiment
 from .limits import RunLimit, Signals
 from .loading import Loaded
 from .measures import perplexity_text
 from .memory import MemoryPolicy
 from .methods import MethodOptions
-from .rendering import Rendering, load_picture, render_prompts
+from .rendering import Rendering
 from .restore import Baseline, apply_damage
 from .row_decoder import RowDecoder, RowsUnsupported
 from .rows import RowMaker
@@ -52,7 +52,7 @@ class ExperimentRun:
         self.limit = RunLimit(policy, signals)
         self.policy = policy
         self.expected: dict[int, int] = {}  # prompt -> tokens of its last answer
-        self.rendering = render(experiment, loaded)
+        self.rendering = render_experiment(experiment, loaded.tokenizer, loaded.processor)
         self.sampling = resolve_sampling(self.config, loaded.model.generation_config)
         self.decoder = make_decoder(loaded, self.rendering, self._decoder_settings())
         self.maker = RowMaker(
@@ -74,6 +74,8 @@ class ExperimentRun:
             for number, plan in enumerate(plans, start=1):
                 if self.store.claim(plan.cell.name(self.config)):
                     self.cell(plan, subject, progress)
+                    if self.store.rank == 0:
+                        self.store.export_if_due()
                 if number % self.config.verify_every == 0:
                     subject.baseline.verify()
 
@@ -107,8 +109,6 @@ class ExperimentRun:
         damaged = time.perf_counter()
         score = self._score(plan, subject)
         scored = time.perf_counter()
-        self.store.append_lesion(lesion)
-        rows = self._rows(plan, score, lesion["rel_l2"], progress)
         record = {
             "param_group_name": config.group,
             "degradation_method": config.method,
@@ -120,9 +120,14 @@ class ExperimentRun:
             "kl_to_baseline": score.kl,
             "damage_s": damaged - started,
             "score_s": scored - damaged,
-            "generate_s": time.perf_counter() - scored,
-            "rows": rows,
+            "generate_s": None,
+            "rows": 0,
         }
+        # before the rows and again behind them: once the last row is there, nobody comes back for the scores
+        self.store.append_lesion(lesion)
+        self.store.append_cell(record)
+        rows = self._rows(plan, score, lesion["rel_l2"], progress)
+        record |= {"generate_s": time.perf_counter() - scored, "rows": rows}
         self.store.append_cell(record)
         return record
 
@@ -171,19 +176,6 @@ class ExperimentRun:
 
     def _usage(self) -> float | None:
         return round(100 * self.policy.usage, 1) if self.loaded.device.type == "cuda" else None
-
-
-def render(experiment: Experiment, loaded: Loaded) -> Rendering:
-    """Render the experiment's prompts, with its picture if it has one."""
-    config = experiment.config
-    return render_prompts(
-        [prompt.text for prompt in experiment.prompts],
-        loaded.tokenizer,
-        system_prompt=config.system_prompt,
-        max_length=config.max_seq_length,
-        processor=loaded.processor,
-        picture=load_picture(experiment.picture) if experiment.picture is not None else None,
-    )
 
 
 def make_decoder(loaded: Loaded, rendering: Rendering, settings: DecoderSettings) -> Decoder:

@@ -56,7 +56,7 @@ class Series:
 
     @property
     def has_baseline(self) -> bool:
-        return bool(self.axis.levels) and self.axis.levels[0] in (None, 0.0)
+        return self.axis.has_baseline
 
     @property
     def mean_rel_l2(self) -> numpy.ndarray:

@@ -6,6 +6,7 @@ import numpy
 import pytest
 
 from frankenlm.degradation.critical import (
+    AT_CHANCE,
     NO_BASELINE,
     NO_CHANGE,
     NOT_REACHED,
@@ -138,6 +139,18 @@ def test_what_is_not_reached_is_said(half, floor, status):
         assert found.record(SIGMA)["level"] is None
 
 
+@pytest.mark.parametrize(
+    ("baseline", "chance", "questions", "status"),
+    [(0.15, 0.13, 60, AT_CHANCE), (0.30, 0.13, 60, REACHED), (0.15, 0.13, 6000, REACHED), (0.02, 0.0, 50, AT_CHANCE),
+     (0.10, 0.0, 50, REACHED), (0.15, 0.13, None, REACHED)],
+)  # fmt: skip
+def test_luck_on_few_questions_is_no_skill(baseline, chance, questions, status):
+    """Greedy answers are the same in every repeat: only the number of questions tells skill from luck."""
+    values = numpy.tile(baseline * (1 - SIGMA.positions), (5, 1))
+    found = half_level(values, draw_counts(5, 100), SIGMA, -1, chance, questions)
+    assert found.status == status and found.floor == chance
+
+
 def test_an_interval_may_end_where_the_levels_do():
     """Some repeats pass half way just before the last level, others do not."""
     values = repeats_of(SIGMA, 0.97, spread=0.08, noise=0.0, repeats=8, seed=4)
@@ -171,13 +184,33 @@ def test_missing_levels_and_missing_baseline():
         half_level(values, draw_counts(10, 100), SIGMA, -1),
         half_level(values * NAN, draw_counts(10, 9), SIGMA, 1),
     ):
-        assert found.status == NO_BASELINE and found.text(SIGMA) == "no baseline"
+        assert found.status == NO_BASELINE and found.text(SIGMA) == "nothing to compare"
+
+
+def test_levels_without_the_undamaged_one_have_nothing_to_compare():
+    axis = LevelAxis.of("mult_gauss", [0.1, 0.5, 1.0], False)
+    values, counts = repeats_of(axis, 0.5), draw_counts(10, 50)
+    assert half_level(values, counts, axis, -1, 0.2).status == NO_BASELINE
+    assert effect_level(moments_of(values), counts, axis, -1).status == NO_BASELINE
 
 
 def test_one_repeat_has_a_level_and_no_interval():
     found = half_level(repeats_of(SIGMA, 0.5, repeats=1), draw_counts(1, 100), SIGMA, -1, 0.2)
     assert found.reached and math.isnan(found.low) and found.drawn is None
     assert "(" not in found.text(SIGMA) and found.record(SIGMA)["high_reached"] is None
+
+
+def test_data_of_one_repeat_among_ten_have_no_interval():
+    """Perplexity is measured in the first repeat alone; draws of that one repeat would look certain."""
+    values = numpy.full((10, 21), NAN)
+    values[0] = repeats_of(SIGMA, 0.5, repeats=1)
+    found = half_level(values, draw_counts(10, 100), SIGMA, -1, 0.2)
+    assert found.reached and math.isnan(found.low) and math.isnan(found.reached_share) and found.drawn is None
+    answers = tuple(
+        numpy.where(numpy.isfinite(values), part, 0.0) for part in (9.0, 9 * values, 9 * (values**2 + 0.01))
+    )
+    found = effect_level(answers, draw_counts(10, 100), SIGMA, -1)
+    assert found.reached and math.isnan(found.low) and found.drawn is None
 
 
 def test_half_level_on_the_quantisation_axis():

@@ -472,7 +472,7 @@ def test_percentile_clips_the_range():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_range_of_each_row(dtype):
     tensor = weights(20, 300, dtype=dtype)
-    tensor[3] = 0.25
+    tensor[3], tensor[5] = 0.25, -0.0
     found = damaged(tensor, "uni_quant", 7, options=MethodOptions(quant_range="per_row"))
     for row in range(20):
         assert same_bits(found[row], damaged(tensor[row], "uni_quant", 7))
@@ -481,6 +481,15 @@ def test_range_of_each_row(dtype):
         tensor.T.contiguous(), "uni_quant", 7, layout=turned, options=MethodOptions(quant_range="per_row")
     )
     assert same_bits(columns.T.contiguous(), found)
+
+
+def test_rows_beyond_the_percentile_are_clipped():
+    tensor = weights(20, 100)
+    tensor[4] = 1 + torch.rand(100)
+    bound = tensor.abs().reshape(-1).sort().values[math.ceil(0.9 * 2000) - 1]
+    options = MethodOptions(quant_range="per_row", quant_percentile=90.0)
+    found = damaged(tensor, "uni_quant", 5, options=options)
+    assert (found[4] == bound).all() and found.abs().max() == bound
 
 
 def test_range_of_128_inputs():
@@ -546,13 +555,15 @@ SLICES = [
 def test_layout_of_a_slice(arguments, size):
     shape, view_shape, dim, start, length = arguments
     layout = Layout.sliced(*arguments)
-    index = torch.arange(math.prod(shape)).view(shape)
+    # a part of a larger storage, as a flattened parameter is
+    index = torch.arange(-3, math.prod(shape))[3:].view(shape)
     expected = index.view(view_shape).narrow(dim, start, length).reshape(-1)
     rows = layout.rows_of(index)
     assert torch.equal(rows.reshape(-1), expected) and layout.numel == len(expected)
     places, drawn = torch.zeros(rows.shape, dtype=torch.int64), torch.zeros(rows.shape, dtype=torch.int64)
     for piece in layout.pieces(size):
         assert torch.equal(piece.of(rows).reshape(-1), torch.from_numpy(layout.flat_index(piece)))
+        assert piece.start == 0 or layout.starts(piece)[0] % size == 0
         piece.of(places).add_(1)
         out = np.empty(piece.numel, dtype=np.uint32)
         draw_words(layout, KEY, piece, out)

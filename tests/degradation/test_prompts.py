@@ -117,7 +117,7 @@ def test_math_expressions_use_the_prompts_numbers():
 
 def test_equations_by_substitution():
     """The two equations hold for their keys, and for no other whole number near."""
-    equations = {"3x + 7 = 40": lambda x: 3 * x + 7 == 40, "5(y - 2) = 2y + 17": lambda y: 5 * (y - 2) == 2 * y + 17}
+    equations = {"3x + 19 = 52": lambda x: 3 * x + 19 == 52, "5(y - 2) = 2y + 17": lambda y: 5 * (y - 2) == 2 * y + 17}
     for text, holds in equations.items():
         [prompt] = [prompt for prompt in IQ if text in prompt.text]
         assert [x for x in range(-100, 100) if holds(x)] == [prompt.answer]

@@ -73,6 +73,7 @@ def test_packed_bytes_come_back(open_4bit, mode, quant_type, double_quant):
         for method, level in (("mult_gauss", 0.5), ("ablation", 0.3), ("uni_quant", 8), ("add_gauss", 0.3)):
             lesion = apply_damage(baseline, method, level, 42, 0)
             assert lesion["rel_l2"] > 0.1
+            assert all(_states_agree(module, double_quant) for module in model.modules() if is_4bit(module))
             assert not torch.equal(logits(model), answer)
             now = state_of(model)
             assert all(now[name] == state for name, state in before.items() if ".v_proj." not in name)
@@ -82,6 +83,13 @@ def test_packed_bytes_come_back(open_4bit, mode, quant_type, double_quant):
         assert torch.equal(logits(model), answer)
     assert state_of(model) == before and packed_names(model) == packed
     assert torch.equal(logits(model), answer)
+    assert all(_states_agree(model.get_submodule(name), double_quant) for name in packed)
+
+
+def _states_agree(module, nested):
+    """The layer and its weight hold one quantisation state, of the kind it was loaded with."""
+    state = module.weight.quant_state
+    return module.quant_state is state and state.nested == nested
 
 
 def test_undamaged_dense_layers_compute_the_same(open_4bit):

@@ -207,7 +207,7 @@ def test_strategies_give_the_same_weights(tiny_dir, strategy):
     assert all(torch.equal(expected["subset_in_memory"][name][0], expected[strategy][name][0]) for name in before)
 
 
-def test_map_of_a_checkpoint_takes_no_memory(tiny_dir):
+def test_map_cannot_change_the_file(tiny_dir):
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_dir("llama"))
@@ -215,7 +215,6 @@ def test_map_of_a_checkpoint_takes_no_memory(tiny_dir):
     content = file.read_bytes()
     with Baseline(model, "mlp_only+embed_only", strategy="mmap_checkpoint") as baseline:
         for saved in baseline.saved:
-            assert isinstance(saved.rows.untyped_storage().nbytes(), int)
             saved.rows[0, 0] = 7.0  # copy on write
     assert file.read_bytes() == content
 
@@ -410,6 +409,8 @@ def test_lesion_record(tiny_model, method, dtype):
     for part, one, two in zip(lesion["tensors"], before, after, strict=True):
         check_numbers(part, one, two, method)
         assert part["elements"] == len(one)
+    if method == "uni_quant":
+        assert lesion["levels"] == sum(part["levels"] for part in lesion["tensors"]) / 4
     check_numbers(lesion, torch.cat(before), torch.cat(after), method, per_tensor=False)
 
 

@@ -556,14 +556,20 @@ def test_without_flock_a_lock_that_was_lost_stops_the_writing(tmp_path, no_flock
     assert held.read_text() == other
 
 
-def test_a_lock_whose_file_was_moved_away_is_taken_anew(tmp_path):
-    first, second = ExperimentLock(tmp_path / "lock"), ExperimentLock(tmp_path / "lock")
-    first.acquire()
-    os.rename(tmp_path / "lock", tmp_path / "moved")
-    second.acquire()
-    assert locks.read_holder(tmp_path / "lock")["pid"] == os.getpid()
-    first.release()
-    second.release()
+def test_a_lock_whose_file_was_moved_away_is_taken_anew(tmp_path, monkeypatch):
+    """An archive moves the file between another process's opening and locking it."""
+    path, moved, real = tmp_path / "lock", tmp_path / "moved", locks.lock_descriptor
+
+    def move_first(descriptor):
+        if not moved.exists():
+            os.rename(path, moved)
+        return real(descriptor)
+
+    monkeypatch.setattr(locks, "lock_descriptor", move_first)
+    lock = ExperimentLock(path)
+    lock.acquire(wait=True)
+    assert locks.read_holder(path)["pid"] == os.getpid() and moved.read_bytes() == b""
+    lock.release()
 
 
 # --- another configuration
@@ -730,6 +736,16 @@ def test_three_ranks_then_one(tmp_path):
         opened.export()
         assert shape(exported(opened)) == shape(ROWS)
     assert torn.with_name("rank-00002.jsonl.torn").exists()
+
+
+def test_a_forced_attempt_of_one_rank_beats_the_first_of_another(tmp_path):
+    with open_store(tmp_path) as first, open_store(tmp_path, rank=1, world_size=2) as second:
+        second.append([make_row(1), make_row(2)])
+        first.refresh()
+        first.append([make_row(1, completion="forced")])
+    with open_store(tmp_path) as opened:  # rank 0's file is read first, the older rows after it
+        assert opened.finished == {make_row(1)["row_key"]: 2, make_row(2)["row_key"]: 1}
+        assert [(row["completion"] == "forced", row["rank"]) for row in opened.rows()] == [(True, 0), (False, 1)]
 
 
 def test_a_rank_sees_what_the_others_have_done(tmp_path):

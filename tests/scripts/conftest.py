@@ -83,3 +83,10 @@ def evaluate():
     """evaluate(*words) runs scripts/evaluate.py in this process and returns its exit code."""
     main = load_script("evaluate").main
     return lambda *words: run_command(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="session")
+def degrade():
+    """degrade(*words) runs scripts/degrade.py in this process and returns its exit code."""
+    main = load_script("degrade").main
+    return lambda *words: run_command(lambda argv: main(argv, "The lab."), [str(word) for word in words])

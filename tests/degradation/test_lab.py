@@ -1,0 +1,385 @@
+"""Whole experiments on tiny models: what is resumed, extended, refused, forced; and that the model is left as it was."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from frankenlm.degradation import get_config, run_experiment
+from frankenlm.degradation.configs import NOT_IN_HASH, ExperimentConfig
+from frankenlm.degradation.errors import ConfigConflict, MemoryStop
+from frankenlm.degradation.lab import Lab, RunOptions
+from frankenlm.degradation.memory import MemoryPolicy
+from frankenlm.degradation.row_decoder import RowDecoder
+from frankenlm.degradation.runner import ExperimentRun
+from frankenlm.degradation.store import Store
+from frankenlm.trainer_ext.cli import Interrupted
+
+SMALL = get_config("smoke") | {
+    "dtype": "float32", "levels": (0.0, 0.3), "n_rep": 2, "max_new_tokens": 6, "perplexity": False
+}  # fmt: skip
+# what may differ between two ways of getting the same rows
+INCIDENTAL = {
+    "timestamp", "duration", "batch_duration", "attempt", "batch_size_effective", "batch_shape", "rank", "device",
+    "vram_usage_percent",
+}  # fmt: skip
+ROUNDED = ("mean_logprob", "mean_entropy")
+
+
+def rows_of(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def essence(rows):
+    """What rows say, apart from when and in which company; in the order of the file."""
+    kept = [{name: value for name, value in row.items() if name not in INCIDENTAL} for row in rows]
+    for row in kept:
+        for name in ROUNDED:
+            row[name] = pytest.approx(row[name], abs=1e-3) if row[name] is not None else None
+    return kept
+
+
+@pytest.fixture
+def lab(tiny_model, tiny_tokenizer, tmp_path):
+    """lab(config, folder="results") runs an experiment on a tiny Llama in this process, returns its rows."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+
+    def run(config=SMALL, folder="results", **options):
+        options = {"model": model, "tokenizer": tokenizer, "progress": False, **options}
+        return rows_of(run_experiment(config, output_dir=tmp_path / folder, **options))
+
+    run.model = model
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_model, tiny_tokenizer, tmp_path_factory):
+    """The rows of SMALL, in one go."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    path = run_experiment(
+        SMALL, model=tiny_model("llama"), tokenizer=tiny_tokenizer(), output_dir=folder, progress=False
+    )  # fmt: skip
+    return rows_of(path)
+
+
+def test_rows_hold_what_was_done(unbroken):
+    assert len(unbroken) == 2 * 2 * 4
+    assert [(r["level_index"], r["repeat_index"], r["prompt_id"]) for r in unbroken] == sorted(
+        (level, repeat, prompt) for level in range(2) for repeat in range(2) for prompt in range(1, 5)
+    )
+    for row in unbroken:
+        assert row["std_dev"] == row["level_value"] == row["degrad_level"] == (0.0, 0.3)[row["level_index"]]
+        assert row["seed"] == 42 + row["repeat_index"]
+        assert row["output"].endswith(row["completion"])
+        assert row["is_baseline"] == (row["level_index"] == 0) == (row["damage_rel_l2"] == 0)
+        assert row["damage_rel_l2"] == pytest.approx(0.3 if row["level_index"] else 0, rel=0.1)
+        assert row["perplexity"] is None
+    texts = {(r["level_index"], r["repeat_index"], r["prompt_id"]): r["completion"] for r in unbroken}
+    assert texts[0, 0, 1] != texts[0, 1, 1], "repeats draw their own text"
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 16])
+def test_text_does_not_depend_on_the_batch(size, lab, unbroken):
+    rows = lab(SMALL | {"max_batch_size": size})
+    assert [row["completion"] for row in rows] == [row["completion"] for row in unbroken]
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 9, 12])
+def test_a_run_stopped_anywhere_goes_on_to_the_same_rows(after, lab, unbroken, monkeypatch):
+    append, written = Store.append, []
+
+    def stop_after(self, rows):
+        append(self, rows)
+        written.extend(rows)
+        if len(written) >= after:
+            raise Interrupted(signal.SIGTERM, "stopped by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", stop_after)
+        with pytest.raises(Interrupted):
+            lab()
+    assert len(written) < len(unbroken)
+    found = lab()
+    assert essence(found) == essence(unbroken)
+    assert all(row["attempt"] == 1 for row in found)
+
+
+def test_a_signal_ends_the_run_between_two_tokens(lab, unbroken, tmp_path, monkeypatch):
+    step, calls = RowDecoder._forward_step, []
+
+    def kick(self, cache, tokens):
+        calls.append(1)
+        if len(calls) == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, cache, tokens)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(RowDecoder, "_forward_step", kick)
+        with pytest.raises(Interrupted, match="SIGTERM") as caught:
+            lab()
+    assert caught.value.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
+    (exported,) = (tmp_path / "results").glob("*.json")
+    assert 0 < len(rows_of(exported)) < len(unbroken)
+    assert essence(lab()) == essence(unbroken)
+
+
+def test_finished_cells_leave_the_weights_alone(lab, monkeypatch):
+    lab()
+    monkeypatch.setattr(ExperimentRun, "__init__", lambda *args: pytest.fail("nothing was missing"))
+    lab()
+
+
+def test_more_repeats_and_levels_add_exactly_theirs(lab):
+    first = {row["row_key"]: row for row in lab()}
+    second = {row["row_key"]: row for row in lab(SMALL | {"n_rep": 3, "levels": (0.0, 0.025, 0.03, 0.3)})}
+    assert len(second) == 4 * 3 * 4
+    for key, row in first.items():
+        assert second[key]["completion"] == row["completion"]
+        assert second[key]["duration"] == row["duration"], "rows that were there are not written again"
+    assert {row["level_value"] for row in second.values()} == {0.0, 0.025, 0.03, 0.3}
+    assert [row["level_index"] for row in second.values() if row["level_value"] == 0.3] == [3] * 12
+
+
+def test_an_edited_prompt_is_run_again_alone_and_equal_ones_are_both_kept(lab, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("One.", "Two.", "Two.")))
+    config = SMALL | {"prompts": str(path), "name_suffix": "mine"}
+    first = lab(config)
+    assert len(first) == 12 and len({row["row_key"] for row in first}) == 12
+    twins = [row["completion"] for row in first if row["prompt_text"] == "Two." and row["level_index"] == 0]
+    assert twins[0] != twins[1]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("One!", "Two.", "Two.")))
+    second = lab(config)
+    old = {row["row_key"]: row["timestamp"] for row in first}
+    fresh = [row for row in second if row["row_key"] not in old]
+    assert {row["prompt_text"] for row in fresh} == {"One!"} and len(fresh) == 4
+    assert all(old[row["row_key"]] == row["timestamp"] for row in second if row["row_key"] in old)
+
+
+OTHER_VALUES = {
+    "image": "kitchen", "system_prompt": "Be brief.", "model_variant": "base", "method": "ablation", "seed_base": 7,
+    "noise_coupling": "independent", "tied_policy": "input_only", "norm_gain": False, "quant_range": "per_row",
+    "quant_symmetric": True, "quant_percentile": 99.0, "unit": "row", "exact_count": True, "dtype": "bfloat16",
+    "load_4bit": True, "quant_type": "fp4", "double_quant": True, "quant_target_mode": "requantise",
+    "do_sample": False, "temperature": 0.7, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 1.1,
+    "max_new_tokens": 7, "max_seq_length": 400, "couple_levels": False, "invariance": "single",
+}  # fmt: skip
+
+
+def test_every_field_that_decides_a_row_is_tried():
+    assert set(OTHER_VALUES) == {field.name for field in dataclasses.fields(ExperimentConfig)} - NOT_IN_HASH
+
+
+@pytest.mark.parametrize("name", sorted(set(OTHER_VALUES) - {"method", "image"}))
+def test_a_changed_field_under_the_same_name_is_a_conflict(name, lab, tmp_path):
+    lab(SMALL | {"n_rep": 1, "levels": (0.0,), "max_prompts": 1})
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    with pytest.raises(ConfigConflict, match=f"{name}.*name_suffix"):
+        lab(SMALL | {name: OTHER_VALUES[name]})
+    for path, content in files.items():
+        assert path.read_bytes() == content
+
+
+def test_force_run_writes_chosen_rows_again(lab):
+    lab()
+    some = lab(SMALL | {"force_run": True, "force_where": "level=0.3,repeat_index=1"})
+    assert len(some) == 16
+    for row in some:
+        assert row["attempt"] == (2 if row["level_value"] == 0.3 and row["repeat_index"] == 1 else 1)
+    every = lab(SMALL | {"force_run": True})
+    assert [row["attempt"] - old["attempt"] for row, old in zip(every, some, strict=True)] == [1] * 16
+
+
+def test_the_model_is_bitwise_the_same_afterwards_also_after_an_error(lab, monkeypatch):
+    before = {name: tensor.clone() for name, tensor in lab.model.state_dict().items()}
+    places = {name: tensor.data_ptr() for name, tensor in lab.model.state_dict().items()}
+    lab(SMALL | {"group": "attn_qkvo+mlp_only"})
+    calls = []
+
+    def fail_late(self, cache, tokens):
+        calls.append(1)
+        if len(calls) > 16:
+            raise ZeroDivisionError
+        return step(self, cache, tokens)
+
+    step = RowDecoder._forward_step
+    monkeypatch.setattr(RowDecoder, "_forward_step", fail_late)
+    with pytest.raises(ZeroDivisionError):
+        lab(SMALL | {"group": "mlp_only"})
+    for name, tensor in lab.model.state_dict().items():
+        assert torch.equal(tensor.view(torch.uint8), before[name].view(torch.uint8))
+        assert tensor.data_ptr() == places[name]
+
+
+def test_the_undamaged_level_is_the_untouched_model(lab, tiny_tokenizer):
+    """Level 0 equals generate() on the model as loaded, greedily."""
+    greedy = SMALL | {"do_sample": False, "levels": (0.0,), "n_rep": 1, "name_suffix": "greedy"}
+    rows = lab(greedy)
+    tokenizer = tiny_tokenizer()
+    for row in rows:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt_text"]}], add_generation_prompt=True, return_tensors="pt",
+            return_dict=True,
+        )["input_ids"]  # fmt: skip
+        stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("</turn>")]
+        written = lab.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6, eos_token_id=stops,
+            pad_token_id=tokenizer.pad_token_id,
+        )[0, ids.shape[1] :]  # fmt: skip
+        assert row["completion"] == tokenizer.decode(written, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(("fails_above", "expected"), [(10, 10), (3, 2)])
+def test_out_of_memory_halves_and_loses_nothing(fails_above, expected, lab, monkeypatch):
+    config = SMALL | {"prompts": "dreams_it", "max_batch_size": 40, "levels": (0.0,), "n_rep": 1}
+    reference = lab(config, folder="reference")
+    forward = type(lab.model).forward
+
+    def fail(model, input_ids=None, **inputs):
+        if len(input_ids) > fails_above:
+            raise torch.OutOfMemoryError("no room")
+        return forward(model, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(type(lab.model), "forward", fail)
+    rows = lab(config, folder="crowded")
+    assert essence(rows) == essence(reference)
+    assert max(row["batch_size_effective"] for row in rows) <= fails_above
+    assert min(row["batch_size_effective"] for row in rows) >= 1 and len(rows) == 38
+
+
+def test_rows_without_any_room_are_recorded_and_the_third_ends_the_run(lab, tmp_path, monkeypatch):
+    forward, limit = type(lab.model).forward, []
+
+    def fail(model, input_ids=None, **inputs):
+        if limit and input_ids.shape[1] < 100:
+            raise torch.OutOfMemoryError("no room")
+        return forward(model, input_ids=input_ids, **inputs)
+
+    monkeypatch.setattr(type(lab.model), "forward", fail)
+    begin = ExperimentRun.__init__
+
+    def begin_then_fail(self, *args):
+        begin(self, *args)
+        limit.append(1)
+
+    monkeypatch.setattr(ExperimentRun, "__init__", begin_then_fail)
+    with pytest.raises(MemoryStop, match="no memory even alone"):
+        lab()
+    assert MemoryStop.exit_code == 3
+    limit.clear()
+    monkeypatch.setattr(ExperimentRun, "__init__", begin)
+    assert {row["status"] for row in lab()} == {"ok"}
+
+
+def test_memory_nearly_used_up_ends_the_run_with_its_rows(lab, tmp_path, monkeypatch):
+    readings = iter([0.5, 0.5, 0.96])
+    monkeypatch.setattr(MemoryPolicy, "for_run", classmethod(
+        lambda cls, experiment, loaded: cls(4, 4, lambda: next(readings))))  # fmt: skip
+    with pytest.raises(MemoryStop, match="96%"):
+        lab()
+    (exported,) = (tmp_path / "results").glob("*.json")
+    assert len(rows_of(exported)) == 12
+
+
+def test_perplexity_is_measured_once_a_level_or_in_every_repeat(lab, tmp_path):
+    rows = lab(SMALL | {"perplexity": True, "n_rep": 2, "max_prompts": 1})
+    assert [row["perplexity"] is not None for row in rows] == [True, False, True, False]
+    cells = [json.loads(line)["row"] for line in next(tmp_path.rglob("cells.jsonl")).read_text().splitlines()]
+    by_cell = {(cell["level_index"], cell["repeat_index"]): cell for cell in cells}
+    assert by_cell[0, 0]["kl_to_baseline"] == 0 < by_cell[1, 0]["kl_to_baseline"]
+    assert by_cell[1, 1]["kl_to_baseline"] is None
+    rows = lab(SMALL | {"perplexity": True, "perplexity_per_repeat": True, "max_prompts": 1}, folder="every")
+    assert all(row["perplexity"] is not None for row in rows)
+
+
+CONFIGS = ("dreams_it", "iq_it", "cookie_theft_it")
+LOADS = {
+    "fp32": {"dtype": "float32"},
+    "bf16": {"dtype": "bfloat16"},
+    "4bit": {"dtype": "bfloat16", "load_4bit": True},
+}
+
+
+@pytest.fixture(scope="module")
+def wide_gemma(tiny_model, tiny_tokenizer, tiny_processor, tmp_path_factory):
+    """wide_gemma(name) -> folder of a tiny Gemma-3 whose layers are as wide as a 4-bit block."""
+    sizes, made = {"hidden_size": 64, "intermediate_size": 128}, {}
+
+    def make(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("wide") / f"tiny-{name}"
+            if name == "gemma3":
+                tiny_model(name, **sizes).save_pretrained(folder)
+                tiny_tokenizer().save_pretrained(folder)
+            else:
+                text = tiny_model(name).config.text_config
+                for field, value in sizes.items():
+                    setattr(text, field, value)
+                tiny_model(name, text_config=text).save_pretrained(folder)
+                tiny_processor().save_pretrained(folder)
+            made[name] = folder
+        return made[name]
+
+    return make
+
+
+@pytest.mark.filterwarnings("ignore:.*MatMul4Bit.*")
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("name", ["gemma3", "gemma3_mm"])
+def test_gemma3_goes_through_the_three_configurations(name, load, wide_gemma, tmp_path):
+    """From the saved folder; pictures where the model takes them; the damaged level differs from the baseline."""
+    for config_name in CONFIGS:
+        config = get_config(config_name) | {
+            "levels": (0.0, 0.5), "n_rep": 1, "max_prompts": 3, "max_new_tokens": 5, "max_batch_size": 2,
+            "max_seq_length": 1024, "perplexity": False, "group": "mlp_only", **LOADS[load],
+        }  # fmt: skip
+        if config.image is not None and name == "gemma3":
+            with pytest.raises(ValueError, match="reads text only"):
+                Lab(str(wide_gemma(name)), RunOptions(output_dir=tmp_path)).plan(config)
+            continue
+        rows = rows_of(run_experiment(config, model=str(wide_gemma(name)), output_dir=tmp_path, progress=False))
+        assert len(rows) == 6 and {row["status"] for row in rows} == {"ok"}
+        assert all(row["image_used"] == (config.image is not None) for row in rows)
+        assert all(row["load_4bit"] == (load == "4bit") and row["decoder"] == "rows" for row in rows)
+        found = [(row["completion"], row["mean_logprob"]) for row in rows]
+        assert all(undamaged != damaged for undamaged, damaged in zip(found[:3], found[3:], strict=True))
+
+
+def launch(processes, config_flags, folder, model):
+    """Run scripts/degrade.py in so many processes, as accelerate does on a machine without GPUs."""
+    script = os.path.join(os.path.dirname(__file__), "..", "..", "scripts", "degrade.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    command = launcher if processes > 1 else [sys.executable]
+    done = subprocess.run(
+        [*command, script, "run", "--model", str(model), "--output_dir", str(folder), *config_flags],
+        capture_output=True, text=True, timeout=300,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = folder.glob("outputs_*.json")
+    return rows_of(path)
+
+
+FLAGS = "--config smoke --dtype float32 --levels 0,0.3 --max_new_tokens 6 --perplexity false"
+
+
+def test_two_processes_write_what_one_writes(tiny_dir, unbroken, tmp_path):
+    rows = launch(2, FLAGS.split(), tmp_path / "two", tiny_dir("llama"))
+    assert {row["rank"] for row in rows} == {0, 1}
+    names = ("model_name", "experiment_id", "row_key")  # the other run had a model without a folder
+    strip = [{k: v for k, v in row.items() if k not in names} for row in essence(rows)]
+    assert strip == [{k: v for k, v in row.items() if k not in names} for row in essence(unbroken)]
+
+
+@pytest.mark.slow
+def test_resumed_with_three_then_one_process(tiny_dir, tmp_path):
+    whole = launch(1, FLAGS.split(), tmp_path / "whole", tiny_dir("llama"))
+    launch(3, [*FLAGS.split(), "--n_rep", "1"], tmp_path / "parts", tiny_dir("llama"))
+    parts = launch(1, FLAGS.split(), tmp_path / "parts", tiny_dir("llama"))
+    assert essence(parts) == essence(whole)

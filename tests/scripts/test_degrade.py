@@ -1,0 +1,257 @@
+"""scripts/degrade.py: what a newcomer types, and what comes of mistakes: one line, the exit code, nothing lost."""
+
+import errno
+import json
+import os
+import re
+import shutil
+
+import pytest
+import torch
+
+from frankenlm.degradation.locks import ExperimentLock
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A tiny Llama with a byte tokenizer, saved."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from frankenlm.modeling.tokenization_bytes import byte_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = byte_tokenizer()
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).save_pretrained(folder)  # fmt: skip
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+SMALLEST = "--config smoke --dtype float32 --method mult_gauss --group attn_only --levels 0,0.1 --n_rep 2 --max_new_tokens 8 --max_batch_size 4 --perplexity false"  # noqa: E501
+
+
+@pytest.fixture
+def run(degrade, model, tmp_path):
+    """run(more words) is the smallest experiment, with changes."""
+    return lambda *more, folder=tmp_path / "results": degrade(
+        "run", "--model", model, "--output_dir", folder, *SMALLEST.split(), *more
+    )
+
+
+def exported(folder):
+    (path,) = folder.glob("outputs_*.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix not in ("", ".log")}
+
+
+def one_line(capsys) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r"(error|stopped|storage):", line)]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_the_smallest_experiment(run, tmp_path):
+    assert run() == 0
+    assert len(exported(tmp_path / "results")) == 2 * 2 * 4
+    (log,) = (tmp_path / "results" / "logs").glob("*.log")
+    assert "16 rows in 4 of 4 cells" in log.read_text(encoding="utf-8")
+    assert not set("|/ ") & set(log.name)
+    before = (tmp_path / "results" / "outputs_mult_gauss_tiny_smoke.json").read_bytes()
+    assert run() == 0
+    assert (tmp_path / "results" / "outputs_mult_gauss_tiny_smoke.json").read_bytes() == before
+
+
+def test_several_groups_and_methods_are_one_command(run, tmp_path):
+    assert run("--group", "attn_only", "mlp_only,embed_only", "--n-rep", "1") == 0
+    assert {row["param_group_name"] for row in exported(tmp_path / "results")} == {
+        "attn_only", "mlp_only", "embed_only"
+    }  # fmt: skip
+    assert run("--method", "ablation", "uni_quant", "--levels", "0", "--n_rep", "1") == 0
+    assert len(list((tmp_path / "results").glob("outputs_*.json"))) == 3
+
+
+MISTAKES = {
+    "unknown model": (["--model", "no/such/model/here"], r"no/such/model/here"),
+    "unknown group": (["--group", "atn_only"], r"atn_only.*Did you mean 'attn_only'"),
+    "unknown method": (["--method", "mult_gaus"], r"method='mult_gaus'.*Did you mean 'mult_gauss'"),
+    "unknown configuration": (["--config", "dreams"], r"config='dreams'.*Did you mean 'dreams_it'"),
+    "unknown prompts": (["--prompts", "iq_itt"], r"iq_itt.*Did you mean 'iq_it'"),
+    "unknown flag": (["--max_new_token", "3"], r"--max_new_token'.*Did you mean '--max_new_tokens'"),
+    "negative sigma": (["--levels", "0,-0.1"], r"levels.*-0.1"),
+    "share above one": (["--method", "ablation", "--levels", "0,1.5"], r"ablation.*1\.5"),
+    "one quantum": (["--method", "uni_quant", "--levels", "1"], r"uni_quant.*at least 2"),
+    "no level": (["--levels", "mild"], r"'mild' is no number"),
+    "equal levels": (["--levels", "0.1,0.10"], r"0\.1 is there twice"),
+    "missing picture": (["--image", "nowhere.png"], r"nowhere\.png.*no such file"),
+    "picture for a text model": (["--image", "kitchen"], r"reads text only"),
+    "no boolean": (["--do_sample", "perhaps"], r"'perhaps' is neither true nor false"),
+    "force nothing": (["--force_run", "--force_where", "colour=red"], r"force_where='colour'"),
+    "no device": (["--device", "tpu"], r"device='tpu'"),
+    "no positions": (["--max_new_tokens", "4000"], r"positions"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_found_before_anything_is_written(name, run, tmp_path, capsys):
+    words, message = MISTAKES[name]
+    assert run(*words) == 2
+    assert re.search(message, one_line(capsys))
+    assert not list(tmp_path.rglob("outputs_*"))
+
+
+def test_a_changed_configuration_under_the_same_name(run, tmp_path, capsys):
+    assert run() == 0
+    before = snapshot(tmp_path / "results")
+    assert run("--temperature", "0.5") == 4
+    assert re.search(r"temperature.*1\.0.*0\.5", one_line(capsys))
+    assert snapshot(tmp_path / "results") == before
+    assert run("--temperature", "0.5", "--on-conflict", "new-suffix") == 0
+    assert (tmp_path / "results" / "outputs_mult_gauss_tiny_smoke-2.json").exists()
+
+
+def test_a_second_process_is_told_who_holds_the_experiment(run, tmp_path, capsys):
+    assert run() == 0
+    lock = ExperimentLock(tmp_path / "results" / "outputs_mult_gauss_tiny_smoke.journal" / "lock")
+    lock.acquire(False)
+    try:
+        assert run() == 5
+    finally:
+        lock.release()
+    assert str(os.getpid()) in one_line(capsys)
+
+
+def test_a_lost_journal_beside_a_json_file(run, tmp_path, capsys):
+    assert run() == 0
+    before = exported(tmp_path / "results")
+    journal = tmp_path / "results" / "outputs_mult_gauss_tiny_smoke.journal"
+    shutil.rmtree(journal)
+    assert run() == 7
+    assert "--rebuild" in one_line(capsys)
+    assert run("--rebuild") == 0
+    assert exported(tmp_path / "results") == before
+
+
+def test_a_journal_of_a_newer_version(run, tmp_path, capsys):
+    assert run() == 0
+    (path,) = (tmp_path / "results").glob("*.journal/rank-00000.jsonl")
+    path.write_text(path.read_text(encoding="utf-8").replace('"v":1', '"v":99'), encoding="utf-8")
+    before = snapshot(tmp_path / "results")
+    assert run() == 7
+    assert "newer" in one_line(capsys)
+    assert snapshot(tmp_path / "results") == before
+
+
+def test_a_flipped_byte_costs_one_row_which_is_written_again(run, tmp_path):
+    assert run() == 0
+    before = exported(tmp_path / "results")
+    (path,) = (tmp_path / "results").glob("*.journal/rank-00000.jsonl")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    assert run() == 0
+    again = exported(tmp_path / "results")
+    assert [row["completion"] for row in again] == [row["completion"] for row in before]
+
+
+def test_a_full_disk(run, tmp_path, monkeypatch, capsys):
+    """The journal's writes fail from the fifth row on; what was written stays, and the run goes on afterwards."""
+    real, count = os.write, []
+
+    def full(descriptor, data):
+        if b'"row"' in bytes(data[:80]) and (count.append(1), len(count))[1] > 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        assert run() == 6
+    assert re.search(r"No space left.*make room", one_line(capsys))
+    assert run() == 0
+    assert len(exported(tmp_path / "results")) == 16
+
+
+def test_a_folder_that_cannot_be_written(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert run(folder=tmp_path / "file" / "results") == 2
+    assert "cannot write" in one_line(capsys)
+
+    def read_only(self, *args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", read_only)
+    assert run() == 6
+    assert "Read-only" in one_line(capsys)
+
+
+def test_one_failed_experiment_does_not_keep_the_others_from_running(run, tmp_path, monkeypatch, capsys):
+    from frankenlm.degradation.runner import ExperimentRun
+
+    work = ExperimentRun.work
+
+    def fail_once(self, plans, progress):
+        if self.config.group == "attn_only":
+            raise ZeroDivisionError("by the test")
+        work(self, plans, progress)
+
+    monkeypatch.setattr(ExperimentRun, "work", fail_once)
+    assert run("--group", "attn_only", "mlp_only") == 1
+    assert {row["param_group_name"] for row in exported(tmp_path / "results")} == {"mlp_only"}
+    assert "1 of 2 experiments failed" in capsys.readouterr().err
+
+
+def test_groups_are_listed(degrade, model, capsys):
+    assert degrade("groups", "--model", model) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (values,) = [line.split() for line in lines if line.startswith("attn_only")]
+    assert values[:3] == ["attn_only", "2", "1,024"]
+
+
+def test_dry_run_prints_and_writes_an_estimate(degrade, model, tmp_path, capsys):
+    report = tmp_path / "estimate.json"
+    assert degrade("dry-run", "--config", "smoke", "--model", model, "--dtype", "float32", "--report", report) == 0
+    assert "weights" in capsys.readouterr().out
+    assert json.loads(report.read_text())["estimates"]
+
+
+def test_export_measure_and_report_follow_a_run(run, degrade, tmp_path, capsys):
+    assert run("--n_rep", "3", "--levels", "0,0.3,0.8") == 0
+    (path,) = (tmp_path / "results").glob("outputs_*.json")
+    whole = path.read_bytes()
+    path.unlink()
+    assert degrade("export", path.with_suffix(".journal")) == 0
+    assert path.read_bytes() == whole
+    assert degrade("measure", path) == 0
+    assert degrade("report", path, "--output_dir", tmp_path / "report") == 0
+    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and "http://" not in page.replace("http://www.w3.org", "")
+    assert json.loads((tmp_path / "report" / "report.json").read_text())
+
+
+@pytest.mark.parametrize("words", [["report", "missing.json"], ["measure", "missing.json"], ["export", "missing"]])
+def test_missing_results_are_a_mistake(words, degrade, capsys):
+    assert degrade(*words) == 2
+    assert "no such file" in one_line(capsys)
+
+
+def test_damaged_results_are_named(degrade, tmp_path, capsys):
+    path = tmp_path / "outputs_mult_gauss_x_y.json"
+    path.write_text('[{"half": ')
+    assert degrade("report", path, "--output_dir", tmp_path / "report") == 7
+    assert path.name in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["run", "groups", "dry-run", "measure", "report", "export", "import-legacy"])
+def test_every_command_has_help(command, degrade, capsys):
+    with pytest.raises(SystemExit) as done:
+        degrade(command, "--help")
+    assert done.value.code == 0 and "usage: degrade.py" in capsys.readouterr().out
+    assert degrade("--help") == 0 and command in capsys.readouterr().out
