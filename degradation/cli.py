@@ -178,7 +178,8 @@ def measure_command(args: argparse.Namespace) -> None:
     from .report import measure_file
 
     for path in existing(args.results):
-        print(measure_file(path, Path(args.output_dir) if args.output_dir else path.with_suffix(".measures")))
+        folder = Path(args.output_dir) if args.output_dir else path.with_suffix(".measures")
+        print(measure_file(path, folder, workers=os.cpu_count()))
 
 
 def report_flags(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +192,7 @@ def report_command(args: argparse.Namespace) -> None:
 
     paths = existing(args.results)
     check_output_dir(args.output_dir)
-    print(write_report(paths, Path(args.output_dir)))
+    print(write_report(paths, Path(args.output_dir), workers=os.cpu_count()))
 
 
 def export_flags(parser: argparse.ArgumentParser) -> None:

@@ -111,15 +111,23 @@ class Lab:
         with Signals() as signals, self._open(experiment, state) as store:
             try:
                 self._work(experiment, store, signals, state)
-            finally:
-                if state.num_processes == 1:
-                    store.export()
-            if state.num_processes > 1:
-                state.wait_for_everyone()
-                if state.is_main_process:
-                    store.export()
-                state.wait_for_everyone()
+            except BaseException:
+                self._export_what_is_there(store)
+                raise
+            state.wait_for_everyone()
+            if state.is_main_process:
+                store.export()
+            state.wait_for_everyone()
             return store.json_path
+
+    def _export_what_is_there(self, store: Store) -> None:
+        """Export on the way out of an error, which is what the user is to hear of, not of an export that fails too."""
+        if store.rank > 0:
+            return
+        try:
+            store.export()
+        except OSError as error:
+            logger.error("the JSON file could not be brought up to date, the journal has every row: %s", error)
 
     def _processes(self) -> PartialState:
         """What the launcher started; accelerate takes processes without GPUs for one unless it is told."""

@@ -1,5 +1,6 @@
 """The dry run against what is really allocated."""
 
+import dataclasses
 import json
 import os
 import weakref
@@ -15,9 +16,12 @@ from frankenlm.degradation import estimate as estimate_module
 from frankenlm.degradation.configs import ExperimentConfig
 from frankenlm.degradation.estimate import dry_run, loaded_bytes
 from frankenlm.degradation.footprint import (
+    PromptLength,
+    Shape,
     baseline_bytes,
     cache_bytes,
     damage_scratch,
+    generation_bytes,
     read_shape,
     weight_bytes,
 )
@@ -122,7 +126,41 @@ def test_the_figures_of_gemma_3_4b():
     assert damage_scratch(groups["mlp_only"], "bfloat16", on_gpu=True) < 1 << 30
 
 
+def test_the_head_stays_dense_in_4_bits(tiny_config):
+    empty = empty_model(tiny_config("llama"))
+    bits = ExperimentConfig(load_4bit=True, dtype="bfloat16", quant_target_mode="requantise")
+    linear, dense = 4 * (2 * (32 + 16) * 32 + 3 * 48 * 32), 2 * 272 * 32 + 9 * 32
+    buffers = sum(buffer.nbytes for buffer in empty.buffers())
+    found = weight_bytes(empty, select_group(empty, "attn_only"), bits)
+    assert found == {"weights": linear * 9 // 16 + 2 * dense + buffers, "dense copies": 0}
+
+
 # --- the peak
+
+
+def test_the_largest_phase_of_generating():
+    """Three rows, 10 tokens a prompt of which 4 are shared, heads of width 8: two for queries, one for the rest."""
+    shape = Shape(hidden=16, intermediate=20, vocabulary=50, layers=5, query_width=16, key_value_width=8)
+
+    def of(answer, **fields):
+        how = {"more_wait": False, "pictures": False} | fields
+        return generation_bytes(shape, "float32", 3, PromptLength(10, 4), answer, **how)
+
+    read = 3 * 10 * 5 * 2 * 8 * 4
+    inside, masks, repeated = 3 * 6 * (2 * 20 + 4 * 16) * 4, 3 * 6 * 10 * 5, 3 * 2 * 16 * 4 * 10
+    prefill = read + inside + masks + repeated
+    slots = 3 * 64 * 5 * 2 * 8 * 4  # columns in steps of 64
+    step = 64 * (3 * 5 + 3 * 2 * 16 * 4) + 3 * 50 * 4 * 5
+    assert step > read + 3 * 50 * 4
+    assert of(6) == of(54) == {"cache": slots, "activations": step}
+    assert of(55)["cache"] == 2 * slots
+    assert of(6, more_wait=True) == {"cache": slots, "activations": max(prefill, step)}
+    tall = dataclasses.replace(shape, layers=500)  # copying the read rows into slots takes most
+    copied = {"cache": 100 * slots, "activations": 100 * read + 3 * 50 * 4}
+    assert generation_bytes(tall, "float32", 3, PromptLength(10, 4), 6, more_wait=False, pictures=False) == copied
+    seen = dataclasses.replace(shape, patches=100_000, vision_hidden=8, vision_intermediate=12)
+    found = generation_bytes(seen, "float32", 3, PromptLength(10, 4), 6, more_wait=False, pictures=True)
+    assert found == {"cache": 0, "activations": 100_000 * (12 + 32) * 4}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whole experiments on tiny models: what is resumed, extended, refused, forced; and that the model is left as it was."""
+"""Whole experiments on tiny models: what is resumed, extended, refused, forced; and the model is left as it was."""
 
 import dataclasses
 import json
