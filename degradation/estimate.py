@@ -9,13 +9,14 @@ On a GPU, 0.5 GB of context and a tenth for fragmentation come on top.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .cells import make_cells
 from .configs import ExperimentConfig
+from .experiment import Experiment
 from .footprint import (
     PromptLength,
     Shape,
@@ -28,15 +29,12 @@ from .footprint import (
     weight_bytes,
 )
 from .groups import Group, select_group
+from .loading import Loaded
 from .memory import PAUSE_ABOVE, host_memory
 from .model_checks import empty_model, read_tokenizer, resolve_device
 from .parameter_index import unwrap
 from .prompts import picture_path
 from .rendering import load_picture, render_prompts
-
-if TYPE_CHECKING:
-    from .experiment import Experiment
-    from .loading import Loaded
 
 GPU_CONTEXT = 500_000_000
 FRAGMENTATION = 0.10
@@ -141,7 +139,7 @@ def dry_run(
     return _estimate(name, config, read_shape(empty), group, weights, prompts, length, place, total)
 
 
-def estimate_run(experiment: "Experiment", loaded: "Loaded") -> Estimate:
+def estimate_run(experiment: Experiment, loaded: Loaded) -> Estimate:
     """Estimate an experiment on a loaded model: its weights as they are, the rest as in `dry_run`."""
     config, model = experiment.config, unwrap(loaded.model)
     group = select_group(model, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain)

@@ -19,9 +19,8 @@ from .configs import ExperimentConfig
 from .experiment import Experiment, read_inputs, render_experiment
 from .facts import run_facts
 from .legacy import LegacyCount, import_legacy
-from .limits import Signals
+from .limits import Signals, make_policy
 from .loading import Loaded, check_model, load_model, wrap_model
-from .memory import MemoryPolicy
 from .model_checks import read_tokenizer, resolve_device
 from .quant4 import check_requantise
 from .runner import ExperimentRun
@@ -154,7 +153,7 @@ class Lab:
 
     def _begin(self, experiment: Experiment, store: Store, signals: Signals) -> ExperimentRun:
         loaded = self._load(experiment.config)
-        return ExperimentRun(experiment, loaded, store, MemoryPolicy.for_run(experiment, loaded), signals)
+        return ExperimentRun(experiment, loaded, store, make_policy(experiment, loaded), signals)
 
     @contextlib.contextmanager
     def session(self, experiment: Experiment) -> Iterator[ExperimentRun]:

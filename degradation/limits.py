@@ -1,5 +1,6 @@
-"""How many rows are in flight, as the memory policy, rows without room and signals decide."""
+"""How many rows are in flight, as the estimate, the memory policy, rows without room and signals decide."""
 
+import logging
 import signal
 import threading
 from collections import Counter
@@ -9,10 +10,33 @@ from types import FrameType
 from ..trainer_ext.cli import Interrupted
 from .decoding import Request
 from .errors import MemoryStop
-from .memory import MemoryPolicy
+from .estimate import estimate_run
+from .experiment import Experiment
+from .loading import Loaded
+from .memory import GpuReader, HostReader, MemoryPolicy
+
+logger = logging.getLogger(__name__)
 
 TRIES_ALONE = 2
 FAILED_ROWS = 3
+
+
+def make_policy(experiment: Experiment, loaded: Loaded) -> MemoryPolicy:
+    """Return the memory policy of an experiment on a loaded model; its first batch is what the estimate leaves room
+    for."""
+    config = experiment.config
+    estimate = estimate_run(experiment, loaded)
+    if estimate.largest_batch == 0:
+        logger.warning("by estimate, memory does not even hold one answer: %s", estimate.summary)
+    on_gpu = loaded.device.type == "cuda"
+    return MemoryPolicy(
+        1 if config.invariance == "single" else config.max_batch_size,
+        len(experiment.prompts),
+        GpuReader() if on_gpu else HostReader(),
+        read_host=HostReader() if on_gpu else None,
+        ceiling=max(1, estimate.largest_batch),
+        grows=config.invariance == "rng",
+    )
 
 
 class RunLimit:

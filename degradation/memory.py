@@ -17,13 +17,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from .experiment import Experiment
-    from .loading import Loaded
 
 logger = logging.getLogger(__name__)
 
@@ -75,26 +70,6 @@ class MemoryPolicy:
         self._empty_cache = empty_cache or free_cached_blocks
         self._sleep = sleep
         self._warned = False
-
-    @classmethod
-    def for_run(cls, experiment: "Experiment", loaded: "Loaded") -> "MemoryPolicy":
-        """Return the policy of an experiment on a loaded model, its first batch what the estimate leaves room for."""
-        from .estimate import estimate_run
-
-        config = experiment.config
-        estimate = estimate_run(experiment, loaded)
-        if estimate.largest_batch == 0:
-            logger.warning("by estimate, memory does not even hold one answer: %s", estimate.summary)
-        limit = 1 if config.invariance == "single" else config.max_batch_size
-        on_gpu = loaded.device.type == "cuda"
-        return cls(
-            limit,
-            len(experiment.prompts),
-            GpuReader() if on_gpu else HostReader(),
-            read_host=HostReader() if on_gpu else None,
-            ceiling=max(1, estimate.largest_batch),
-            grows=config.invariance == "rng",
-        )
 
     def after_batch(self, rows_left: int) -> str:
         """Read the memory after a batch and act on it.

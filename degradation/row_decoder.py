@@ -142,7 +142,8 @@ class RowDecoder:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                lost = [row.request for row in batch.rows()] or [waiting.popleft()]
+                # whoever took part in the call that failed: the rows in flight, and those about to join them
+                lost = [row.request for row in batch.rows()] + [waiting.popleft() for _ in batch.joining]
                 batch = None  # its cache goes before anything new is tried
                 waiting.extendleft(reversed(limit.out_of_memory(lost)))
                 batch = _Batch(self, limit())
@@ -212,6 +213,7 @@ class _Batch:
         self.cache = SlotCache(slots, decoder.columns, decoder.device)
         self.slots: list[RowInFlight | None] = [None] * slots
         self.prefix: DynamicCache | None = None
+        self.joining: list[Request] = []  # still at the head of the queue, until they have been read
         self.share = 0.0  # seconds, each divided by the rows in flight
 
     def rows(self) -> list[RowInFlight]:
@@ -231,9 +233,9 @@ class _Batch:
         return self._retire(ended, now)
 
     def _admit(self, waiting: deque[Request], free: int, started: float) -> dict[int, str]:
+        requests = self.joining = [waiting[i] for i in range(min(free, len(waiting)))]
         if self.prefix is None:
             self.prefix = self.decoder.read_prefix()
-        requests = [waiting[i] for i in range(min(free, len(waiting)))]
         slots = [slot for slot, row in enumerate(self.slots) if row is None][: len(requests)]
         suffixes = [self.rendering.suffix(request.index) for request in requests]
         logits = self.decoder._prefill(self.cache, self.prefix, len(self.rendering.prefix), suffixes, slots)
@@ -242,6 +244,7 @@ class _Batch:
         for slot, request in zip(slots, requests, strict=True):
             waiting.popleft()
             self.slots[slot] = RowInFlight(request, size, shape, started, self.share)
+        self.joining = []
         return self._choose(logits, slots)
 
     def _step(self) -> dict[int, str]:

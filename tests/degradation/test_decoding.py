@@ -1,6 +1,6 @@
 """The row loop: rows that come and go get the text they would get alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -25,14 +25,16 @@ BATCHES = ("frankenstein", "infinito", "legacy_1bit")
 
 @dataclass
 class Limit:
-    """A fixed limit; `failing` holds the calls of a model's forward that run out of memory."""
+    """A limit that only lack of memory lowers; `failed` holds how many rows took part each time."""
 
     size: int
+    failed: list = field(default_factory=list)
 
     def __call__(self):
         return self.size
 
     def out_of_memory(self, rows):
+        self.failed.append(len(rows))
         self.size = max(1, self.size // 2)
         return list(rows)
 
@@ -185,7 +187,7 @@ def test_running_out_of_memory_halves_and_goes_on(decoder, lay_out, monkeypatch)
 
     monkeypatch.setattr(type(made.model), "forward", fail_above)
     answers = [answer for group in made.answers(requests(), limit) for answer in group]
-    assert limit.size == 3
+    assert limit.size == 3 and limit.failed == [7]
     assert {answer.index: answer.tokens for answer in answers} == expected
 
 

@@ -26,8 +26,8 @@ from frankenlm.degradation.footprint import (
     weight_bytes,
 )
 from frankenlm.degradation.groups import select_group
+from frankenlm.degradation.limits import make_policy
 from frankenlm.degradation.loading import open_model
-from frankenlm.degradation.memory import MemoryPolicy
 from frankenlm.degradation.model_checks import empty_model, read_config
 
 REAL_MODEL = os.environ.get("DEGRADATION_TEST_MODEL")
@@ -213,7 +213,7 @@ def test_the_policy_of_a_run(tiny_dir, monkeypatch):
     loaded = open_model(str(tiny_dir("llama")), dtype="float32", device="cpu")
 
     def first(**fields):
-        policy = MemoryPolicy.for_run(lab.plan(config | fields), loaded)
+        policy = make_policy(lab.plan(config | fields), loaded)
         return policy.batch_size, policy.ceiling, policy.grows
 
     assert first() == (38, 40, True)

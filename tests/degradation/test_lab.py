@@ -235,8 +235,8 @@ def test_the_undamaged_level_is_the_untouched_model(lab, tiny_tokenizer):
         assert row["completion"] == tokenizer.decode(written, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize(("fails_above", "expected"), [(10, 10), (3, 2)])
-def test_out_of_memory_halves_and_loses_nothing(fails_above, expected, lab, monkeypatch):
+@pytest.mark.parametrize("fails_above", [10, 3])
+def test_out_of_memory_halves_and_loses_nothing(fails_above, lab, monkeypatch):
     config = SMALL | {"prompts": "dreams_it", "max_batch_size": 40, "levels": (0.0,), "n_rep": 1}
     reference = lab(config, folder="reference")
     forward = type(lab.model).forward
@@ -249,8 +249,8 @@ def test_out_of_memory_halves_and_loses_nothing(fails_above, expected, lab, monk
     monkeypatch.setattr(type(lab.model), "forward", fail)
     rows = lab(config, folder="crowded")
     assert essence(rows) == essence(reference)
-    assert max(row["batch_size_effective"] for row in rows) <= fails_above
-    assert min(row["batch_size_effective"] for row in rows) >= 1 and len(rows) == 38
+    assert len(rows) == 38
+    assert fails_above // 2 < max(row["batch_size_effective"] for row in rows) <= fails_above
 
 
 def test_rows_without_any_room_are_recorded_and_the_third_ends_the_run(lab, tmp_path, monkeypatch):
@@ -279,8 +279,10 @@ def test_rows_without_any_room_are_recorded_and_the_third_ends_the_run(lab, tmp_
 
 def test_memory_nearly_used_up_ends_the_run_with_its_rows(lab, tmp_path, monkeypatch):
     readings = iter([0.5, 0.5, 0.96])
-    monkeypatch.setattr(MemoryPolicy, "for_run", classmethod(
-        lambda cls, experiment, loaded: cls(4, 4, lambda: next(readings))))  # fmt: skip
+    monkeypatch.setattr(
+        "frankenlm.degradation.lab.make_policy",
+        lambda experiment, loaded: MemoryPolicy(4, 4, lambda: next(readings)),
+    )
     with pytest.raises(MemoryStop, match="96%"):
         lab()
     (exported,) = (tmp_path / "results").glob("*.json")
