@@ -1,14 +1,18 @@
 """The commands of scripts/degrade.py: parsing, the order of the checks, and what is printed."""
 
 import argparse
+import dataclasses
 import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from ..trainer_ext.cards import write_json
@@ -25,7 +29,13 @@ from ..trainer_ext.logs import RunLog
 from .experiment import Experiment
 from .flags import add_experiment_flags, check_command, experiments_of, with_underscores
 
+if TYPE_CHECKING:
+    from .estimate import Estimate
+    from .lab import Lab
+
 logger = logging.getLogger("frankenlm.degradation")
+
+MANY_BYTES = 30_000_000  # of results: about 10,000 rows, ten seconds of measuring
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +150,9 @@ def groups_command(args: argparse.Namespace) -> None:
 def dry_run_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     parser.add_argument("--report", help="JSON file to write the estimate to")
+    parser.add_argument(
+        "--probe", action="store_true", help="also load the model, time one batch and say how long all takes"
+    )
     parser.add_argument("--device_gb", type=float, help="memory of a device that is elsewhere, in GB (10^9 bytes)")
     add_experiment_flags(parser)
 
@@ -160,10 +173,37 @@ def dry_run_command(args: argparse.Namespace) -> None:
             )
             for experiment in experiments
         ]  # fmt: skip
-    for estimate in estimates:
+    records = []
+    for experiment, estimate in zip(experiments, estimates, strict=True):
         print(estimate.table())
+        records.append(estimate.as_json())
+        if args.probe:
+            shortest, longest = probe(lab, experiment, estimate)
+            print(f"{hours(shortest)} if answers stay as long as undamaged, {hours(longest)} if all are cut off")
+            records[-1] |= {"shortest_s": shortest, "longest_s": longest}
     if args.report:
-        write_json(Path(args.report), {"estimates": [estimate.as_json() for estimate in estimates]})
+        write_json(Path(args.report), {"estimates": records})
+
+
+def probe(lab: "Lab", experiment: Experiment, estimate: "Estimate") -> tuple[float, float]:
+    """Load the model, time one batch of undamaged answers, and return the range of seconds for all rows."""
+    from .experiment import Plan
+    from .lab import Lab
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = dataclasses.replace(lab.options, output_dir=folder, progress=False)
+        trial = Lab(lab.name, options)
+        few = {"max_prompts": min(estimate.batch_size, len(experiment.prompts)), "perplexity": False}
+        planned = trial.plan(experiment.config | few)
+        (baseline, *_) = (cell for cell in planned.cells if cell.is_baseline)
+        with trial.session(planned) as run, run.subject() as subject:
+            record = run.cell(Plan(baseline, tuple(range(len(planned.prompts)))), subject, tqdm(disable=True))
+            tokens = sum(row["tokens_generated"] for row in run.store.rows())
+    return estimate.time_range(record["generate_s"], record["rows"], max(1, tokens), experiment.config.max_new_tokens)
+
+
+def hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 # --- after a run
@@ -179,7 +219,7 @@ def measure_command(args: argparse.Namespace) -> None:
 
     for path in existing(args.results):
         folder = Path(args.output_dir) if args.output_dir else path.with_suffix(".measures")
-        print(measure_file(path, folder, workers=os.cpu_count()))
+        print(measure_file(path, folder, workers=workers_for([path])))
 
 
 def report_flags(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +232,7 @@ def report_command(args: argparse.Namespace) -> None:
 
     paths = existing(args.results)
     check_output_dir(args.output_dir)
-    print(write_report(paths, Path(args.output_dir), workers=os.cpu_count()))
+    print(write_report(paths, Path(args.output_dir), workers=workers_for(paths)))
 
 
 def export_flags(parser: argparse.ArgumentParser) -> None:
@@ -229,6 +269,11 @@ def import_command(args: argparse.Namespace) -> None:
                 f"{experiment.config.method}, {experiment.config.group}: {count.adopted} rows adopted, {count.known} "
                 f"there already, {count.unmatched} of other cells or prompts"
             )
+
+
+def workers_for(paths: Sequence[Path]) -> int:
+    """Return how many processes measure: starting them takes longer than measuring a small file in one."""
+    return os.cpu_count() or 1 if sum(path.stat().st_size for path in paths) > MANY_BYTES else 1
 
 
 def existing(words: Sequence[str]) -> list[Path]:

@@ -16,10 +16,12 @@ from ..modeling.checks import check_choice, suggest
 
 METHODS = ("mult_gauss", "ablation", "uni_quant", "add_gauss")
 DTYPES = ("bfloat16", "float32", "float16")
-# Fields that say how the work is done, not what comes out: changing them is no conflict with rows that exist.
+MOST_LEVELS = 1 << 20  # of uni_quant: beyond, the values are finer than the weights are stored
+# Fields that say how the work is done, not what comes out: changing them is no conflict with rows that exist. The
+# picture counts by its content, not by where it lies (experiment.py).
 NOT_IN_HASH = frozenset(
     {
-        "config_name", "name_suffix", "group", "levels", "n_rep", "prompts", "prompt_group", "max_prompts",
+        "config_name", "name_suffix", "group", "levels", "n_rep", "prompts", "prompt_group", "max_prompts", "image",
         "max_batch_size", "restore_strategy", "verify_every", "perplexity", "perplexity_per_repeat",
         "force_run", "force_where",
     }
@@ -66,6 +68,7 @@ class ExperimentConfig:
         "element", "what mult_gauss, add_gauss and ablation draw for", ("element", "row", "column", "head")
     )
     exact_count: bool = _option(False, "ablation: drop exactly round(p n) elements of every tensor")
+    legacy_rng: bool = _option(False, "draw as the original program does, in the weights' own type; to compare with it")
 
     dtype: str = _option("bfloat16", "compute type of the model", DTYPES)
     load_4bit: bool = _option(False, "load the linear layers in 4 bits (bitsandbytes)")
@@ -74,6 +77,7 @@ class ExperimentConfig:
     quant_target_mode: str = _option(
         "dense_target", "how 4-bit weights are damaged", ("dense_target", "requantise", "dense_original")
     )
+    force_requantise: bool = _option(False, "requantise: allow noise below what requantising itself does")
 
     do_sample: bool = _option(True, "sample; false: always the likeliest token")
     temperature: float = _option(1.0, "temperature of the sampling")
@@ -97,7 +101,9 @@ class ExperimentConfig:
     verify_every: int = _option(10, "check the undamaged weights every so many cells")
     perplexity: bool = _option(True, "measure perplexity on the shipped text in every level's first repeat")
     perplexity_per_repeat: bool = _option(False, "measure it in every repeat")
-    force_run: bool = _option(False, "write the chosen rows again, as a new attempt")
+    force_run: bool = _option(
+        False, "write the chosen rows again, as a new attempt; once it was interrupted, leave it out or choose the rest"
+    )
     force_where: str | None = _option(None, "which rows --force_run writes again: field=value, with commas")
 
     def __or__(self, changes: Mapping[str, Any]) -> "ExperimentConfig":
@@ -113,8 +119,9 @@ class ExperimentConfig:
             if f.metadata["choices"]:
                 check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
         if self.levels is not None:
-            object.__setattr__(self, "levels", tuple(self.levels))
-            check_levels(self.method, self.levels)
+            check_levels(self.method, tuple(self.levels))
+            kind = int if self.method == "uni_quant" else float  # 0 and 0.0 are one level
+            object.__setattr__(self, "levels", tuple(kind(level) for level in self.levels))
         for name in ("n_rep", "max_new_tokens", "max_seq_length", "max_batch_size", "verify_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -176,6 +183,8 @@ def check_levels(method: str, levels: tuple[float | int | None, ...]) -> None:
             raise ValueError(f"levels: {level!r} is not a number.")
         if method == "uni_quant" and (level != int(level) or level < 2):
             raise ValueError(f"levels: uni_quant takes whole numbers of at least 2 (0 is the baseline), not {level}.")
+        if method == "uni_quant" and level > MOST_LEVELS:
+            raise ValueError(f"levels: uni_quant takes at most {MOST_LEVELS} levels, not {level}.")
         if method == "ablation" and not 0 <= level <= 1:
             raise ValueError(f"levels: ablation takes shares between 0 and 1, not {level}.")
         if level < 0:

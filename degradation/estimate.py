@@ -38,8 +38,6 @@ from .rendering import load_picture, render_prompts
 
 GPU_CONTEXT = 500_000_000
 FRAGMENTATION = 0.10
-# answers that end by themselves are seldom shorter, on average, than this share of the longest
-SHORTEST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -98,15 +96,14 @@ class Estimate:
         """Return the fields, for a file."""
         return {**asdict(self), "share": self.share}
 
-    def time_range(self, seconds: float, rows: int, tokens: int) -> tuple[float, float]:
-        """Return (shortest, longest) seconds for all rows, by a timed probe: `rows` answers of `tokens` tokens each.
+    def time_range(self, seconds: float, rows: int, tokens: int, limit: int) -> tuple[float, float]:
+        """Return (shortest, longest) seconds for all rows, from a probe: `rows` answers with `tokens` tokens in all.
 
-        The longest: every answer takes `tokens`; the shortest: a tenth of them.
+        The shortest: answers are as long as the probe's; the longest: every one is cut off at `limit` tokens.
         """
         if not (seconds > 0 and rows > 0 and tokens > 0):
             raise ValueError("a probe needs time, rows and tokens.")
-        longest = self.rows * seconds / rows
-        return SHORTEST_SHARE * longest, longest
+        return self.rows * seconds / rows, self.rows * limit * seconds / tokens
 
 
 def _gb(size: int) -> str:

@@ -51,8 +51,9 @@ class Experiment:
     """What is known before the model's weights are read."""
 
     config: ExperimentConfig
-    model_name: str
+    model_name: str  # a hub name as given; of a folder the last part, wherever it lies
     model_config: PreTrainedConfig
+    weights: str  # the fingerprint of the model's weights
     prompts: tuple[Prompt, ...]
     picture: Path | None
 
@@ -79,7 +80,13 @@ class Experiment:
         identity = {name: value for name, value in self.model_config.to_diff_dict().items() if name not in NO_IDENTITY}
         text = json.dumps(identity, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return {**self.config.result_fields(), "model": self.short_name, "model_config": digest}
+        return {
+            **self.config.result_fields(),
+            "image": self.picture_sha256,
+            "model": self.short_name,
+            "model_config": digest,
+            "weights": self.weights,
+        }
 
     @cached_property
     def cells(self) -> list[Cell]:

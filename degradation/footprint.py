@@ -191,5 +191,5 @@ def probe_bytes(shape: Shape, dtype: str) -> int:
 
 
 def kept_predictions(shape: Shape) -> int:
-    """Return the bytes of the undamaged predictions that are kept, in half precision, in main memory."""
-    return KEPT_POSITIONS * shape.vocabulary * 2
+    """Return the bytes of the undamaged predictions that are kept, in float32, in main memory."""
+    return KEPT_POSITIONS * shape.vocabulary * 4

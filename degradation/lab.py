@@ -14,13 +14,17 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..trainer_ext.cli import user_mistakes
 from .cells import cell_levels
-from .configs import ExperimentConfig
+from .configs import ExperimentConfig, level_key
+from .decoding import is_out_of_memory
+from .errors import MemoryStop
 from .experiment import Experiment, read_inputs, render_experiment
 from .facts import run_facts
+from .fingerprint import fingerprint_model, fingerprint_name
 from .legacy import LegacyCount, import_legacy
 from .limits import Signals, make_policy
-from .loading import Loaded, check_model, load_model, wrap_model
+from .loading import Loaded, check_model, load_model, short_name, wrap_model
 from .model_checks import read_tokenizer, resolve_device
 from .quant4 import check_requantise
 from .runner import ExperimentRun
@@ -80,14 +84,16 @@ class Lab:
         inputs = read_inputs(config)
         if config.load_4bit and config.quant_target_mode == "requantise":
             for level in cell_levels(config):
-                check_requantise(config.method, level)
+                check_requantise(config.method, level, config.force_requantise)
         if self._given is not None:
-            experiment = Experiment(config, self.name, self._given.model.config, *inputs)
+            found, weights = self._given.model.config, fingerprint_model(self._given.model)
             tokenizer, processor = self._given.tokenizer, self._given.processor
         else:
-            experiment = Experiment(config, self.name, check_model(self.name, config, self.options), *inputs)
+            found = check_model(self.name, config, self.options)
+            weights = fingerprint_name(self.name, found)
             remote = self.options.trust_remote_code
             tokenizer, processor = read_tokenizer(self.name, config.image is not None, remote)
+        experiment = Experiment(config, known_as(self.name), found, weights, *inputs)
         render_experiment(experiment, tokenizer, processor)
         return experiment
 
@@ -107,7 +113,8 @@ class Lab:
             OSError: the storage is full, read-only or failing.
         """
         state = self._processes()
-        with Signals() as signals, self._open(experiment, state) as store:
+        # signals last: while it waits for the lock, a process may be ended like any other
+        with self._open(experiment, state) as store, Signals() as signals:
             try:
                 self._work(experiment, store, signals, state)
             except BaseException:
@@ -117,6 +124,7 @@ class Lab:
             if state.is_main_process:
                 store.export()
             state.wait_for_everyone()
+            signals.check()  # one that came behind the last token still keeps the next experiment from starting
             return store.json_path
 
     def _export_what_is_there(self, store: Store) -> None:
@@ -135,8 +143,9 @@ class Lab:
 
     def _work(self, experiment: Experiment, store: Store, signals: Signals, state: PartialState) -> None:
         if state.is_main_process:
-            store.renumber(experiment.numbering())
+            renumber(experiment, store)
         plans = experiment.pending(store.finished)
+        state.wait_for_everyone()  # nobody writes before all have read: every process has the same plans
         rows = sum(len(plan.missing) for plan in plans)
         if not plans:
             logger.info("all %d cells are finished; nothing to do", len(experiment.cells))
@@ -148,17 +157,26 @@ class Lab:
         ordered = [plan for turn in range(size) for plan in plans[(rank + turn) % size :: size]]
         shown = self.options.progress and state.is_main_process
         run = self._begin(experiment, store, signals)
+        state.wait_for_everyone()  # the first to have loaded would claim the others' cells
         with tqdm(total=rows, unit="row", desc=experiment.config.group, disable=not shown, dynamic_ncols=True) as bar:
             run.work(ordered, bar)
 
     def _begin(self, experiment: Experiment, store: Store, signals: Signals) -> ExperimentRun:
-        loaded = self._load(experiment.config)
+        try:
+            with user_mistakes():  # what only the weights can tell
+                loaded = self._load(experiment.config)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryStop(
+                f"{self.name} finds no room: the command dry-run says what it takes; try a smaller dtype or load_4bit."
+            ) from error
         return ExperimentRun(experiment, loaded, store, make_policy(experiment, loaded), signals)
 
     @contextlib.contextmanager
     def session(self, experiment: Experiment) -> Iterator[ExperimentRun]:
         """Open an experiment to do its cells one by one (`ExperimentRun.cell`), as benchmarks do; one process only."""
-        with Signals() as signals, self._open(experiment, self._processes()) as store:
+        with self._open(experiment, self._processes()) as store, Signals() as signals:
             yield self._begin(experiment, store, signals)
 
     def _open(self, experiment: Experiment, state: PartialState) -> Store:
@@ -204,6 +222,29 @@ class Lab:
             self._loaded = None  # the old model goes before the new one comes
             self._loaded = key, load_model(self.name, config, self.options)
         return self._loaded[1]
+
+
+def known_as(name: str) -> str:
+    """Return what rows call a model: a hub name as it is, a folder by its last part, from wherever it is opened."""
+    folder = Path(name).expanduser()
+    return short_name(name) if folder.is_dir() else name
+
+
+def renumber(experiment: Experiment, store: Store) -> None:
+    """Give rows, lesions and cells that exist their places in lists of levels and prompts that have grown."""
+    store.renumber(experiment.numbering())
+    places = {cell.key: cell.level_index for cell in experiment.cells}
+    config = experiment.config
+    for records, append, names in (
+        (store.lesions(), store.append_lesion, ("group", "method")),
+        (store.cells(), store.append_cell, ("param_group_name", "degradation_method")),
+    ):
+        for record in records:
+            if tuple(record[name] for name in names) != (config.group, config.method):
+                continue
+            place = places.get(level_key(record["level_value"]), record["level_index"])
+            if place != record["level_index"]:
+                append({**record, "level_index": place})
 
 
 def run_experiment(

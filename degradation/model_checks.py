@@ -61,8 +61,15 @@ def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Pr
             "such as google/gemma-3-4b-it, or prompts without a picture."
         )
     read_tokenizer(name, config.image is not None, options.trust_remote_code)
-    empty_group(name, found, config, options.trust_remote_code)
+    check_unit(config, empty_group(name, found, config, options.trust_remote_code))
     return found
+
+
+def check_unit(config: ExperimentConfig, group: Group) -> None:
+    """Raise ValueError where whole heads are to be damaged in a group that has none."""
+    without = [target.name for target in group.targets if target.head_dim is None or target.head_axis is None]
+    if config.unit == "head" and without:
+        raise ValueError(f"unit='head': no heads are known in {without[0]}; choose unit='row', 'column' or 'element'.")
 
 
 def location(name: str) -> str:

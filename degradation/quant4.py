@@ -145,6 +145,8 @@ def check_requantise(method: str, level: float | int | None, force: bool = False
     Raises:
         ValueError: the noise is smaller than what requantisation does by itself, and `force` is not set.
     """
+    if level is None:
+        return  # the baseline of uni_quant
     if method in ("mult_gauss", "add_gauss") and 0 < level < LEAST_REQUANTISED_SIGMA and not force:
         raise ValueError(
             f"quant_target_mode='requantise': at {method} {level} requantisation damages about as much as the noise; "

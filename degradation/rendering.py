@@ -1,5 +1,6 @@
 """Prompts as the model reads them: its own chat template, the picture, and the tokens all prompts begin with."""
 
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -14,6 +15,12 @@ logger = logging.getLogger(__name__)
 
 # two texts without a common beginning: what their rendered forms share belongs to the template
 PROBES = ("A", "zebra 7")
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Say it once a process: prompts are rendered for the checks, for the estimate and for the run."""
+    logger.warning(message)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def render_prompts(
     elif tokenizer.chat_template:
         encode = _Chat(tokenizer, system_prompt)
     else:
-        logger.warning("the tokenizer has no chat template: prompts are rendered as plain User: and Assistant: turns")
+        warn_once("the tokenizer has no chat template: prompts are rendered as plain User: and Assistant: turns")
         encode = _Plain(tokenizer, system_prompt)
     rendered = tuple(Rendered(tuple(encode(text)), _count(tokenizer, text)) for text in texts)
     for text, row in zip(texts, rendered, strict=True):

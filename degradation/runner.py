@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..trainer_ext.cli import user_mistakes
 from .batch_decoder import BatchDecoder
 from .decoding import Answer, Decoder, DecoderSettings, Request
 from .errors import MemoryStop
@@ -83,10 +84,11 @@ class ExperimentRun:
     def subject(self) -> Iterator[Subject]:
         """Keep the undamaged weights, measure the undamaged model, and put the weights back at the end."""
         config, model = self.config, self.loaded.model
-        baseline = Baseline(
-            model, config.group, strategy=config.restore_strategy, tied_policy=config.tied_policy,
-            quant_target_mode=config.quant_target_mode, norm_gain=config.norm_gain,
-        )  # fmt: skip
+        with user_mistakes():
+            baseline = Baseline(
+                model, config.group, strategy=config.restore_strategy, tied_policy=config.tied_policy,
+                quant_target_mode=config.quant_target_mode, norm_gain=config.norm_gain,
+            )  # fmt: skip
         try:
             if not config.perplexity:
                 yield Subject(baseline, None, None)

@@ -1,6 +1,6 @@
 """Time an experiment of the lab against the straightforward script that does the same with the library alone.
 
-    python scripts/bench_degrade.py --model .cache/SmolLM2-135M-Instruct --json results/bench_degrade.json
+    python scripts/bench_degrade.py --model .cache/SmolLM2-135M-Instruct --record model_cards/benchmarks.md
 
 The straightforward script loads once, keeps a CPU copy of the group, and for every level restores all of it, damages it
 with torch.randn, and generates fixed batches of prompts with the library's sampling, at the same batch size, dtype,
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--max_prompts", type=int, help="only the first so many prompts of iq_it (default: all 65)")
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="(default: float32)")
     add("--threads", type=int, default=2, help="(default: 2)")
-    add("--json", default="results/bench_degrade.json", help="(default: results/bench_degrade.json)")
+    add("--output", default="runs/bench/degrade.json", help="(default: runs/bench/degrade.json)")
     add("--record", help="Markdown file to append the tables to")
     args = parser.parse_strictly(sys.argv[1:] if argv is None else argv)
     torch.set_num_threads(args.threads)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{config.dtype}, {args.threads} threads": summarise(cells),
     }
     record = Path(args.record) if args.record else None
-    print(write_report("Lab against a plain script", tables, Path(args.json), record, {"cells": cells}))
+    print(write_report("Lab against a plain script", tables, Path(args.output), record, {"cells": cells}))
 
 
 def compare(model: str, config) -> list[dict]:

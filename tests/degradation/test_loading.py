@@ -9,7 +9,7 @@ import httpx2
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
 from torch import nn
 from transformers import AutoConfig, BitsAndBytesConfig
@@ -305,7 +305,9 @@ def test_the_hub_says_no_and_the_token_stays_secret(error, token, message, monke
     monkeypatch.delenv("HF_TOKEN", raising=False)
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
-    if error is not None:
+    if error is None:
+        _answer(monkeypatch, LocalEntryNotFoundError("nothing in the cache, no way to the hub"))
+    else:
         response = httpx2.Response(401, request=httpx2.Request("GET", f"https://huggingface.co/?{TOKEN}"))
         _answer(monkeypatch, error(f"401 with {TOKEN}", response=response))
     text = refusal("some/model")

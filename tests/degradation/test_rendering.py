@@ -5,7 +5,7 @@ import logging
 import pytest
 from PIL import Image
 
-from frankenlm.degradation.rendering import load_picture, render_prompts
+from frankenlm.degradation.rendering import load_picture, render_prompts, warn_once
 
 TEXTS = ["Hello there", "A second, longer prompt", "x"]
 
@@ -40,6 +40,7 @@ def test_the_beginning_does_not_depend_on_how_many_prompts_there_are(tiny_tokeni
 
 def test_without_a_template_plain_turns_and_a_warning(tiny_tokenizer, caplog):
     tokenizer = tiny_tokenizer(chat_template=None)
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         rendering = render_prompts(["Hello"], tokenizer, max_length=512)
     assert tokenizer.decode(rendering.prompts[0].ids) == "User: Hello\nAssistant:"

@@ -11,6 +11,7 @@ import numpy
 import pytest
 
 from frankenlm.degradation import measures
+from frankenlm.degradation.errors import DamagedRecords
 from frankenlm.degradation.journal import encode_line
 from frankenlm.degradation.measuring import measure_rows
 from frankenlm.degradation.plots import layer_subset
@@ -402,7 +403,7 @@ def test_files_that_are_no_results(tmp_path, content, message):
     path = tmp_path / "outputs_x.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, DamagedRecords), match=message):
         analyse([path], measure=measure)
 
 

@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from frankenlm.degradation.journal import checksum
 from frankenlm.degradation.locks import ExperimentLock
@@ -16,8 +18,6 @@ from frankenlm.degradation.locks import ExperimentLock
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """A tiny Llama with a byte tokenizer, saved."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from frankenlm.modeling.tokenization_bytes import byte_tokenizer
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
@@ -97,6 +97,8 @@ MISTAKES = {
     "no boolean": (["--do_sample", "perhaps"], r"'perhaps' is neither true nor false"),
     "force nothing": (["--force_run", "--force_where", "colour=red"], r"force_where='colour'"),
     "no device": (["--device", "tpu"], r"device='tpu'"),
+    "too many quanta": (["--method", "uni_quant", "--levels", "2097152"], r"at most 1048576"),
+    "heads of an MLP": (["--unit", "head", "--group", "mlp_only"], r"unit='head'.*mlp"),
     "no positions": (["--max_new_tokens", "4000"], r"positions"),
 }
 
@@ -109,6 +111,12 @@ def test_mistakes_are_found_before_anything_is_written(name, run, tmp_path, caps
     assert not list(tmp_path.rglob("outputs_*"))
 
 
+def test_a_mistake_that_only_the_weights_tell_costs_no_row(run, tmp_path, capsys):
+    assert run("--restore_strategy", "mmap_checkpoint", "--dtype", "bfloat16") == 2
+    assert re.search(r"stored as F32 but loaded as torch\.bfloat16.*subset_in_memory", one_line(capsys))
+    assert exported(tmp_path / "results") == []
+
+
 def test_a_changed_configuration_under_the_same_name(run, tmp_path, capsys):
     assert run() == 0
     before = snapshot(tmp_path / "results")
@@ -117,6 +125,40 @@ def test_a_changed_configuration_under_the_same_name(run, tmp_path, capsys):
     assert snapshot(tmp_path / "results") == before
     assert run("--temperature", "0.5", "--on-conflict", "new-suffix") == 0
     assert (tmp_path / "results" / "outputs_mult_gauss_tiny_smoke-2.json").exists()
+
+
+def test_a_model_is_the_same_wherever_it_is_opened_from(run, model, tmp_path, monkeypatch):
+    assert run() == 0
+    monkeypatch.chdir(model.parent)
+    assert run("--model", model.name, "--levels", "0,0.05,0.1") == 0
+    rows = exported(tmp_path / "results")
+    assert {row["model_name"] for row in rows} == {"tiny"} and len({row["experiment_id"] for row in rows}) == 1
+    assert {(row["level_index"], row["level_value"]) for row in rows} == {(0, 0.0), (1, 0.05), (2, 0.1)}
+    for name in ("lesions", "cells"):
+        (path,) = (tmp_path / "results").rglob(f"{name}.jsonl")
+        records = [json.loads(line)["row"] for line in path.read_text().splitlines()]
+        assert {(record["level_index"], record["level_value"]) for record in records} == {(0, 0.0), (1, 0.05), (2, 0.1)}
+
+
+def test_other_weights_under_the_same_name_are_a_conflict(run, model, tmp_path, capsys):
+    assert run() == 0
+    other = shutil.copytree(model, tmp_path / "elsewhere" / "tiny")
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    assert run("--model", other) == 4
+    assert "weights" in one_line(capsys)
+
+
+def test_a_picture_counts_by_its_content():
+    from frankenlm.degradation.configs import get_config
+    from frankenlm.degradation.experiment import Experiment, read_inputs
+    from frankenlm.degradation.prompts import picture_path
+
+    named = get_config("cookie_theft_it")
+    by_path = named | {"image": str(picture_path("kitchen"))}
+    fields = [Experiment(c, "m", LlamaConfig(), "w", *read_inputs(c)).config_fields for c in (named, by_path)]
+    assert fields[0] == fields[1] and len(fields[0]["image"]) == 64
 
 
 def test_a_second_process_is_told_who_holds_the_experiment(run, tmp_path, capsys):
@@ -221,7 +263,17 @@ def test_dry_run_prints_and_writes_an_estimate(degrade, model, tmp_path, capsys)
     report = tmp_path / "estimate.json"
     assert degrade("dry-run", "--config", "smoke", "--model", model, "--dtype", "float32", "--report", report) == 0
     assert "weights" in capsys.readouterr().out
-    assert json.loads(report.read_text())["estimates"]
+    (estimate,) = json.loads(report.read_text())["estimates"]
+    assert estimate["rows"] == 16
+
+
+def test_dry_run_times_a_batch_when_asked(degrade, model, tmp_path, capsys):
+    report = tmp_path / "estimate.json"
+    flags = ["--config", "smoke", "--dtype", "float32", "--max_new_tokens", "8", "--probe", "--report"]
+    assert degrade("dry-run", "--model", model, *flags, report) == 0
+    (estimate,) = json.loads(report.read_text())["estimates"]
+    assert 0 < estimate["shortest_s"] <= estimate["longest_s"]
+    assert "if all are cut off" in capsys.readouterr().out
 
 
 def test_export_measure_and_report_follow_a_run(run, degrade, tmp_path, capsys):
