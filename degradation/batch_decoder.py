@@ -3,6 +3,7 @@
 Same noise, same text: only slots wait for the slowest row of their batch.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
@@ -52,23 +53,29 @@ class BatchDecoder:
         keys = np.concatenate([keys, np.repeat(keys[:1], len(prompts) - len(requests), axis=0)])
         lengths = [len(row) for row in prompts]
         sampling = RowSampling(self.settings.sampler, keys, lengths, length, min(self.settings.stop_ids))
-        self.model.generate(
-            input_ids=ids.to(self.model.device),
-            attention_mask=mask.long().to(self.model.device),
-            generation_config=self._generation_config(),
-            logits_processor=[sampling],
-            **self._picture_inputs(pads, length),
-        )
+        with self._own_settings():
+            self.model.generate(
+                input_ids=ids.to(self.model.device),
+                attention_mask=mask.long().to(self.model.device),
+                logits_processor=[sampling],
+                **self._picture_inputs(pads, length),
+            )
         return self._read(requests, sampling, (len(prompts), length), started)
 
-    def _generation_config(self) -> GenerationConfig:
-        return GenerationConfig(
+    @contextlib.contextmanager
+    def _own_settings(self) -> Iterator[None]:
+        """Generate by the experiment's settings alone: what they leave open, generate() takes from the model's own."""
+        its_own = self.model.generation_config
+        self.model.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=self.settings.max_new_tokens,
             eos_token_id=sorted(self.settings.stop_ids),
             pad_token_id=self.settings.pad_id,
-            repetition_penalty=1.0,
         )
+        try:
+            yield
+        finally:
+            self.model.generation_config = its_own
 
     def _picture_inputs(self, pads: Sequence[int], length: int) -> dict[str, torch.Tensor]:
         """The inputs that come with the picture, for every row; those along the tokens are laid out like the ids."""

@@ -106,7 +106,7 @@ def run_all(
             failures.append(error)
             if len(experiments) == 1:
                 break
-            if not hasattr(error, "exit_code"):
+            if not (hasattr(error, "exit_code") or isinstance(error, UserError)):
                 logger.error("failed", exc_info=error)
             print(f"failed: {experiment.experiment_id}, group {experiment.config.group}: {one_line(error)}",
                   file=sys.stderr)  # fmt: skip
@@ -219,7 +219,8 @@ def measure_command(args: argparse.Namespace) -> None:
 
     for path in existing(args.results):
         folder = Path(args.output_dir) if args.output_dir else path.with_suffix(".measures")
-        print(measure_file(path, folder, workers=workers_for([path])))
+        with user_mistakes():
+            print(measure_file(path, folder, workers=workers_for([path])))
 
 
 def report_flags(parser: argparse.ArgumentParser) -> None:
@@ -232,7 +233,8 @@ def report_command(args: argparse.Namespace) -> None:
 
     paths = existing(args.results)
     check_output_dir(args.output_dir)
-    print(write_report(paths, Path(args.output_dir), workers=workers_for(paths)))
+    with user_mistakes():
+        print(write_report(paths, Path(args.output_dir), workers=workers_for(paths)))
 
 
 def export_flags(parser: argparse.ArgumentParser) -> None:

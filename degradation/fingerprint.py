@@ -1,6 +1,7 @@
 """By what the weights of a model are known again: two models of one name and shape must not share their rows.
 
-A fingerprint reads samples, not all bytes: it tells checkpoints apart, it does not guard against forgery.
+A fingerprint reads samples, not all bytes: it tells checkpoints apart, it does not guard against forgery. A model in
+memory and the folder it came from have different ones: whoever holds the model may have changed it.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 SAMPLE = 1 << 16  # bytes from the beginning, the middle and the end of a file
 ELEMENTS = 64  # of every parameter
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.gguf")
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 
 
 def fingerprint_name(name: str, config: PreTrainedConfig) -> str:

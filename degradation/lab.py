@@ -144,6 +144,7 @@ class Lab:
     def _work(self, experiment: Experiment, store: Store, signals: Signals, state: PartialState) -> None:
         if state.is_main_process:
             renumber(experiment, store)
+            warn_of_other_prompts(experiment, store)
         plans = experiment.pending(store.finished)
         state.wait_for_everyone()  # nobody writes before all have read: every process has the same plans
         rows = sum(len(plan.missing) for plan in plans)
@@ -245,6 +246,23 @@ def renumber(experiment: Experiment, store: Store) -> None:
             place = places.get(level_key(record["level_value"]), record["level_index"])
             if place != record["level_index"]:
                 append({**record, "level_index": place})
+
+
+def warn_of_other_prompts(experiment: Experiment, store: Store) -> None:
+    """Say how many rows are there for prompts that were edited or taken out since: they stay, and are measured too."""
+    texts, config = {prompt.text for prompt in experiment.prompts}, experiment.config
+    other = sum(
+        row["prompt_text"] not in texts
+        for row in store.rows()
+        if (row["param_group_name"], row["degradation_method"]) == (config.group, config.method)
+    )
+    if other:
+        logger.warning(
+            "%d rows are of prompts that %s no longer holds; they stay in the results: take another name_suffix to "
+            "leave them out",
+            other,
+            config.prompts,
+        )
 
 
 def run_experiment(

@@ -5,6 +5,7 @@ that all prompts share (template, system message, picture) is read once per cell
 """
 
 import inspect
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -127,7 +128,8 @@ class RowDecoder:
             alone = torch.tensor([[*row, following[place]]], device=self.device)
             expected = self.model(input_ids=alone).logits[0, -2:].float()
             found = torch.stack([first[place], second[place]]).float()
-            worst = max(worst, float((found - expected).norm() / expected.norm()))
+            error = float((found - expected).norm() / expected.norm())
+            worst = max(worst, error if math.isfinite(error) else math.inf)
         return worst
 
     # --- rows

@@ -150,20 +150,28 @@ class ExperimentRun:
         ]
         written = since_check = 0
         facts = {"usage": self._usage(), "perplexity": score.perplexity, "rel_l2": rel_l2}
-        for answers in self.decoder.answers(requests, self.limit):
-            self.store.append([self.maker.row(cell, answer, **facts) for answer in answers])
-            self._learn(answers)
-            written, since_check = written + len(answers), since_check + len(answers)
-            progress.update(len(answers))
-            if since_check >= self.policy.batch_size or written == len(requests):
-                since_check = 0
-                self._ask_policy(len(requests) - written)
-                facts["usage"] = self._usage()
-        del facts["perplexity"]
-        lost = [self.maker.row_without_memory(cell, request.index, **facts) for request in self.limit.failed]
+        try:
+            for answers in self.decoder.answers(requests, self.limit):
+                self.store.append([self.maker.row(cell, answer, **facts) for answer in answers])
+                self._learn(answers)
+                written, since_check = written + len(answers), since_check + len(answers)
+                progress.update(len(answers))
+                if since_check >= self.policy.batch_size or written == len(requests):
+                    since_check = 0
+                    self._ask_policy(len(requests) - written)
+                    facts["usage"] = self._usage()
+        finally:
+            self._record_failed(plan, facts["usage"], rel_l2)
+        return written
+
+    def _record_failed(self, plan: Plan, usage: float | None, rel_l2: float) -> None:
+        """Write down which rows found no memory even alone, also where that ends the run."""
+        lost = [
+            self.maker.row_without_memory(plan.cell, request.index, usage=usage, rel_l2=rel_l2)
+            for request in self.limit.failed
+        ]
         if lost:
             self.store.append(lost)
-        return written
 
     def _learn(self, answers: Sequence[Answer]) -> None:
         for answer in answers:

@@ -146,7 +146,7 @@ def test_more_repeats_and_levels_add_exactly_theirs(lab):
     assert [row["level_index"] for row in second.values() if row["level_value"] == 0.3] == [3] * 12
 
 
-def test_an_edited_prompt_is_run_again_alone_and_equal_ones_are_both_kept(lab, tmp_path):
+def test_an_edited_prompt_is_run_again_alone_and_equal_ones_are_both_kept(lab, tmp_path, caplog):
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("One.", "Two.", "Two.")))
     config = SMALL | {"prompts": str(path), "name_suffix": "mine"}
@@ -155,7 +155,9 @@ def test_an_edited_prompt_is_run_again_alone_and_equal_ones_are_both_kept(lab, t
     twins = [row["completion"] for row in first if row["prompt_text"] == "Two." and row["level_index"] == 0]
     assert twins[0] != twins[1]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("One!", "Two.", "Two.")))
-    second = lab(config)
+    with caplog.at_level("WARNING"):
+        second = lab(config)
+    assert "4 rows are of prompts that" in caplog.text
     old = {row["row_key"]: row["timestamp"] for row in first}
     fresh = [row for row in second if row["row_key"] not in old]
     assert {row["prompt_text"] for row in fresh} == {"One!"} and len(fresh) == 4
@@ -273,6 +275,8 @@ def test_rows_without_any_room_are_recorded_and_the_third_ends_the_run(lab, tmp_
     with pytest.raises(MemoryStop, match="no memory even alone"):
         lab()
     assert MemoryStop.exit_code == 3
+    (exported,) = (tmp_path / "results").glob("*.json")
+    assert [row["status"] for row in rows_of(exported)] == ["oom"] * 3
     limit.clear()
     monkeypatch.setattr(ExperimentRun, "__init__", begin)
     assert {row["status"] for row in lab()} == {"ok"}

@@ -303,6 +303,15 @@ def test_damaged_results_are_named(degrade, tmp_path, capsys):
     assert path.name in one_line(capsys)
 
 
+@pytest.mark.parametrize("content", ["[]", '[{"prompt_text": "of the original program"}]'])
+@pytest.mark.parametrize("command", ["report", "measure"])
+def test_results_that_say_nothing_are_a_mistake(command, content, degrade, tmp_path, capsys):
+    path = tmp_path / "outputs_x.json"
+    path.write_text(content)
+    assert degrade(command, path, "--output_dir", tmp_path / "out") == 2
+    assert path.name in one_line(capsys)
+
+
 @pytest.mark.parametrize("command", ["run", "groups", "dry-run", "measure", "report", "export", "import-legacy"])
 def test_every_command_has_help(command, degrade, capsys):
     with pytest.raises(SystemExit) as done:
