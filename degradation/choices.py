@@ -6,7 +6,7 @@ from collections.abc import Sequence
 REACH = 200  # characters behind a statement's opening words in which the answer is looked for
 # in a statement of the answer, the first choice behind these words is the answer
 _STATEMENT = re.compile(
-    r"\b(?:answer|odd one out|solution|correct (?:one|choice|option|word))\b[^.\n]{0,60}?(?:\bis\b|\bwould be\b|:|=)"
+    r"\b(?:answer|odd one(?: out)?|solution|correct (?:one|choice|option|word))\b[^.\n]{0,60}?(?:\bis\b|\bwould be\b|:|=)"
     r"|\\boxed",
     re.IGNORECASE,
 )
@@ -14,7 +14,13 @@ _CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|consequently)\b|(?:^|[.!?,;
 DENIAL = re.compile(
     r"(?:\bnot|n['’]t|\bneither|\bnor|\brather than|\bexcept|\bunlike)(?:\s+(?:a|an|the))?\s*[\"'“‘]?$", re.IGNORECASE
 )
+# these deny all of a list behind them: "unlike violin, flute and drum"
+_DENIAL_OF_ALL = re.compile(r"\b(?:unlike|except|neither)\b[^.!?\n]*$", re.IGNORECASE)
+_LISTED = re.compile(r"\s*(?:,|,?\s*\b(?:and|or|nor)\b)\s*(?:(?:a|an|the)\s+)?[\"'“‘]?", re.IGNORECASE)
+_REASON = re.compile(r"\b(?:because|since)\b|,\s+as\b", re.IGNORECASE)
+_NOT_A_NO = r"(?!\s+(?:idea|one|doubt|matter|longer|more|less|such)\b)"  # "no idea" says neither yes nor no
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_JOINT = re.compile(r"[\s,;:.)\"'–—-]*(?:and|or)?\s*")  # what parts the items of a list
 _OPENING = re.compile(r"[\s\"'“‘(\[>#-]*(?:(?:it['’]?s|it is|the|a|an|definitely|clearly)\s+)*[\"'“‘(]*", re.IGNORECASE)
 # what may follow a choice that opens a completion as its answer: "Ladder." "Yes, since ..." but not "Ana is taller"
 _STANDS_ALONE = re.compile(r"[\"'”’)]*\s*(?:$|[.!:;\n–—]|-\s|,\s|\(|(?:because|since|as)\b)")
@@ -25,8 +31,8 @@ def chosen(completion: str, choices: Sequence[str], lettered: bool = False) -> s
 
     What decides, in this order: the first choice after the last "the answer is" (or the like); the one that the
     completion opens with, standing alone; the only one in bold; the first one after the last "therefore" (or the
-    like); the only one named; the only one of the first sentence, or else of the last. A choice that is named to be
-    denied ("not the drum") does not count.
+    like); the only one named; the only one of the first sentence, or else of the last, up to its "because". A choice
+    that is named to be denied ("not the drum") does not count, nor do the first two rules take one of a list of them.
 
     Args:
         completion: the answer, possibly with Markdown.
@@ -43,7 +49,7 @@ def chosen(completion: str, choices: Sequence[str], lettered: bool = False) -> s
         or _only(find.named(plain("\n".join(bold)), verdict=True))
         or find.after(_CONCLUSION, text)
         or _only(find.named(text))
-        or next((only for part in (*sentences[:1], *sentences[-1:]) if (only := _only(find.named(part)))), None)
+        or next((only for part in (*sentences[:1], *sentences[-1:]) if (only := _only(find.named(_claim(part))))), None)
     )
 
 
@@ -54,7 +60,8 @@ class _Finder:
         self.by_word = {choice.casefold(): choice for choice in sorted(choices, key=len, reverse=True)}
         names = [chr(ord("A") + place) for place in range(len(choices))] if lettered else []
         self.by_letter = dict(zip(names, choices, strict=False))
-        words = r"(?<!\w)(?:" + "|".join(map(re.escape, self.by_word)) + r")(?:e?s)?(?!\w)"
+        each = (re.escape(word) + (_NOT_A_NO if word == "no" else "") for word in self.by_word)
+        words = rf"(?<!\w)(?:{'|'.join(each)})(?:e?s)?(?!\w)"
         if not lettered:
             self.anywhere = self.verdict = re.compile(words, re.IGNORECASE)
             return
@@ -69,14 +76,22 @@ class _Finder:
 
     def named(self, text: str, verdict: bool = False) -> list[str]:
         """Return the choices named in a text, in order; bare letters count where a verdict is expected."""
-        pattern = self.verdict if verdict else self.anywhere
-        return [self._choice(m[0]) for m in pattern.finditer(text) if not denied(text, m.start())]
+        found, denied_until = [], -1
+        for match in (self.verdict if verdict else self.anywhere).finditer(text):
+            listed = denied_until >= 0 and _LISTED.fullmatch(text, denied_until, match.start())
+            if listed or denied(text, match.start()):
+                of_all = listed or _DENIAL_OF_ALL.search(text, 0, match.start())
+                denied_until = match.end() if of_all else -1
+            else:
+                found.append(self._choice(match[0]))
+        return found
 
     def after(self, introduction: re.Pattern, text: str) -> str | None:
         """Return the first choice in the rest of the sentence behind the last introduction that has one."""
         for match in reversed(list(introduction.finditer(text))):
             rest = _SENTENCE_END.split(text[match.end() : match.end() + REACH], maxsplit=1)[0]
-            if named := self.named(rest + " ", verdict=True):
+            named = self.named(rest + " ", verdict=True)
+            if named and not self._begins_list(rest, named[0]):
                 return named[0]
         return None
 
@@ -92,9 +107,16 @@ class _Finder:
         if not _STANDS_ALONE.match(text, end):
             return None
         following = self.verdict.search(text, end)
-        if following and re.fullmatch(r"[\s,;:.)\"'–—-]*(?:and|or)?\s*", text[end : following.start()]):
-            return None
-        return found
+        return None if following and _JOINT.fullmatch(text, end, following.start()) else found
+
+    def _begins_list(self, text: str, first: str) -> bool:
+        """Whether a choice goes on to others as in a list that ends the text: A, B, C; but not: A, B is smaller."""
+        places = [match for match in self.verdict.finditer(text) if self._choice(match[0]) == first][:1]
+        if not places:
+            return False
+        others = {self._choice(match[0]) for match in self.verdict.finditer(text, places[0].end())} - {first}
+        rest = self.verdict.sub(" ", text[places[0].end() :])
+        return bool(others) and re.fullmatch(r"(?:[\s,;:.)\"'–—-]|\b(?:and|or)\b)*", rest) is not None
 
     def _choice(self, found: str) -> str:
         folded = found.casefold()
@@ -107,6 +129,12 @@ class _Finder:
 def denied(text: str, place: int) -> bool:
     """Whether the word at a place of a text follows a "not" or the like."""
     return DENIAL.search(text[max(0, place - 30) : place]) is not None
+
+
+def _claim(sentence: str) -> str:
+    """Return a sentence up to its "because", or all of it where that stands first."""
+    claim = _REASON.split(sentence, maxsplit=1)[0]
+    return claim if claim.strip() else sentence
 
 
 def _only(named: list[str]) -> str | None:

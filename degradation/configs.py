@@ -5,8 +5,6 @@ config = dataclasses.replace(get_config("smoke"), levels=(0.0, 0.1))
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -157,11 +155,6 @@ class ExperimentConfig:
     def result_fields(self) -> dict[str, Any]:
         """Return the fields that decide what a row holds, apart from its cell and prompt."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_IN_HASH}
-
-    def result_hash(self) -> str:
-        """Return the SHA-256 (hex) of `result_fields`."""
-        text = json.dumps(self.result_fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def level_key(level: float | int | None) -> str:

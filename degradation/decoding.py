@@ -1,6 +1,6 @@
 """What a decoder is asked and what it answers, whichever way it works."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -124,6 +124,3 @@ def forward_logits(model: PreTrainedModel, keep_last: bool, **inputs) -> torch.T
 
 def full_ids(rendering: Rendering, requests: Sequence[Request]) -> list[tuple[int, ...]]:
     return [rendering.prompts[request.index].ids for request in requests]
-
-
-MakeDecoder = Callable[[PreTrainedModel, Rendering, DecoderSettings], Decoder]

@@ -3,10 +3,17 @@
 A judge gives one of three values: "correct", "wrong", or "unparsed" where the completion holds nothing that could be an
 answer. It reads text only, so damaged models' answers can be judged again at any time.
 
-    number  the last number of the completion (digits, fractions, "1,000", "½"; number words where there are no digits)
+    number  the last number of the completion that does not stand in the prompt, else the last one (digits, fractions,
+            "1,000", "7,2", "½"; number words where the digits say nothing new)
     choice  one of the choices, by its word or, where the prompt letters them, by its letter
     alias   any of a few words that all mean the right answer
     list    not judged: its items are counted (`list_items`)
+
+The rule for numbers is not the usual "last number": full sentences, such as undamaged models write, often end in a
+number of the question ("She rides 72 kilometres in 4 hours."), so that "last number" would call them wrong, and less
+often the short or looping answers of damaged models: a bias that depends on the damage. No key of the shipped prompts
+stands in its prompt, so passing over the prompt's numbers loses no answer. The price: who reaches the key and then ends
+in a number of the prompt counts as right.
 """
 
 import re
@@ -14,11 +21,20 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from .choices import chosen, denied, plain
-from .numerals import numbers
+from .numerals import numbers, numbers_in_digits, numbers_in_words, without_remarks
 from .prompts import Prompt
 
 CORRECT, WRONG, UNPARSED = "correct", "wrong", "unparsed"
 GRADES = (CORRECT, WRONG, UNPARSED)
+# what people recite
+SERIES = (
+    ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"),
+    ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+     "december"),
+    ("spring", "summer", "autumn", "winter"),
+    ("spring", "summer", "fall", "winter"),
+    ("mercury", "venus", "earth", "mars", "jupiter", "saturn", "uranus", "neptune"),
+)  # fmt: skip
 
 
 def grade(completion: str, prompt: Prompt) -> str | None:
@@ -28,13 +44,29 @@ def grade(completion: str, prompt: Prompt) -> str | None:
 
 
 def grade_number(completion: str, prompt: Prompt) -> str:
-    """Judge by the last number; equal up to the prompt's `tolerance` and a millionth of the key."""
-    found = numbers(plain(completion))
-    if not found:
+    """Judge by the number that `settled_number` finds; equal up to the prompt's `tolerance` and a millionth of the key.
+
+    Not by the last number of all, for the reason that stands above.
+    """
+    found = settled_number(plain(completion), prompt.text)
+    if found is None:
         return UNPARSED
     key = Fraction(str(prompt.answer))
     allowed = max(Fraction(str(prompt.tolerance)), abs(key) / 1_000_000)
-    return CORRECT if abs(found[-1] - key) <= allowed else WRONG
+    return CORRECT if abs(found - key) <= allowed else WRONG
+
+
+def settled_number(text: str, question: str) -> Fraction | None:
+    """Return the number that an answer comes to, None without any.
+
+    It is the last one that does not equal any number of the question: first of those in digits, remarks in brackets
+    left out, then of those in words. Of words the first counts: nobody calculates in words, and what follows explains
+    ("four chambers: two atria and two ventricles"). An answer with the question's numbers only is taken at its last.
+    """
+    given = {*numbers_in_digits(question), *numbers_in_words(question)}
+    digits, words = numbers_in_digits(without_remarks(text)), numbers_in_words(text)
+    new_digits, new_words = ([number for number in found if number not in given] for found in (digits, words))
+    return next((found for found in (*new_digits[-1:], *new_words[:1], *numbers(text)[-1:])), None)
 
 
 def grade_choice(completion: str, prompt: Prompt) -> str:
@@ -51,13 +83,28 @@ def has_letters(prompt: Prompt) -> bool:
 
 
 def grade_alias(completion: str, prompt: Prompt) -> str:
-    """Judge by whether one of the aliases stands in the completion as whole words; "unparsed" without any letter."""
+    """Judge by whether one of the aliases stands in the completion as whole words.
+
+    "unparsed" without any letter, and where the answer is only passed through: one of a series that is recited beyond
+    it ("June, July, August, September").
+    """
     text = plain(completion).casefold()
     if not any(character.isalpha() for character in text):
         return UNPARSED
     aliases = [prompt.answer] if isinstance(prompt.answer, str) else prompt.answer
-    named = any(not denied(text, place) for alias in aliases for place in phrase_places(text, alias))
-    return CORRECT if named else WRONG
+    named = [(alias, place) for alias in aliases for place in phrase_places(text, alias) if not denied(text, place)]
+    if not named:
+        return WRONG
+    return UNPARSED if all(passed_through(text, *each) for each in named) else CORRECT
+
+
+def passed_through(text: str, word: str, place: int) -> bool:
+    """Whether a word at a place is followed at once by the one that comes next in its series."""
+    series = next((each for each in SERIES if word.casefold() in each), None)
+    if series is None:
+        return False
+    after = series[(series.index(word.casefold()) + 1) % len(series)]
+    return re.match(rf"(?:[\s,;/>→–-]|\d+[.)]|and\b|then\b)*{after}\b", text[place + len(word) :]) is not None
 
 
 def phrase_places(text: str, phrase: str) -> list[int]:

@@ -272,12 +272,9 @@ class _Finder:
         if self.family is not None and self.family.shared_kv and name in ("attn_k", "attn_only"):
             shared = self.fields[self.family.shared_kv]
         expected = layers[: len(layers) - shared]
-        per_layer = 1
-        if name.startswith("vision") or (self.family is not None and self.family.uniform):
-            per_layer = len(self.table[name])
-            wrong = [layer for layer in expected if hits[layer] != per_layer]
-        else:
-            wrong = [layer for layer in expected if not hits[layer]]
+        exact = name.startswith("vision") or (self.family is not None and self.family.uniform)
+        per_layer = len(self.table[name]) if exact else 1
+        wrong = [layer for layer in expected if (hits[layer] != per_layer if exact else not hits[layer])]
         if wrong or len(hits) != len(expected):
             where = wrong or sorted(hits.keys() - set(expected))
             raise ValueError(

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 SUMS = ("before", "product", "after", "difference", "changed", "zero", "flipped", "count")
-FLOAT_SUMS = 4
 
 
 def lesion_sums(before: np.ndarray, after: np.ndarray, work: np.ndarray, flags: np.ndarray) -> np.ndarray:

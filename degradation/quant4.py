@@ -42,7 +42,7 @@ def dequantise(weight: nn.Parameter) -> torch.Tensor:
     """
     state = weight.quant_state
     # an attribute that only that fast path sets
-    if getattr(state, "packing_format_for_cpu", False):
+    if vars(state).get("packing_format_for_cpu"):
         raise RuntimeError(
             "a 4-bit layer has been repacked for a fast CPU path and can no longer be read: load the model afresh "
             "with frankenlm.degradation.loading.load_model, which switches that path off."

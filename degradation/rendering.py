@@ -101,7 +101,7 @@ def render_prompts(
         prefix = _common(prefix, row.ids)[: len(row.ids) - 1]
     inputs = encode.inputs() if picture is not None else {}
     if inputs:
-        _check_picture_in_prefix(inputs, rendered, prefix)
+        _check_picture_in_prefix(inputs, prefix)
         inputs = {
             name: value[:, : len(prefix)] if value.shape[:2] == (1, encode.length) else value
             for name, value in inputs.items()
@@ -118,7 +118,7 @@ def _count(tokenizer, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _check_picture_in_prefix(inputs, rendered, prefix) -> None:
+def _check_picture_in_prefix(inputs, prefix) -> None:
     """The picture is read with the shared beginning: no picture token may stand behind it."""
     types = inputs["token_type_ids"][0] if "token_type_ids" in inputs else None
     if types is not None and types[len(prefix) :].any():

@@ -305,3 +305,27 @@ def test_prompts_that_are_too_long_are_found(tiny_dir):
 @pytest.mark.parametrize(("name", "intermediate"), [("mixtral", 2 * 48), ("phi3", 48), ("gpt2", 48), ("qwen3_moe", 48)])
 def test_features_that_a_token_has_at_once(name, intermediate, tiny_config):
     assert read_shape(empty_model(tiny_config(name))).intermediate == intermediate
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(REAL_MODEL is None, reason="DEGRADATION_TEST_MODEL names no folder of a real model")
+@pytest.mark.parametrize("perplexity", [False, True])
+def test_the_peak_of_a_real_model(perplexity, tmp_path):
+    from frankenlm.degradation.lab import run_experiment
+    from frankenlm.degradation.prompts import load_prompts
+
+    fields = {
+        "dtype": "float32", "group": "mlp_only", "max_new_tokens": 8, "perplexity": perplexity, "prompts": "iq_it",
+        "levels": (0.0, 0.1), "n_rep": 1, "max_prompts": 12,
+    }  # fmt: skip
+    estimate = estimate_of(REAL_MODEL, load_prompts("iq_it")[:12], **fields)
+    loaded = open_model(REAL_MODEL, dtype="float32", device="cpu")
+    with PeakMemory() as memory:
+        for tensor in (*loaded.model.parameters(), *loaded.model.buffers()):
+            memory.count(tensor)
+        run_experiment(
+            ExperimentConfig(**fields), model=loaded.model, tokenizer=loaded.tokenizer, output_dir=tmp_path,
+            progress=False,
+        )  # fmt: skip
+    print(f"estimate {estimate.device / 1e6:.0f} MB, measured {memory.peak / 1e6:.0f} MB")
+    assert estimate.device == pytest.approx(memory.peak, rel=0.25)
