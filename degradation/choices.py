@@ -6,8 +6,8 @@ from collections.abc import Sequence
 REACH = 200  # characters behind a statement's opening words in which the answer is looked for
 # in a statement of the answer, the first choice behind these words is the answer
 _STATEMENT = re.compile(
-    r"\b(?:answer|odd one(?: out)?|solution|correct (?:one|choice|option|word))\b[^.\n]{0,60}?(?:\bis\b|\bwould be\b|:|=)"
-    r"|\\boxed",
+    r"\b(?:answer|odd one(?: out)?|solution|correct (?:one|choice|option|word))\b[^.\n]{0,60}?"
+    r"(?:\bis\b|\bwould be\b|:|=)|\\boxed",
     re.IGNORECASE,
 )
 _CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|consequently)\b|(?:^|[.!?,;\n][ \t]*)so\b", re.IGNORECASE)
@@ -17,6 +17,7 @@ DENIAL = re.compile(
 # these deny all of a list behind them: "unlike violin, flute and drum"
 _DENIAL_OF_ALL = re.compile(r"\b(?:unlike|except|neither)\b[^.!?\n]*$", re.IGNORECASE)
 _LISTED = re.compile(r"\s*(?:,|,?\s*\b(?:and|or|nor)\b)\s*(?:(?:a|an|the)\s+)?[\"'“‘]?", re.IGNORECASE)
+_GOES_ON = re.compile(r"\s*(?:[,.;:!?)]|\b(?:and|or|nor)\b|$)", re.IGNORECASE)  # behind an item of such a list
 _REASON = re.compile(r"\b(?:because|since)\b|,\s+as\b", re.IGNORECASE)
 _NOT_A_NO = r"(?!\s+(?:idea|one|doubt|matter|longer|more|less|such)\b)"  # "no idea" says neither yes nor no
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
@@ -78,10 +79,11 @@ class _Finder:
         """Return the choices named in a text, in order; bare letters count where a verdict is expected."""
         found, denied_until = [], -1
         for match in (self.verdict if verdict else self.anywhere).finditer(text):
-            listed = denied_until >= 0 and _LISTED.fullmatch(text, denied_until, match.start())
-            if listed or denied(text, match.start()):
-                of_all = listed or _DENIAL_OF_ALL.search(text, 0, match.start())
-                denied_until = match.end() if of_all else -1
+            start, end = match.span()
+            joined = denied_until >= 0 and _LISTED.fullmatch(text, denied_until, start)
+            listed = joined and _GOES_ON.match(text, end)
+            if listed or denied(text, start):
+                denied_until = end if listed or _DENIAL_OF_ALL.search(text, max(0, start - 30), start) else -1
             else:
                 found.append(self._choice(match[0]))
         return found
@@ -89,8 +91,8 @@ class _Finder:
     def after(self, introduction: re.Pattern, text: str) -> str | None:
         """Return the first choice in the rest of the sentence behind the last introduction that has one."""
         for match in reversed(list(introduction.finditer(text))):
-            rest = _SENTENCE_END.split(text[match.end() : match.end() + REACH], maxsplit=1)[0]
-            named = self.named(rest + " ", verdict=True)
+            rest = _SENTENCE_END.split(text[match.end() : match.end() + REACH], maxsplit=1)[0] + " "
+            named = self.named(rest, verdict=True)
             if named and not self._begins_list(rest, named[0]):
                 return named[0]
         return None
@@ -111,11 +113,9 @@ class _Finder:
 
     def _begins_list(self, text: str, first: str) -> bool:
         """Whether a choice goes on to others as in a list that ends the text: A, B, C; but not: A, B is smaller."""
-        places = [match for match in self.verdict.finditer(text) if self._choice(match[0]) == first][:1]
-        if not places:
-            return False
-        others = {self._choice(match[0]) for match in self.verdict.finditer(text, places[0].end())} - {first}
-        rest = self.verdict.sub(" ", text[places[0].end() :])
+        end = next(match.end() for match in self.verdict.finditer(text) if self._choice(match[0]) == first)
+        others = {self._choice(match[0]) for match in self.verdict.finditer(text, end)} - {first}
+        rest = self.verdict.sub(" ", text[end:])
         return bool(others) and re.fullmatch(r"(?:[\s,;:.)\"'–—-]|\b(?:and|or)\b)*", rest) is not None
 
     def _choice(self, found: str) -> str:

@@ -23,16 +23,15 @@ _NUMBER = re.compile(
 # a + or - after one of these is an operation (7-5, 7 -5, x-5, pages 3–5), not a sign
 _BEFORE_OPERATION = re.compile(r"(?:[\w)\]%½]|[\d)\]]\s+)$")
 # a sign with a space behind it is one behind these, or as the first of the text; elsewhere a dash or an operation
-_BEFORE_SPACED_SIGN = re.compile(r"(?:^|[:=(+*/×·<>≈]|\b(?:is|be|are|equals|to|gives|get|makes))\s*$", re.IGNORECASE)
+_BEFORE_SPACED_SIGN = re.compile(
+    r"(?:^|[:=({$+*/×·<>≈]|\b(?:is|be|are|equals|to|gives|get|makes))[^\S\n]*\Z", re.IGNORECASE
+)
 _LIST_NUMBER = re.compile(r"^[ \t]*(?:step[ ])?(\d{1,2})[.):][ \t]+(?=\S)", re.MULTILINE | re.IGNORECASE)
 _LATEX = ((r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2"), (r"\{,\}", ","), (r"\\[,;!]", ""))
 
 
 def numbers(text: str) -> list[Fraction]:
-    """Return the numbers written in a text, in order.
-
-    Where there is no digit, number words count.
-    """
+    """Return the numbers written in a text, in order; number words count where there is no digit."""
     return numbers_in_digits(text) or numbers_in_words(text)
 
 
@@ -60,7 +59,7 @@ def _value(match: re.Match, text: str) -> Fraction:
         value = Fraction(part["comma"].replace(",", "."))
     else:
         value = Fraction(part["decimal"].replace(",", "")) + (_vulgar(part["vulgar"]) if part["vulgar"] else 0)
-    return -value if _is_negative(part["sign"], text[: match.start()]) else value
+    return -value if _is_negative(part["sign"], text[max(0, match.start() - 12) : match.start()]) else value
 
 
 def _is_negative(sign: str, before: str) -> bool:
@@ -68,8 +67,8 @@ def _is_negative(sign: str, before: str) -> bool:
     if sign in ("", "+"):
         return False
     if sign.endswith(" ") and not sign[0].isalpha():
-        return _BEFORE_SPACED_SIGN.search(before[-12:]) is not None
-    return sign[:1] in "nN" or _BEFORE_OPERATION.search(before[-4:]) is None
+        return _BEFORE_SPACED_SIGN.search(before) is not None
+    return sign[:1] in "nN" or _BEFORE_OPERATION.search(before) is None
 
 
 def _vulgar(character: str) -> Fraction:
@@ -103,9 +102,10 @@ _PARTS |= {
     for value, part in enumerate(_ORDINALS[:7], start=3)
 }
 _COMPOUND_PART = re.compile(rf"\b({'|'.join(_TENS)})[- ]((?:{'|'.join(_ORDINALS[:7])})s)\b")
-_A_NUMBER = rf"(?:\d|\b(?:{'|'.join(_WORDS)})\b|[¼-¾⅐-⅞])"
+_A_NUMBER = rf"(?:(?<!\d)\d|\b(?:{'|'.join(_WORDS)})\b|[¼-¾⅐-⅞])"
 _REMARK = re.compile(
-    rf"({_A_NUMBER}[\d.,/%°]*(?:[^\S\n]*[^\W\d]+[²³]?){{0,2}}[^\S\n]*[%€$]?[^\S\n]*)\((?!\s*=)(?:[^()]|\([^()]*\))*\)",
+    rf"({_A_NUMBER}[\d.,/%°}}$]{{0,20}}(?:[^\S\n]*[^\W\d]{{1,20}}[²³]?){{0,2}}[^\S\n]*[%€$]?[^\S\n]*)"
+    r"\((?!\s*=)(?:[^()]|\([^()]*\))*\)",
     re.IGNORECASE,
 )
 
@@ -122,8 +122,9 @@ def numbers_in_words(text: str) -> list[Fraction]:
     sign, before = 1, ""
     text = _COMPOUND_PART.sub(r"\1\2", text.casefold())
     for word in [*re.findall(r"[^\W\d_]+", text), ""]:
-        if word in _PARTS and (run or word == "half"):
-            found.append(Fraction(sign * (_of_words(run) or 1), _PARTS[word]))
+        plural = f"{word}s" if run == ["one"] and word not in _PARTS else word  # one eighth
+        if plural in _PARTS and (run or word == "half"):
+            found.append(Fraction(sign * (_of_words(run) or 1), _PARTS[plural]))
             run = []
         elif run and (_continues(run, word) or (word == "and" and run[-1] in _SCALES)):
             run.append(word)

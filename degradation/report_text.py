@@ -219,7 +219,7 @@ NOT_SHOWN = (
     "hundred seem to (more with few repeats): a lone surprising measure is a reason to look, not a finding.",
     "The p-values of the trend treat levels as exchangeable under no effect; many measures are looked at, and p is not "
     "corrected for that. Where no direction is better, it is taken from the data and p is two-sided.",
-    "Graders read the last number, the choice or the name in an answer. A right answer in an unexpected form counts as "
+    "Graders read the number, choice or name an answer settles on. A right answer in an unexpected form counts as "
     "wrong, more often in a rambling model than in a healthy one.",
     "Measures of coherence count words; no reader and no judge model has looked at the texts.",
     "Relative L2 says how far weights moved, not how much the layer's output did.",

@@ -6,8 +6,8 @@ import pytest
 
 from frankenlm.degradation.choices import chosen, plain
 from frankenlm.degradation.graders import GRADERS, GRADES, grade, grade_alias, has_letters, list_items
-from frankenlm.degradation.numerals import numbers
-from frankenlm.degradation.prompts import GRADER_NAMES, Prompt
+from frankenlm.degradation.numerals import numbers, numbers_in_digits, numbers_in_words
+from frankenlm.degradation.prompts import GRADER_NAMES, Prompt, load_prompts
 
 
 def test_tables_agree():
@@ -67,6 +67,25 @@ def test_tables_agree():
         ("NaN", None),
         ("²", None),
         ("4/0", "0"),  # no fraction: two numbers
+        ("minus 27", "-27"),
+        ("Negative 27.", "-27"),
+        ("Answer: - 27", "-27"),
+        ("- 27", "-27"),
+        ("is − 27", "-27"),
+        (r"\boxed{- 27}", "-27"),
+        ("Answer:\n- 27", "27"),  # the mark of a list
+        ("The rent - 660", "660"),  # a dash
+        ("8 minus 35", "35"),
+        ("7,2 litres", "36/5"),
+        ("0,875", "7/8"),  # no thousands begin with 0
+        ("660,00 euros", "660"),
+        ("12,5", "25/2"),
+        ("10,875", "10875"),
+        ("seven eighths", "7/8"),
+        ("eleven twenty-fourths", "11/24"),
+        ("one eighth", "1/8"),
+        ("minus two fifths", "-2/5"),
+        ("the fifth", None),
     ],
 )
 def test_the_last_number(text, expected):
@@ -83,6 +102,7 @@ def test_the_last_number(text, expected):
         ("5 + -3", [5, -3]),
         ("pages 3–5", [3, 5]),
         ("4,11,18", [4, 11, 18]),
+        ("5(y - 2) = 2y + 17", [5, 2, 2, 17]),
         ("3 * 4 = 12", [3, 4, 12]),
         ("7,200 ml = 7.2 L", [7200, Fraction("7.2")]),
         ("1. Add\n2. Divide 8\n3. Done", [8]),
@@ -128,6 +148,44 @@ def test_numbers_judged(completion, answer, expected):
     assert grade(completion, number(answer)) == expected
 
 
+@pytest.mark.parametrize(
+    ("question", "completion", "answer", "expected"),
+    [
+        ("She rides 18 km every hour. How far in 4 hours?", "She rides 72 kilometres in 4 hours.", 72, "correct"),
+        ("She rides 18 km every hour. How far in 4 hours?", "She rides 36 kilometres in 4 hours.", 72, "wrong"),
+        ("She rides 18 km every hour. How far in 4 hours?", "In 4 hours", 72, "wrong"),  # the question's number only
+        ("She rides 18 km every hour. How far in 4 hours?", "She rides far.", 72, "unparsed"),
+        ("Find the x for which 3x + 19 = 52.", "x = 11. Check: 3*11 + 19 = 52", 11, "correct"),
+        ("Find the x for which 3x + 19 = 52.", "3x = 33, so x = 11", 11, "correct"),  # the last of the new ones
+        ("What is 96/12 - 35?", "8 - 35 = -27", -27, "correct"),
+        ("It holds twelve. How many do 2 hold?", "24 are held, by 12 each.", 24, "correct"),  # by value
+        ("He packs bags of 6. How many?", "Twenty-five bags of 6.", 25, "correct"),  # the digits say nothing new
+        ("Into how many chambers?", "Four: two atria and two ventricles.", 4, "correct"),
+        ("Into how many chambers?", "4 (2 atria and 2 ventricles)", 4, "correct"),
+        ("Into how many chambers?", "Four chambers (2 atria and 2 ventricles)", 4, "correct"),
+        ("How much?", "7/8 (87.5%)", "7/8", "correct"),
+        ("How much?", "7/8 (that is (about) 87.5%).", "7/8", "correct"),
+        ("How much?", r"\frac{7}{8} (87.5%)", "7/8", "correct"),
+        ("How much?", "(7/8)", "7/8", "correct"),
+        ("How much?", "5 * 4 (= 20)", 20, "correct"),
+        ("How much?", "3 4 (" + "9" * 5000, 4, "correct"),
+    ],
+)
+def test_numbers_of_the_question_are_passed_over(question, completion, answer, expected):
+    prompt = Prompt(id=1, text=question, set="x", skill="math", grader="number", answer=answer)
+    assert grade(completion, prompt) == expected
+
+
+@pytest.mark.parametrize("name", ["iq_it", "smoke"])
+def test_no_key_stands_in_its_prompt(name):
+    """Else passing over the numbers of the question would pass over the answer."""
+    for prompt in load_prompts(name):
+        if prompt.grader == "number":
+            given = numbers_in_digits(prompt.text) + numbers_in_words(prompt.text)
+            assert Fraction(str(prompt.answer)) not in given, prompt.id
+            assert grade(str(prompt.answer), prompt) == "correct"
+
+
 def test_tolerance_is_absolute():
     assert grade("0.46", number("11/24", tolerance=0.002)) == "correct"
     assert grade("0.46", number("11/24")) == "wrong"
@@ -164,6 +222,10 @@ YES_NO = ("yes", "no")
         ("The correct answer is **D) climb**.\n\nHere's why: A, B and C are sounds", "climb"),
         ("A person can climb.", "climb"),  # the article is no letter
         ("答案是 B", "shout"),
+        ("A whisper is quiet. The odd one is D", "climb"),
+        ("I think it's climb since whisper, shout and mumble are ways to speak.", "climb"),
+        ("The answer is A, B, C, D", None),
+        ("The answer is A) whisper B) shout C) mumble D) climb", None),
         ("A) whisper B) shout C) mumble D) climb", None),  # the question again
         ("A B C D", None),
         ("E", None),
@@ -191,6 +253,20 @@ def test_choices_by_letter(completion, expected):
         ("It is not the drum but the ladder.", WORDS, "ladder"),
         ("The answer is not the violin, it is the ladder.", WORDS, "ladder"),
         ("It isn't a drum.", WORDS, None),
+        ("A ladder is not a musical instrument, unlike violin, flute, drum, harp.", WORDS, "ladder"),
+        ("Unlike the violin, flute, drum and harp, a ladder is not played.", WORDS, "ladder"),
+        ("Unlike Ben, Ana is tall.", NAMES, "Ana"),
+        ("Not Ben, Ana.", NAMES, "Ana"),
+        ("The answer is Ana, Ben is shorter.", NAMES, "Ana"),
+        ("The answer is violin, flute and ladder.", WORDS, None),
+        ("Ana is the tallest because Ben is shorter and Carl, too.", NAMES, "Ana"),
+        ("Because Ben is taller than Carl.", NAMES, None),
+        ("xx no idea", YES_NO, None),
+        ("No one knows", YES_NO, None),
+        ("No doubt: yes", YES_NO, "yes"),
+        ("There is no way. No", YES_NO, "no"),
+        ("The bell is not ringing.", YES_NO, None),  # needs the question: not judged
+        ("Rita tells the truth and Sam lies.", ("Sam", "Rita"), None),  # the same
         ("violin flute ladder drum harp", WORDS, None),
         ("A drummer", WORDS, None),  # whole words only
         ("B", WORDS, None),  # there are no letters
@@ -242,6 +318,23 @@ def test_a_choice_is_right_wrong_or_neither():
 )
 def test_aliases(completion, expected):
     prompt = Prompt(id=1, text="Which gas?", set="x", skill="y", grader="alias", answer=("carbon dioxide", "co2"))
+    assert grade_alias(completion, prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("June, July, August", "correct"),
+        ("June July August September", "unparsed"),
+        ("1. June\n2. July\n3. August\n4. September", "unparsed"),
+        ("August, then September", "unparsed"),
+        ("August. September follows.", "correct"),
+        ("August, September, October ... so it is August.", "correct"),
+        ("July", "wrong"),
+    ],
+)
+def test_an_answer_that_a_series_passes_through(completion, expected):
+    prompt = Prompt(id=1, text="Which month?", set="x", skill="y", grader="alias", answer=("august",))
     assert grade_alias(completion, prompt) == expected
 
 

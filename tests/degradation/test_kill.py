@@ -75,6 +75,21 @@ def check_the_end(folder, expected):
                 assert row[name] == wanted[name], name
     assert set(Counter(row["row_key"] for row in journal_rows(folder)).values()) == {1}
     assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    check_side_records(folder, rows)
+
+
+def check_side_records(folder, rows):
+    """Every cell has its lesion, and where the workload writes them its record."""
+    cells = {(row["level_value"], row["repeat_index"]) for row in rows}
+    lesions = [record["row"] for record in side_lines(folder, "lesions")]
+    assert {(record["level_value"], record["repeat_index"]) for record in lesions} == cells
+    records = [record["row"] for record in side_lines(folder, "cells")]
+    if records:
+        assert {(record["level_value"], record["repeat_index"]) for record in records} == cells
+
+
+def side_lines(folder, name):
+    return [json.loads(line) for path in folder.rglob(f"{name}.jsonl") for line in path.read_text().splitlines()]
 
 
 def kill_and_resume(ask, workload, folder, kills, expected):
