@@ -26,7 +26,7 @@ from .legacy import LegacyCount, import_legacy
 from .limits import Signals, make_policy
 from .loading import Loaded, check_model, load_model, short_name, wrap_model
 from .model_checks import read_tokenizer, resolve_device
-from .quant4 import check_requantise
+from .quant4 import check_requantise, is_4bit
 from .runner import ExperimentRun
 from .store import Store
 
@@ -86,6 +86,7 @@ class Lab:
             for level in cell_levels(config):
                 check_requantise(config.method, level, config.force_requantise)
         if self._given is not None:
+            check_given(self._given.model, config)
             found, weights = self._given.model.config, fingerprint_model(self._given.model)
             tokenizer, processor = self._given.tokenizer, self._given.processor
         else:
@@ -115,6 +116,8 @@ class Lab:
         state = self._processes()
         # signals last: while it waits for the lock, a process may be ended like any other
         with self._open(experiment, state) as store, Signals() as signals:
+            # another one than asked for, after on_conflict="new-suffix"
+            experiment = dataclasses.replace(experiment, config=experiment.config | {"name_suffix": store.suffix})
             try:
                 self._work(experiment, store, signals, state)
             except BaseException:
@@ -223,6 +226,17 @@ class Lab:
             self._loaded = None  # the old model goes before the new one comes
             self._loaded = key, load_model(self.name, config, self.options)
         return self._loaded[1]
+
+
+def check_given(model: PreTrainedModel, config: ExperimentConfig) -> None:
+    """Raise ValueError where a model in memory is not loaded as the experiment says: its rows would not be true."""
+    if str(model.dtype).removeprefix("torch.") != config.dtype:
+        raise ValueError(f"dtype={config.dtype!r}, but the model given computes in {model.dtype}: set dtype to that.")
+    in_4bit = any(is_4bit(module) for module in model.modules())
+    if in_4bit != config.load_4bit:
+        raise ValueError(
+            f"load_4bit={config.load_4bit}, but the model given has {'' if in_4bit else 'no '}4-bit layers."
+        )
 
 
 def known_as(name: str) -> str:

@@ -180,13 +180,21 @@ def test_every_field_that_decides_a_row_is_tried():
 
 
 @pytest.mark.parametrize("name", sorted(set(OTHER_VALUES) - {"method"}))
-def test_a_changed_field_under_the_same_name_is_a_conflict(name, lab, tmp_path):
+def test_a_changed_field_under_the_same_name_is_a_conflict(name, lab, tmp_path, monkeypatch):
     lab(SMALL | {"n_rep": 1, "levels": (0.0,), "max_prompts": 1})
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    monkeypatch.setattr("frankenlm.degradation.lab.check_given", lambda model, config: None)
     with pytest.raises(ConfigConflict, match=f"{name}.*name_suffix"):
         lab(SMALL | {name: OTHER_VALUES[name]})
     for path, content in files.items():
         assert path.read_bytes() == content
+
+
+def test_a_model_in_memory_must_be_what_the_experiment_says(lab):
+    with pytest.raises(ValueError, match=r"dtype='bfloat16'.*torch\.float32"):
+        lab(SMALL | {"dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="load_4bit=True.*no 4-bit layers"):
+        lab(SMALL | {"load_4bit": True})
 
 
 def test_force_run_writes_chosen_rows_again(lab):

@@ -124,7 +124,8 @@ def test_a_changed_configuration_under_the_same_name(run, tmp_path, capsys):
     assert re.search(r"temperature.*1\.0.*0\.5", one_line(capsys))
     assert snapshot(tmp_path / "results") == before
     assert run("--temperature", "0.5", "--on-conflict", "new-suffix") == 0
-    assert (tmp_path / "results" / "outputs_mult_gauss_tiny_smoke-2.json").exists()
+    rows = json.loads((tmp_path / "results" / "outputs_mult_gauss_tiny_smoke-2.json").read_text(encoding="utf-8"))
+    assert {row["experiment_id"] for row in rows} == {"mult_gauss|tiny|smoke-2"}
 
 
 def test_a_model_is_the_same_wherever_it_is_opened_from(run, model, tmp_path, monkeypatch):
