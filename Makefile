@@ -80,6 +80,8 @@ bench: $(READY)
 	$(BIN)/python scripts/bench_training.py
 	$(BIN)/python scripts/bench_decode.py --threads 2 --rounds 5
 	$(BIN)/python scripts/bench_ternary.py $(if $(FULL),--full) $(if $(GGML_LIB),--ggml_lib $(GGML_LIB))
+	$(BIN)/python scripts/bench_damage.py
+	$(if $(FULL),$(MAKE) $(REAL_MODEL)/config.json && $(BIN)/python scripts/bench_degrade.py --model $(REAL_MODEL))
 	$(if $(FULL),$(BIN)/python scripts/bench_ternary_training.py)
 	$(if $(FULL),$(BIN)/python scripts/bench_ternary_generate.py $(if $(LLAMA_PYTHON),--llama_python $(LLAMA_PYTHON)))
 

@@ -57,7 +57,7 @@ class ExperimentRun:
         self.sampling = resolve_sampling(self.config, loaded.model.generation_config)
         self.decoder = make_decoder(loaded, self.rendering, self._decoder_settings())
         self.maker = RowMaker(
-            experiment, self.rendering, loaded.tokenizer, self.sampling, self.decoder.name, str(loaded.device)
+            experiment, self.rendering, loaded.tokenizer, self.sampling, self.decoder.name, loaded.devices
         )
 
     def _decoder_settings(self) -> DecoderSettings:
