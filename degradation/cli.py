@@ -320,6 +320,7 @@ def main(argv: Sequence[str] | None = None, description: str = "") -> None:
     parser = OneLineParser(prog=f"degrade.py {argv[0]}", description=help_text, allow_abbrev=False)
     add_flags(parser)
     transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()  # a bar for every weight file would stand before the answers
     command(parser.parse_strictly(argv[1:]))
 
 
