@@ -64,12 +64,18 @@ class MemoryPolicy:
                 raise ValueError(f"{name}={value} must be at least 1.")
         self.ceiling = max_batch_size if ceiling is None else max(1, min(max_batch_size, ceiling))
         self.batch_size = min(self.ceiling, first_limit)
-        self.usage = 0.0
+        self.usage = self._observed = 0.0
         self.grows = grows
         self._read_usage, self._read_host = read_usage, read_host
         self._empty_cache = empty_cache or free_cached_blocks
         self._sleep = sleep
         self._warned = False
+
+    def observe(self) -> float:
+        """Return the share in use, at its highest since the last reading; it counts for the next `after_batch` too."""
+        reading = self._read_usage()
+        self._observed = max(self._observed, reading)
+        return reading
 
     def after_batch(self, rows_left: int) -> str:
         """Read the memory after a batch and act on it.
@@ -80,7 +86,7 @@ class MemoryPolicy:
         Returns:
             "go", or "stop": no more may be written.
         """
-        self.usage = self._read_usage()
+        self.usage, self._observed = max(self._observed, self._read_usage()), 0.0
         pressure = self.usage if self._read_host is None else max(self.usage, self._read_host())
         if pressure > STOP_ABOVE:
             return "stop"

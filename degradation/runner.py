@@ -149,25 +149,25 @@ class ExperimentRun:
             for place in plan.missing
         ]
         written = since_check = 0
-        facts = {"usage": self._usage(), "perplexity": score.perplexity, "rel_l2": rel_l2}
+        facts = {"perplexity": score.perplexity, "rel_l2": rel_l2}
         try:
             for answers in self.decoder.answers(requests, self.limit):
-                self.store.append([self.maker.row(cell, answer, **facts) for answer in answers])
+                usage = self._usage()
+                self.store.append([self.maker.row(cell, answer, usage=usage, **facts) for answer in answers])
                 self._learn(answers)
                 written, since_check = written + len(answers), since_check + len(answers)
                 progress.update(len(answers))
                 if since_check >= self.policy.batch_size or written == len(requests):
                     since_check = 0
                     self._ask_policy(len(requests) - written)
-                    facts["usage"] = self._usage()
         finally:
-            self._record_failed(plan, facts["usage"], rel_l2)
+            self._record_failed(plan, rel_l2)
         return written
 
-    def _record_failed(self, plan: Plan, usage: float | None, rel_l2: float) -> None:
+    def _record_failed(self, plan: Plan, rel_l2: float) -> None:
         """Write down which rows found no memory even alone, also where that ends the run."""
         lost = [
-            self.maker.row_without_memory(plan.cell, request.index, usage=usage, rel_l2=rel_l2)
+            self.maker.row_without_memory(plan.cell, request.index, usage=self._usage(), rel_l2=rel_l2)
             for request in self.limit.failed
         ]
         if lost:
@@ -185,7 +185,8 @@ class ExperimentRun:
             )
 
     def _usage(self) -> float | None:
-        return round(100 * self.policy.usage, 1) if self.loaded.device.type == "cuda" else None
+        """Percent of the GPU's memory, at its peak since the last rows; None on a CPU."""
+        return round(100 * self.policy.observe(), 1) if self.loaded.device.type == "cuda" else None
 
 
 def make_decoder(loaded: Loaded, rendering: Rendering, settings: DecoderSettings) -> Decoder:

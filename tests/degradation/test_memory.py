@@ -213,3 +213,11 @@ def test_swapping_counts_as_full(system):
 def test_this_machine_can_be_read():
     found = host_memory()
     assert 0 < found.available < found.total and 0 < HostReader()() <= 1
+
+
+def test_what_is_observed_between_batches_counts_after_them():
+    readings = iter([0.5, 0.97, 0.3, 0.3])
+    policy = MemoryPolicy(40, 4, lambda: next(readings), sleep=lambda seconds: None)
+    assert (policy.observe(), policy.observe()) == (0.5, 0.97)
+    assert policy.after_batch(100) == "stop" and policy.usage == 0.97
+    assert policy.after_batch(100) == "go" and policy.usage == 0.3
