@@ -59,8 +59,8 @@ class Experiment:
 
     @property
     def short_name(self) -> str:
-        """The last part of the model's name or path, as in the names of files."""
-        return Path(self.model_name).name or self.model_name
+        """The last part of the model's name, as in the names of files."""
+        return Path(self.model_name).name
 
     @property
     def experiment_id(self) -> str:

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from ..trainer_ext.cli import user_mistakes
+from ..trainer_ext.cli import one_line, user_mistakes
 from .cells import cell_levels
 from .configs import ExperimentConfig, level_key
 from .decoding import is_out_of_memory
@@ -120,8 +120,12 @@ class Lab:
             experiment = dataclasses.replace(experiment, config=experiment.config | {"name_suffix": store.suffix})
             try:
                 self._work(experiment, store, signals, state)
-            except BaseException:
-                self._export_what_is_there(store)
+            except BaseException as error:
+                if store.rank > 0:
+                    # only rank 0 prints how a command ends, and this one may be alone with its trouble
+                    logger.error("process %d stops: %s", store.rank, one_line(error))
+                else:
+                    self._export_what_is_there(store)
                 raise
             state.wait_for_everyone()
             if state.is_main_process:
@@ -132,8 +136,6 @@ class Lab:
 
     def _export_what_is_there(self, store: Store) -> None:
         """Export on the way out of an error, which is what the user is to hear of, not of an export that fails too."""
-        if store.rank > 0:
-            return
         try:
             store.export()
         except OSError as error:

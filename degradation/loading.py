@@ -41,10 +41,6 @@ class Loaded:
     device: torch.device
 
     @property
-    def short_name(self) -> str:
-        return short_name(self.name)
-
-    @property
     def devices(self) -> str:
         """All devices that hold parameters, in the model's order, joined by commas."""
         return ",".join(dict.fromkeys(str(parameter.device) for parameter in self.model.parameters()))

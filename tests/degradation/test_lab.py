@@ -302,6 +302,20 @@ def test_memory_nearly_used_up_ends_the_run_with_its_rows(lab, tmp_path, monkeyp
     assert len(rows_of(exported)) == 12
 
 
+def test_a_process_that_stops_alone_says_so_itself(lab, tmp_path, monkeypatch, caplog):
+    """A command ends with one line of rank 0, which may be fine; and only rank 0 exports."""
+
+    def stop_as_second_process(self, experiment, store, signals, state):
+        store.rank = 1
+        raise MemoryStop("by the test")
+
+    monkeypatch.setattr(Lab, "_work", stop_as_second_process)
+    with pytest.raises(MemoryStop):
+        lab()
+    assert "process 1 stops: by the test" in caplog.text
+    assert not list((tmp_path / "results").glob("*.json"))
+
+
 def test_perplexity_is_measured_once_a_level_or_in_every_repeat(lab, tmp_path):
     rows = lab(SMALL | {"perplexity": True, "n_rep": 2, "max_prompts": 1})
     assert [row["perplexity"] is not None for row in rows] == [True, False, True, False]

@@ -73,7 +73,7 @@ def test_every_tiny_model_is_checked_and_loaded_as_saved(name, tiny_dir, tiny_mo
     loaded = load_model(folder, experiment(), options())
     assert loaded.model.config.model_type == config.model_type
     assert not loaded.model.training and loaded.processor is None
-    assert (loaded.name, loaded.short_name, loaded.devices) == (folder, f"tiny-{name}", "cpu")
+    assert (loaded.name, short_name(loaded.name), loaded.devices) == (folder, f"tiny-{name}", "cpu")
     for (key, ours), (other, theirs) in zip(
         loaded.model.named_parameters(), tiny_model(name).named_parameters(), strict=True
     ):
@@ -122,7 +122,7 @@ def test_our_byte_models_load_with_their_own_tokenizer(tiny_model, tmp_path):
 def test_home_folders_are_written_out(tiny_dir, monkeypatch):
     monkeypatch.setenv("HOME", str(tiny_dir("llama").parent))
     assert check_model("~/tiny-llama", experiment(), options())
-    assert open_model("~/tiny-llama", device="cpu").short_name == "tiny-llama"
+    assert short_name(open_model("~/tiny-llama", device="cpu").name) == "tiny-llama"
 
 
 def test_loaded_models_are_taken_as_they_are(tiny_model, tiny_tokenizer, tiny_processor, tiny_dir):
@@ -130,7 +130,7 @@ def test_loaded_models_are_taken_as_they_are(tiny_model, tiny_tokenizer, tiny_pr
     loaded = wrap_model(model, tiny_tokenizer())
     assert loaded.model is model and not model.training and loaded.name == "LlamaForCausalLM"
     saved = open_model(str(tiny_dir("llama")), device="cpu")
-    assert wrap_model(saved.model, saved.tokenizer).short_name == "tiny-llama"
+    assert short_name(wrap_model(saved.model, saved.tokenizer).name) == "tiny-llama"
     both = wrap_model(tiny_model("gemma3_mm"), None, tiny_processor())
     assert both.tokenizer is both.processor.tokenizer
     with pytest.raises(ValueError, match="needs its tokenizer"):
