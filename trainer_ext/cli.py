@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -117,27 +118,32 @@ def is_main_process() -> bool:
 
 
 def check_output_dir(folder: str | os.PathLike) -> None:
-    """Make sure that a file can be written into `folder` or, where it is missing, that it can be made.
+    """Make sure that a file can be written into `folder` or, where it is missing, into the parent it would be made in.
 
-    Nothing is left behind.
+    Nothing is made, not even for a moment: another process may be looking at the same folders.
 
     Raises:
         UserError: the folder cannot be made or written.
         OSError: the storage is full or read-only.
     """
     folder = Path(folder).absolute()
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    probe = folder / f".write_test_{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"x")
-        probe.unlink()
-        for path in missing:
-            path.rmdir()
+        nearest = next(path for path in (folder, *folder.parents) if _is_there(path))
+        with tempfile.TemporaryFile(dir=nearest) as probe:
+            probe.write(b"x")
     except OSError as error:
         if is_storage_error(error):
             raise
         raise UserError(f"cannot write to {str(folder)!r}: {error.strerror}. Choose another folder.") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Whether anything lies at `path`, be it a link to nothing; unlike Path.exists, other errors are raised."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 class OneLineParserMixin:

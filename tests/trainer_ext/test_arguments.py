@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 
 import pytest
 
@@ -85,12 +86,22 @@ def test_user_mistakes_keeps_storage_errors_apart():
     assert is_storage_error(caught.value)
 
 
-def test_output_dir_is_checked_without_a_trace(tmp_path):
-    check_output_dir(tmp_path / "a" / "b")
-    assert not (tmp_path / "a").exists()
+def test_output_dir_is_checked_without_a_trace(tmp_path, monkeypatch):
+    def made(*args, **kwargs):
+        raise AssertionError("a check must make no folder: other processes look at the same place")
+
+    monkeypatch.setattr(os, "mkdir", made)
+    for folder in (tmp_path, tmp_path / "a", tmp_path / "a" / "b"):
+        check_output_dir(folder)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["file", "file/inside", "link", "link/inside", "n" * 300])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, name):
     (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
     with pytest.raises(UserError, match="cannot write to"):
-        check_output_dir(tmp_path / "file" / "inside")
+        check_output_dir(tmp_path / name)
 
 
 def test_unknown_option_comes_with_a_suggestion():
