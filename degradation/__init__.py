@@ -1,4 +1,4 @@
-"""The degradation lab: damage the weights of any causal language model, let it answer, and measure what breaks.
+"""The degradation lab: damage the weights of any language model, let it answer, and measure what breaks.
 
     from frankenlm.degradation import get_config, run_experiment
 

@@ -39,7 +39,7 @@ MANY_BYTES = 30_000_000  # of results: about 10,000 rows, ten seconds of measuri
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="hub name or folder of a causal language model")
+    parser.add_argument("--model", required=True, help="hub name or folder of a causal or masked language model")
     parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with the model")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the process's GPU if there is one)")
     parser.add_argument("--force_fp16", action="store_true", help="allow float16 where it is known to overflow")
@@ -199,7 +199,8 @@ def probe(lab: "Lab", experiment: Experiment, estimate: "Estimate") -> tuple[flo
         with trial.session(planned) as run, run.subject() as subject:
             record = run.cell(Plan(baseline, tuple(range(len(planned.prompts)))), subject, tqdm(disable=True))
             tokens = sum(row["tokens_generated"] for row in run.store.rows())
-    return estimate.time_range(record["generate_s"], record["rows"], max(1, tokens), experiment.config.max_new_tokens)
+    longest = tokens / record["rows"] if experiment.fills_masks else experiment.config.max_new_tokens
+    return estimate.time_range(record["generate_s"], record["rows"], max(1, tokens), longest)
 
 
 def hours(seconds: float) -> str:

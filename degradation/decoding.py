@@ -24,7 +24,7 @@ class Request:
 class Answer:
     """One finished row.
 
-    finish_reason: eos, length or nan. logprob and entropy are means over its tokens, in nats; None without any.
+    finish_reason: eos, length, filled or nan. logprob and entropy are means over its tokens, in nats; None without any.
     batch_size, batch_shape: rows in flight at its first token, and [rows, columns] as the kernels saw them.
     duration: seconds, its share of the time it was in flight.
     """
@@ -61,7 +61,7 @@ class BatchLimit(Protocol):
 
 
 class Decoder(Protocol):
-    name: str  # as in the rows: rows or batches
+    name: str  # as in the rows: rows, batches or masks
 
     def answers(self, requests: Sequence[Request], limit: BatchLimit) -> Iterator[list[Answer]]:
         """Write all requested rows; yield them in groups as they are finished."""

@@ -30,8 +30,9 @@ from .footprint import (
 )
 from .groups import Group, select_group
 from .loading import Loaded
+from .mask_filling import render_texts
 from .memory import PAUSE_ABOVE, host_memory
-from .model_checks import empty_model, read_tokenizer, resolve_device
+from .model_checks import empty_model, fills_masks, read_tokenizer, resolve_device
 from .parameter_index import unwrap
 from .prompts import picture_path
 from .rendering import load_picture, render_prompts
@@ -96,7 +97,7 @@ class Estimate:
         """Return the fields, for a file."""
         return {**asdict(self), "share": self.share}
 
-    def time_range(self, seconds: float, rows: int, tokens: int, limit: int) -> tuple[float, float]:
+    def time_range(self, seconds: float, rows: int, tokens: int, limit: float) -> tuple[float, float]:
         """Return (shortest, longest) seconds for all rows, from a probe: `rows` answers with `tokens` tokens in all.
 
         The shortest: answers are as long as the probe's; the longest: every one is cut off at `limit` tokens.
@@ -129,7 +130,7 @@ def dry_run(
     empty = empty_model(model_config, trust_remote_code)
     group = select_group(empty, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain)
     tokenizer, processor = read_tokenizer(name, config.image is not None, trust_remote_code)
-    length = prompt_length(prompts, tokenizer, processor, config)
+    length = prompt_length(prompts, tokenizer, processor, config, fills_masks(model_config))
     place = resolve_device(device)
     total = device_total if device_total is not None else total_memory(place)
     weights = weight_bytes(empty, group, config)
@@ -141,7 +142,9 @@ def estimate_run(experiment: Experiment, loaded: Loaded) -> Estimate:
     config, model = experiment.config, unwrap(loaded.model)
     group = select_group(model, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain)
     weights = weight_bytes(model, group, config) | {"weights": loaded_bytes(model)}
-    length = prompt_length(experiment.prompts, loaded.tokenizer, loaded.processor, config)
+    length = prompt_length(
+        experiment.prompts, loaded.tokenizer, loaded.processor, config, experiment.fills_masks
+    )  # fmt: skip
     return _estimate(
         loaded.name, config, read_shape(model), group, weights, experiment.prompts, length, loaded.device,
         total_memory(loaded.device),
@@ -162,7 +165,8 @@ def _estimate(
     on_gpu = device.type == "cuda"
     plan = _Plan(config, shape, group, weights, len(prompts), length, on_gpu)
     limit = 1 if config.invariance == "single" else config.max_batch_size
-    batch = min(limit, len(prompts))
+    # a masked model is shown a prompt once for each of its tokens
+    batch = min(limit, length.prompt if shape.fills_masks else len(prompts))
     cells = len(make_cells(config))
     host_total = host_memory().total
     baseline = plan.fixed["baseline"]
@@ -228,14 +232,21 @@ class _Plan:
         return low
 
 
-def prompt_length(prompts: Sequence[Any], tokenizer: Any, processor: Any, config: ExperimentConfig) -> PromptLength:
-    """Render the prompts and return their lengths.
+def prompt_length(
+    prompts: Sequence[Any], tokenizer: Any, processor: Any, config: ExperimentConfig, masked: bool = False
+) -> PromptLength:
+    """Render the prompts, `masked` as a masked language model reads them, and return their lengths.
 
     Raises:
         ValueError: one is longer than max_seq_length, or cannot be rendered.
     """
+    texts = [prompt.text for prompt in prompts]
+    if masked:
+        return PromptLength(
+            max(len(row.ids) for row in render_texts(texts, tokenizer, config.max_seq_length).prompts), 0
+        )
     rendering = render_prompts(
-        [prompt.text for prompt in prompts],
+        texts,
         tokenizer,
         system_prompt=config.system_prompt,
         max_length=config.max_seq_length,

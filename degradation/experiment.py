@@ -14,6 +14,8 @@ from ..modeling.checks import check_choice
 from ..trainer_ext.checkpoints import position_limit
 from .cells import Cell, make_cells
 from .configs import ExperimentConfig, level_key
+from .mask_filling import render_texts
+from .model_checks import fills_masks
 from .prompts import Prompt, load_prompts, picture_path
 from .records import config_hash, row_key
 from .rendering import Rendering, file_sha256, load_picture, render_prompts
@@ -65,6 +67,11 @@ class Experiment:
     @property
     def experiment_id(self) -> str:
         return f"{self.config.method}|{self.model_name}|{self.config.name_suffix}"
+
+    @property
+    def fills_masks(self) -> bool:
+        """Whether the model fills in masked tokens instead of continuing a text."""
+        return fills_masks(self.model_config)
 
     @property
     def prompt_group(self) -> str:
@@ -206,9 +213,12 @@ def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = N
     Raises:
         ValueError: a prompt is longer than max_seq_length, or with its answer longer than the model's positions.
     """
-    config = experiment.config
+    config, texts = experiment.config, [prompt.text for prompt in experiment.prompts]
+    limit = position_limit(experiment.model_config.get_text_config())
+    if experiment.fills_masks:
+        return check_masked_length(experiment, render_texts(texts, tokenizer, config.max_seq_length), limit)
     rendering = render_prompts(
-        [prompt.text for prompt in experiment.prompts],
+        texts,
         tokenizer,
         system_prompt=config.system_prompt,
         max_length=config.max_seq_length,
@@ -216,11 +226,20 @@ def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = N
         picture=load_picture(experiment.picture) if experiment.picture is not None else None,
     )
     longest = max(len(row.ids) for row in rendering.prompts)
-    limit = position_limit(experiment.model_config.get_text_config())
     if limit is not None and longest + config.max_new_tokens > limit:
         raise ValueError(
             f"max_new_tokens={config.max_new_tokens} behind a prompt of {longest} tokens needs more than the {limit} "
             f"positions of {experiment.model_name}: lower it to {limit - longest}."
+        )
+    return rendering
+
+
+def check_masked_length(experiment: Experiment, rendering: Rendering, limit: int | None) -> Rendering:
+    """Return the rendering; raises ValueError where a prompt is longer than the model's positions."""
+    longest = max(len(row.ids) for row in rendering.prompts)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"a prompt has {longest} tokens, more than the {limit} positions of {experiment.model_name}: shorten it."
         )
     return rendering
 

@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configs import ExperimentConfig
 from .groups import Group, select_group
+from .masked_probe import COPIES, WINDOW
+from .model_checks import fills_masks
 from .noise import TORCH_CHUNK
 from .parameter_index import index_parameters, logical_shape
 from .rowcache import COLUMN_STEP
@@ -35,6 +37,7 @@ class Shape:
     layers: int
     query_width: int
     key_value_width: int
+    fills_masks: bool = False
     image_tokens: int = 0
     patches: int = 0
     vision_hidden: int = 0
@@ -63,6 +66,7 @@ def read_shape(empty: PreTrainedModel) -> Shape:
         layers=config.num_hidden_layers,
         query_width=heads * width,
         key_value_width=key_value * width,
+        fills_masks=fills_masks(empty.config),
         **_vision(empty.config),
     )
 
@@ -157,6 +161,8 @@ def generation_bytes(
     rows were read. `more_wait`: others are read in later, beside the slots.
     """
     element = element_size(dtype)
+    if shape.fills_masks:
+        return {"cache": 0, "activations": _filling(shape, element, rows, length.prompt)}
     columns = -(-(length.prompt + answer) // COLUMN_STEP) * COLUMN_STEP
     behind = length.prompt - length.prefix
     slots = cache_bytes(shape, element, rows, columns)
@@ -178,6 +184,12 @@ def generation_bytes(
     return {"cache": cache, "activations": activations}
 
 
+def _filling(shape: Shape, element: int, copies: int, tokens: int) -> int:
+    """Return the bytes of a call of a masked model, logits of every position included, and of choosing tokens."""
+    read = _activations(shape, element, copies * tokens)
+    return read + copies * shape.vocabulary * (tokens * element + 4 * SAMPLING_COPIES)
+
+
 def _activations(shape: Shape, element: int, tokens: int) -> int:
     return tokens * (2 * shape.intermediate + 4 * shape.hidden) * element
 
@@ -186,6 +198,8 @@ def probe_bytes(shape: Shape, dtype: str) -> int:
     """Return the bytes that one window of the perplexity text takes: logits, in float32 and as log-probabilities,
     activations, and masks for two kinds of attention."""
     element = element_size(dtype)
+    if shape.fills_masks:
+        return _filling(shape, element, COPIES, WINDOW)
     copies = 4 if dtype == "float32" else 8
     return CONTEXT * (shape.vocabulary * (element + copies) + 2 * CONTEXT) + _activations(shape, element, CONTEXT)
 

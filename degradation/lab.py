@@ -58,7 +58,7 @@ class Lab:
     """A model, by name or loaded, and the experiments on it.
 
     Args:
-        model: hub name or folder; or a loaded causal model, then with its tokenizer (and processor for pictures).
+        model: hub name or folder; or a loaded model, then with its tokenizer (and processor for pictures).
     """
 
     def __init__(

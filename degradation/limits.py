@@ -31,7 +31,7 @@ def make_policy(experiment: Experiment, loaded: Loaded) -> MemoryPolicy:
     on_gpu = loaded.device.type == "cuda"
     return MemoryPolicy(
         1 if config.invariance == "single" else config.max_batch_size,
-        len(experiment.prompts),
+        estimate.batch_size,
         GpuReader() if on_gpu else HostReader(),
         read_host=HostReader() if on_gpu else None,
         ceiling=max(1, estimate.largest_batch),

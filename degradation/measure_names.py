@@ -65,7 +65,8 @@ MEANINGS = {
     "ended_by_itself": "the model ended its answer before the token limit",
     "cut_off": "the answer was cut off at the token limit",
     "non_finite": "the answer was stopped because the model's logits were not finite",
-    "perplexity": "exp of the mean negative log-likelihood of the shipped text; its curve is the median over repeats",
+    "perplexity": "exp of the mean negative log-likelihood of the shipped text (of masked models: pseudo-perplexity); "
+    "its curve is the median over repeats",
     "log_perplexity": "logarithm of the perplexity",
     "kl_to_baseline": "mean KL of the next token's distribution from the undamaged model's, on the shipped text",
 }

@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 MeasureRow = Callable[[Row, Any], Mapping[str, Any]]
 MeasureCell = Callable[[Sequence[Row]], Mapping[str, Any]]
 FindPrompt = Callable[[Row], Any]
-ENDS = {"ended_by_itself": ("eos", "stop"), "cut_off": ("length",), "non_finite": ("nan",)}
+ENDS = {"ended_by_itself": ("eos", "stop", "filled"), "cut_off": ("length",), "non_finite": ("nan",)}
 UNREAD = ("output", "gen_params")  # fields no measure looks at, left out of what goes to other processes
 
 

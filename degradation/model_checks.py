@@ -11,6 +11,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedConfig,
@@ -28,6 +29,7 @@ from .groups import Group, select_group
 PACKED = "frankenlm_ternary"  # quant_method of our packed checkpoints
 BITSANDBYTES = "bitsandbytes"
 IMAGE_MODELS = AutoModelForImageTextToText._model_mapping
+MASKED_MODELS = AutoModelForMaskedLM._model_mapping
 TOKEN_VARIABLE = "HF_TOKEN"
 
 
@@ -46,13 +48,13 @@ def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Pr
     """Check that an experiment can be done on a model, and return the model's configuration. No weight is read.
 
     Raises:
-        ValueError, on one line: no such model, a gated one without a token, no causal language model, no tokenizer,
-            weights in a packed or unknown quantised form, a picture for a text-only model, a type it overflows in, no
-            such device, bitsandbytes missing, or a group the model does not have.
+        ValueError, on one line: no such model, a gated one without a token, no causal or masked language model, no
+            tokenizer, weights in a packed or unknown quantised form, a picture for a text-only model, a type it
+            overflows in, no such device, bitsandbytes missing, or a group the model does not have.
     """
     resolve_device(options.device)
     found = read_config(name, options.trust_remote_code)
-    check_generates(name, found)
+    check_language_model(name, found)
     check_quantization(name, found, config.load_4bit)
     check_dtype(name, found, config.dtype, options.force_fp16)
     if config.image is not None and not takes_pictures(found):
@@ -60,9 +62,22 @@ def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Pr
             f"image={config.image!r}: {name} ({found.model_type}) reads text only; choose a model that takes pictures, "
             "such as google/gemma-3-4b-it, or prompts without a picture."
         )
+    if fills_masks(found):
+        check_for_masks(name, config)
     read_tokenizer(name, config.image is not None, options.trust_remote_code)
     check_unit(config, empty_group(name, found, config, options.trust_remote_code))
     return found
+
+
+def check_for_masks(name: str, config: ExperimentConfig) -> None:
+    """Raise ValueError where an experiment asks a masked language model for what only turns or continuations have."""
+    if config.system_prompt is not None:
+        raise ValueError(f"system_prompt: {name} is a masked language model, which reads a text without turns.")
+    if config.repetition_penalty != 1:
+        raise ValueError(
+            f"repetition_penalty={config.repetition_penalty}: {name} is a masked language model, in whose text every "
+            "token was there before; leave it at 1."
+        )
 
 
 def check_unit(config: ExperimentConfig, group: Group) -> None:
@@ -130,21 +145,32 @@ def takes_pictures(config: PreTrainedConfig) -> bool:
     return type(config) in IMAGE_MODELS.keys() and hasattr(config, "vision_config")  # noqa: SIM118  a lazy mapping
 
 
+def fills_masks(config: PreTrainedConfig) -> bool:
+    """Whether a checkpoint holds a masked language model, such as BERT, which fills in tokens and continues no text."""
+    if config.architectures:
+        return any(each.endswith("ForMaskedLM") for each in config.architectures)
+    # a model that was never saved: its family has both kinds, or this one alone
+    known = type(config) in MASKED_MODELS.keys()  # noqa: SIM118  a lazy mapping
+    return known and not config.to_dict().get("is_decoder", False)
+
+
 def auto_class(config: PreTrainedConfig) -> Any:
     """Return the Auto class that opens a model: with its picture tower where it has one."""
+    if fills_masks(config):
+        return AutoModelForMaskedLM
     return AutoModelForImageTextToText if takes_pictures(config) else AutoModelForCausalLM
 
 
-def check_generates(name: str, config: PreTrainedConfig) -> None:
-    """Raise ValueError unless the checkpoint holds a model that continues text."""
+def check_language_model(name: str, config: PreTrainedConfig) -> None:
+    """Raise ValueError unless the checkpoint holds a model that continues text or fills in masked tokens."""
     held = config.architectures or []
-    other = [each for each in held if "MaskedLM" in each or each.endswith(("Classification", "QuestionAnswering"))]
+    other = [each for each in held if each.endswith(("Classification", "QuestionAnswering"))]
     if other:
-        raise ValueError(f"model {name}: holds {other[0]}, which is no causal language model and writes no text.")
+        raise ValueError(f"model {name}: holds {other[0]}, which is no language model and writes no text.")
     known = type(config) in auto_class(config)._model_mapping.keys()  # noqa: SIM118  a lazy mapping
-    remote = "AutoModelForCausalLM" in (config.to_dict().get("auto_map") or {})
+    remote = auto_class(config).__name__ in (config.to_dict().get("auto_map") or {})
     if config.is_encoder_decoder or not (known or remote):
-        raise ValueError(f"model {name}: {config.model_type} is no causal language model.")
+        raise ValueError(f"model {name}: {config.model_type} is no causal and no masked language model.")
 
 
 def check_quantization(name: str, config: PreTrainedConfig, load_4bit: bool) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "nan_logits", "oom", "error")
 FINISHED = frozenset({"ok", "nan_logits"})  # the other rows are tried again
-FINISH_REASONS = ("eos", "length", "stop", "nan")
+FINISH_REASONS = ("eos", "length", "stop", "filled", "nan")
 LEGACY_SAMPLER = "legacy"  # rows taken over from files of the original program
 SCHEMA_FILE = Path(__file__).with_name("row.schema.json")
 
@@ -86,8 +86,9 @@ ROW_FIELDS: dict[str, Field] = {
     "status": Field("string", "ours", "ok; nan_logits: no finite logits; oom, error: to be tried again",
                     choices=STATUSES),
     "sampler": Field("string", "ours", "how tokens were drawn"),
-    "decoder": Field("string", "ours", "rows: own loop over rows; batches: the library's generate",
-                     choices=("rows", "batches")),
+    "decoder": Field("string", "ours", "rows: own loop over rows; batches: the library's generate; masks: a masked "
+                                       "model fills in every token of the prompt",
+                     choices=("rows", "batches", "masks")),
     "noise_coupling": Field("string", "ours", "whether the levels of a repeat share one field of noise"),
     "quant_target_mode": Field("string", "ours", "how 4-bit weights are damaged"),
     "tied_policy": Field("string", "ours", "which side of tied embeddings is damaged"),

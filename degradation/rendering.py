@@ -88,7 +88,7 @@ def render_prompts(
     else:
         warn_once("the tokenizer has no chat template: prompts are rendered as plain User: and Assistant: turns")
         encode = _Plain(tokenizer, system_prompt)
-    rendered = tuple(Rendered(tuple(encode(text)), _count(tokenizer, text)) for text in texts)
+    rendered = tuple(Rendered(tuple(encode(text)), count_tokens(tokenizer, text)) for text in texts)
     for text, row in zip(texts, rendered, strict=True):
         if len(row.ids) > max_length:
             raise ValueError(
@@ -114,7 +114,8 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return a[:length]
 
 
-def _count(tokenizer, text: str) -> int:
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Return how many tokens a text alone has."""
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

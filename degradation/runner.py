@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from ..trainer_ext.cli import user_mistakes
 from .batch_decoder import BatchDecoder
@@ -20,6 +21,8 @@ from .errors import MemoryStop
 from .experiment import Experiment, Plan, render_experiment
 from .limits import RunLimit, Signals
 from .loading import Loaded
+from .mask_filling import MaskDecoder
+from .masked_probe import MaskedTextProbe
 from .measures import perplexity_text
 from .memory import MemoryPolicy
 from .methods import MethodOptions
@@ -39,7 +42,7 @@ class Subject:
     """What is damaged: the kept weights, and the text probe with its score of the undamaged model, if there is one."""
 
     baseline: Baseline
-    probe: TextProbe | None
+    probe: TextProbe | MaskedTextProbe | None
     undamaged: TextScore | None
 
 
@@ -54,20 +57,26 @@ class ExperimentRun:
         self.policy = policy
         self.expected: dict[int, int] = {}  # prompt -> tokens of its last answer
         self.rendering = render_experiment(experiment, loaded.tokenizer, loaded.processor)
-        self.sampling = resolve_sampling(self.config, loaded.model.generation_config)
-        self.decoder = make_decoder(loaded, self.rendering, self._decoder_settings())
+        # masked models have no defaults of their own
+        defaults = GenerationConfig() if experiment.fills_masks else loaded.model.generation_config
+        self.sampling = resolve_sampling(self.config, defaults)
+        self.decoder = self._decoder()
         self.maker = RowMaker(
             experiment, self.rendering, loaded.tokenizer, self.sampling, self.decoder.name, loaded.devices
         )
 
-    def _decoder_settings(self) -> DecoderSettings:
-        return DecoderSettings(
+    def _decoder(self) -> Decoder:
+        masked, loaded = self.experiment.fills_masks, self.loaded
+        settings = DecoderSettings(
             sampler=Sampler(self.sampling),
-            stop_ids=stop_ids(self.loaded),
-            pad_id=pad_id(self.loaded),
+            stop_ids=frozenset() if masked else stop_ids(loaded),
+            pad_id=0 if masked else pad_id(loaded),
             max_new_tokens=self.config.max_new_tokens,
             fixed_shape=self.config.invariance == "shape",
         )
+        if masked:
+            return MaskDecoder(loaded.model, self.rendering, settings, loaded.tokenizer)
+        return make_decoder(loaded, self.rendering, settings)
 
     def work(self, plans: Sequence[Plan], progress: tqdm) -> None:
         """Do the cells of `plans` that nobody else has claimed; the model is as it was, afterwards and on errors."""
@@ -93,7 +102,8 @@ class ExperimentRun:
             if not config.perplexity:
                 yield Subject(baseline, None, None)
             else:
-                probe = TextProbe(model, self.loaded.tokenizer, perplexity_text())
+                kind = MaskedTextProbe if self.experiment.fills_masks else TextProbe
+                probe = kind(model, self.loaded.tokenizer, perplexity_text())
                 yield Subject(baseline, probe, probe.remember())
         finally:
             baseline.restore()

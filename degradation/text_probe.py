@@ -72,8 +72,8 @@ class TextProbe:
             scored_to = end
             if end == len(self.ids):
                 break
-        kl = _finite(torch.cat(distances).double().mean().item()) if distances else None
-        return TextScore(_finite(loss / tokens), kl), kept
+        kl = finite_or_none(torch.cat(distances).double().mean().item()) if distances else None
+        return TextScore(finite_or_none(loss / tokens), kl), kept
 
 
 def divergence(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
@@ -82,5 +82,6 @@ def divergence(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return torch.where(reference > -torch.inf, terms, 0).sum(-1)
 
 
-def _finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
+    """Return a number, or None for NaN and infinity."""
     return value if math.isfinite(value) else None

@@ -2,14 +2,15 @@
 
 tiny_model(name) -> a fresh model in eval mode; the same name, the same weights.
 tiny_dir(name)   -> a folder with that model and its tokenizer (its processor too for gemma3_mm), made once a session.
-tiny_config(name) -> its configuration. tiny_tokenizer(padding_side) and tiny_processor() -> what such a folder holds.
+tiny_config(name) -> its configuration. tiny_tokenizer(padding_side), tiny_mask_tokenizer() (of the models in MASKED)
+and tiny_processor() -> what such a folder holds.
 The names are TINY_MODELS. Text: ids 0-255 are bytes, the special tokens follow them.
 """
 
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig
 from frankenlm.modeling.tokenization_bytes import byte_letters
@@ -17,7 +18,8 @@ from frankenlm.modeling.tokenization_bytes import byte_letters
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 IMAGE = {"boi_token": "<image>", "image_token": "<patch>", "eoi_token": "</image>"}
 TURN, END_TURN = "<turn>", "</turn>"
-LETTERS = [*byte_letters(), *SPECIAL.values(), TURN, END_TURN, *IMAGE.values()]
+MASK = "<mask>"
+LETTERS = [*byte_letters(), *SPECIAL.values(), TURN, END_TURN, *IMAGE.values(), MASK]
 IDS = {letter: index for index, letter in enumerate(LETTERS)}
 VOCAB = 272  # a few more rows than tokens, as real models have
 TEMPLATE = (
@@ -84,6 +86,7 @@ TINY_MODELS = {
     }),
     "legacy_1bit": ("Legacy1BitForCausalLM", Legacy1BitConfig, OWN),
 }  # fmt: skip
+MASKED = {name for name, (model, *_) in TINY_MODELS.items() if model.endswith("ForMaskedLM")}
 
 
 def _class(name):
@@ -136,6 +139,17 @@ def _tokenizer(padding_side="right", chat_template=TEMPLATE):
     return tokenizer
 
 
+def _mask_tokenizer():
+    """The same without a chat template, with a mask token, and <bos> and <eos> around every text."""
+    tokenizer = _tokenizer(chat_template=None)
+    tokenizer.mask_token = MASK
+    ends = [(letter, IDS[letter]) for letter in ("<bos>", "<eos>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A <eos> $B <eos>", special_tokens=ends
+    )
+    return tokenizer
+
+
 def _processor():
     from transformers import Gemma3ImageProcessorPil, Gemma3Processor
 
@@ -162,6 +176,12 @@ def tiny_tokenizer():
 
 
 @pytest.fixture(scope="session")
+def tiny_mask_tokenizer():
+    """tiny_mask_tokenizer() -> byte tokenizer of a masked language model."""
+    return _mask_tokenizer
+
+
+@pytest.fixture(scope="session")
 def tiny_processor():
     """tiny_processor() -> processor for text and 56-px pictures of four tokens."""
     return _processor
@@ -176,7 +196,8 @@ def tiny_dir(tmp_path_factory):
         if name not in made:
             folder = root / f"tiny-{name}"
             _model(name).save_pretrained(folder)
-            (_processor() if name == "gemma3_mm" else _tokenizer()).save_pretrained(folder)
+            reader = _processor() if name == "gemma3_mm" else _mask_tokenizer() if name in MASKED else _tokenizer()
+            reader.save_pretrained(folder)
             made[name] = folder
         return made[name]
 

@@ -234,7 +234,7 @@ def test_missing_bitsandbytes(weightless, monkeypatch):
         ("gemma3", {"dtype": "float16"}, "overflows in it even undamaged; use bfloat16 or float32"),
         ("gemma3_mm", {"dtype": "float16"}, "overflows in it even undamaged"),
         ("llama", {"group": "embed_only", "tied_policy": "output_only"}, "not tied; use group lm_head"),
-        ("bert", {}, "holds BertForMaskedLM, which is no causal language model"),
+        ("bert", {"system_prompt": "Be brief."}, "is a masked language model, which reads a text without turns"),
     ],
 )
 def test_what_does_not_fit_the_model(name, config, message, weightless):
@@ -254,9 +254,9 @@ def test_folders_that_hold_no_model(tmp_path, weightless):
     (tmp_path / "config.json").write_text('{"model_type": "lama"}')
     assert "its config.json cannot be used" in refusal(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
-    assert "t5 is no causal language model" in refusal(tmp_path)
+    assert "t5 is no causal and no masked language model" in refusal(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    assert "vit is no causal language model" in refusal(tmp_path)
+    assert "vit is no causal and no masked language model" in refusal(tmp_path)
     folder = weightless("gemma3_mm")
     (folder / "processor_config.json").unlink()
     assert "its processor cannot be loaded" in refusal(folder, experiment(image="kitchen"))
