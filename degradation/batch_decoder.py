@@ -30,14 +30,17 @@ class BatchDecoder:
         while waiting:
             size = limit()
             batch, waiting = waiting[:size], waiting[size:]
+            answers = None
             try:
                 answers = self._generate(batch, size)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+            if answers is None:
+                # behind the handler, where no traceback holds on to what the batch took
                 waiting = [*limit.out_of_memory(batch), *waiting]
-                continue
-            yield answers
+            else:
+                yield answers
 
     @torch.inference_mode()
     def _generate(self, requests: Sequence[Request], size: int) -> list[Answer]:

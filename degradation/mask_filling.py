@@ -93,18 +93,18 @@ class MaskDecoder:
         row = RowInFlight(request, size, (size, len(ids)), started, 0.0)
         done, reason = 0, None
         while reason is None:
-            chunk = places[done : done + limit()]
+            chunk, choice = places[done : done + limit()], None
             try:
                 choice = self._choose(request, ids, chunk, done, limit())
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                # the copies are what the limit counts here
-                if not limit.out_of_memory([request] * len(chunk)):
-                    return None
-                continue
-            done += len(chunk)
-            reason = self._take(row, choice, len(chunk), complete=done == len(places))
+            if choice is not None:
+                done += len(chunk)
+                reason = self._take(row, choice, len(chunk), complete=done == len(places))
+            # behind the handler, as in row_decoder.py; what the limit counts here are the copies
+            elif not limit.out_of_memory([request] * len(chunk)):
+                return None
         now = time.perf_counter()
         return row.answer(reason, now, now - started)
 

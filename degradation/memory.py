@@ -114,6 +114,8 @@ class MemoryPolicy:
         self.ceiling = max(1, min(self.ceiling, size - 1))
         self.batch_size = min(self.batch_size, max(1, size // 2))
         self._empty_cache()
+        self._read_usage()  # its peak was that of the size that is given up now
+        self._observed = 0.0
         logger.warning("%d rows at once found no memory: going on with %d", size, self.batch_size)
 
 

@@ -196,7 +196,9 @@ class QuantDamage:
 
     def apply_torch(self, values: torch.Tensor, drawn: None) -> torch.Tensor:
         """Return the damaged values, float32 [count]; one range for the tensor only."""
-        index = torch.round((values.double() - float(self.ranges.low[0])) / float(self.steps[0]))
+        # by a tensor: CUDA turns a division by a number into a product with its reciprocal, which rounds otherwise
+        step = torch.tensor(float(self.steps[0]), dtype=torch.float64, device=values.device)
+        index = torch.round((values.double() - float(self.ranges.low[0])) / step)
         index = index.clamp_(0, self.count - 1).long()
         self.seen[torch.unique(index).cpu().numpy()] = True
         return torch.from_numpy(self.table).to(values.device)[index]

@@ -139,6 +139,7 @@ class RowDecoder:
         waiting = deque(sorted(requests, key=lambda request: -request.expected_tokens))
         batch = _Batch(self, limit())
         while waiting or batch.rows():
+            finished = lost = None
             try:
                 finished = batch.advance(waiting, limit())
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -146,11 +147,12 @@ class RowDecoder:
                     raise
                 # whoever took part in the call that failed: the rows in flight, and those about to join them
                 lost = [row.request for row in batch.rows()] + [waiting.popleft() for _ in batch.joining]
-                batch = None  # its cache goes before anything new is tried
+            if lost is not None:
+                # behind the handler, where no traceback holds on to the cache: it goes before anything new is tried
+                batch = None
                 waiting.extendleft(reversed(limit.out_of_memory(lost)))
                 batch = _Batch(self, limit())
-                continue
-            if finished:
+            elif finished:
                 yield finished
 
     def read_prefix(self) -> DynamicCache:
@@ -276,9 +278,11 @@ class _Batch:
 
     def _retire(self, ended: dict[int, str], now: float) -> list[Answer]:
         answers = [self.slots[slot].answer(reason, now, self.share) for slot, reason in ended.items()]
-        for slot in ended:
+        for slot, reason in ended.items():
             self.slots[slot] = None
             self.cache.table.lengths[slot] = 0
+            if reason == "nan":
+                self.cache.wipe(slot)
         if not self.settings.fixed_shape:
             self._close_ranks()
         return answers

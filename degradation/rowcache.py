@@ -89,6 +89,11 @@ class SlotCache(Cache):
                 target[slot, :, prefix:length] = states[row, :, states.shape[2] - (length - prefix) :]
         self.table.lengths[slot] = length
 
+    def wipe(self, slot: int) -> None:
+        """Make a slot as new: a mask does not hide the NaN of the row that was there from the one that comes."""
+        for layer in self.layers:
+            layer.keys[slot], layer.values[slot] = 0, 0
+
     def move(self, source: int, target: int) -> None:
         """Copy a row from one slot to another."""
         length = int(self.table.lengths[source])

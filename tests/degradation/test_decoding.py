@@ -1,5 +1,7 @@
 """The row loop: rows that come and go get the text they would get alone."""
 
+import gc
+import weakref
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -172,6 +174,46 @@ def test_rows_without_finite_logits_stop_and_count(decoder, bad, lay_out, monkey
     sick = decode_with(made, 7)
     assert sick[2].finish_reason == "nan" and sick[2].tokens == healthy[2].tokens[:4]
     assert {i: a.tokens for i, a in sick.items() if i != 2} == {i: a.tokens for i, a in healthy.items() if i != 2}
+
+
+@pytest.mark.parametrize("decoder", [RowDecoder, BatchDecoder])
+@pytest.mark.parametrize("fixed_shape", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 4, 7])
+def test_a_row_that_broke_leaves_nothing_in_its_slot(size, fixed_shape, decoder, lay_out):
+    """Its keys and values are NaN, which no mask hides from the row that takes its place."""
+    made = lay_out("llama", decoder, fixed_shape=fixed_shape)
+    with torch.no_grad():
+        made.model.get_input_embeddings().weight[ord("H")] = torch.nan  # stands in the first text alone
+    alone = {}
+    for request in requests():
+        ((alone[request.index],),) = made.answers([request], Limit(1))
+    assert [index for index, answer in alone.items() if answer.finish_reason == "nan"] == [0]
+    found = decode_with(made, size)
+    assert texts(found) == texts(alone)
+    assert {i: a.finish_reason for i, a in found.items()} == {i: a.finish_reason for i, a in alone.items()}
+
+
+def test_a_batch_without_room_is_gone_before_a_smaller_one_is_tried(lay_out, monkeypatch):
+    made, caches, calls = lay_out("llama"), [], []
+    forward = type(made.model).forward
+
+    def fail_once(model, input_ids=None, **inputs):
+        calls.append(1)
+        if len(calls) == 6:
+            caches.append(weakref.ref(inputs["past_key_values"]))
+            raise torch.OutOfMemoryError("no room")
+        return forward(model, input_ids=input_ids, **inputs)
+
+    class Looks(Limit):
+        def out_of_memory(self, rows):
+            gc.collect()
+            assert caches[0]() is None, "what the failed batch took is still held"
+            return super().out_of_memory(rows)
+
+    monkeypatch.setattr(type(made.model), "forward", fail_once)
+    limit = Looks(4)
+    assert sum(len(group) for group in made.answers(requests(), limit)) == len(TEXTS)
+    assert limit.failed == [4]
 
 
 @pytest.mark.parametrize("decoder", [RowDecoder, BatchDecoder])

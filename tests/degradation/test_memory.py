@@ -87,7 +87,7 @@ def test_the_warning_comes_once_until_memory_has_fallen(caplog):
 
 
 def test_out_of_memory_halves_and_what_failed_stays_out_of_reach():
-    faked = Faked(*[0.1] * 20)
+    faked = Faked(*[0.1] * 23)
     sizes = [faked.policy.batch_size]
     for _ in range(2):
         faked.policy.out_of_memory(faked.policy.batch_size)
@@ -102,8 +102,17 @@ def test_out_of_memory_halves_and_what_failed_stays_out_of_reach():
     assert faked.policy.batch_size == 18
 
 
+def test_the_peak_of_a_size_given_up_does_not_stop_the_run():
+    """On a GPU the reading is the most that was reserved since the last one: at a lack of memory, nearly all."""
+    faked = Faked(0.7, 0.99, 0.5)
+    faked.policy.observe()
+    faked.policy.out_of_memory(40)
+    assert faked.policy.after_batch(100) == "go"
+    assert faked.policy.usage == 0.5
+
+
 def test_out_of_memory_with_fewer_rows_than_allowed_and_with_one():
-    faked = Faked(*[0.1] * 9)
+    faked = Faked(*[0.1] * 13)
     faked.policy.out_of_memory(7)  # seven rows in flight, where forty were allowed
     assert faked.policy.batch_size == 3
     for _ in range(5):

@@ -229,10 +229,10 @@ def test_a_folder_that_cannot_be_written(run, tmp_path, monkeypatch, capsys):
     assert run(folder=tmp_path / "file" / "results") == 2
     assert "cannot write" in one_line(capsys)
 
-    def read_only(self, *args, **kwargs):
+    def read_only(*args, **kwargs):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", read_only)
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
     assert run() == 6
     assert "Read-only" in one_line(capsys)
 
