@@ -81,28 +81,29 @@ def run_command(args: argparse.Namespace) -> None:
         check_output_dir(args.output_dir)
         lab = Lab(args.model, options)
         experiments = [lab.plan(config) for config in configs]
-    failures = run_all(experiments, args, lambda experiment: lab.run(experiment))
+    failures = run_all(experiments, args, lab)
     if failures:
         raise failures[0] if len(experiments) == 1 else SomeFailed(len(failures), len(experiments))
 
 
-def run_all(
-    experiments: Sequence[Experiment], args: argparse.Namespace, run: Callable[[Experiment], Path]
-) -> list[Exception]:
-    """Run each experiment, with a log file of its own; one that fails does not keep the others from running."""
+def run_all(experiments: Sequence[Experiment], args: argparse.Namespace, lab: "Lab") -> list[Exception]:
+    """Run each experiment, with a log file of its own; one that fails does not keep the others from running.
+
+    Unless it failed in one of several processes: that one ends, and its launcher ends the others.
+    """
     failures: list[Exception] = []
     for experiment in experiments:
         try:
             with RunLog(args.log_level) as log:
                 log.write_to(log_path(Path(args.output_dir), experiment), append=True)
                 logger.info("%s, group %s", experiment.experiment_id, experiment.config.group)
-                path = run(experiment)
+                path = lab.run(experiment)
                 logger.info("done: %s", path)
         except Interrupted:
             raise
         except Exception as error:
-            if is_storage_error(error):
-                raise  # the next experiment would meet the same storage
+            if is_storage_error(error) or not lab.in_step:
+                raise  # the next experiment would meet the same storage, or wait for processes that are elsewhere
             failures.append(error)
             if len(experiments) == 1:
                 break

@@ -108,11 +108,15 @@ class RowInFlight:
         )
 
 
+# of the CPU's allocator, the CUDA driver, and cuBLAS and its kin
+OUT_OF_MEMORY_TEXTS = ("not enough memory", "out of memory", "ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a tensor found no room, on a GPU or on the CPU."""
+    """Whether an error means that something found no room, on a GPU or on the CPU."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 def forward_logits(model: PreTrainedModel, keep_last: bool, **inputs) -> torch.Tensor:

@@ -8,7 +8,7 @@ the largest experiments take seconds. Files are replaced whole; a kill leaves th
 import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -152,13 +152,30 @@ def remove_temporaries(folder: Path, json_path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def side_key(name: str, record: Mapping[str, Any]) -> tuple[str, str, str, int]:
+    """Return the cell that a record of lesions or cells is of."""
+    group, method = SIDE_FILES[name][:2]
+    return record[group], record[method], str(record["level_value"]), record["repeat_index"]
+
+
+def side_attempts(folder: Path, name: str) -> dict[tuple, int]:
+    """Return how often the record of each cell was written, by `side_key`."""
+    return {side_key(name, record): _attempt(record) for record in side_records(folder, name)}
+
+
+def _attempt(record: Mapping[str, Any]) -> int:
+    return record.get("attempt", 1)  # the first journals counted none
+
+
 def side_records(folder: Path, name: str) -> list[dict[str, Any]]:
-    """Return all ranks' lesions or cells, of each cell the last one, ordered."""
+    """Return all ranks' lesions or cells, of each cell the highest attempt, ordered."""
     group, method = SIDE_FILES[name][:2]
     latest: dict[tuple, dict[str, Any]] = {}
     for path in rank_files(folder, name).values():
         for record in read_rows(path):
-            latest[(record[group], record[method], str(record["level_value"]), record["repeat_index"])] = record
+            key = side_key(name, record)
+            if key not in latest or _attempt(record) >= _attempt(latest[key]):
+                latest[key] = record
     return sorted(latest.values(), key=lambda r: (r[group], r[method], r["level_index"], r["repeat_index"]))
 
 

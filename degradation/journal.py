@@ -122,12 +122,17 @@ class JournalReader:
             file.seek(self.good_end)
             offset = self.good_end
             for raw in file:
+                if not raw.endswith(b"\n"):
+                    # a line that is being written: what comes next is its rest, to be read as a whole next time
+                    self.bad[offset] = Line(offset, len(raw), None)
+                    return
                 row = row_bytes(raw)
                 line = Line(offset, len(raw), None if row is None else json.loads(row))
                 offset += len(raw)
                 if row is None:
                     self.bad[line.offset] = line
                     continue
+                self.bad.pop(line.offset, None)
                 self.good_end = offset
                 yield line
 

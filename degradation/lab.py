@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 # what a loaded model must be loaded again for
 LOADING_FIELDS = ("dtype", "load_4bit", "quant_type", "double_quant")
+# How long processes wait for one another: as long as the last cell takes, or another run's lock. Who dies is noticed
+# all the same, by the launcher and by the connections that break.
+PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Lab:
         self._given = None if isinstance(model, str) else wrap_model(model, tokenizer, processor)
         self.name = model if isinstance(model, str) else self._given.name
         self._loaded: tuple[tuple, Loaded] | None = None
+        self.in_step = True  # false during a run, and after an error that the other processes may not have met
 
     def plan(self, config: ExperimentConfig) -> Experiment:
         """Check everything that can be checked without the weights.
@@ -114,6 +119,7 @@ class Lab:
             OSError: the storage is full, read-only or failing.
         """
         state = self._processes()
+        self.in_step = state.num_processes == 1
         # signals last: while it waits for the lock, a process may be ended like any other
         with self._open(experiment, state) as store, Signals() as signals:
             # another one than asked for, after on_conflict="new-suffix"
@@ -132,6 +138,7 @@ class Lab:
                 store.export()
             state.wait_for_everyone()
             signals.check()  # one that came behind the last token still keeps the next experiment from starting
+            self.in_step = True
             return store.json_path
 
     def _export_what_is_there(self, store: Store) -> None:
@@ -144,12 +151,14 @@ class Lab:
     def _processes(self) -> PartialState:
         """What the launcher started; accelerate takes processes without GPUs for one unless it is told."""
         device = self._given.device.type if self._given else resolve_device(self.options.device).type
-        return PartialState(cpu=device == "cpu")
+        return PartialState(cpu=device == "cpu", timeout=PATIENCE)
 
     def _work(self, experiment: Experiment, store: Store, signals: Signals, state: PartialState) -> None:
         if state.is_main_process:
             renumber(experiment, store)
             warn_of_other_prompts(experiment, store)
+        state.wait_for_everyone()
+        store.refresh()  # what was renumbered has new attempts, which later ones must exceed
         plans = experiment.pending(store.finished)
         state.wait_for_everyone()  # nobody writes before all have read: every process has the same plans
         rows = sum(len(plan.missing) for plan in plans)
@@ -199,6 +208,7 @@ class Lab:
             return store
         (problem, suffix) = broadcast_object_list([problem, store.suffix if store else None])
         if problem is not None:
+            self.in_step = True
             raise problem
         return store or self._open_store(experiment, state, suffix)
 

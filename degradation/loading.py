@@ -106,6 +106,8 @@ def open_model(
         ValueError: no such model or device, or weights that are missing in the checkpoint.
     """
     place = resolve_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)  # the memory of this GPU is what limits the run, and no other is touched
     config = read_config(name, trust_remote_code)
     check_quantization(name, config, load_4bit)
     tokenizer, processor = read_tokenizer(name, with_image, trust_remote_code)

@@ -150,11 +150,19 @@ class Heartbeat:
         return None
 
     def _beat(self) -> None:
+        beaten = time.monotonic()
         while not self._stopped.wait(HEARTBEAT):
-            if not self._ours():
-                self.lost = True
+            try:
+                self.lost = not self._ours()
+                if not self.lost:
+                    os.utime(self.path)
+                    beaten = time.monotonic()
+            except OSError as error:
+                # a network file system may come back, but after STALE_AFTER others take the lock for left behind
+                logger.warning("%s could not be kept fresh: %s", self.path, error.strerror)
+                self.lost = time.monotonic() - beaten > STALE_AFTER - HEARTBEAT
+            if self.lost:
                 return
-            os.utime(self.path)
 
     def _ours(self) -> bool:
         try:

@@ -130,6 +130,8 @@ class Baseline:
             self.saved.clear()
             while self._undo:
                 self._undo.pop()()
+            if torch.cuda.is_available():
+                torch.accelerator.empty_host_cache()  # pinned blocks are kept for later else
 
     def __enter__(self) -> "Baseline":
         return self

@@ -196,7 +196,8 @@ def _zero_ranks(rows: torch.Tensor, summary: Summary) -> list[int]:
 
 def keep_in_memory(targets: tuple[Target, ...]) -> Callable[[Target, Layout], torch.Tensor]:
     """Return what copies to main memory; pinned for CUDA devices if all of it fits half of what is free."""
-    size = sum(target.numel * target.parameter.element_size() for target in targets)
+    # torch rounds every pinned block up to a power of two
+    size = sum(1 << (target.numel * target.parameter.element_size() - 1).bit_length() for target in targets)
     pin = torch.cuda.is_available() and size < host_memory().available / 2
 
     def keep(target: Target, layout: Layout) -> torch.Tensor:

@@ -24,7 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigConflict
-from .export import SIDE_FILES, RowIndex, export_folder, rank_files, remove_temporaries, side_records
+from .export import (
+    SIDE_FILES,
+    RowIndex,
+    export_folder,
+    rank_files,
+    remove_temporaries,
+    side_attempts,
+    side_key,
+    side_records,
+)
 from .journal import Journal, sync_folder
 from .locks import ExperimentLock, claim
 from .manifest import ExperimentFiles, differences, new_manifest, read_manifest, write_manifest
@@ -60,6 +69,7 @@ class Store:
         self._lock = ExperimentLock(files.journal_dir / "lock")
         self._index = RowIndex(files.journal_dir)
         self._journals: dict[str, Journal] = {}
+        self._side_attempts: dict[str, dict[tuple, int]] = {}
         self._manifest: dict[str, Any] = {}
         self._rows_left: int | None = None
         self._export_ended = self._export_took = 0.0
@@ -132,6 +142,7 @@ class Store:
             self._open_first(manifest, wait_lock, rebuild)
         else:
             self._open_later()
+        self._note_attempts()
         for name in ("rank", *SIDE_FILES):
             self._journals[name] = Journal(self.journal_dir / f"{name}-{self.rank:05d}.jsonl")
 
@@ -232,6 +243,11 @@ class Store:
     def refresh(self) -> None:
         """Take in what other ranks have written since this store was opened."""
         self._index.refresh()
+        self._note_attempts()
+
+    def _note_attempts(self) -> None:
+        for name in SIDE_FILES:
+            self._side_attempts[name] = side_attempts(self.journal_dir, name)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows in the order of the export."""
@@ -332,7 +348,10 @@ class Store:
         missing = [field for field in SIDE_FILES[name] if field not in record]
         if missing:
             raise ValueError(f"a record of {name} lacks {', '.join(missing)}.")
-        self._write(self._journals[name], [record])
+        known, key = self._side_attempts[name], side_key(name, record)
+        attempt = known.get(key, 0) + 1
+        self._write(self._journals[name], [{**record, "attempt": attempt}])
+        known[key] = attempt
 
     # --- left-over cells
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from frankenlm.degradation import journal
 from frankenlm.degradation.errors import DamagedRecords, ExperimentLocked
 from frankenlm.degradation.journal import (
     Journal,
@@ -46,6 +47,42 @@ def repaired(path):
     rows = [line.row for line in reader.new_lines()]
     repair(reader)
     return rows
+
+
+class StillWritten:
+    """A file that another process goes on writing whenever a reader has come to its end in the middle of a line."""
+
+    def __init__(self, path, rest):
+        self.path, self.rest, self.file = path, rest, open(path, "rb")  # noqa: SIM115  closed in __exit__
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def seek(self, place):
+        self.file.seek(place)
+
+    def __iter__(self):
+        for raw in self.file:
+            yield raw
+            if not raw.endswith(b"\n") and self.rest:
+                with open(self.path, "ab") as other:
+                    other.write(self.rest.pop())
+
+
+def test_a_line_that_is_being_written_is_read_as_a_whole_later(path, monkeypatch):
+    lines = [encode_line(row) for row in SHORT[:3]]
+    path.write_bytes(lines[0] + lines[1][:30])
+    rest, reader = [lines[1][30:] + lines[2]], JournalReader(path)
+    monkeypatch.setattr(journal, "open", lambda name, mode: StillWritten(name, rest), raising=False)
+    found = [line.row for line in reader.new_lines()]
+    found += [line.row for line in reader.new_lines()]
+    with open(path, "ab") as other:
+        other.write(lines[1][30:] + lines[2] if rest else b"")
+    found += [line.row for line in reader.new_lines()]
+    assert found == SHORT[:3] and not reader.bad
 
 
 # --- one line

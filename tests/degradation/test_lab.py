@@ -1,5 +1,6 @@
 """Whole experiments on tiny models: what is resumed, extended, refused, forced; and the model is left as it was."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from frankenlm.degradation import get_config, run_experiment
+from frankenlm.degradation import cli, get_config, run_experiment
 from frankenlm.degradation.configs import NOT_IN_HASH, ExperimentConfig
 from frankenlm.degradation.errors import ConfigConflict, MemoryStop
 from frankenlm.degradation.lab import Lab, RunOptions
@@ -402,10 +403,64 @@ def test_two_processes_write_what_one_writes(tiny_dir, unbroken, tmp_path):
     rows = launch(2, FLAGS.split(), tmp_path / "two", tiny_dir("llama"))
     (manifest,) = (tmp_path / "two").rglob("manifest.json")
     assert json.loads(manifest.read_text())["runs"][0]["world_size"] == 2
-    assert {row["rank"] for row in rows} == {0, 1}
+    assert {row["rank"] for row in rows} <= {0, 1}  # a process that comes late finds the other's share done
+    assert [path.name for path in sorted((tmp_path / "two").rglob("rank-*.jsonl"))] == [
+        "rank-00000.jsonl", "rank-00001.jsonl"
+    ]  # fmt: skip
     names = ("model_name", "experiment_id", "row_key")  # the other run had a model without a folder
     strip = [{k: v for k, v in row.items() if k not in names} for row in essence(rows)]
     assert strip == [{k: v for k, v in row.items() if k not in names} for row in essence(unbroken)]
+
+
+class Processes:
+    """What accelerate says of the process of rank 1 of two."""
+
+    num_processes, process_index, is_main_process = 2, 1, False
+
+    def wait_for_everyone(self):
+        pass
+
+
+def test_an_error_of_one_process_alone_keeps_it_from_the_next_experiment(
+    tiny_model, tiny_tokenizer, tmp_path, monkeypatch
+):
+    """The others wait for it where it will not come: it has to end, and the launcher ends them."""
+    options = RunOptions(output_dir=tmp_path, progress=False)
+    alone = Lab(tiny_model("llama"), options, tokenizer=tiny_tokenizer())
+    path = alone.run(alone.plan(SMALL))
+    assert path.exists() and alone.in_step
+
+    lab = Lab(tiny_model("llama"), options, tokenizer=tiny_tokenizer())
+    experiments = [lab.plan(SMALL | {"group": group}) for group in ("mlp_only", "embed_only")]
+    began = []
+
+    def fail(self, experiment, *rest):
+        began.append(experiment.config.group)
+        raise ZeroDivisionError("by the test")
+
+    monkeypatch.setattr(Lab, "_work", fail)
+    monkeypatch.setattr(lab, "_processes", Processes)
+    monkeypatch.setattr(lab, "_open", lambda experiment, state: lab._open_store(experiment, state))
+    args = argparse.Namespace(log_level="error", output_dir=tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        cli.run_all(experiments, args, lab)
+    assert began == ["mlp_only"] and not lab.in_step
+
+
+def test_what_all_processes_are_told_does_not_part_them(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
+    lab = Lab(tiny_model("llama"), RunOptions(output_dir=tmp_path, progress=False), tokenizer=tiny_tokenizer())
+    monkeypatch.setattr(lab, "_processes", Processes)
+    monkeypatch.setattr("frankenlm.degradation.lab.broadcast_object_list", lambda _: [ConfigConflict("other"), None])
+    with pytest.raises(ConfigConflict):
+        lab.run(lab.plan(SMALL))
+    assert lab.in_step
+
+
+def test_processes_wait_longer_for_each_other_than_a_cell_takes(monkeypatch, tiny_dir, tmp_path):
+    asked = {}
+    monkeypatch.setattr("frankenlm.degradation.lab.PartialState", lambda **options: asked.update(options))
+    Lab(str(tiny_dir("llama")))._processes()
+    assert asked["timeout"].days >= 7
 
 
 @pytest.mark.slow

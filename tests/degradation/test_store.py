@@ -504,13 +504,13 @@ def no_flock(monkeypatch):
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
     monkeypatch.setattr(locks, "HEARTBEAT", 0.05)
-    monkeypatch.setattr(locks, "STALE_AFTER", 0.5)
+    monkeypatch.setattr(locks, "STALE_AFTER", 1.5)
 
 
 def test_without_flock_a_heartbeat_keeps_the_lock(tmp_path, no_flock):
     opened = open_store(tmp_path)
     held = paths(tmp_path)[1] / "lock.held"
-    time.sleep(0.7)  # beyond STALE_AFTER
+    time.sleep(1.7)  # beyond STALE_AFTER
     with pytest.raises(ExperimentLocked, match=f"process {os.getpid()}"):
         open_store(tmp_path)
     opened.append([make_row()])
@@ -554,6 +554,31 @@ def test_without_flock_a_lock_that_was_lost_stops_the_writing(tmp_path, no_flock
         pytest.fail("the lost lock was not noticed")
     opened.close()
     assert held.read_text() == other
+
+
+@pytest.mark.parametrize("failures", [2, 10_000])
+def test_without_flock_a_heart_that_fails_for_long_gives_the_lock_up(tmp_path, no_flock, monkeypatch, failures):
+    opened, calls = open_store(tmp_path), []
+    utime = os.utime
+
+    def fail(*arguments):
+        calls.append(1)
+        if len(calls) <= failures:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return utime(*arguments)
+
+    monkeypatch.setattr(locks.os, "utime", fail)
+    deadline = time.monotonic() + 20
+    while len(calls) < min(failures + 5, 20) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if failures == 2:
+        opened.append([make_row()])
+    else:
+        while not opened._lock._beats.lost and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(ExperimentLocked):
+            opened.append([make_row()])
+    opened.close()
 
 
 def test_a_lock_whose_file_was_moved_away_is_taken_anew(tmp_path, monkeypatch):
@@ -792,6 +817,21 @@ def test_cells_are_the_last_of_each(tmp_path):
         second.append_cell(cell | {"level_value": 4, "level_index": 1, "perplexity": 2.0})
         first.append_cell(cell | {"perplexity": float("inf")})
         assert [record["perplexity"] for record in first.cells()] == [None, 2.0]
+
+
+def test_the_record_of_the_last_run_counts_whichever_rank_wrote_it(tmp_path):
+    cell = {
+        "param_group_name": "g", "degradation_method": "m", "level_value": 0.1, "level_index": 0, "repeat_index": 0,
+    }  # fmt: skip
+    with open_store(tmp_path) as first, open_store(tmp_path, rank=1, world_size=2) as second:
+        second.append_cell(cell | {"rows": 0})
+        second.append_cell(cell | {"rows": 3})
+        first.refresh()
+        first.append_cell(cell | {"level_index": 4, "rows": 3})  # renumbered
+    with open_store(tmp_path) as opened:
+        assert [(record["level_index"], record["rows"]) for record in opened.cells()] == [(4, 3)]
+        opened.append_cell(cell | {"level_index": 5, "rows": 7})
+        assert [(record["level_index"], record["rows"]) for record in opened.cells()] == [(5, 7)]
 
 
 # --- export
