@@ -170,7 +170,7 @@ def _estimate(
     cells = len(make_cells(config))
     host_total = host_memory().total
     baseline = plan.fixed["baseline"]
-    kept_in_host = 0 if config.restore_strategy == "subset_on_device" else baseline
+    kept_in_host = 0 if plan.baseline_on_device else baseline
     return Estimate(
         name, config.group, group.numel, config.dtype, on_gpu, batch, plan.parts(batch), plan.device(batch),
         device_total, plan.fixed["predictions"] + kept_in_host if on_gpu else 0, host_total,
@@ -197,6 +197,10 @@ class _Plan:
             "baseline": baseline_bytes(group, config),
             "predictions": kept_predictions(shape) if config.perplexity else 0,
         }
+        # packed weights that are requantised stay where they are
+        self.baseline_on_device = config.restore_strategy == "subset_on_device" or (
+            config.load_4bit and config.quant_target_mode == "requantise"
+        )
         self.damage = damage_scratch(group, config.dtype, on_gpu)
         self.probe = probe_bytes(shape, config.dtype) if config.perplexity else 0
 
@@ -218,7 +222,7 @@ class _Plan:
         stays = parts["weights"] + parts["dense copies"]
         if not self.on_gpu:
             stays += parts["baseline"] + parts["predictions"]
-        elif self.config.restore_strategy == "subset_on_device":
+        elif self.baseline_on_device:
             stays += parts["baseline"]
         peak = stays + max(parts["damage"], parts["perplexity"], parts["cache"] + parts["activations"])
         return GPU_CONTEXT + int((1 + FRAGMENTATION) * peak) if self.on_gpu else peak

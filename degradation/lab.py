@@ -126,14 +126,16 @@ class Lab:
             experiment = dataclasses.replace(experiment, config=experiment.config | {"name_suffix": store.suffix})
             try:
                 self._work(experiment, store, signals, state)
+                state.wait_for_everyone()
             except BaseException as error:
                 if store.rank > 0:
                     # only rank 0 prints how a command ends, and this one may be alone with its trouble
                     logger.error("process %d stops: %s", store.rank, one_line(error))
                 else:
                     self._export_what_is_there(store)
+                if isinstance(error, RuntimeError):
+                    signals.check()  # connections that break because all processes are being ended are no failure
                 raise
-            state.wait_for_everyone()
             if state.is_main_process:
                 store.export()
             state.wait_for_everyone()

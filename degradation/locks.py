@@ -89,6 +89,7 @@ class ExperimentLock:
             time.sleep(POLL)
 
     def _try(self) -> bool:
+        self.path.parent.mkdir(exist_ok=True)  # an archive may have moved the folder away since
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         taken = lock_descriptor(descriptor)
         if taken and _same_file(descriptor, self.path):

@@ -48,10 +48,14 @@ def what_broke_first(curves: Sequence[Curve], names: Sequence[str]) -> dict[str,
 def _sentences(series: Series, reached: Sequence[Curve], facts: Mapping[str, Any]) -> tuple[str, str]:
     """What broke first, and everything else."""
     where = f"{series.key.method} on {series.key.group}"
+    if series.label.endswith(")"):
+        where += f" ({series.key.experiment.rpartition('|')[2]})"
     if not series.has_baseline:
         return f"{where}: there is no undamaged cell to compare with, so no critical level.", ""
     if len(series.axis.levels) == 1:
         return f"{where}: only the undamaged model was tested.", ""
+    if len(series.axis.levels) == 2:
+        return f"{where}: one damaged level shows a change, but no order in which measures break.", ""
     last = f"{series.axis.symbol} = {level_text(series.axis.levels[-1])}"
     lead, rest = f"{where}: nothing broke up to {last}.", []
     if reached:
@@ -70,9 +74,11 @@ def _sentences(series: Series, reached: Sequence[Curve], facts: Mapping[str, Any
 
 def _order(reached: Sequence[Curve], share: float | None) -> str:
     first, second = _name(reached[0]), _name(reached[1])
-    if share is None:
-        return "With one repeat nothing can be said about how certain this order is."
     repeats = len(reached[0].series.repeats)
+    if share is None:
+        alone = [_name(curve) for curve in reached[:2] if numpy.isnan(curve.half.low)]
+        what = f"{' and '.join(alone)} measured in one repeat only" if repeats > 1 and alone else "one repeat"
+        return f"With {what} nothing can be said about how certain this order is."
     if repeats < FEW:
         return f"Whether that order would hold in other repeats, {repeats} repeats cannot show."
     if share == 1:
@@ -118,7 +124,8 @@ def _common_interval(curve: Curve) -> str:
 
 
 def _overlap(first: Curve, second: Curve) -> bool:
-    return not _carried(first, first.half.high) < _carried(second, second.half.low)
+    """Whether two intervals overlap; false where one has none."""
+    return _carried(first, first.half.high) >= _carried(second, second.half.low)
 
 
 def warnings(files: Sequence[ResultFile], series: Sequence[Series], curves: Sequence[Curve]) -> list[str]:

@@ -138,8 +138,8 @@ def find_checkpoint(run: RunSettings) -> Path | None:
         if not checkpoints:
             raise UserError(f"--resume_from_checkpoint {wanted}: no whole checkpoint in {output_dir}.")
         return checkpoints[-1]
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no trainer_state.json).")
+    if not is_json(Path(wanted) / "trainer_state.json"):
+        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no whole trainer_state.json).")
     return Path(wanted)
 
 
@@ -160,18 +160,27 @@ def check_same_model(run: RunSettings, checkpoint: Path) -> None:
 def whole_checkpoints(output_dir: Path) -> list[Path]:
     """The checkpoints of a run by step; one that was cut off while being written is left out.
 
-    Trainer writes trainer_state.json last, so its presence means that the rest is there.
+    Trainer writes trainer_state.json last, so a whole one means that the rest is there.
     """
     found = []
     for folder in output_dir.glob("checkpoint-*"):
         step = folder.name.removeprefix("checkpoint-")
         if not step.isdigit():
             continue
-        if (folder / "trainer_state.json").is_file():
+        if is_json(folder / "trainer_state.json"):
             found.append((int(step), folder))
         else:
-            logger.warning("%s is incomplete (no trainer_state.json) and is passed over", folder)
+            logger.warning("%s is incomplete (no whole trainer_state.json) and is passed over", folder)
     return [folder for _, folder in sorted(found)]
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file is there and was written to its end."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def preset_config(run: RunSettings, fields: Mapping[str, Any]) -> PreTrainedConfig:

@@ -92,7 +92,7 @@ def prepare_data(run: RunSettings, checkpoint: Path | None) -> PreparedData:
         UserError: data or tokenizer are missing, damaged or do not fit the settings.
     """
     data, training = run.data, run.training
-    with user_mistakes(), training.main_process_first(desc="data"):
+    with user_mistakes(), training.main_process_first(local=False, desc="data"):
         splits = load_splits(
             data.dataset,
             validation=data.validation_dataset,

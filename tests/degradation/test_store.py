@@ -463,8 +463,8 @@ def test_one_process_at_a_time(tmp_path):
     opened = open_store(tmp_path)
     with pytest.raises(ExperimentLocked, match=rf"process {os.getpid()} on .+ since 20.+--wait-lock"):
         open_store(tmp_path)
-    threading.Timer(0.3, opened.close).start()
     started = time.monotonic()
+    threading.Timer(0.3, opened.close).start()
     open_store(tmp_path, wait_lock=True).close()
     assert time.monotonic() - started >= 0.25
     open_store(tmp_path).close()

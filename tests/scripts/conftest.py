@@ -46,7 +46,8 @@ def cache(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(corpus, cache) -> list[str]:
     """Arguments of a run that takes a second: two layers, 16 wide, on the tiny corpus."""
-    words = f"--preset mini --dataset {corpus} --cache_dir {cache} --tokenizer train --vocab_size 300 --max_length 32"
+    places = ["--dataset", str(corpus), "--cache_dir", str(cache)]  # their paths may hold spaces
+    words = "--preset mini --tokenizer train --vocab_size 300 --max_length 32"
     model = {
         "hidden_size": 16, "num_hidden_layers": 2, "num_loops": 1, "num_attention_heads": 2, "retention_heads": 2,
         "layer_pattern": "[retnet, titan_attn]", "intermediate_size": 16, "factorized_embedding_dim": 8,
@@ -54,7 +55,7 @@ def tiny(corpus, cache) -> list[str]:
     }  # fmt: skip
     training = "--batch_size 4 --logging_steps 1 --eval_steps 3 --save_steps 3 --disable_tqdm true --use_cpu"
     changes = [word for name, value in model.items() for word in (f"--model.{name}", value)]
-    return [*words.split(), *map(str, changes), *training.split()]
+    return [*words.split(), *places, *map(str, changes), *training.split()]
 
 
 @pytest.fixture(scope="session")

@@ -288,7 +288,7 @@ def test_export_measure_and_report_follow_a_run(run, degrade, tmp_path, capsys):
     assert degrade("report", path, "--output_dir", tmp_path / "report") == 0
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>") and "http://" not in page.replace("http://www.w3.org", "")
-    assert json.loads((tmp_path / "report" / "report.json").read_text())
+    assert json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("words", [["report", "missing.json"], ["measure", "missing.json"], ["export", "missing"]])
