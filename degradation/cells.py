@@ -1,5 +1,7 @@
 """The cells of an experiment: one damage of the weights, at one level, in one repeat."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .configs import ExperimentConfig, level_key
@@ -37,9 +39,32 @@ def cell_levels(config: ExperimentConfig) -> tuple[float | int | None, ...]:
     return levels if has_one else (baseline, *levels)
 
 
-def make_cells(config: ExperimentConfig) -> list[Cell]:
-    """Return all cells, a repeat after the other, each from mild to severe as the levels stand."""
-    levels = cell_levels(config)
+def level_places(config: ExperimentConfig, others: Iterable[float | int | None] = ()) -> dict[str, int]:
+    """Return the level_index of every level by its key.
+
+    Args:
+        others: levels that have rows from earlier runs. Where the experiment does not name all of them, all levels
+            together are numbered from mild to severe.
+    """
+    levels = {level_key(level): level for level in cell_levels(config)}
+    together = {level_key(level): level for level in others} | levels
+    ordered = levels
+    if len(together) > len(levels):
+        ordered = sorted(together, key=lambda key: _severity(config, together[key]))
+    return {key: place for place, key in enumerate(ordered)}
+
+
+def _severity(config: ExperimentConfig, level: float | int | None) -> float:
+    if level is None or level == 0:
+        return -math.inf
+    return -level if config.method == "uni_quant" else level
+
+
+def make_cells(config: ExperimentConfig, others: Iterable[float | int | None] = ()) -> list[Cell]:
+    """Return all cells, a repeat after the other, each from mild to severe as the levels stand; see `level_places`."""
+    places = level_places(config, others)
     return [
-        Cell(index, level, repeat_index) for repeat_index in range(config.n_rep) for index, level in enumerate(levels)
+        Cell(places[level_key(level)], level, repeat_index)
+        for repeat_index in range(config.n_rep)
+        for level in cell_levels(config)
     ]

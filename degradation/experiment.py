@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from ..modeling.checks import check_choice
 from ..trainer_ext.checkpoints import position_limit
-from .cells import Cell, make_cells
+from .cells import Cell, level_places, make_cells
 from .configs import ExperimentConfig, level_key
 from .mask_filling import render_texts
 from .model_checks import fills_masks
@@ -58,6 +58,7 @@ class Experiment:
     weights: str  # the fingerprint of the model's weights
     prompts: tuple[Prompt, ...]
     picture: Path | None
+    other_levels: tuple[float | int | None, ...] = ()  # that have rows; known when the files are open
 
     @property
     def short_name(self) -> str:
@@ -97,7 +98,12 @@ class Experiment:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        return make_cells(self.config)
+        return make_cells(self.config, self.other_levels)
+
+    @property
+    def level_places(self) -> dict[str, int]:
+        """The level_index of every level, of those with rows too, by its key."""
+        return level_places(self.config, self.other_levels)
 
     @cached_property
     def occurrences(self) -> list[int]:

@@ -158,13 +158,9 @@ def side_key(name: str, record: Mapping[str, Any]) -> tuple[str, str, str, int]:
     return record[group], record[method], str(record["level_value"]), record["repeat_index"]
 
 
-def side_attempts(folder: Path, name: str) -> dict[tuple, int]:
-    """Return how often the record of each cell was written, by `side_key`."""
-    return {side_key(name, record): _attempt(record) for record in side_records(folder, name)}
-
-
-def _attempt(record: Mapping[str, Any]) -> int:
-    return record.get("attempt", 1)  # the first journals counted none
+def attempt_of(record: Mapping[str, Any]) -> int:
+    """Return how often a record of lesions or cells was written; the first journals counted none."""
+    return record.get("attempt", 1)
 
 
 def side_records(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -174,7 +170,7 @@ def side_records(folder: Path, name: str) -> list[dict[str, Any]]:
     for path in rank_files(folder, name).values():
         for record in read_rows(path):
             key = side_key(name, record)
-            if key not in latest or _attempt(record) >= _attempt(latest[key]):
+            if key not in latest or attempt_of(record) >= attempt_of(latest[key]):
                 latest[key] = record
     return sorted(latest.values(), key=lambda r: (r[group], r[method], r["level_index"], r["repeat_index"]))
 

@@ -27,6 +27,7 @@ from .legacy import LegacyCount, import_legacy
 from .limits import Signals, make_policy
 from .loading import Loaded, check_model, load_model, short_name, wrap_model
 from .model_checks import read_tokenizer, resolve_device
+from .prompts import load_prompts
 from .quant4 import check_requantise, is_4bit
 from .runner import ExperimentRun
 from .store import Store
@@ -99,6 +100,9 @@ class Lab:
             weights = fingerprint_name(self.name, found)
             remote = self.options.trust_remote_code
             tokenizer, processor = read_tokenizer(self.name, config.image is not None, remote)
+        if config.method == "uni_quant" and not (config.do_sample or config.legacy_rng) and config.n_rep > 1:
+            logger.warning("uni_quant draws nothing and the answers are greedy: all %d repeats will be the same",
+                           config.n_rep)  # fmt: skip
         experiment = Experiment(config, known_as(self.name), found, weights, *inputs)
         render_experiment(experiment, tokenizer, processor)
         return experiment
@@ -122,8 +126,9 @@ class Lab:
         self.in_step = state.num_processes == 1
         # signals last: while it waits for the lock, a process may be ended like any other
         with self._open(experiment, state) as store, Signals() as signals:
-            # another one than asked for, after on_conflict="new-suffix"
-            experiment = dataclasses.replace(experiment, config=experiment.config | {"name_suffix": store.suffix})
+            # another suffix than asked for, after on_conflict="new-suffix"
+            config = experiment.config | {"name_suffix": store.suffix}
+            experiment = dataclasses.replace(experiment, config=config, other_levels=levels_there(store, config))
             try:
                 self._work(experiment, store, signals, state)
                 state.wait_for_everyone()
@@ -259,11 +264,25 @@ def known_as(name: str) -> str:
     return short_name(name) if folder.is_dir() else name
 
 
+def levels_there(store: Store, config: ExperimentConfig) -> tuple[float | int | None, ...]:
+    """Return the levels of an experiment's group and method that have rows."""
+    found = {level_key(row["level_value"]): row["level_value"] for row in rows_there(store, config)}
+    return tuple(found.values())
+
+
+def rows_there(store: Store, config: ExperimentConfig) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an experiment's group and method."""
+    wanted = (config.group, config.method)
+    return (row for row in store.rows() if (row["param_group_name"], row["degradation_method"]) == wanted)
+
+
 def renumber(experiment: Experiment, store: Store) -> None:
     """Give rows, lesions and cells that exist their places in lists of levels and prompts that have grown."""
-    store.renumber(experiment.numbering())
-    places = {cell.key: cell.level_index for cell in experiment.cells}
-    config = experiment.config
+    config, places, numbers = experiment.config, experiment.level_places, experiment.numbering()
+    for row in rows_there(store, config):
+        # of other levels, repeats or prompts than this run's
+        numbers.setdefault(row["row_key"], (places[level_key(row["level_value"])], row["prompt_id"]))
+    store.renumber(numbers)
     for records, append, names in (
         (store.lesions(), store.append_lesion, ("group", "method")),
         (store.cells(), store.append_cell, ("param_group_name", "degradation_method")),
@@ -271,6 +290,7 @@ def renumber(experiment: Experiment, store: Store) -> None:
         for record in records:
             if tuple(record[name] for name in names) != (config.group, config.method):
                 continue
+            # a cell may have been begun that has no row
             place = places.get(level_key(record["level_value"]), record["level_index"])
             if place != record["level_index"]:
                 append({**record, "level_index": place})
@@ -278,12 +298,9 @@ def renumber(experiment: Experiment, store: Store) -> None:
 
 def warn_of_other_prompts(experiment: Experiment, store: Store) -> None:
     """Say how many rows are there for prompts that were edited or taken out since: they stay, and are measured too."""
-    texts, config = {prompt.text for prompt in experiment.prompts}, experiment.config
-    other = sum(
-        row["prompt_text"] not in texts
-        for row in store.rows()
-        if (row["param_group_name"], row["degradation_method"]) == (config.group, config.method)
-    )
+    config = experiment.config
+    texts = {prompt.text for prompt in load_prompts(config.prompts)}  # without the limit of max_prompts
+    other = sum(row["prompt_text"] not in texts for row in rows_there(store, config))
     if other:
         logger.warning(
             "%d rows are of prompts that %s no longer holds; they stay in the results: take another name_suffix to "

@@ -29,10 +29,11 @@ def make_policy(experiment: Experiment, loaded: Loaded) -> MemoryPolicy:
     if estimate.largest_batch == 0:
         logger.warning("by estimate, memory does not even hold one answer: %s", estimate.summary)
     on_gpu = loaded.device.type == "cuda"
+    gpus = {parameter.device.index for parameter in loaded.model.parameters() if parameter.is_cuda}
     return MemoryPolicy(
         1 if config.invariance == "single" else config.max_batch_size,
         estimate.batch_size,
-        GpuReader() if on_gpu else HostReader(),
+        GpuReader(gpus) if on_gpu else HostReader(),
         read_host=HostReader() if on_gpu else None,
         ceiling=max(1, estimate.largest_batch),
         grows=config.invariance == "rng",

@@ -14,7 +14,7 @@ of physical memory, or of the control group's limit where that is tighter.
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,13 +126,13 @@ def free_cached_blocks() -> None:
 
 
 class GpuReader:
-    """The fullest GPU that this process uses: its memory in use, or the most that was reserved since the last call."""
+    """The fullest of some GPUs: its memory in use, or the most that was reserved since the last call."""
+
+    def __init__(self, indices: Iterable[int]):
+        self.indices = tuple(indices)
 
     def __call__(self) -> float:
-        return max(self._used(index) for index in range(torch.cuda.device_count()) if self._is_mine(index))
-
-    def _is_mine(self, index: int) -> bool:
-        return torch.cuda.memory_reserved(index) > 0 or index == torch.cuda.current_device()
+        return max(self._used(index) for index in self.indices)
 
     def _used(self, index: int) -> float:
         free, total = torch.cuda.mem_get_info(index)

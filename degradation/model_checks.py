@@ -204,13 +204,14 @@ def check_dtype(name: str, config: PreTrainedConfig, dtype: str, force_fp16: boo
 
 
 def resolve_device(device: str | None) -> torch.device:
-    """Return a device; None is the GPU of this process if there is one, else the CPU.
+    """Return a device, a GPU with its number; None is the GPU of this process if there is one, else the CPU.
 
     Raises:
         ValueError: there is no such device.
     """
+    own_gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else _CPU
+        return own_gpu if torch.cuda.is_available() else _CPU
     try:
         found = torch.device(device)
     except RuntimeError as error:
@@ -219,7 +220,7 @@ def resolve_device(device: str | None) -> torch.device:
         raise ValueError(f"device={device!r} is not known; use cpu, cuda or cuda:1.")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device={device!r}: there are {torch.cuda.device_count()} GPUs here; use cpu.")
-    return found
+    return own_gpu if found.type == "cuda" and found.index is None else found
 
 
 _CPU = torch.device("cpu")

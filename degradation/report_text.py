@@ -11,7 +11,7 @@ from .level_axis import level_text
 from .measure_names import Measure
 from .result_files import ResultFile
 from .statistics import FEW
-from .tables import Series
+from .tables import MODEL_MEASURES, Series
 
 CERTAIN = 0.975  # share of draws from which an order is called certain
 MANY_CUT = 0.5  # share of undamaged answers
@@ -133,6 +133,7 @@ def warnings(files: Sequence[ResultFile], series: Sequence[Series], curves: Sequ
     found = _file_problems(files)
     found += _few_repeats(series)
     for what, note in (
+        ("All repeats gave the same answers, so they count as one: intervals and p-values mean nothing", _same_repeats),
         ("Cells (level × repeat) without rows", _missing_cells),
         ("Cells with fewer answers than others", _uneven_cells),
         ("No undamaged cell, so no critical levels", _no_baseline),
@@ -171,6 +172,16 @@ def _few_repeats(series: Sequence[Series]) -> list[str]:
         f"n_rep = {', '.join(map(str, sorted(few)))} is below {FEW}: repeats differ a lot, and intervals from so few "
         "are too narrow (at 3 repeats a 95 % interval covers about 75 %, at 5 about 84 %, at 10 about 91 %)."
     ]
+
+
+def _same_repeats(series: Series) -> str | None:
+    """Note a series whose damaged cells do not differ between repeats, as of uni_quant with greedy answers."""
+    damaged = slice(1 if series.has_baseline else 0, None)
+    values = numpy.stack([values[:, damaged] for name, values in series.cells.items() if name not in MODEL_MEASURES])
+    if len(series.repeats) < 2 or not values.size:
+        return None
+    same = (values == values[:, :1]) | numpy.isnan(values)
+    return "" if same.all() else None
 
 
 def _missing_cells(series: Series) -> str | None:
@@ -215,8 +226,8 @@ def _cut_off(curves: Sequence[Curve]) -> list[str]:
 NOT_SHOWN = (
     "Levels of a repeat share one field of noise and the noise of sampling (unless the settings say otherwise), so a "
     "curve over levels is smoother than independent experiments would be. The unit of every interval is the repeat.",
-    "Repeats are other damage to the same model and other draws of its answers. Nothing here speaks about other "
-    "models, other prompts or other texts.",
+    "Repeats are other damage to the same model (uni_quant's is always the same) and other draws of its answers. "
+    "Nothing here speaks about other models, other prompts or other texts.",
     "L50 without a chance level is half way to the value at the most severe level tested: it depends on where the "
     "levels end, and compares measures only within the same grid. A level that is not reached is not extrapolated.",
     "Between two levels a curve is taken for a straight line: a sudden collapse looks as wide as the step.",

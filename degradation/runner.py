@@ -36,6 +36,8 @@ from .text_probe import TextProbe, TextScore
 
 logger = logging.getLogger(__name__)
 
+SCORES = ("perplexity", "log_perplexity", "kl_to_baseline")
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -135,6 +137,8 @@ class ExperimentRun:
             "generate_s": None,
             "rows": 0,
         }
+        known = self.store.known_cell(record) or {}
+        record |= {name: known.get(name) for name in SCORES if record[name] is None}  # measured in an earlier run
         # before the rows and again behind them: once the last row is there, nobody comes back for the scores
         self.store.append_lesion(lesion)
         self.store.append_cell(record)

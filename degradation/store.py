@@ -27,10 +27,10 @@ from .errors import ConfigConflict
 from .export import (
     SIDE_FILES,
     RowIndex,
+    attempt_of,
     export_folder,
     rank_files,
     remove_temporaries,
-    side_attempts,
     side_key,
     side_records,
 )
@@ -69,7 +69,7 @@ class Store:
         self._lock = ExperimentLock(files.journal_dir / "lock")
         self._index = RowIndex(files.journal_dir)
         self._journals: dict[str, Journal] = {}
-        self._side_attempts: dict[str, dict[tuple, int]] = {}
+        self._side: dict[str, dict[tuple, dict[str, Any]]] = {}  # the last record of each cell
         self._manifest: dict[str, Any] = {}
         self._rows_left: int | None = None
         self._export_ended = self._export_took = 0.0
@@ -142,7 +142,7 @@ class Store:
             self._open_first(manifest, wait_lock, rebuild)
         else:
             self._open_later()
-        self._note_attempts()
+        self._read_side_files()
         for name in ("rank", *SIDE_FILES):
             self._journals[name] = Journal(self.journal_dir / f"{name}-{self.rank:05d}.jsonl")
 
@@ -243,11 +243,11 @@ class Store:
     def refresh(self) -> None:
         """Take in what other ranks have written since this store was opened."""
         self._index.refresh()
-        self._note_attempts()
+        self._read_side_files()
 
-    def _note_attempts(self) -> None:
+    def _read_side_files(self) -> None:
         for name in SIDE_FILES:
-            self._side_attempts[name] = side_attempts(self.journal_dir, name)
+            self._side[name] = {side_key(name, record): record for record in side_records(self.journal_dir, name)}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows in the order of the export."""
@@ -260,6 +260,10 @@ class Store:
     def cells(self) -> list[dict[str, Any]]:
         """Return the cell records of all ranks, one a cell."""
         return side_records(self.journal_dir, "cells")
+
+    def known_cell(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the last record of the same cell as `record`, as of the last refresh; None where there is none."""
+        return self._side["cells"].get(side_key("cells", record))
 
     # --- writing
 
@@ -348,10 +352,11 @@ class Store:
         missing = [field for field in SIDE_FILES[name] if field not in record]
         if missing:
             raise ValueError(f"a record of {name} lacks {', '.join(missing)}.")
-        known, key = self._side_attempts[name], side_key(name, record)
-        attempt = known.get(key, 0) + 1
-        self._write(self._journals[name], [{**record, "attempt": attempt}])
-        known[key] = attempt
+        key = side_key(name, record)
+        last = self._side[name].get(key)
+        record = {**record, "attempt": attempt_of(last) + 1 if last else 1}
+        self._write(self._journals[name], [record])
+        self._side[name][key] = record
 
     # --- left-over cells
 

@@ -65,7 +65,7 @@ def test_the_policy_sees_a_real_allocation():
     free, total = torch.cuda.mem_get_info()
     if free < 0.97 * total:
         pytest.skip("the GPU is used by others")
-    reader = GpuReader()
+    reader = GpuReader([torch.cuda.current_device()])
     policy = MemoryPolicy(40, 4, reader, sleep=lambda seconds: None)
     half = torch.empty(int(0.6 * total), dtype=torch.uint8, device="cuda")
     assert policy.after_batch(100) == "go" and policy.batch_size == 4 and 0.55 < policy.usage < 0.75

@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from frankenlm.degradation import cli, get_config, run_experiment
+from frankenlm.degradation.cells import level_places
 from frankenlm.degradation.configs import NOT_IN_HASH, ExperimentConfig
 from frankenlm.degradation.errors import ConfigConflict, MemoryStop
 from frankenlm.degradation.lab import Lab, RunOptions
 from frankenlm.degradation.memory import MemoryPolicy
+from frankenlm.degradation.report import analyse
+from frankenlm.degradation.result_files import read_results
 from frankenlm.degradation.row_decoder import RowDecoder
 from frankenlm.degradation.runner import ExperimentRun
 from frankenlm.degradation.store import Store
@@ -145,6 +148,53 @@ def test_more_repeats_and_levels_add_exactly_theirs(lab):
         assert second[key]["duration"] == row["duration"], "rows that were there are not written again"
     assert {row["level_value"] for row in second.values()} == {0.0, 0.025, 0.03, 0.3}
     assert [row["level_index"] for row in second.values() if row["level_value"] == 0.3] == [3] * 12
+
+
+def test_fewer_levels_leave_the_numbers_of_the_others_alone(lab, caplog):
+    first = lab(SMALL | {"levels": (0.0, 0.2, 0.6), "group": "mlp_only"})
+    with caplog.at_level("WARNING"):
+        again = lab(SMALL | {"levels": (0.0, 0.6), "group": "mlp_only", "n_rep": 1, "max_prompts": 2})
+    assert again == first and not caplog.records
+    found = lab(SMALL | {"levels": (0.0, 0.4), "group": "mlp_only"})
+    assert sorted({(row["level_index"], row["level_value"]) for row in found}) == [(0, 0), (1, 0.2), (2, 0.4), (3, 0.6)]
+    assert {row["completion"] for row in first} <= {row["completion"] for row in found}
+
+
+@pytest.mark.parametrize(
+    ("method", "levels", "others", "places"),
+    [
+        ("mult_gauss", (0.6, 0.1), (0.1,), {"0": 0, "0.6": 1, "0.1": 2}),  # as the experiment names them
+        ("mult_gauss", (0.6, 0.1), (0.3,), {"0": 0, "0.1": 1, "0.3": 2, "0.6": 3}),
+        ("uni_quant", (64, 4), (None, 1024, 16), {"null": 0, "1024": 1, "64": 2, "16": 3, "4": 4}),
+    ],
+)
+def test_levels_are_numbered_with_those_that_have_rows(method, levels, others, places):
+    assert level_places(SMALL | {"method": method, "levels": levels}, others) == places
+
+
+def test_scores_of_an_earlier_run_stay(lab, tmp_path):
+    def cells():
+        (path,) = (tmp_path / "results").glob("*.json")
+        return {
+            (cell["level_index"], cell["repeat_index"]): cell["kl_to_baseline"]
+            for cell in read_results([path])[0].cells
+        }
+
+    lab(SMALL | {"perplexity": True, "perplexity_per_repeat": True, "max_prompts": 1})
+    before = cells()
+    lab(SMALL | {"perplexity": False})
+    assert cells() == before and None not in before.values()
+
+
+def test_repeats_that_cannot_differ_are_told(lab, tmp_path, caplog):
+    config = SMALL | {"method": "uni_quant", "levels": (0, 4), "group": "mlp_only"}
+    lab(config)
+    assert not caplog.records
+    lab(config | {"do_sample": False}, folder="greedy")
+    assert "all 2 repeats will be the same" in caplog.text
+    for folder, expected in (("results", False), ("greedy", True)):
+        (path,) = (tmp_path / folder).glob("*.json")
+        assert any("All repeats gave the same" in text for text in analyse([path], progress=False).warnings) == expected
 
 
 def test_an_edited_prompt_is_run_again_alone_and_equal_ones_are_both_kept(lab, tmp_path, caplog):

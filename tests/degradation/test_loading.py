@@ -266,10 +266,15 @@ def test_folders_that_hold_no_model(tmp_path, weightless):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "cpu:x", "meta"])
-def test_devices(device):
+def test_devices(device, monkeypatch):
     with pytest.raises(ValueError, match=re.escape(f"device={device!r}")):
         resolve_device(device)
     assert resolve_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert resolve_device("cuda") == torch.device("cuda", 2)  # with a number, which set_device needs
+    assert resolve_device("cuda:3") == torch.device("cuda", 3)
+    monkeypatch.undo()
     assert resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 

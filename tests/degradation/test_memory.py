@@ -136,16 +136,13 @@ def test_limits_below_one_are_refused(limits):
 
 def test_the_gpu_reader_takes_the_fullest_device_and_the_peak_of_the_batch(monkeypatch):
     free, peak, reset = {0: 60, 1: 90, 2: 1}, {0: 30, 1: 55, 2: 0}, []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda index: [0, 5, 0][index])
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], 100))
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda index: peak[index])
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
-    assert GpuReader()() == 0.55  # device 2 is another process's
+    assert GpuReader([0, 1])() == 0.55  # the model is not on device 2
     assert reset == [0, 1]
     free[0] = 20
-    assert GpuReader()() == 0.8
+    assert GpuReader([0, 1])() == 0.8
 
 
 MEMINFO = "MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 700 kB\nSwapTotal: 500 kB\n"

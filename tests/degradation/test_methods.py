@@ -158,6 +158,16 @@ def test_cuda_gives_the_same_bits(method, dtype):
         assert same_bits(damaged(tensor.cuda(), method).cpu(), damaged(tensor, method))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("count", [2, 8, 64, 256, 1024])
+def test_cuda_finds_the_same_levels(count, dtype):
+    """Of many elements some lie so near the border of two levels that the division's last bit decides."""
+    tensor = weights(1024, 1024, dtype=dtype)
+    assert same_bits(damaged(tensor.cuda(), "uni_quant", count).cpu(), damaged(tensor, "uni_quant", count))
+
+
 # --- not numbers, infinities, zeros
 
 
