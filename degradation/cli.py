@@ -89,7 +89,7 @@ def run_command(args: argparse.Namespace) -> None:
 def run_all(experiments: Sequence[Experiment], args: argparse.Namespace, lab: "Lab") -> list[Exception]:
     """Run each experiment, with a log file of its own; one that fails does not keep the others from running.
 
-    Unless it failed in one of several processes: that one ends, and its launcher ends the others.
+    Where there are several processes, one in which it failed ends instead, and its launcher ends the others.
     """
     failures: list[Exception] = []
     for experiment in experiments:

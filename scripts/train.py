@@ -13,6 +13,7 @@ training.png and training.log. `--help` lists the flags and exit codes, `--list_
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from frankenlm.trainer_ext.callbacks import SignalStop
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args, output_dir = run.training, Path(run.training.output_dir)
 
-    with RunLog(args.log_level) as log, SignalStop(args.world_size) as stop:
+    with RunLog(args.log_level) as log, SignalStop(args.world_size) as stop, ExitStack() as held:
         checkpoint = check_run(run)
         data = prepare_data(run, checkpoint)
         model = build_model(run, data)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
         if args.should_save:
-            open_output_dir(run)
+            held.enter_context(open_output_dir(run, checkpoint))
         log.write_to(output_dir / "training.log", append=checkpoint is not None)
         logger.info("command: %s", run.command)
         use_hardware(args)

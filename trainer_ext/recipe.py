@@ -4,12 +4,13 @@ Prepare the text, build the model, count tokens, build the trainer. What a user 
 found in the first two, before training starts.
 """
 
+import contextlib
 import itertools
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from .callbacks import CsvLog, EarlyStopping, ExplorationSchedule, SignalStop
 from .cli import UserError, is_main_process, user_mistakes
 from .collators import MaskingEpochs, build_collator
 from .data import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
+from .folder_lock import locked_folder
 from .metrics.language import unigram_cross_entropy
-from .preflight import preset_config
+from .preflight import find_checkpoint, preset_config
 from .presets import RunSettings
 from .tokenizers import load_tokenizer, special_token_ids
 from .trainer import FrankenTrainer
@@ -72,12 +74,29 @@ class Unigram:
     cross_entropy: float
 
 
-def open_output_dir(run: RunSettings) -> None:
-    """Make the output folder; with --overwrite_output_dir, remove an earlier run's checkpoints and records from it."""
+@contextlib.contextmanager
+def open_output_dir(run: RunSettings, checkpoint: Path | None) -> Iterator[None]:
+    """Make the output folder and hold it against other runs.
+
+    With --overwrite_output_dir, an earlier run's checkpoints and records are removed from it.
+
+    Args:
+        checkpoint: as `preflight.find_checkpoint` found it.
+    Raises:
+        UserError: another run holds the folder, or has written into it since that was looked up.
+    """
     output_dir = Path(run.training.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    if not run.training.overwrite_output_dir:
-        return
+    with locked_folder(output_dir):
+        if find_checkpoint(run) != checkpoint:
+            raise UserError(f"--output_dir {output_dir}: another run has written into it meanwhile; start again.")
+        if run.training.overwrite_output_dir:
+            remove_run(output_dir)
+        yield
+
+
+def remove_run(output_dir: Path) -> None:
+    """Remove a run's checkpoints and records from its folder."""
     for folder in output_dir.glob("checkpoint-*"):
         if folder.name.removeprefix("checkpoint-").isdigit():
             shutil.rmtree(folder)

@@ -15,6 +15,12 @@ from frankenlm.degradation.journal import checksum
 from frankenlm.degradation.locks import ExperimentLock
 
 
+@pytest.fixture(autouse=True)
+def plenty_of_memory(monkeypatch):
+    """What else the machine's memory holds must not stop or slow a tiny experiment."""
+    monkeypatch.setattr("frankenlm.degradation.limits.HostReader", lambda: lambda: 0.2)
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     """A tiny Llama with a byte tokenizer, saved."""

@@ -19,7 +19,9 @@ from frankenlm.trainer_ext import FrankenTrainer
 from frankenlm.trainer_ext.arguments import DataArguments
 from frankenlm.trainer_ext.callbacks import read_csv
 from frankenlm.trainer_ext.cli import UserError
-from frankenlm.trainer_ext.preflight import check_ranges
+from frankenlm.trainer_ext.folder_lock import locked_folder
+from frankenlm.trainer_ext.preflight import check_ranges, whole_checkpoints
+from frankenlm.trainer_ext.recipe import open_output_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 # what a resumed run must repeat bit for bit; the rest are timings
@@ -291,11 +293,44 @@ def test_full_storage_has_its_own_exit_code(train, tmp_path, monkeypatch, capsys
     assert "storage: " in capsys.readouterr().err
 
 
+def test_a_folder_in_use_is_left_alone(train, tmp_path, capsys):
+    assert train(tmp_path, "--max_steps", 3) == 0
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with locked_folder(tmp_path):
+        for words in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "last"]):
+            capsys.readouterr()
+            assert train(tmp_path, "--max_steps", 6, *words, "--log_level", "error") == 2
+            assert "is in use by another run" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+    assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", "last") == 0
+
+
+def test_a_run_that_came_first_is_noticed_though_the_folder_was_empty_when_looked_at(tmp_path, monkeypatch):
+    run = SimpleNamespace(training=SimpleNamespace(output_dir=str(tmp_path), overwrite_output_dir=False))
+    monkeypatch.setattr("frankenlm.trainer_ext.recipe.find_checkpoint", lambda run: tmp_path / "checkpoint-3")
+    with pytest.raises(UserError, match="another run has written into it"), open_output_dir(run, None):
+        pytest.fail("it was opened")
+
+
+@pytest.mark.parametrize("state", ["", '{"global_step": 4'])
+def test_a_checkpoint_that_was_cut_off_is_passed_over(train, tmp_path, state, capsys):
+    assert train(tmp_path, "--max_steps", 3) == 0
+    torn = tmp_path / "checkpoint-4"
+    shutil.copytree(tmp_path / "checkpoint-3", torn)
+    (torn / "trainer_state.json").write_text(state)
+    assert whole_checkpoints(tmp_path) == [tmp_path / "checkpoint-3"]
+    capsys.readouterr()
+    assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", torn) == 2
+    assert "not a checkpoint folder" in capsys.readouterr().err
+    assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", "last") == 0
+
+
 # --- under accelerate launch
 
 
 def launch(words: list[str], **environment) -> subprocess.CompletedProcess:
-    command = [Path(sys.executable).with_name("accelerate"), "launch", *map(str, words)]
+    # port 0: any that is free, as another run on this machine may have the usual one
+    command = [Path(sys.executable).with_name("accelerate"), "launch", "--main_process_port", "0", *map(str, words)]
     variables = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
 
