@@ -49,6 +49,7 @@ class DecoderSettings:
     pad_id: int
     max_new_tokens: int
     fixed_shape: bool = False
+    picture_intact: bool = False  # what reads the picture is not damaged
 
 
 class BatchLimit(Protocol):

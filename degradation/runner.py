@@ -19,6 +19,7 @@ from .batch_decoder import BatchDecoder
 from .decoding import Answer, Decoder, DecoderSettings, Request
 from .errors import MemoryStop
 from .experiment import Experiment, Plan, render_experiment
+from .groups import select_group
 from .limits import RunLimit, Signals
 from .loading import Loaded
 from .mask_filling import MaskDecoder
@@ -75,10 +76,18 @@ class ExperimentRun:
             pad_id=0 if masked else pad_id(loaded),
             max_new_tokens=self.config.max_new_tokens,
             fixed_shape=self.config.invariance == "shape",
+            picture_intact=self._damages_text_alone(),
         )
         if masked:
             return MaskDecoder(loaded.model, self.rendering, settings, loaded.tokenizer)
         return make_decoder(loaded, self.rendering, settings)
+
+    def _damages_text_alone(self) -> bool:
+        config = self.config
+        group = select_group(
+            self.loaded.model, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain
+        )  # fmt: skip
+        return all(target.canonical.startswith("text/") for target in group.targets)
 
     def work(self, plans: Sequence[Plan], progress: tqdm) -> None:
         """Do the cells of `plans` that nobody else has claimed; the model is as it was, afterwards and on errors."""

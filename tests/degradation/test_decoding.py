@@ -156,6 +156,20 @@ def test_a_picture_is_read_once_and_seen_by_every_row(tiny_model, tiny_processor
     assert found[0] != found[1]
 
 
+@pytest.mark.parametrize("intact", [True, False])
+def test_the_features_of_a_picture_are_kept_where_nothing_damages_them(intact, tiny_model, tiny_processor, monkeypatch):
+    processor, model = tiny_processor(), tiny_model("gemma3_mm")
+    picture = Image.effect_mandelbrot((60, 40), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    rendering = render_prompts(TEXTS, processor.tokenizer, max_length=512, processor=processor, picture=picture)
+    settings = DecoderSettings(Sampler(SAMPLED), frozenset([258]), 256, 12, picture_intact=intact)
+    tower, read = model.get_encoder(modality="image"), []
+    tower.register_forward_hook(lambda *_: read.append(1))
+    decoder = RowDecoder(model, rendering, settings)
+    cells = [texts(decode_with(decoder, 3)) for _ in range(3)]
+    assert len(read) == (1 if intact else 3)
+    assert cells[0] == cells[1] == cells[2] == texts(decode_with(BatchDecoder(model, rendering, settings), 3))
+
+
 @pytest.mark.parametrize("decoder", [RowDecoder, BatchDecoder])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_rows_without_finite_logits_stop_and_count(decoder, bad, lay_out, monkeypatch):

@@ -431,6 +431,22 @@ def test_gemma3_goes_through_the_three_configurations(name, load, wide_gemma, tm
         assert all(undamaged != damaged for undamaged, damaged in zip(found[:3], found[3:], strict=True))
 
 
+@pytest.mark.parametrize(("group", "intact"), [
+    ("attn_only", True), ("embed_only", True), ("attn_only+vision", False), ("vision_mlp", False), ("projector", False),
+])  # fmt: skip
+def test_pictures_are_read_again_where_damage_reaches_them(group, intact, wide_gemma, tmp_path, monkeypatch):
+    made = []
+    probe = RowDecoder._probe
+    monkeypatch.setattr(RowDecoder, "_probe", lambda self: made.append(self) or probe(self))
+    config = get_config("cookie_theft_it") | {
+        "dtype": "float32", "group": group, "levels": (0.0, 0.5), "n_rep": 1, "max_prompts": 1, "max_new_tokens": 3,
+        "perplexity": False,
+    }  # fmt: skip
+    run_experiment(config, model=str(wide_gemma("gemma3_mm")), output_dir=tmp_path, progress=False)
+    (decoder,) = made
+    assert decoder.keep_picture == intact and (decoder._picture is not None) == intact
+
+
 def launch(processes, config_flags, folder, model):
     """Run scripts/degrade.py in so many processes, as accelerate does on a machine without GPUs."""
     script = os.path.join(os.path.dirname(__file__), "..", "..", "scripts", "degrade.py")
