@@ -1,27 +1,19 @@
-"""Which weights a group holds, against counts and layouts worked out from each family's sizes."""
+"""Which weights a group holds, against counts worked out from each family's sizes, and their names."""
 
-import math
-import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from frankenlm.degradation.groups import (
-    GROUPS,
-    canonical_name,
-    describe_groups,
-    gain_offset,
-    parse_layers,
-    select_group,
-    untie,
-)
+from frankenlm.degradation.groups import GROUPS, canonical_name, describe_groups, select_group
 from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig, list_presets, read_preset
 from frankenlm.modeling.quantizer_ternary import pack_model
 
-H, I, V, LAYERS = 32, 48, 272, 4  # hidden, intermediate, vocabulary, layers of the tiny models
-Q, KV = H, 16  # outputs of the projections with two of four heads for keys and values
+helper = runpy.run_path(str(Path(__file__).with_name("meta_models.py")))
+H, I, V, LAYERS, Q, KV, meta_model = (helper[name] for name in ("H", "I", "V", "LAYERS", "Q", "KV", "meta_model"))
 GROUPED = {"attn_only": KV * H, "attn_q": Q * H, "attn_k": KV * H, "attn_o": Q * H, "attn_qkvo": 2 * (Q + KV) * H}
 PLAIN = {"attn_only": H * H, "attn_q": H * H, "attn_k": H * H, "attn_o": H * H, "attn_qkvo": 4 * H * H}
 GATED = {"mlp_gate": I * H, "mlp_up": I * H, "mlp_down": I * H, "mlp_only": 3 * I * H}
@@ -41,21 +33,6 @@ PER_LAYER = {
     "qwen3_moe": GROUPED | {name: size // 2 for name, size in MIXTRAL.items() if name != "router"} | {"router": 4 * H},
 }  # fmt: skip
 UNTIED = {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gpt_neox", "phi3", "mixtral", "infinito", "legacy_1bit"}
-FUSED = {"phi3": "qkv_proj", "gpt2": "c_attn", "gpt_neox": "query_key_value"}
-
-
-@pytest.fixture(scope="session")
-def meta_model(tiny_config):
-    """meta_model(name, **fields) -> the tiny model without weights."""
-
-    def make(name, **fields):
-        config = tiny_config(name, **fields)
-        with torch.device("meta"):
-            if name in ("bert", "roberta"):
-                return AutoModelForMaskedLM.from_config(config)
-            return AutoModelForCausalLM.from_config(config)
-
-    return make
 
 
 # --- counts
@@ -162,85 +139,15 @@ def test_unknown_families_are_found_by_the_names_of_children(model_type, fields,
     assert select_group(model, "embed_only").numel == 272 * 32
 
 
-# --- parts of fused tensors
+def test_mixtures_with_dense_layers_and_shared_experts(meta_model):
+    model = meta_model("qwen3_moe", mlp_only_layers=[0])
+    assert select_group(model, "mlp_experts").tensors == 2 * 3
+    assert select_group(model, "mlp_only").numel == 3 * 3 * EXPERTS * 24 * H + 3 * I * H
 
 
-def _logical(name, parameter, part):
-    """Return q, k or v as (heads, width, inputs), by reading the layout as the model's own forward pass does."""
-    index = "qkv".index(part)
-    if name == "phi3":
-        rows = parameter.split([Q, KV, KV], dim=0)[index]
-    elif name == "gpt2":
-        rows = parameter.split(H, dim=1)[index].T
-    else:
-        rows = parameter.view(4, 3 * 8, H).chunk(3, dim=1)[index].reshape(-1, H)
-    return rows.reshape(-1, 8, H)
-
-
-@pytest.mark.parametrize("name", FUSED)
-@pytest.mark.parametrize(("group", "part"), [("attn_only", "v"), ("attn_q", "q"), ("attn_k", "k")])
-def test_a_part_of_a_fused_tensor_leaves_the_others_bytes(name, group, part, tiny_model):
-    model = tiny_model(name)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    targets = select_group(model, group).targets
-    assert len(targets) == LAYERS and all(FUSED[name] in target.name for target in targets)
-    with torch.no_grad():
-        for target in targets:
-            assert target.select(target.parameter).numel() == target.numel
-            target.select(target.parameter).fill_(7.0)
-    for key, value in model.state_dict().items():
-        if key in {target.name for target in targets}:
-            for other in "qkv":
-                now, then = _logical(name, value, other), _logical(name, before[key], other)
-                assert torch.equal(now, then) if other != part else bool((now == 7.0).all())
-        else:
-            assert torch.equal(value, before[key])
-
-
-@pytest.mark.parametrize("name", ["phi3", "mixtral", "qwen3_moe"])
-def test_gate_and_up_are_the_halves_the_forward_pass_splits(name, tiny_model):
-    model = tiny_model(name)
-    with torch.no_grad():
-        for target in select_group(model, "mlp_gate").targets:
-            target.select(target.parameter).fill_(7.0)
-    for target in select_group(model, "mlp_up").targets:
-        gate, up = target.parameter.chunk(2, dim=-2)
-        assert bool((gate == 7.0).all()) and not bool((up == 7.0).any())
-
-
-@pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox", "mixtral", "llama"])
-@pytest.mark.parametrize("group", ["attn_only", "attn_qkvo", "mlp_only"])
-def test_runs_are_the_flat_indices_of_what_is_selected(name, group, meta_model):
-    for target in select_group(meta_model(name), group).targets:
-        index = torch.arange(math.prod(target.shape)).view(target.shape)
-        selected = target.select(index).flatten()
-        runs = torch.cat([torch.arange(start, start + length) for start, length in target.runs()])
-        assert torch.equal(runs, selected.sort().values) and len(runs) == target.numel
-
-
-def test_fused_projections_are_one_tensor_with_disjoint_parts(meta_model):
-    group = select_group(meta_model("phi3"), "attn_qkvo")
-    assert (len(group.targets), group.tensors) == (4 * LAYERS, 2 * LAYERS)
-    assert len(group.elements) == 4 * LAYERS
-    assert [target.part for target in group.targets[:4]] in (["q", "k", "v", None], [None, "q", "k", "v"])
-
-
-@pytest.mark.parametrize("name", ["llama", "phi3", "gpt2", "gpt_neox", "bert", "frankenstein", "gemma3_mm"])
-def test_heads_lie_where_they_are_said_to_lie(name, tiny_model):
-    """Zero one head of V: exactly its outputs vanish from the projection."""
-    model = tiny_model(name)
-    target = select_group(model, "attn_only").targets[0]
-    head = torch.arange(target.shape[target.head_axis]) // target.head_dim
-    keep = (head != (2 if name == "gpt_neox" else head[-1])).float()  # NeoX: block 2 is V of the first head
-    shape = [1] * 2
-    shape[target.head_axis] = -1
-    with torch.no_grad():
-        target.select(target.parameter).mul_(target.select((keep.view(shape)).expand(target.shape).contiguous()))
-    values = _logical(name, target.parameter, "v") if name in FUSED else target.parameter.view(-1, 8, H)
-    assert target.head_dim == 8
-    assert [bool(v.any()) for v in values].count(False) == 1
-    output = select_group(model, "attn_o").targets[0]
-    assert output.head_axis != target.head_axis and output.transposed == (name == "gpt2")
+def test_every_group_of_the_list_exists_somewhere(meta_model):
+    found = {row["group"] for name in PER_LAYER for row in describe_groups(meta_model(name))}
+    assert set(GROUPS) <= found
 
 
 # --- names
@@ -285,164 +192,6 @@ def test_a_replaced_module_is_found_again(tiny_model):
     assert target.parameter is model.model.layers[1].self_attn.v_proj.weight
 
 
-# --- unions and layers
-
-
-@pytest.mark.parametrize(
-    ("spec", "layers"),
-    [
-        ("L0-5", [0, 1, 2, 3, 4, 5]), ("L3,7", [3, 7]), ("L0-1,6", [0, 1, 6]), ("first25%", [0, 1, 2]),
-        ("last25%", [7, 8, 9]), ("first1%", [0]), ("last100%", list(range(10))), ("every6+5", [5]),
-        ("every4", [0, 4, 8]), ("every3+1", [1, 4, 7]),
-    ],
-)  # fmt: skip
-def test_layer_subsets(spec, layers):
-    assert parse_layers(spec, list(range(10))) == set(layers)
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("L9-10", "no layer 10; there are layers 0 to 9"), ("L5-3", "'5-3' is no layer"), ("L", "not understood"),
-        ("L1,", "'' is no layer"), ("first0%", "between 1 and 100"), ("last101%", "between 1 and 100"),
-        ("every0", "at least 1"), ("every2+12", "leaves no layer"), ("middle", "not understood"),
-        ("", "not understood"),
-    ],
-)  # fmt: skip
-def test_bad_layer_subsets(spec, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        parse_layers(spec, list(range(10)))
-
-
-def test_groups_of_some_layers_and_unions(meta_model):
-    model = meta_model("gemma3_mm")
-    group = select_group(model, "attn_only@every6+5+mlp_down@L0-1+vision_attn@last25%+embed_only")
-    assert [(t.canonical.partition("/")[0], t.layer, t.group) for t in group.targets] == [
-        ("vision", 4, "vision_attn"), ("text", None, "embed_only"), ("text", 0, "mlp_down"), ("text", 1, "mlp_down"),
-        ("text", 5, "attn_only"),
-    ]  # fmt: skip
-    assert group.name.startswith("attn_only@every6+5")
-    assert [t.layer for t in select_group(model, "attn_only@L3,1").targets] == [1, 3]
-    both = select_group(model, "attn_only@first50%+attn_only@last50%")
-    assert both.numel == select_group(model, "attn_only").numel
-    assert {t.canonical for t in select_group(model, "norm@L2").targets} >= {"text/layers.2.self_attn.q_norm.weight"}
-
-
-@pytest.mark.parametrize(
-    ("name", "group", "message"),
-    [
-        ("llama", "attn_onyl", "group='attn_onyl' is not known. Did you mean 'attn_only'?"),
-        ("llama", "", "group='' is not known"),
-        ("llama", "attn_only+", "group='' is not known"),
-        ("llama", "attn_only+mlp_only@L9", "the model has no layer 9; there are layers 0 to 3"),
-        ("llama", "attn_only+attn_qkvo", "its parts overlap in text/layers.0.self_attn.v_proj.weight"),
-        ("gpt2", "attn_only+attn_qkvo", "its parts overlap in text/h.0.attn.c_attn.weight"),
-        ("llama", "mlp_only@L0-1+mlp_up@L1-2", "its parts overlap in text/layers.1.mlp.up_proj.weight"),
-        ("llama", "embed_only@L0", "embed_only does not lie in layers; leave out '@L0'"),
-        ("llama", "vision_attn", "matches no parameter of this model (llama). Nearest parameters: text/layers."),
-        ("gpt2", "mlp_gate", "group 'mlp_gate' matches no parameter of this model (gpt2)"),
-        ("gemma3", "bias", "Groups it has: attn_only,"),
-        ("llama", "mlp_experts", "Groups it has: attn_only, attn_q, attn_k,"),
-        ("infinito", "router", "matches no parameter of this model (infinito)"),
-        ("llama_tied", "lm_head", "shares its weights with the token table. Use group embed_only"),
-    ],
-)
-def test_a_group_that_cannot_be_is_refused_with_what_is_near(name, group, message, meta_model):
-    with pytest.raises(ValueError, match=re.escape(message)) as error:
-        select_group(meta_model(name), group)
-    assert "\n" not in str(error.value)
-
-
-def test_sizes_that_contradict_the_configuration_are_refused(meta_model):
-    model = meta_model("llama")
-    model.config.num_key_value_heads = 4
-    with pytest.raises(ValueError, match=r"16 of shape \(16, 32\) should be 32, for the 4 heads, 4 of them for keys"):
-        select_group(model, "attn_only")
-    model = meta_model("phi3")
-    model.config.num_attention_heads = 8
-    with pytest.raises(ValueError, match="qkv_proj.weight: 64 of shape"):
-        select_group(model, "attn_q")
-
-
-def test_a_layer_that_is_missed_stops(meta_model):
-    model = meta_model("llama")
-    del model.model.layers[2].self_attn.v_proj
-    with pytest.raises(ValueError, match="3 parameters in 3 layers, where 1 in each of 4 layers was expected; layer 2"):
-        select_group(model, "attn_only")
-    model = meta_model("qwen3_moe")
-    del model.model.layers[1].mlp
-    with pytest.raises(ValueError, match="layer 1 differs"):
-        select_group(model, "mlp_only")
-    model = meta_model("llama")
-    model.config.num_hidden_layers = 6
-    with pytest.raises(ValueError, match="num_hidden_layers=6, but 4 layers"):
-        select_group(model, "attn_only")
-
-
-def test_mixtures_with_dense_layers_and_shared_experts(meta_model):
-    model = meta_model("qwen3_moe", mlp_only_layers=[0])
-    assert select_group(model, "mlp_experts").tensors == 2 * 3
-    assert select_group(model, "mlp_only").numel == 3 * 3 * EXPERTS * 24 * H + 3 * I * H
-
-
-# --- tied embeddings, norms
-
-
-def test_tied_embeddings_are_one_target_and_can_be_untied(tiny_model):
-    model = tiny_model("llama_tied")
-    both = select_group(model, "embed_only")
-    assert [target.name for target in both.targets] == ["model.embed_tokens.weight"] and not both.needs_untie
-    output = select_group(model, "embed_only", tied_policy="output_only")
-    assert [target.canonical for target in output.targets] == ["text/lm_head.weight"] and output.needs_untie
-    again = select_group(model, "lm_head", tied_policy="output_only")
-    assert again.targets[0].name == output.targets[0].name
-    entry = select_group(model, "embed_only+attn_only", tied_policy="input_only")
-    assert entry.needs_untie and entry.targets[0].name == "model.embed_tokens.weight"
-    assert not select_group(model, "attn_only", tied_policy="input_only").needs_untie
-
-    ids, table = torch.arange(20)[None], model.model.embed_tokens.weight
-    before = model(ids).logits
-    tie_again = untie(model)
-    assert output.targets[0].parameter is not entry.targets[0].parameter
-    assert torch.equal(model(ids).logits, before)
-    with torch.no_grad():
-        output.targets[0].parameter.zero_()
-    assert not model(ids).logits.any() and table.any()
-    with pytest.raises(ValueError, match="not tied"):
-        untie(model)
-    tie_again()
-    assert torch.equal(model(ids).logits, before) and model.config.tie_word_embeddings
-    assert model.lm_head.weight is table
-
-
-def test_tied_policy_for_models_that_are_not_tied(meta_model):
-    with pytest.raises(ValueError, match="not tied; use group lm_head"):
-        select_group(meta_model("llama"), "embed_only", tied_policy="output_only")
-    assert not select_group(meta_model("llama"), "lm_head+embed_only", tied_policy="input_only").needs_untie
-    with pytest.raises(ValueError, match="tied_policy='output' is not known. Did you mean 'output_only'"):
-        select_group(meta_model("llama"), "embed_only", tied_policy="output")
-
-
-@pytest.mark.parametrize(("name", "offset"), [("gemma3", 1.0), ("gemma2", 1.0), ("llama", 0.0), ("gpt2", 0.0)])
-def test_the_gain_of_a_norm(name, offset, tiny_model, meta_model):
-    for model in (tiny_model(name), meta_model(name)):
-        group = select_group(model, "norm")
-        assert {target.gain_offset for target in group.targets} == {offset}
-        assert {target.gain_offset for target in select_group(model, "norm", norm_gain=False).targets} == {0.0}
-        assert {target.gain_offset for target in select_group(model, "attn_only").targets} == {0.0}
-    norm = model.get_submodule(group.targets[0].name.removesuffix(".weight"))
-    assert norm.weight.device.type == "meta"  # the probe worked on a copy
-
-
-def test_a_norm_that_cannot_be_asked_says_what_to_do():
-    class NeedsMore(nn.LayerNorm):
-        def forward(self, x, gate):
-            return super().forward(x) * gate
-
-    with pytest.raises(ValueError, match="cannot tell how NeedsMore scales.*norm_gain=False"):
-        gain_offset(NeedsMore(8))
-
-
 # --- packed weights
 
 
@@ -473,8 +222,3 @@ def test_damage_to_latent_weights_shows_in_what_a_ternary_layer_computes(tiny_mo
     with torch.no_grad():
         target.parameter.neg_()
     assert torch.equal(layer.quantized_weight(), -before)
-
-
-def test_every_group_of_the_list_exists_somewhere(meta_model):
-    found = {row["group"] for name in PER_LAYER for row in describe_groups(meta_model(name))}
-    assert set(GROUPS) <= found
