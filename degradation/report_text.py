@@ -84,7 +84,8 @@ def _order(reached: Sequence[Curve], share: float | None) -> str:
     if share == 1:
         return f"That {first} came before {second} holds in all bootstrap draws."
     if share >= CERTAIN:
-        return f"That {first} came before {second} holds in {100 * share:.1f} % of the bootstrap draws."
+        text = f"{100 * share:.1f}" if share < 0.9995 else "more than 99.9"
+        return f"That {first} came before {second} holds in {text} % of the bootstrap draws."
     return f"That {first} came before {second} holds in only {100 * share:.0f} % of the bootstrap draws: not certain."
 
 
