@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configs import ExperimentConfig
 from .groups import Group, select_group
-from .masked_probe import COPIES, WINDOW
+from .masked_probe import SCORED_EVERY, WINDOW
 from .model_checks import fills_masks
 from .noise import TORCH_CHUNK
 from .parameter_index import index_parameters, logical_shape
@@ -199,7 +199,7 @@ def probe_bytes(shape: Shape, dtype: str) -> int:
     activations, and masks for two kinds of attention."""
     element = element_size(dtype)
     if shape.fills_masks:
-        return _filling(shape, element, COPIES, WINDOW)
+        return _filling(shape, element, WINDOW // SCORED_EVERY, WINDOW)
     copies = 4 if dtype == "float32" else 8
     return CONTEXT * (shape.vocabulary * (element + copies) + 2 * CONTEXT) + _activations(shape, element, CONTEXT)
 

@@ -11,7 +11,7 @@ from frankenlm.degradation.decoding import DecoderSettings, Request
 from frankenlm.degradation.estimate import dry_run
 from frankenlm.degradation.lab import Lab
 from frankenlm.degradation.mask_filling import MaskDecoder, render_texts
-from frankenlm.degradation.masked_probe import COPIES, WINDOW, MaskedTextProbe
+from frankenlm.degradation.masked_probe import SCORED_EVERY, WINDOW, MaskedTextProbe
 from frankenlm.degradation.measures import perplexity_text
 from frankenlm.degradation.model_checks import fills_masks
 from frankenlm.degradation.records import check_row
@@ -149,15 +149,16 @@ def test_logits_that_are_not_finite_end_the_row(masked, reader):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pseudo_perplexity_is_the_mean_over_masked_tokens(name, masked, reader):
-    """Against a call for each token; the text ends in the middle of a window and of a call."""
+    """Against a call for each token; the text ends in the middle of a window."""
     model = masked(name)
-    text = ("The kettle sang, and nobody in the house was listening to it. " * 3)[: 2 * WINDOW + COPIES + 5]
+    text = ("The kettle sang, and nobody in the house was listening to it. " * 3)[: 2 * WINDOW + 21]
     probe = MaskedTextProbe(model, reader, text)
     before = probe.remember()
     pieces = [one_by_one(model, reader, text[at : at + WINDOW]) for at in range(0, len(text), WINDOW)]
     logprobs, ids = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-    nll = -logprobs.gather(1, ids[:, None]).double()
     assert len(ids) == len(text) == len(probe.ids)
+    logprobs, ids = logprobs[::SCORED_EVERY], ids[::SCORED_EVERY]
+    nll = -logprobs.gather(1, ids[:, None]).double()
     assert before.log_perplexity == pytest.approx(float(nll.mean()), rel=1e-5)
     assert before.perplexity == pytest.approx(np.exp(float(nll.mean())), rel=1e-4)
     assert before.kl is None and probe.measure().kl == 0
@@ -166,20 +167,23 @@ def test_pseudo_perplexity_is_the_mean_over_masked_tokens(name, masked, reader):
         model.get_output_embeddings().weight.mul_(1.5)
     damaged, _ = one_by_one(model, reader, text[:WINDOW])
     assert probe.kept_every == 1
-    first = (logprobs[:WINDOW].exp() * (logprobs[:WINDOW] - damaged)).sum(-1).mean()
+    whole = logprobs[: WINDOW // SCORED_EVERY]
+    first = (whole.exp() * (whole - damaged[::SCORED_EVERY])).sum(-1).mean()
     short = MaskedTextProbe(model, reader, text[:WINDOW])
-    short.undamaged = logprobs[:WINDOW]
+    short.undamaged = whole
     assert short.measure().kl == pytest.approx(float(first), rel=1e-3)
 
 
 def test_a_long_text_keeps_predictions_at_equal_steps(masked, reader):
-    probe = MaskedTextProbe(masked("bert"), reader, "abcdefg " * 60)
+    text = "The kettle sang. " * 100
+    probe = MaskedTextProbe(masked("bert"), reader, text)
     probe.remember()
     every = probe.kept_every
-    assert every == 480 // 128 == 3
-    assert len(probe.undamaged) == 480 // every
-    expected, _ = one_by_one(probe.model, reader, ("abcdefg " * 60)[:WINDOW])
-    assert torch.allclose(probe.undamaged[: len(expected[::every])], expected[::every], atol=1e-4)
+    assert every == 1700 // SCORED_EVERY // 128 == 3
+    assert len(probe.undamaged) == -(-425 // every)
+    expected = torch.cat([one_by_one(probe.model, reader, text[at : at + WINDOW])[0] for at in (0, WINDOW)])
+    expected = expected[:: SCORED_EVERY * every]
+    assert torch.allclose(probe.undamaged[: len(expected)], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
