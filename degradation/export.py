@@ -34,13 +34,14 @@ SIDE_FILES = {
 
 
 class Entry(NamedTuple):
-    """Where the row of a key lies, and where it goes."""
+    """Where the row of a key lies, and where it goes: order is its group, level_index, repeat_index, prompt_id."""
 
     attempt: int
     rank: int
     offset: int
     length: int
     status: str
+    level: float | None
     order: tuple[str, int, int, int]
 
     def beats(self, other: "Entry | None") -> bool:
@@ -81,7 +82,7 @@ class RowIndex:
 
     def _add(self, rank: int, offset: int, length: int, row: dict[str, Any]) -> None:
         order = (row["param_group_name"], row["level_index"], row["repeat_index"], row["prompt_id"])
-        entry = Entry(row["attempt"], rank, offset, length, row["status"], order)
+        entry = Entry(row["attempt"], rank, offset, length, row["status"], row["level_value"], order)
         if entry.beats(self.entries.get(row["row_key"])):
             self.entries[row["row_key"]] = entry
 

@@ -128,7 +128,8 @@ class Lab:
         with self._open(experiment, state) as store, Signals() as signals:
             # another suffix than asked for, after on_conflict="new-suffix"
             config = experiment.config | {"name_suffix": store.suffix}
-            experiment = dataclasses.replace(experiment, config=config, other_levels=levels_there(store, config))
+            there = tuple(dict.fromkeys(store.levels(config.group).values()))
+            experiment = dataclasses.replace(experiment, config=config, other_levels=there)
             try:
                 self._work(experiment, store, signals, state)
                 state.wait_for_everyone()
@@ -264,25 +265,12 @@ def known_as(name: str) -> str:
     return short_name(name) if folder.is_dir() else name
 
 
-def levels_there(store: Store, config: ExperimentConfig) -> tuple[float | int | None, ...]:
-    """Return the levels of an experiment's group and method that have rows."""
-    found = {level_key(row["level_value"]): row["level_value"] for row in rows_there(store, config)}
-    return tuple(found.values())
-
-
-def rows_there(store: Store, config: ExperimentConfig) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an experiment's group and method."""
-    wanted = (config.group, config.method)
-    return (row for row in store.rows() if (row["param_group_name"], row["degradation_method"]) == wanted)
-
-
 def renumber(experiment: Experiment, store: Store) -> None:
     """Give rows, lesions and cells that exist their places in lists of levels and prompts that have grown."""
-    config, places, numbers = experiment.config, experiment.level_places, experiment.numbering()
-    for row in rows_there(store, config):
-        # of other levels, repeats or prompts than this run's
-        numbers.setdefault(row["row_key"], (places[level_key(row["level_value"])], row["prompt_id"]))
-    store.renumber(numbers)
+    config, places = experiment.config, experiment.level_places
+    # rows of other levels, repeats or prompts than this run's move with the levels too
+    others = {key: (places[level_key(level)], None) for key, level in store.levels(config.group).items()}
+    store.renumber(others | experiment.numbering())
     for records, append, names in (
         (store.lesions(), store.append_lesion, ("group", "method")),
         (store.cells(), store.append_cell, ("param_group_name", "degradation_method")),
@@ -300,7 +288,7 @@ def warn_of_other_prompts(experiment: Experiment, store: Store) -> None:
     """Say how many rows are there for prompts that were edited or taken out since: they stay, and are measured too."""
     config = experiment.config
     texts = {prompt.text for prompt in load_prompts(config.prompts)}  # without the limit of max_prompts
-    other = sum(row["prompt_text"] not in texts for row in rows_there(store, config))
+    other = sum(row["param_group_name"] == config.group and row["prompt_text"] not in texts for row in store.rows())
     if other:
         logger.warning(
             "%d rows are of prompts that %s no longer holds; they stay in the results: take another name_suffix to "

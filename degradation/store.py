@@ -249,6 +249,10 @@ class Store:
         for name in SIDE_FILES:
             self._side[name] = {side_key(name, record): record for record in side_records(self.journal_dir, name)}
 
+    def levels(self, group: str) -> dict[str, float | None]:
+        """Return the level of every row of a group, by row_key; read from memory."""
+        return {key: entry.level for key, entry in self._index.entries.items() if entry.order[0] == group}
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows in the order of the export."""
         return map(json.loads, self._index.rows())
@@ -322,21 +326,25 @@ class Store:
             "start again",
         )
 
-    def renumber(self, plan: Mapping[str, tuple[int, int]]) -> int:
+    def renumber(self, plan: Mapping[str, tuple[int, int | None]]) -> int:
         """Give rows that exist the places they have in lists of levels and prompts that have grown.
 
         Args:
-            plan: row_key -> (level_index, prompt_id).
+            plan: row_key -> (level_index, prompt_id); prompt_id None: as it is.
 
         Returns:
             How many rows were written again under new numbers, as another attempt.
         """
-        places = {key: (e.order[1], e.order[3]) for key, e in self._index.entries.items()}
-        moved = {key for key, place in plan.items() if places.get(key, place) != place}
+        moved = {}
+        for key in plan.keys() & self._index.entries.keys():
+            _, level_index, _, prompt_id = self._index.entries[key].order
+            place = plan[key][0], prompt_id if plan[key][1] is None else plan[key][1]
+            if place != (level_index, prompt_id):
+                moved[key] = place
         if moved:
             found = [row for row in self.rows() if row["row_key"] in moved]
             for row in found:
-                row["level_index"], row["prompt_id"] = plan[row["row_key"]]
+                row["level_index"], row["prompt_id"] = moved[row["row_key"]]
             self.append(found)
         return len(moved)
 
