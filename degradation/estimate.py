@@ -43,7 +43,7 @@ FRAGMENTATION = 0.10
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes an experiment takes at its peak with `batch_size` answers at once.
+    """Bytes an experiment takes at its peak with `batch_size` answers (`unit`: masked copies of a text) at once.
 
     parts: what stays (weights, dense copies, baseline) and the phases (damage, perplexity, cache + activations), of
     which only the largest counts. device: their sum on the device; host: what lies in main memory besides, 0 on a CPU.
@@ -65,6 +65,7 @@ class Estimate:
     prompt_tokens: int
     rows: int
     cells: int
+    unit: str = "answers"
 
     @property
     def share(self) -> float:
@@ -87,8 +88,8 @@ class Estimate:
         fits = f"at most {self.largest_batch} at once stay below {PAUSE_ABOVE:.0%}"
         lines += [
             "",
-            f"{self.batch_size} answers at once, prompts of up to {self.prompt_tokens} tokens; "
-            + (fits if self.largest_batch else "not even one answer fits"),
+            f"{self.batch_size} {self.unit} at once, prompts of up to {self.prompt_tokens} tokens; "
+            + (fits if self.largest_batch else "not even one fits"),
             f"{self.rows:,} rows in {self.cells:,} cells",
         ]
         return "\n".join(lines)
@@ -175,6 +176,7 @@ def _estimate(
         name, config.group, group.numel, config.dtype, on_gpu, batch, plan.parts(batch), plan.device(batch),
         device_total, plan.fixed["predictions"] + kept_in_host if on_gpu else 0, host_total,
         plan.largest_batch(limit, device_total), length.prompt, cells * len(prompts), cells,
+        "masked copies" if shape.fills_masks else "answers",
     )  # fmt: skip
 
 

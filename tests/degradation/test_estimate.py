@@ -275,7 +275,7 @@ def test_the_largest_batch_is_the_last_that_fits(tiny_dir):
     assert 1 < largest < 90
     assert run(largest, total).device < 0.9 * total <= run(largest + 1, total).device
     tight = run(40, 100_000)
-    assert tight.largest_batch == 0 and "not even one answer fits" in tight.table()
+    assert tight.largest_batch == 0 and "not even one fits" in tight.table()
     sizes = [run(size, total).device for size in (1, 2, 8, 40)]
     assert sizes == sorted(sizes)
 

@@ -214,6 +214,7 @@ def test_a_folder_is_opened_as_what_it_holds(tiny_dir, tmp_path):
     assert planned.fills_masks
     estimate = dry_run(str(tiny_dir("bert")), planned.config, planned.model_config, planned.prompts)
     assert estimate.parts["cache"] == 0 and estimate.parts["activations"] > 0
+    assert f"{estimate.batch_size} masked copies at once" in estimate.table()
     path = run_experiment(
         SMALL | {"perplexity": False}, model=str(tiny_dir("bert")), output_dir=tmp_path, progress=False
     )
