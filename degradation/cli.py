@@ -21,6 +21,7 @@ from ..trainer_ext.cli import (
     OneLineParser,
     UserError,
     check_output_dir,
+    is_main_process,
     is_storage_error,
     one_line,
     user_mistakes,
@@ -109,8 +110,9 @@ def run_all(experiments: Sequence[Experiment], args: argparse.Namespace, lab: "L
                 break
             if not (hasattr(error, "exit_code") or isinstance(error, UserError)):
                 logger.error("failed", exc_info=error)
-            print(f"failed: {experiment.experiment_id}, group {experiment.config.group}: {one_line(error)}",
-                  file=sys.stderr)  # fmt: skip
+            if is_main_process():
+                print(f"failed: {experiment.experiment_id}, group {experiment.config.group}: {one_line(error)}",
+                      file=sys.stderr)  # fmt: skip
     return failures
 
 
@@ -180,7 +182,8 @@ def dry_run_command(args: argparse.Namespace) -> None:
         records.append(estimate.as_json())
         if args.probe:
             shortest, longest = probe(lab, experiment, estimate)
-            print(f"{hours(shortest)} if answers stay as long as undamaged, {hours(longest)} if all are cut off")
+            text = f"{hours(shortest)} if answers stay as long as undamaged, {hours(longest)} if all are cut off"
+            print(f"{hours(shortest)} for all rows" if experiment.fills_masks else text)
             records[-1] |= {"shortest_s": shortest, "longest_s": longest}
     if args.report:
         write_json(Path(args.report), {"estimates": records})

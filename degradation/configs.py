@@ -119,7 +119,7 @@ class ExperimentConfig:
         if self.levels is not None:
             check_levels(self.method, tuple(self.levels))
             kind = int if self.method == "uni_quant" else float  # 0 and 0.0 are one level
-            object.__setattr__(self, "levels", tuple(kind(level) for level in self.levels))
+            object.__setattr__(self, "levels", tuple(kind(level or 0) for level in self.levels))
         for name in ("n_rep", "max_new_tokens", "max_seq_length", "max_batch_size", "verify_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")

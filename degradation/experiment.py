@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,9 @@ from ..modeling.checks import check_choice
 from ..trainer_ext.checkpoints import position_limit
 from .cells import Cell, level_places, make_cells
 from .configs import ExperimentConfig, level_key
-from .mask_filling import render_texts
+from .families import SKIPS_POSITIONS
+from .mask_filling import render_texts, surroundings
+from .masked_probe import WINDOW
 from .model_checks import fills_masks
 from .prompts import Prompt, load_prompts, picture_path
 from .records import config_hash, row_key
@@ -131,11 +133,11 @@ class Experiment:
             None if self.config.couple_levels else cell.key,
         )
 
-    def numbering(self) -> dict[str, tuple[int, int]]:
-        """Return row_key -> (level_index, prompt_id) of every row of the experiment."""
+    def numbering(self, others: Iterable[Cell] = ()) -> dict[str, tuple[int, int]]:
+        """Return row_key -> (level_index, prompt_id) of every row of the experiment, and of other cells."""
         return {
             self.key(cell, place): (cell.level_index, place + 1)
-            for cell in self.cells
+            for cell in {*self.cells, *others}
             for place in range(len(self.prompts))
         }
 
@@ -222,7 +224,9 @@ def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = N
     config, texts = experiment.config, [prompt.text for prompt in experiment.prompts]
     limit = position_limit(experiment.model_config.get_text_config())
     if experiment.fills_masks:
-        return check_masked_length(experiment, render_texts(texts, tokenizer, config.max_seq_length), limit)
+        rendering = render_texts(texts, tokenizer, config.max_seq_length)
+        check_masked_length(experiment, rendering, limit, sum(map(len, surroundings(tokenizer))))
+        return rendering
     rendering = render_prompts(
         texts,
         tokenizer,
@@ -240,14 +244,22 @@ def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = N
     return rendering
 
 
-def check_masked_length(experiment: Experiment, rendering: Rendering, limit: int | None) -> Rendering:
-    """Return the rendering; raises ValueError where a prompt is longer than the model's positions."""
+def check_masked_length(experiment: Experiment, rendering: Rendering, limit: int | None, special: int) -> None:
+    """Raise ValueError where a prompt, or a window of the perplexity text, is longer than the model's positions."""
+    if limit is None:
+        return
+    config = experiment.model_config
+    if config.model_type in SKIPS_POSITIONS:
+        limit -= config.pad_token_id + 1
     longest = max(len(row.ids) for row in rendering.prompts)
-    if limit is not None and longest > limit:
+    if longest > limit:
         raise ValueError(
             f"a prompt has {longest} tokens, more than the {limit} positions of {experiment.model_name}: shorten it."
         )
-    return rendering
+    if experiment.config.perplexity and WINDOW + special > limit:
+        raise ValueError(
+            f"perplexity needs {WINDOW + special} positions, {experiment.model_name} has {limit}: set perplexity=False."
+        )
 
 
 WHERE_FIELDS = ("group", "level", "level_index", "prompt_id", "repeat_index")

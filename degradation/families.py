@@ -145,6 +145,13 @@ def _tables(embedding: str, head: str = r"text/lm_head") -> dict[str, tuple[Pick
 
 LAYER = r"text/layers\.\d+\."
 GPT2_LAYER = r"text/h\.\d+\."
+# masked models that count positions from the one behind the padding token's
+SKIPS_POSITIONS = frozenset(
+    {
+        "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+        "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
 BERT_LAYER = r"text/encoder\.layer\.\d+\."
 EXPERTS = LAYER + r"mlp\.experts\."
 SHARED = LAYER + r"mlp\.shared_expert\."

@@ -1,6 +1,7 @@
 """Experiments one after the other on one model: checked all first, then loaded once, then run."""
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import os
@@ -13,10 +14,10 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..trainer_ext.cli import one_line, user_mistakes
-from .cells import cell_levels
+from .cells import Cell, cell_levels
 from .configs import ExperimentConfig, level_key
 from .decoding import is_out_of_memory
 from .errors import MemoryStop
@@ -26,7 +27,8 @@ from .fingerprint import fingerprint_model, fingerprint_name
 from .legacy import LegacyCount, import_legacy
 from .limits import Signals, make_policy
 from .loading import Loaded, check_model, load_model, short_name, wrap_model
-from .model_checks import read_tokenizer, resolve_device
+from .model_checks import check_inputs, read_tokenizer, resolve_device
+from .parameter_index import unwrap
 from .prompts import load_prompts
 from .quant4 import check_requantise, is_4bit
 from .runner import ExperimentRun
@@ -93,7 +95,8 @@ class Lab:
                 check_requantise(config.method, level, config.force_requantise)
         if self._given is not None:
             check_given(self._given.model, config)
-            found, weights = self._given.model.config, fingerprint_model(self._given.model)
+            found, weights = config_of(self._given.model), fingerprint_model(self._given.model)
+            check_inputs(self.name, found, config)
             tokenizer, processor = self._given.tokenizer, self._given.processor
         else:
             found = check_model(self.name, config, self.options)
@@ -110,6 +113,8 @@ class Lab:
     def adopt(self, experiment: Experiment, file: str | os.PathLike) -> LegacyCount:
         """Take rows of the original program's JSON file into an experiment; see `legacy.import_legacy`."""
         with self._open(experiment, self._processes()) as store:
+            experiment = with_levels_there(experiment, store)
+            renumber(experiment, store)
             count = import_legacy(file, store, experiment.planned_rows())
             store.export()
             return count
@@ -128,15 +133,13 @@ class Lab:
         with self._open(experiment, state) as store, Signals() as signals:
             # another suffix than asked for, after on_conflict="new-suffix"
             config = experiment.config | {"name_suffix": store.suffix}
-            there = tuple(dict.fromkeys(store.levels(config.group).values()))
-            experiment = dataclasses.replace(experiment, config=config, other_levels=there)
+            experiment = with_levels_there(dataclasses.replace(experiment, config=config), store)
             try:
                 self._work(experiment, store, signals, state)
                 state.wait_for_everyone()
             except BaseException as error:
                 if store.rank > 0:
-                    # only rank 0 prints how a command ends, and this one may be alone with its trouble
-                    logger.error("process %d stops: %s", store.rank, one_line(error))
+                    tell_alone(store.rank, error)
                 else:
                     self._export_what_is_there(store)
                 if isinstance(error, RuntimeError):
@@ -218,7 +221,13 @@ class Lab:
         if problem is not None:
             self.in_step = True
             raise problem
-        return store or self._open_store(experiment, state, suffix)
+        if store is None:
+            try:
+                store = self._open_store(experiment, state, suffix)
+            except Exception as error:
+                tell_alone(state.process_index, error)
+                raise
+        return store
 
     def _open_store(self, experiment: Experiment, state: PartialState, suffix: str | None = None) -> Store:
         options = self.options
@@ -248,6 +257,11 @@ class Lab:
         return self._loaded[1]
 
 
+def tell_alone(rank: int, error: BaseException) -> None:
+    """Say how a process other than rank 0 ends: only that one prints a command's end, and may know of nothing."""
+    logger.error("process %d stops: %s", rank, one_line(error))
+
+
 def check_given(model: PreTrainedModel, config: ExperimentConfig) -> None:
     """Raise ValueError where a model in memory is not loaded as the experiment says: its rows would not be true."""
     if str(model.dtype).removeprefix("torch.") != config.dtype:
@@ -259,18 +273,33 @@ def check_given(model: PreTrainedModel, config: ExperimentConfig) -> None:
         )
 
 
+def config_of(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the configuration of a model in memory as saving it would write it: with the name of its class."""
+    model = unwrap(model)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    return config
+
+
 def known_as(name: str) -> str:
     """Return what rows call a model: a hub name as it is, a folder by its last part, from wherever it is opened."""
     folder = Path(name).expanduser()
     return short_name(name) if folder.is_dir() else name
 
 
+def with_levels_there(experiment: Experiment, store: Store) -> Experiment:
+    """Return an experiment that numbers its levels together with those that have rows."""
+    there = dict.fromkeys(level for level, _ in store.places(experiment.config.group).values())
+    return dataclasses.replace(experiment, other_levels=tuple(there))
+
+
 def renumber(experiment: Experiment, store: Store) -> None:
     """Give rows, lesions and cells that exist their places in lists of levels and prompts that have grown."""
-    config, places = experiment.config, experiment.level_places
-    # rows of other levels, repeats or prompts than this run's move with the levels too
-    others = {key: (places[level_key(level)], None) for key, level in store.levels(config.group).items()}
-    store.renumber(others | experiment.numbering())
+    config, places, there = experiment.config, experiment.level_places, store.places(experiment.config.group)
+    cells = {Cell(places[level_key(level)], level, repeat) for level, repeat in there.values()}
+    # rows of prompts that are gone keep their numbers, and move with the levels
+    others = {key: (places[level_key(level)], None) for key, (level, _) in there.items()}
+    store.renumber(others | experiment.numbering(cells))
     for records, append, names in (
         (store.lesions(), store.append_lesion, ("group", "method")),
         (store.cells(), store.append_cell, ("param_group_name", "degradation_method")),

@@ -89,13 +89,13 @@ class MaskDecoder:
         ids = self.rendering.prompts[request.index].ids
         places = list(range(self.before, len(ids) - self.behind))
         started = time.perf_counter()
-        size = min(limit(), len(places))
+        size = self._copies(limit(), len(places))
         row = RowInFlight(request, size, (size, len(ids)), started, 0.0)
         done, reason = 0, None
         while reason is None:
             chunk, choice = places[done : done + limit()], None
             try:
-                choice = self._choose(request, ids, chunk, done, limit())
+                choice = self._choose(request, ids, chunk, done, self._copies(limit(), len(chunk)))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -103,18 +103,21 @@ class MaskDecoder:
                 done += len(chunk)
                 reason = self._take(row, choice, len(chunk), complete=done == len(places))
             # behind the handler, as in row_decoder.py; what the limit counts here are the copies
-            elif not limit.out_of_memory([request] * len(chunk)):
+            elif not limit.out_of_memory([request] * self._copies(limit(), len(chunk))):
                 return None
         now = time.perf_counter()
         return row.answer(reason, now, now - started)
 
     def _choose(self, request: Request, ids: Sequence[int], chunk: list[int], done: int, size: int) -> Choice:
-        """Choose the tokens of some places, `done` of which went before."""
-        # in fixed shapes, a call has as many copies as any other
-        padded = chunk + [chunk[0]] * (size - len(chunk) if self.settings.fixed_shape else 0)
+        """Choose the tokens of some places, `done` of which went before, in a call of `size` copies."""
+        padded = chunk + [chunk[0]] * (size - len(chunk))
         logits = masked_logits(self.model, masked_copies(ids, padded, self.mask_id), padded)[: len(chunk)]
         keys = np.repeat(np.array([request.key], dtype=np.uint32), len(chunk), axis=0)
         return self.settings.sampler.choose(logits, keys, np.arange(done, done + len(chunk)))
+
+    def _copies(self, limit: int, places: int) -> int:
+        """Return how many copies a call has that is for so many places; in fixed shapes, as many as any other."""
+        return limit if self.settings.fixed_shape else min(limit, places)
 
     @staticmethod
     def _take(row: RowInFlight, choice: Choice, count: int, complete: bool) -> str | None:

@@ -57,20 +57,21 @@ def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Pr
     check_language_model(name, found)
     check_quantization(name, found, config.load_4bit)
     check_dtype(name, found, config.dtype, options.force_fp16)
-    if config.image is not None and not takes_pictures(found):
-        raise ValueError(
-            f"image={config.image!r}: {name} ({found.model_type}) reads text only; choose a model that takes pictures, "
-            "such as google/gemma-3-4b-it, or prompts without a picture."
-        )
-    if fills_masks(found):
-        check_for_masks(name, config)
+    check_inputs(name, found, config)
     read_tokenizer(name, config.image is not None, options.trust_remote_code)
     check_unit(config, empty_group(name, found, config, options.trust_remote_code))
     return found
 
 
-def check_for_masks(name: str, config: ExperimentConfig) -> None:
-    """Raise ValueError where an experiment asks a masked language model for what only turns or continuations have."""
+def check_inputs(name: str, model_config: PreTrainedConfig, config: ExperimentConfig) -> None:
+    """Raise ValueError where an experiment asks for a picture or a treatment of texts that the model does not know."""
+    if config.image is not None and not takes_pictures(model_config):
+        raise ValueError(
+            f"image={config.image!r}: {name} ({model_config.model_type}) reads text only; choose a model that takes "
+            "pictures, such as google/gemma-3-4b-it, or prompts without a picture."
+        )
+    if not fills_masks(model_config):
+        return
     if config.system_prompt is not None:
         raise ValueError(f"system_prompt: {name} is a masked language model, which reads a text without turns.")
     if config.repetition_penalty != 1:
@@ -147,9 +148,9 @@ def takes_pictures(config: PreTrainedConfig) -> bool:
 
 def fills_masks(config: PreTrainedConfig) -> bool:
     """Whether a checkpoint holds a masked language model, such as BERT, which fills in tokens and continues no text."""
-    if config.architectures:
-        return any(each.endswith("ForMaskedLM") for each in config.architectures)
-    # a model that was never saved: its family has both kinds, or this one alone
+    if any(each.endswith("ForMaskedLM") for each in config.architectures or ()):
+        return True
+    # also BertForPreTraining and models that were never saved; families of both kinds say which by is_decoder
     known = type(config) in MASKED_MODELS.keys()  # noqa: SIM118  a lazy mapping
     return known and not config.to_dict().get("is_decoder", False)
 

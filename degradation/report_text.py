@@ -55,7 +55,7 @@ def _sentences(series: Series, reached: Sequence[Curve], facts: Mapping[str, Any
     if len(series.axis.levels) == 1:
         return f"{where}: only the undamaged model was tested.", ""
     if len(series.axis.levels) == 2:
-        return f"{where}: one damaged level shows a change, but no order in which measures break.", ""
+        return f"{where}: with one damaged level there is no order in which measures break.", ""
     last = f"{series.axis.symbol} = {level_text(series.axis.levels[-1])}"
     lead, rest = f"{where}: nothing broke up to {last}.", []
     if reached:
@@ -179,10 +179,11 @@ def _same_repeats(series: Series) -> str | None:
     """Note a series whose damaged cells do not differ between repeats, as of uni_quant with greedy answers."""
     damaged = slice(1 if series.has_baseline else 0, None)
     values = numpy.stack([values[:, damaged] for name, values in series.cells.items() if name not in MODEL_MEASURES])
-    if len(series.repeats) < 2 or not values.size:
+    several = numpy.isfinite(values).sum(axis=1) > 1  # repeats that have the cell
+    if not several.any():
         return None
-    same = (values == values[:, :1]) | numpy.isnan(values)
-    return "" if same.all() else None
+    values = values.transpose(0, 2, 1)[several]
+    return "" if (numpy.nanmax(values, axis=1) == numpy.nanmin(values, axis=1)).all() else None
 
 
 def _missing_cells(series: Series) -> str | None:

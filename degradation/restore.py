@@ -130,7 +130,7 @@ class Baseline:
             self.saved.clear()
             while self._undo:
                 self._undo.pop()()
-            if torch.cuda.is_available():
+            if torch.cuda.is_available() and hasattr(torch.accelerator, "empty_host_cache"):  # from torch 2.12 on
                 torch.accelerator.empty_host_cache()  # pinned blocks are kept for later else
 
     def __enter__(self) -> "Baseline":

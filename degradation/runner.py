@@ -178,14 +178,24 @@ class ExperimentRun:
                 usage = self._usage()
                 self.store.append([self.maker.row(cell, answer, usage=usage, **facts) for answer in answers])
                 self._learn(answers)
-                written, since_check = written + len(answers), since_check + len(answers)
+                written, since_check = written + len(answers), since_check + self._places(answers)
                 progress.update(len(answers))
                 if since_check >= self.policy.batch_size or written == len(requests):
                     since_check = 0
-                    self._ask_policy(len(requests) - written)
+                    self._ask_policy(self._places_left(requests, written))
         finally:
             self._record_failed(plan, rel_l2)
         return written
+
+    def _places(self, answers: Sequence[Answer]) -> int:
+        """Return how many places of a batch some answers took: one each, of a masked model one for each token."""
+        return sum(len(answer.tokens) for answer in answers) if self.experiment.fills_masks else len(answers)
+
+    def _places_left(self, requests: Sequence[Request], written: int) -> int:
+        """Return how many places of a batch could still be used: what a batch may grow to."""
+        if not self.experiment.fills_masks:
+            return len(requests) - written
+        return max(len(row.ids) for row in self.rendering.prompts) if written < len(requests) else 0
 
     def _record_failed(self, plan: Plan, rel_l2: float) -> None:
         """Write down which rows found no memory even alone, also where that ends the run."""

@@ -249,9 +249,10 @@ class Store:
         for name in SIDE_FILES:
             self._side[name] = {side_key(name, record): record for record in side_records(self.journal_dir, name)}
 
-    def levels(self, group: str) -> dict[str, float | None]:
-        """Return the level of every row of a group, by row_key; read from memory."""
-        return {key: entry.level for key, entry in self._index.entries.items() if entry.order[0] == group}
+    def places(self, group: str) -> dict[str, tuple[float | None, int]]:
+        """Return level and repeat_index of every row of a group, by row_key; read from memory."""
+        entries = self._index.entries.items()
+        return {key: (entry.level, entry.order[2]) for key, entry in entries if entry.order[0] == group}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the rows in the order of the export."""

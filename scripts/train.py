@@ -24,7 +24,8 @@ from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.recipe import (
     build_model,
     build_trainer,
-    open_output_dir,
+    clear_output_dir,
+    hold_output_dir,
     prepare_data,
     set_head_bias,
     unigram_statistics,
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with RunLog(args.log_level) as log, SignalStop(args.world_size) as stop, ExitStack() as held:
         checkpoint = check_run(run)
+        if args.should_save and args.world_size > 1:
+            # before the data: rank 0 leaves the tokenizer there for the others
+            held.enter_context(hold_output_dir(run, checkpoint))
         data = prepare_data(run, checkpoint)
         model = build_model(run, data)
         logger.info(
@@ -50,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
         if args.should_save:
-            held.enter_context(open_output_dir(run, checkpoint))
+            if args.world_size == 1:
+                held.enter_context(hold_output_dir(run, checkpoint))
+            clear_output_dir(run)
         log.write_to(output_dir / "training.log", append=checkpoint is not None)
         logger.info("command: %s", run.command)
         use_hardware(args)

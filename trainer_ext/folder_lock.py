@@ -1,4 +1,4 @@
-"""The lock of a run's folder: a kernel lock, which goes when its holder dies, however it dies."""
+"""The lock of a run's folder: a kernel lock, which goes with its holder and the data workers that it forked."""
 
 import contextlib
 import logging

@@ -178,7 +178,7 @@ def is_json(path: Path) -> bool:
     """Whether a file is there and was written to its end."""
     try:
         json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     return True
 

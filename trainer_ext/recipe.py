@@ -75,10 +75,8 @@ class Unigram:
 
 
 @contextlib.contextmanager
-def open_output_dir(run: RunSettings, checkpoint: Path | None) -> Iterator[None]:
+def hold_output_dir(run: RunSettings, checkpoint: Path | None) -> Iterator[None]:
     """Make the output folder and hold it against other runs.
-
-    With --overwrite_output_dir, an earlier run's checkpoints and records are removed from it.
 
     Args:
         checkpoint: as `preflight.find_checkpoint` found it.
@@ -90,13 +88,14 @@ def open_output_dir(run: RunSettings, checkpoint: Path | None) -> Iterator[None]
     with locked_folder(output_dir):
         if find_checkpoint(run) != checkpoint:
             raise UserError(f"--output_dir {output_dir}: another run has written into it meanwhile; start again.")
-        if run.training.overwrite_output_dir:
-            remove_run(output_dir)
         yield
 
 
-def remove_run(output_dir: Path) -> None:
-    """Remove a run's checkpoints and records from its folder."""
+def clear_output_dir(run: RunSettings) -> None:
+    """With --overwrite_output_dir, remove an earlier run's checkpoints and records from the output folder."""
+    output_dir = Path(run.training.output_dir)
+    if not run.training.overwrite_output_dir:
+        return
     for folder in output_dir.glob("checkpoint-*"):
         if folder.name.removeprefix("checkpoint-").isdigit():
             shutil.rmtree(folder)

@@ -64,6 +64,29 @@ class Limit:
         return list(rows)
 
 
+class Counts(Limit):
+    """Notes how many copies each failed call had."""
+
+    def __init__(self, size):
+        super().__init__(size)
+        self.failed = []
+
+    def out_of_memory(self, rows):
+        self.failed.append(len(rows))
+        return super().out_of_memory(rows)
+
+
+def narrow(forward, room):
+    """A forward with memory for `room` copies."""
+
+    def run(input_ids, **inputs):
+        if len(input_ids) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **inputs)
+
+    return run
+
+
 def one_by_one(model, reader, text):
     """Each token masked alone in a call of its own: log-probabilities [tokens, vocabulary] and the tokens."""
     ids = reader(text)["input_ids"]
@@ -105,17 +128,17 @@ def test_the_text_does_not_depend_on_the_batch(size, fixed_shape, masked, reader
     assert expected != [answer.tokens for answer in answers(model, reader)], "drawn, not the likeliest"
 
 
+def test_fixed_shapes_have_as_many_copies_in_every_call(masked, reader, monkeypatch):
+    model, sizes = masked("bert"), []
+    model.register_forward_pre_hook(lambda _, args, inputs: sizes.append(len(inputs["input_ids"])), with_kwargs=True)
+    found = answers(model, reader, limit=Limit(8), fixed_shape=True)
+    assert set(sizes) == {8} == {answer.batch_shape[0] for answer in found}
+
+
 def test_copies_without_room_are_halved(masked, reader, monkeypatch):
     model, limit = masked("bert"), Limit(16)
     expected = [answer.tokens for answer in answers(model, reader)]
-    forward = model.forward
-
-    def narrow(input_ids, **inputs):
-        if len(input_ids) > 5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(input_ids=input_ids, **inputs)
-
-    monkeypatch.setattr(model, "forward", narrow)
+    monkeypatch.setattr(model, "forward", narrow(model.forward, 5))
     assert [answer.tokens for answer in answers(model, reader, limit=limit)] == expected
     assert limit.size == 4
 
@@ -236,6 +259,33 @@ def test_what_a_masked_model_cannot_do(fields, message, tiny_dir):
     assert message in " ".join(str(refused.value).split())
 
 
+def test_a_model_in_memory_is_checked_too(tiny_model, reader):
+    model = tiny_model("bert")
+    for fields, message in (({"system_prompt": "Be brief."}, "without turns"), ({"image": "kitchen"}, "text only")):
+        with pytest.raises(ValueError, match=message):
+            Lab(model, tokenizer=reader).plan(SMALL | fields)
+    model.config.architectures = ["BertForPreTraining"]  # of the checkpoint it was loaded from
+    assert Lab(model, tokenizer=reader).plan(SMALL).fills_masks
+
+
+@pytest.mark.parametrize(("limit", "message"), [(60, "perplexity needs 66 positions"), (12, "more than the")])
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_positions_are_counted_as_the_model_counts_them(name, limit, message, tiny_model, reader):
+    offset = 257 if name == "roberta" else 0  # positions of RoBERTa begin behind the padding token, here 256
+    with pytest.raises(ValueError, match=message):
+        Lab(tiny_model(name, max_position_embeddings=limit + offset), tokenizer=reader).plan(SMALL)
+    assert Lab(tiny_model(name, max_position_embeddings=66 + offset), tokenizer=reader).plan(SMALL)
+
+
+def test_a_call_without_room_in_fixed_shapes_is_halved_by_what_it_held(masked, reader, monkeypatch):
+    model, limit = masked("bert"), Counts(16)
+    expected = [answer.tokens for answer in answers(model, reader)]
+    monkeypatch.setattr(model, "forward", narrow(model.forward, 5))
+    found = answers(model, reader, limit=limit, fixed_shape=True)
+    assert [answer.tokens for answer in found] == expected
+    assert limit.failed == [16, 8] and {tuple(answer.batch_shape)[0] for answer in found[1:]} == {4}
+
+
 def test_a_prompt_longer_than_the_positions_is_refused(tiny_model, reader):
     with pytest.raises(ValueError, match="more than the 12 positions"):
         Lab(tiny_model("bert", max_position_embeddings=12), tokenizer=reader).plan(SMALL)
@@ -251,3 +301,9 @@ def test_causal_models_stay_what_they_were(tiny_config):
             if fills_masks(tiny_config(name))] == []  # fmt: skip
     assert all(fills_masks(tiny_config(name)) for name in ("bert", "roberta"))
     assert not fills_masks(tiny_config("bert", is_decoder=True))
+
+
+@pytest.mark.parametrize("architecture", ["BertForPreTraining", "BertModel", "BertForMaskedLM"])
+def test_checkpoints_of_encoders_are_masked_models(architecture, tiny_config):
+    """BertLMHeadModel would open them too, and continue texts without ever having learnt to."""
+    assert fills_masks(tiny_config("bert", architectures=[architecture]))

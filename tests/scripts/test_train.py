@@ -21,7 +21,7 @@ from frankenlm.trainer_ext.callbacks import read_csv
 from frankenlm.trainer_ext.cli import UserError
 from frankenlm.trainer_ext.folder_lock import locked_folder
 from frankenlm.trainer_ext.preflight import check_ranges, whole_checkpoints
-from frankenlm.trainer_ext.recipe import open_output_dir
+from frankenlm.trainer_ext.recipe import hold_output_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 # what a resumed run must repeat bit for bit; the rest are timings
@@ -308,7 +308,7 @@ def test_a_folder_in_use_is_left_alone(train, tmp_path, capsys):
 def test_a_run_that_came_first_is_noticed_though_the_folder_was_empty_when_looked_at(tmp_path, monkeypatch):
     run = SimpleNamespace(training=SimpleNamespace(output_dir=str(tmp_path), overwrite_output_dir=False))
     monkeypatch.setattr("frankenlm.trainer_ext.recipe.find_checkpoint", lambda run: tmp_path / "checkpoint-3")
-    with pytest.raises(UserError, match="another run has written into it"), open_output_dir(run, None):
+    with pytest.raises(UserError, match="another run has written into it"), hold_output_dir(run, None):
         pytest.fail("it was opened")
 
 
@@ -320,7 +320,8 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(train, tmp_path, state, ca
     (torn / "trainer_state.json").write_text(state)
     assert whole_checkpoints(tmp_path) == [tmp_path / "checkpoint-3"]
     capsys.readouterr()
-    assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", torn) == 2
+    for wanted in (torn, torn / "trainer_state.json"):
+        assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", wanted) == 2
     assert "not a checkpoint folder" in capsys.readouterr().err
     assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", "last") == 0
 
