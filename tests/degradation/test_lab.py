@@ -161,6 +161,16 @@ def test_fewer_levels_leave_the_numbers_of_the_others_alone(lab, caplog):
     assert {row["completion"] for row in first} <= {row["completion"] for row in found}
 
 
+def test_taking_over_old_rows_numbers_levels_as_a_run_does(lab, tiny_tokenizer, tmp_path):
+    lab(SMALL | {"levels": (0.0, 0.2, 0.4)})
+    (tmp_path / "old.json").write_text("[]")
+    again = Lab(lab.model, RunOptions(output_dir=tmp_path / "results", progress=False), tokenizer=tiny_tokenizer())
+    again.adopt(again.plan(SMALL | {"levels": (0.0, 0.3)}), tmp_path / "old.json")
+    (path,) = (tmp_path / "results").glob("*.json")
+    found = {(row["level_value"], row["level_index"]) for row in rows_of(path)}
+    assert found == {(0.0, 0), (0.2, 1), (0.4, 3)}
+
+
 def test_prompts_that_came_in_between_move_the_numbers_of_all_rows(lab, tmp_path):
     """Also of rows whose levels and repeats this run leaves out."""
     path = tmp_path / "mine.jsonl"
