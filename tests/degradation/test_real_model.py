@@ -78,7 +78,7 @@ def test_text_does_not_change_with_the_batch(run):
 
 def test_rendering_adds_no_bos_and_shares_the_system_message(loaded):
     lab = Lab(loaded.model, RunOptions(), tokenizer=loaded.tokenizer)
-    rendering = render_experiment(lab.plan(get_config("dreams_it")), loaded.tokenizer)
+    rendering = render_experiment(lab.plan(get_config("dreams_it") | {"dtype": "float32"}), loaded.tokenizer)
     text = loaded.tokenizer.decode(rendering.prefix)
     assert text.startswith("<|im_start|>system") and text.endswith("<|im_start|>user\n")
     assert torch.tensor(rendering.prompts[0].ids).eq(loaded.tokenizer.bos_token_id).sum() == 3
