@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from .mask_filling import masked_copies, masked_logits, surroundings
-from .text_probe import KEPT_POSITIONS, TextScore, divergence, finite_or_none
+from .text_probe import KEPT_POSITIONS, Probe, TextScore, divergence, finite_or_none
 
 WINDOW = 64
 # Every scored token takes a pass over its window, so only one of four is; the same ones at every level.
 SCORED_EVERY = 4
 
 
-class MaskedTextProbe:
+class MaskedTextProbe(Probe):
     """Scores one text in windows of 64 tokens by the mean of -log p(token | the others of its window).
 
     That is the pseudo-log-likelihood of Salazar et al. 2020, arXiv:1910.14659, by token, of every fourth token, each
@@ -27,16 +27,6 @@ class MaskedTextProbe:
         self.ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         self.before, self.behind = surroundings(tokenizer)
         self.kept_every = max(1, len(self.ids) // SCORED_EVERY // KEPT_POSITIONS)
-        self.undamaged: torch.Tensor | None = None
-
-    def remember(self) -> TextScore:
-        """Measure the undamaged model and keep its predictions to compare with."""
-        score, self.undamaged = self._measure(None)
-        return score
-
-    def measure(self) -> TextScore:
-        """Measure the model as it is now."""
-        return self._measure(self.undamaged)[0]
 
     @torch.inference_mode()
     def _measure(self, undamaged: torch.Tensor | None) -> tuple[TextScore, torch.Tensor]:

@@ -33,7 +33,7 @@ from .row_decoder import RowDecoder, RowsUnsupported
 from .rows import RowMaker
 from .sampling import Sampler, resolve_sampling
 from .store import Store
-from .text_probe import TextProbe, TextScore
+from .text_probe import Probe, TextProbe, TextScore
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Subject:
     """What is damaged: the kept weights, and the text probe with its score of the undamaged model, if there is one."""
 
     baseline: Baseline
-    probe: TextProbe | MaskedTextProbe | None
+    probe: Probe | None
     undamaged: TextScore | None
 
 

@@ -32,16 +32,10 @@ class TextScore:
         return math.exp(self.log_perplexity)
 
 
-class TextProbe:
-    """Scores one text with windows of 512 tokens that move on by 256; every token is scored once, BOS in front."""
+class Probe:
+    """What scores a text before the damage and under it; how, and what it keeps between, says `_measure`."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, text: str):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if tokenizer.bos_token_id is not None:
-            ids = [tokenizer.bos_token_id, *ids]
-        self.model, self.ids = model, torch.tensor(ids)
-        self.kept_every = max(1, len(ids) // KEPT_POSITIONS)
-        self.undamaged: list[torch.Tensor] | None = None
+    undamaged: Any = None
 
     def remember(self) -> TextScore:
         """Measure the undamaged model and keep its predictions to compare with."""
@@ -51,6 +45,21 @@ class TextProbe:
     def measure(self) -> TextScore:
         """Measure the model as it is now."""
         return self._measure(self.undamaged)[0]
+
+    def _measure(self, undamaged: Any) -> tuple[TextScore, Any]:
+        """Return the score and the predictions, compared with those of the undamaged model unless they are None."""
+        raise NotImplementedError
+
+
+class TextProbe(Probe):
+    """Scores one text with windows of 512 tokens that move on by 256; every token is scored once, BOS in front."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, text: str):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if tokenizer.bos_token_id is not None:
+            ids = [tokenizer.bos_token_id, *ids]
+        self.model, self.ids = model, torch.tensor(ids)
+        self.kept_every = max(1, len(ids) // KEPT_POSITIONS)
 
     @torch.inference_mode()
     def _measure(self, undamaged: list[torch.Tensor] | None) -> tuple[TextScore, list[torch.Tensor]]:
