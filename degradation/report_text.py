@@ -178,7 +178,10 @@ def _few_repeats(series: Sequence[Series]) -> list[str]:
 def _same_repeats(series: Series) -> str | None:
     """Note a series whose damaged cells do not differ between repeats, as of uni_quant with greedy answers."""
     damaged = slice(1 if series.has_baseline else 0, None)
-    values = numpy.stack([values[:, damaged] for name, values in series.cells.items() if name not in MODEL_MEASURES])
+    found = [values[:, damaged] for name, values in series.cells.items() if name not in MODEL_MEASURES]
+    if not found:
+        return None
+    values = numpy.stack(found)
     several = numpy.isfinite(values).sum(axis=1) > 1  # repeats that have the cell
     if not several.any():
         return None

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from frankenlm.degradation.batch_decoder import BatchDecoder
-from frankenlm.degradation.decoding import DecoderSettings, Request
+from frankenlm.degradation.decoding import DecoderSettings, Request, is_out_of_memory
 from frankenlm.degradation.rendering import render_prompts
 from frankenlm.degradation.row_decoder import RowDecoder, RowsUnsupported
 from frankenlm.degradation.sampling import Sampler, SamplingSettings, sampling_key
@@ -245,6 +245,20 @@ def test_running_out_of_memory_halves_and_goes_on(decoder, lay_out, monkeypatch)
     answers = [answer for group in made.answers(requests(), limit) for answer in group]
     assert limit.size == 3 and limit.failed == [7]
     assert {answer.index: answer.tokens for answer in answers} == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True), (MemoryError(), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False), (ValueError("out of memory"), False),
+    ],
+)  # fmt: skip
+def test_every_way_of_saying_that_memory_is_out(error, is_memory):
+    assert is_out_of_memory(error) == is_memory
 
 
 def test_other_errors_are_not_taken_for_memory(lay_out, monkeypatch):

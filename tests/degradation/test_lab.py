@@ -575,6 +575,30 @@ def test_rows_written_again_exceed_what_rank_0_has_just_renumbered(tiny_model, t
         assert [(row["rank"], row["attempt"]) for row in again] == [(1, 3)] * 8
 
 
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_process_that_dies_while_rank_0_waits_costs_no_export(ended, tiny_model, tiny_tokenizer, tmp_path):
+    """Its connection breaks; where that is because all processes are being ended, the end is an orderly one."""
+    calls = []
+
+    class RankZero(Processes):
+        process_index, is_main_process = 0, True
+
+        def wait_for_everyone(self):
+            calls.append(1)
+            if len(calls) == 4:  # behind the work
+                if ended:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("Connection closed by peer")
+
+    lab = Lab(tiny_model("llama"), RunOptions(output_dir=tmp_path, progress=False), tokenizer=tiny_tokenizer())
+    lab._processes = RankZero
+    lab._open = lambda experiment, state: lab._open_store(experiment, state)
+    with pytest.raises(Interrupted if ended else RuntimeError):
+        lab.run(lab.plan(SMALL))
+    (path,) = tmp_path.glob("*.json")
+    assert len(rows_of(path)) == 16
+
+
 def test_what_all_processes_are_told_does_not_part_them(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
     lab = Lab(tiny_model("llama"), RunOptions(output_dir=tmp_path, progress=False), tokenizer=tiny_tokenizer())
     monkeypatch.setattr(lab, "_processes", Processes)

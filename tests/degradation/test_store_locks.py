@@ -144,6 +144,13 @@ def test_without_flock_a_heart_that_fails_for_long_gives_the_lock_up(tmp_path, n
     opened.close()
 
 
+def test_a_lock_waited_for_may_lose_its_folder_to_an_archive(tmp_path):
+    lock = ExperimentLock(tmp_path / "outputs.journal" / "lock")
+    lock.acquire(wait=True)
+    lock.release()
+    assert lock.path.exists()
+
+
 def test_a_lock_whose_file_was_moved_away_is_taken_anew(tmp_path, monkeypatch):
     """An archive moves the file between another process's opening and locking it."""
     path, moved, real = tmp_path / "lock", tmp_path / "moved", locks.lock_descriptor
