@@ -18,7 +18,7 @@ from frankenlm.degradation.limits import Signals
 from frankenlm.trainer_ext.cli import Interrupted
 
 helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
-SMALL, rows_of, essence, lab, unbroken = (helper[name] for name in ("SMALL", "rows_of", "essence", "lab", "unbroken"))
+SMALL, rows_of, essence, unbroken = (helper[name] for name in ("SMALL", "rows_of", "essence", "unbroken"))
 
 
 # scripts/degrade.py, but nobody works on a cell before two were claimed: a process that is slow to come gets its own
