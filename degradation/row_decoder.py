@@ -176,7 +176,7 @@ class RowDecoder:
             if self.keep_picture and "pixel_values" in inputs:
                 inputs["mm_encoder_outputs"] = {"image": self._picture_features(inputs.pop("pixel_values"))}
             self.model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache, use_cache=True, **inputs
+                input_ids=ids, attention_mask=torch.ones_like(ids), cache=cache, use_cache=True, **inputs
             )
         return cache
 
@@ -204,7 +204,7 @@ class RowDecoder:
             input_ids=ids,
             position_ids=places.clamp(min=0),
             attention_mask=self.masks(places, columns),
-            past_key_values=past,
+            cache=past,
         )
         for row, slot in enumerate(slots):
             cache.take(slot, past, row, shared, shared + len(padded[row]))
@@ -220,7 +220,7 @@ class RowDecoder:
             input_ids=torch.tensor(tokens, device=self.device)[:, None],
             position_ids=positions,
             attention_mask=self.masks(positions, torch.arange(cache.table.columns, device=self.device)[None]),
-            past_key_values=cache,
+            cache=cache,
         )
         cache.end_step()
         return logits

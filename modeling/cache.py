@@ -213,7 +213,7 @@ class StateCache(Cache):
         """Raise ValueError unless the rows are as many as those remembered."""
         if self.seen_tokens is not None and len(self.seen_tokens) != batch_size:
             raise ValueError(
-                f"past_key_values holds {len(self.seen_tokens)} rows but the input has {batch_size}; "
+                f"cache holds {len(self.seen_tokens)} rows but the input has {batch_size}; "
                 "start with a new cache, or select its rows with batch_select_indices."
             )
 

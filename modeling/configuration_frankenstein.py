@@ -64,7 +64,7 @@ class FrankensteinConfig(PreTrainedConfig):
     """
 
     model_type = "frankenstein"
-    keys_to_ignore_at_inference = ["past_key_values", "aux_loss", "router_z_loss", "expert_load"]
+    keys_to_ignore_at_inference = ["cache", "aux_loss", "router_z_loss", "expert_load"]
 
     # size
     vocab_size: int = 50000

@@ -37,7 +37,7 @@ class InfinitoConfig(PreTrainedConfig):
     """
 
     model_type = "infinito"
-    keys_to_ignore_at_inference = ["past_key_values", "memory_state", "memory_stats", "memory_reads"]
+    keys_to_ignore_at_inference = ["cache", "memory_state", "memory_stats", "memory_reads"]
 
     # size
     vocab_size: int = 50257

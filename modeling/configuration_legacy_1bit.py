@@ -43,7 +43,7 @@ class Legacy1BitConfig(PreTrainedConfig):
     """
 
     model_type = "legacy_1bit"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
 
     # size
     vocab_size: int = 259

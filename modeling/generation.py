@@ -3,29 +3,33 @@
 import torch
 from transformers import Cache
 from transformers.generation import GenerationMixin
+from transformers.utils.deprecation import deprecate_kwarg
 
 from .cache import StateCache
 
+# Until transformers 5.24 a cache was passed as `past_key_values`; our models take that name as long as theirs do.
+takes_old_cache_name = deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
 
-def resolve_cache(model, past_key_values: Cache | None, use_cache: bool | None) -> StateCache | None:
+
+def resolve_cache(model, cache: Cache | None, use_cache: bool | None) -> StateCache | None:
     """Return the cache that a forward pass of `model` (with `config` and `new_cache()`) shall use, or None.
 
     `use_cache=None` means the config's `use_cache`, but not while training. Gradient checkpointing runs parts of the
     pass twice, which a cache would not survive, so training with it keeps none.
 
     Raises:
-        ValueError: `past_key_values` is of another class, belongs to another stack, or meets a bidirectional model or
+        ValueError: `cache` is of another class, belongs to another stack, or meets a bidirectional model or
             gradient checkpointing.
     """
     config = model.config
-    if past_key_values is not None:
-        _check_cache(past_key_values, config)
+    if cache is not None:
+        _check_cache(cache, config)
         if model.training and model.gradient_checkpointing:
             raise ValueError(
-                "past_key_values is given while training with gradient checkpointing, which would append to it twice: "
+                "cache is given while training with gradient checkpointing, which would append to it twice: "
                 "switch one of them off."
             )
-        return past_key_values
+        return cache
     if use_cache is None:
         use_cache = config.use_cache and not model.training
     if not use_cache or not config.is_decoder or (model.training and model.gradient_checkpointing):
@@ -35,15 +39,15 @@ def resolve_cache(model, past_key_values: Cache | None, use_cache: bool | None) 
 
 def _check_cache(cache: Cache, config) -> None:
     if not config.is_decoder:
-        raise ValueError("past_key_values is given, but this model is bidirectional (is_decoder=False).")
+        raise ValueError("cache is given, but this model is bidirectional (is_decoder=False).")
     if not isinstance(cache, StateCache):
         raise ValueError(
-            f"past_key_values is a {type(cache).__name__}, but this model keeps more than keys and values: leave it "
+            f"cache is a {type(cache).__name__}, but this model keeps more than keys and values: leave it "
             "out, or pass model.new_cache()."
         )
     if len(cache.layers) != config.num_hidden_layers or cache.attention_window != config.attention_window:
         raise ValueError(
-            f"past_key_values has {len(cache.layers)} entries and attention_window={cache.attention_window}, but the "
+            f"cache has {len(cache.layers)} entries and attention_window={cache.attention_window}, but the "
             f"model has {config.num_hidden_layers} logical layers and attention_window={config.attention_window}."
         )
 
@@ -99,9 +103,9 @@ class CachedGenerationMixin(GenerationMixin):
                 "size where the architecture promises it. Leave cache_implementation out."
             )
         self._check_positions_suffice(model_kwargs.get("attention_mask"), max_cache_length)
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get("cache")
         if given is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = given = self.new_cache()
+            model_kwargs["cache"] = given = self.new_cache()
         if given is not None:
             _check_cache(given, self.config)
 

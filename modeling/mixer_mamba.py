@@ -48,9 +48,11 @@ class Mamba2(Mixer):
         conv_size = self.inner_size + 2 * state_size
         self.in_proj = linear(hidden_size, self.inner_size + conv_size + self.num_heads, bias=use_bias)
         self.conv1d = nn.Conv1d(conv_size, conv_size, conv_kernel, groups=conv_size)
-        self.dt_bias = nn.Parameter(torch.empty(self.num_heads))
-        self.A_log = nn.Parameter(torch.empty(self.num_heads))
-        self.D = nn.Parameter(torch.empty(self.num_heads))
+        # Exponents and step sizes stay in float32 (or more) however the model is made: `_keep_in_fp32_modules_strict`.
+        scalars = {"dtype": torch.promote_types(torch.get_default_dtype(), torch.float32)}
+        self.dt_bias = nn.Parameter(torch.empty(self.num_heads, **scalars))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads, **scalars))
+        self.D = nn.Parameter(torch.empty(self.num_heads, **scalars))
         self.norm = RMSNorm(self.inner_size)
         self.out_proj = ends_branch(linear(self.inner_size, hidden_size, bias=use_bias))
         self.initialize_parameters()
@@ -59,9 +61,9 @@ class Mamba2(Mixer):
         bound = self.conv1d.kernel_size[0] ** -0.5
         init.uniform_(self.conv1d.weight, -bound, bound)
         init.zeros_(self.conv1d.bias)
-        init.copy_(self.A_log, torch.empty(self.num_heads).uniform_(*A_RANGE).log())
+        init.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(*A_RANGE).log())
         low, high = (math.log(limit) for limit in DT_RANGE)
-        dt = torch.empty(self.num_heads).uniform_(low, high).exp().clamp_min(DT_FLOOR)
+        dt = torch.empty_like(self.dt_bias).uniform_(low, high).exp().clamp_min(DT_FLOOR)
         init.copy_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
         init.ones_(self.D)
 

@@ -21,7 +21,7 @@ from .context import SequenceContext
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
 from .feedforward import ACTIVATIONS, MixtureOfExperts, RouterStatistics
 from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, make_norm
-from .generation import CachedGenerationMixin, resolve_cache
+from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
 from .weight_groups import weight_groups
@@ -146,6 +146,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             self._keep_in_fp32_modules_strict = ["A_log", "dt_bias", "D"]
         self.post_init()
 
+    @takes_old_cache_name
     @can_return_tuple
     def forward(
         self,
@@ -154,7 +155,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -169,7 +170,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             position_ids: (B, L) for learned, rotary and hyperbolic positions; by default real tokens are counted.
             token_type_ids: (B, L), when the config has `type_vocab_size`.
             inputs_embeds: (B, L, R) rows of the embedding table in place of `input_ids`.
-            past_key_values: what earlier calls returned; the inputs are then the tokens that follow.
+            cache: what earlier calls returned; the inputs are then the tokens that follow.
             use_cache: whether to return one; by default as the config says, but not while training.
 
         Raises:
@@ -177,7 +178,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
                 more tokens than learned positions, token types the model does not have, or a cache that is not its own.
         """
         inputs_embeds = self._look_up(input_ids, inputs_embeds)
-        cache = resolve_cache(self, past_key_values, use_cache)
+        cache = resolve_cache(self, cache, use_cache)
         self._check_inputs(inputs_embeds, token_type_ids)
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -200,7 +201,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
         x, routers = self._run_layers(x, context, states, attentions)
         return FrankensteinModelOutput(
             last_hidden_state=x,
-            past_key_values=cache,
+            cache=cache,
             hidden_states=tuple(states) if want_states else None,
             attentions=tuple(attentions) if want_attentions else None,
             **_summarise_routers(routers),
@@ -276,7 +277,7 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
         return FrankensteinHeadOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             aux_loss=outputs.aux_loss,
@@ -338,6 +339,7 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
             )
         super().__init__(config)
 
+    @takes_old_cache_name
     @can_return_tuple
     def forward(
         self,
@@ -399,6 +401,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
             raise ValueError("FrankensteinForCausalLM needs is_decoder=True; an encoder is FrankensteinForMaskedLM.")
         super().__init__(config)
 
+    @takes_old_cache_name
     @can_return_tuple
     def forward(
         self,
@@ -407,7 +410,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
         position_ids: torch.LongTensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         use_cache: bool | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -420,7 +423,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
             position_ids=position_ids,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             return_dict=True,
             **_stack_kwargs(kwargs),
@@ -455,6 +458,7 @@ class FrankensteinForSequenceClassification(_FrankensteinHead):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @takes_old_cache_name
     @can_return_tuple
     def forward(
         self,
@@ -505,7 +509,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_frankenstein.FrankensteinForCausalLM",
     "AutoModelForSequenceClassification": "modeling_frankenstein.FrankensteinForSequenceClassification",
 }
-STACK_KEYS = ("output_hidden_states", "output_attentions", "past_key_values", "use_cache")
+STACK_KEYS = ("output_hidden_states", "output_attentions", "cache", "use_cache")
 
 
 def _stack_kwargs(kwargs: dict) -> dict:

@@ -23,7 +23,7 @@ from .context import SequenceContext
 from .embeddings import FactorizedEmbedding, FactorizedHead
 from .exploration import ExplorationNoise
 from .feedforward import FeedForward
-from .generation import CachedGenerationMixin, resolve_cache
+from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .mixer_attention import StandardAttention
 from .norms import build_norm
 from .slot_memory import SlotMemory, SlotMemoryState
@@ -34,7 +34,7 @@ from .weight_groups import weight_groups
 class InfinitoModelOutput(ModelOutput):
     """
     last_hidden_state: (B, L, D), zero at pads.
-    past_key_values: the cache, when one is kept; it holds the memory's state too.
+    cache: the cache, when one is kept; it holds the memory's state too.
     hidden_states: layers + 1 tensors (B, L, D): the embedding, each layer's output, the last one normalised.
     attentions: (B, H, L, T) of each layer, for eager attention.
     memory_state: one SlotMemoryState per memory layer, to be passed back as `memory_state`; None without memory. In
@@ -46,7 +46,7 @@ class InfinitoModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: StateCache | None = None
+    cache: StateCache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     memory_state: tuple[SlotMemoryState, ...] | None = None
@@ -64,7 +64,7 @@ class InfinitoCausalLMOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
-    past_key_values: StateCache | None = None
+    cache: StateCache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     memory_state: tuple[SlotMemoryState, ...] | None = None
@@ -174,6 +174,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_old_cache_name
     @can_return_tuple
     def forward(
         self,
@@ -181,7 +182,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         use_cache: bool | None = None,
         memory_state: Sequence[SlotMemoryState] | None = None,
         use_memory: bool | None = None,
@@ -199,7 +200,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
                 that holds P columns it may be (B, P + L).
             position_ids: (B, L) for the learned positions; by default real tokens are counted.
             inputs_embeds: (B, L, D) rows of the embedding table in place of `input_ids`.
-            past_key_values: what earlier calls returned; the inputs are then the tokens that follow.
+            cache: what earlier calls returned; the inputs are then the tokens that follow.
             use_cache: whether to return one; by default as the config says, but not while training.
             memory_state: the `memory_state` of an earlier window of the same rows: the memory goes on from there,
                 while attention and positions start anew.
@@ -214,7 +215,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
                 way; a memory_state of another shape, beside a filled cache, or without memory; one row to shuffle.
         """
         inputs_embeds = self._look_up(input_ids, inputs_embeds)
-        cache = resolve_cache(self, past_key_values, use_cache)
+        cache = resolve_cache(self, cache, use_cache)
         if inputs_embeds.shape[1] == 0:
             raise ValueError("The sequence is empty: give at least one token.")
         memories = self.memories if use_memory is None or use_memory else {}
@@ -255,7 +256,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
         new_states = tuple(states[name] if keeps_graph else states[name].detach() for name in memories)
         return InfinitoModelOutput(
             last_hidden_state=x,
-            past_key_values=cache,
+            cache=cache,
             hidden_states=tuple(hidden_states) if want_states else None,
             attentions=tuple(weights for weights in attentions if weights is not None) if want_attentions else None,
             memory_state=new_states or None,
@@ -282,14 +283,14 @@ class InfinitoModel(InfinitoPreTrainedModel):
                 raise ValueError("memory_state is given, but the memory is off: use_memory=False, or no memory_layers.")
             if is_continued:
                 raise ValueError(
-                    "memory_state is given beside a filled past_key_values, which holds the memory's state already: "
+                    "memory_state is given beside a filled cache, which holds the memory's state already: "
                     "leave one of them out."
                 )
             return self._checked_states(memories, memory_state, batch_size)
         states = {name: _recall(cache, int(name)) if is_continued else None for name in self.memories}
         if is_continued and any((states[name] is None) == (name in memories) for name in states):
             raise ValueError(
-                f"use_memory={bool(memories)} differs from the calls that filled past_key_values: it stays the same "
+                f"use_memory={bool(memories)} differs from the calls that filled the cache: it stays the same "
                 "for all the tokens of a text."
             )
         return {name: states[name] for name in memories}
@@ -364,6 +365,7 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
         self.lm_head = FactorizedHead(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
 
+    @takes_old_cache_name
     @can_return_tuple
     def forward(
         self,
@@ -372,7 +374,7 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         memory_state: Sequence[SlotMemoryState] | None = None,
@@ -392,7 +394,7 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             memory_state=memory_state,
             use_memory=use_memory,
@@ -409,7 +411,7 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
         return InfinitoCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             memory_state=outputs.memory_state,
@@ -439,14 +441,15 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
         """Return the size of the position table."""
         return self.config.max_position_embeddings
 
+    @takes_old_cache_name
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, inputs_embeds=None, memory_state=None, **kwargs
+        self, input_ids, cache=None, inputs_embeds=None, memory_state=None, **kwargs
     ):
         """As in transformers; a carried memory enters with the prompt, and lives in the cache from then on."""
         inputs = super().prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+            input_ids, cache=cache, inputs_embeds=inputs_embeds, **kwargs
         )
-        if memory_state is not None and (past_key_values is None or past_key_values.get_seq_length() == 0):
+        if memory_state is not None and (cache is None or cache.get_seq_length() == 0):
             inputs["memory_state"] = memory_state
         return inputs
 

@@ -25,7 +25,7 @@ from .configuration_legacy_1bit import Legacy1BitConfig
 from .context import SequenceContext
 from .embeddings import FactorizedEmbedding, FactorizedHead
 from .feedforward import FeedForward
-from .generation import CachedGenerationMixin, resolve_cache
+from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .mixer_attention import StandardAttention
 from .mixer_base import LinearFactory
 from .norms import build_norm
@@ -147,6 +147,7 @@ class Legacy1BitModel(Legacy1BitPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_old_cache_name
     @can_return_tuple
     def forward(
         self,
@@ -154,7 +155,7 @@ class Legacy1BitModel(Legacy1BitPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -168,11 +169,11 @@ class Legacy1BitModel(Legacy1BitPreTrainedModel):
                 that holds P columns it may be (B, P + L).
             position_ids: (B, L); by default real tokens are counted.
             inputs_embeds: (B, L, D) rows of the embedding table in place of `input_ids`.
-            past_key_values: what earlier calls returned; the inputs are then the tokens that follow.
+            cache: what earlier calls returned; the inputs are then the tokens that follow.
             use_cache: whether to return one; by default as the config says, but not while training.
 
         Returns:
-            last_hidden_state (B, L, D), zero at pads; past_key_values; hidden_states, layers + 1 tensors (B, L, D):
+            last_hidden_state (B, L, D), zero at pads; cache; hidden_states, layers + 1 tensors (B, L, D):
             the embedding, each layer's output, the last one normalised; attentions, (B, H, L, T) of each layer, for
             eager attention.
 
@@ -184,7 +185,7 @@ class Legacy1BitModel(Legacy1BitPreTrainedModel):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         config = self.config
         x = self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = resolve_cache(self, past_key_values, use_cache)
+        cache = resolve_cache(self, cache, use_cache)
         if x.shape[1] == 0:
             raise ValueError("The sequence is empty: give at least one token.")
         want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -213,7 +214,7 @@ class Legacy1BitModel(Legacy1BitPreTrainedModel):
         hidden_states.append(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,
-            past_key_values=cache,
+            cache=cache,
             hidden_states=tuple(hidden_states) if want_states else None,
             attentions=tuple(weights for weights in attentions if weights is not None) if want_attentions else None,
         )
@@ -245,6 +246,7 @@ class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
         )
         self.post_init()
 
+    @takes_old_cache_name
     @can_return_tuple
     def forward(
         self,
@@ -253,7 +255,7 @@ class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
-        past_key_values: StateCache | None = None,
+        cache: StateCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         output_hidden_states: bool | None = None,
@@ -269,7 +271,7 @@ class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
@@ -282,7 +284,7 @@ class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -12,7 +12,7 @@ from .cache import StateCache
 class FrankensteinModelOutput(ModelOutput):
     """
     last_hidden_state: (B, L, D), zero at pads.
-    past_key_values: the StateCache for the tokens that follow, when one is kept.
+    cache: the StateCache for the tokens that follow, when one is kept.
     hidden_states: logical layers + 1 tensors (B, L, D): the embedding, each layer's output, the last one normalised.
     attentions: (B, H, L, L) of each standard, Titan and sigmoid attention layer, in order of the logical layers; empty
         unless the attention is eager (`attn_implementation="eager"`).
@@ -22,7 +22,7 @@ class FrankensteinModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.FloatTensor | None = None
-    past_key_values: StateCache | None = None
+    cache: StateCache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     aux_loss: torch.FloatTensor | None = None
@@ -40,7 +40,7 @@ class FrankensteinHeadOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
-    past_key_values: StateCache | None = None
+    cache: StateCache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     aux_loss: torch.FloatTensor | None = None

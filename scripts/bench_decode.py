@@ -122,13 +122,13 @@ def against_gpt2(rounds: int) -> list[dict]:
 def decoder_at(model: PreTrainedModel, position: int) -> Callable[[], None]:
     """A call that decodes STEPS tokens, one by one, from about `position` on."""
     cache = model.new_cache()
-    model(torch.randint(1, model.config.vocab_size, (1, position - 1)), past_key_values=cache)
+    model(torch.randint(1, model.config.vocab_size, (1, position - 1)), cache=cache)
     token = torch.ones(1, 1, dtype=torch.int64)
 
     @torch.no_grad()
     def call():
         for _ in range(STEPS):
-            model(token, past_key_values=cache)
+            model(token, cache=cache)
 
     return call
 

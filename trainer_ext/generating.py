@@ -123,7 +123,7 @@ def run_generate(
     Args:
         ids: all tokens so far, those in the cache included.
         stream: gets the new tokens; beam search decides at the end only and cannot stream.
-        cache: past_key_values of a call whose text these ids go on from.
+        cache: cache of a call whose text these ids go on from.
         prompt_length: where the text that stop strings are looked for in begins; default: after ids.
         inputs: more arguments of the model's forward.
     """
@@ -142,7 +142,7 @@ def run_generate(
         output = model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            past_key_values=cache,
+            cache=cache,
             stopping_criteria=StoppingCriteriaList(criteria),
             streamer=stream if sampling.num_beams == 1 else None,
             return_dict_in_generate=True,
@@ -150,7 +150,7 @@ def run_generate(
             **inputs,
         )
     rows = [trim(row[len(ids) :], model.generation_config) for row in output.sequences.tolist()]
-    return Continuation(rows, output.past_key_values)
+    return Continuation(rows, output.cache)
 
 
 def exploration(probability: float, seed: int):

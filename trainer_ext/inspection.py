@@ -52,8 +52,8 @@ def memory_reads(
     reads = model(input_ids=input_ids, output_memory_reads=True, use_cache=False).memory_reads
     cache, after_token = None, []
     for index in range(len(ids)):
-        output = model(input_ids=input_ids[:, index : index + 1], past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        output = model(input_ids=input_ids[:, index : index + 1], cache=cache, use_cache=True)
+        cache = output.cache
         after_token.append({name: value.item() for name, value in output.memory_stats.items()})
     names = [f"memory of layer {layer}" for layer in sorted(model.config.memory_layers)]
     layers = {name: mass[0].float().cpu().numpy() for name, mass in zip(names, reads, strict=True)}

@@ -138,7 +138,7 @@ class DecodingStep:
     def __init__(self, model: PreTrainedModel, prompt: int):
         self._model, self._cache = model, model.new_cache()
         self._token = torch.ones(1, 1, dtype=torch.int64)
-        model(torch.ones(1, prompt, dtype=torch.int64), past_key_values=self._cache)
+        model(torch.ones(1, prompt, dtype=torch.int64), cache=self._cache)
         with _Recorder() as recorder:
             self.whole()
         self._calls = recorder.calls
@@ -147,7 +147,7 @@ class DecodingStep:
 
     @torch.no_grad()
     def whole(self) -> None:
-        self._model(self._token, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._model(self._token, cache=self._cache, use_cache=True, logits_to_keep=1)
 
     @torch.no_grad()
     def operators(self) -> None:

@@ -214,7 +214,7 @@ def test_a_batch_without_room_is_gone_before_a_smaller_one_is_tried(lay_out, mon
     def fail_once(model, input_ids=None, **inputs):
         calls.append(1)
         if len(calls) == 6:
-            caches.append(weakref.ref(inputs["past_key_values"]))
+            caches.append(weakref.ref(inputs["cache"]))
             raise torch.OutOfMemoryError("no room")
         return forward(model, input_ids=input_ids, **inputs)
 

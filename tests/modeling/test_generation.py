@@ -60,8 +60,8 @@ def in_pieces(model, ids, sizes, mask=None, whole_mask=True):
         stop = start + size
         piece = None if mask is None else mask[:, :stop] if whole_mask else mask[:, start:stop]
         with torch.no_grad():
-            output = model(ids[:, start:stop], attention_mask=piece, past_key_values=cache)
-        assert output.past_key_values is cache and cache.get_seq_length() == stop
+            output = model(ids[:, start:stop], attention_mask=piece, cache=cache)
+        assert output.cache is cache and cache.get_seq_length() == stop
         outputs.append(output.logits)
         start = stop
     return torch.cat(outputs, dim=1), cache
@@ -100,8 +100,8 @@ def test_a_padded_row_leaves_the_state_of_the_unpadded_one(case, side, build, to
             torch.testing.assert_close(tensor[:1], expected.tensors[name], atol=1e-10, rtol=0, msg=name)
     more = tokens(1, 6, seed=7)
     with torch.no_grad():
-        expected = model(more, past_key_values=alone).logits
-        actual = model(more.expand(2, -1), past_key_values=batch).logits[:1]
+        expected = model(more, cache=alone).logits
+        actual = model(more.expand(2, -1), cache=batch).logits[:1]
     torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
 
 
@@ -156,7 +156,7 @@ def test_positions_of_the_callers_choice_are_kept(tiny_model, tokens):
     with torch.no_grad():
         expected = model(ids, position_ids=positions, use_cache=False).logits
         pieces = [
-            model(ids[:, part], position_ids=positions[:, part], past_key_values=cache).logits
+            model(ids[:, part], position_ids=positions[:, part], cache=cache).logits
             for part in (slice(0, 5), slice(5, 6), slice(6, 12))
         ]
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-10, rtol=0)
@@ -172,7 +172,7 @@ def test_a_window_counts_tokens_whatever_their_positions(positions, build, token
     with torch.no_grad():
         expected = model(ids, position_ids=positions, use_cache=False).logits
         pieces = [
-            model(ids[:, part], position_ids=positions[:, part], past_key_values=cache).logits
+            model(ids[:, part], position_ids=positions[:, part], cache=cache).logits
             for part in (slice(0, 7), slice(7, 8), slice(8, 20))
         ]
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-10, rtol=0)
@@ -212,8 +212,8 @@ def test_generation_from_embeddings_in_chunks_and_onwards(case, build, tokens):
     assert torch.equal(greedy(model, None, inputs_embeds=embeds), expected[:, 11:])
     assert torch.equal(greedy(model, prompts, prefill_chunk_size=4), expected)
     first = greedy(model, prompts, max_new_tokens=8, return_dict_in_generate=True)
-    assert isinstance(first.past_key_values, StateCache)
-    onwards = greedy(model, first.sequences, max_new_tokens=12, past_key_values=first.past_key_values)
+    assert isinstance(first.cache, StateCache)
+    onwards = greedy(model, first.sequences, max_new_tokens=12, cache=first.cache)
     assert torch.equal(onwards, expected)
 
 
@@ -238,7 +238,7 @@ def test_everything_that_generate_can_return(case, beams, build, tokens):
     output = greedy(model, tokens(batch, prompt), max_new_tokens=steps, num_beams=beams, **dict.fromkeys(flags, True))
     model.set_attn_implementation("sdpa")
     rows, config = batch * beams, model.config
-    assert output.sequences.shape == (batch, prompt + steps) and isinstance(output.past_key_values, StateCache)
+    assert output.sequences.shape == (batch, prompt + steps) and isinstance(output.cache, StateCache)
     assert [score.shape for score in output.scores] == [(rows, 61)] * steps == [x.shape for x in output.logits]
     for step, (states, attentions) in enumerate(zip(output.hidden_states, output.attentions, strict=True)):
         length, keys = (prompt, prompt) if step == 0 else (1, min(prompt + step, config.attention_window or 99))
@@ -253,7 +253,7 @@ def test_generation_goes_on_from_embeddings_and_from_nothing_but_bos(build, toke
     embeds = model.get_input_embeddings()(prompts)
     first = greedy(model, None, inputs_embeds=embeds, max_new_tokens=5, return_dict_in_generate=True)
     longer = torch.cat([embeds, model.get_input_embeddings()(first.sequences)], dim=1)
-    more = greedy(model, None, inputs_embeds=longer, max_new_tokens=6, past_key_values=first.past_key_values)
+    more = greedy(model, None, inputs_embeds=longer, max_new_tokens=6, cache=first.cache)
     assert torch.equal(torch.cat([first.sequences, more], dim=1), greedy(model, prompts, max_new_tokens=11)[:, 7:])
     from_bos = model.generate(bos_token_id=3, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert torch.equal(from_bos, greedy(model, torch.tensor([[3]]), max_new_tokens=6))
@@ -265,7 +265,7 @@ def test_bf16_generates_what_it_would_without_a_cache_for_a_while(tiny_model, to
     assert text.shape == (2, 39)
     cache = model.new_cache()
     with torch.no_grad():
-        model(text, past_key_values=cache)
+        model(text, cache=cache)
     for entry in cache.layers:
         assert all(tensor.dtype == torch.float32 for name, tensor in entry.tensors.items() if name != "conv")
 
@@ -283,11 +283,11 @@ def test_state_does_not_grow(mixers, fields, tiny_model, tokens):
     cache = model.new_cache()
     with torch.no_grad():
         for start in range(0, 1000, 50):
-            model(ids[:, start : start + 49], past_key_values=cache)
-            model(ids[:, start + 49 : start + 50], past_key_values=cache)
+            model(ids[:, start : start + 49], cache=cache)
+            model(ids[:, start + 49 : start + 50], cache=cache)
             sizes[start + 50] = cache.state_bytes()
         at_once = model.new_cache()
-        model(ids, past_key_values=at_once)
+        model(ids, cache=at_once)
     assert sizes[100] == sizes[1000] > 0
     assert at_once.state_bytes() <= sizes[1000]
 
@@ -320,15 +320,15 @@ def test_rows_of_a_cache_can_be_chosen_and_repeated(case, build, tokens):
     mask = padded(ids, (4, 0, 2))
     step = tokens(3, 1, seed=5)
     with torch.no_grad():
-        expected = model(step, past_key_values=in_pieces(model, ids, [8, 6], mask)[1]).logits
+        expected = model(step, cache=in_pieces(model, ids, [8, 6], mask)[1]).logits
         for rows in ([2, 0], [1, 1, 0, 2], [0]):
             cache = in_pieces(model, ids, [8, 6], mask)[1]
             cache.batch_select_indices(torch.tensor(rows))
-            actual = model(step[rows], past_key_values=cache).logits
+            actual = model(step[rows], cache=cache).logits
             torch.testing.assert_close(actual, expected[rows], atol=1e-10, rtol=0)
         cache = in_pieces(model, ids, [8, 6], mask)[1]
         cache.batch_repeat_interleave(2)
-        actual = model(step.repeat_interleave(2, 0), past_key_values=cache).logits
+        actual = model(step.repeat_interleave(2, 0), cache=cache).logits
         torch.testing.assert_close(actual, expected.repeat_interleave(2, 0), atol=1e-10, rtol=0)
 
 
@@ -343,7 +343,7 @@ def test_attention_can_forget_its_last_tokens(case, build, tokens):
     cache.crop(-4)
     assert cache.get_seq_length() == 13 and cache.seen_tokens.tolist() == [10, 13]
     with torch.no_grad():
-        pieces = [model(ids[:, 13:14], past_key_values=cache).logits, model(ids[:, 14:], past_key_values=cache).logits]
+        pieces = [model(ids[:, 13:14], cache=cache).logits, model(ids[:, 14:], cache=cache).logits]
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=1e-10, rtol=0)
     with pytest.raises(ValueError, match="negative"):
         cache.crop(3)
@@ -371,9 +371,9 @@ def test_what_cannot_be_taken_back_is_refused(case, build, tokens):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"cache_implementation": "static"}, "cache_implementation='static' is not available"),
-    ({"past_key_values": DynamicCache()}, "past_key_values is a DynamicCache"),
-    ({"past_key_values": StateCache(3)}, "past_key_values has 3 entries"),
-    ({"past_key_values": StateCache(2, attention_window=4)}, "attention_window=4"),
+    ({"cache": DynamicCache()}, "cache is a DynamicCache"),
+    ({"cache": StateCache(3)}, "cache has 3 entries"),
+    ({"cache": StateCache(2, attention_window=4)}, "attention_window=4"),
     ({"max_new_tokens": 0}, "max_new_tokens"),
     ({"max_new_tokens": 92}, "need 97 positions but max_position_embeddings=96"),
 ], ids=lambda value: str(value)[:40])  # fmt: skip
@@ -391,9 +391,9 @@ def test_the_position_table_is_used_to_its_end(build, tokens):
         greedy(model, tokens(1, 97), max_new_tokens=1)
     _, cache = in_pieces(model, tokens(1, 90), [90])
     with pytest.raises(ValueError, match="needs 97 positions"):
-        model(tokens(1, 7), past_key_values=cache)
+        model(tokens(1, 7), cache=cache)
     with torch.no_grad():
-        model(tokens(1, 6), past_key_values=cache)
+        model(tokens(1, 6), cache=cache)
 
 
 @every_case
@@ -409,20 +409,20 @@ def test_bad_input_leaves_the_cache_as_it_was(build, tokens):
     model = build("loops")
     _, cache = in_pieces(model, tokens(2, 9), [9])
     with pytest.raises(ValueError, match="holds 2 rows but the input has 3"):
-        model(tokens(3, 1), past_key_values=cache)
+        model(tokens(3, 1), cache=cache)
     with pytest.raises(ValueError, match=r"\(2, 1\) or, with the past, \(2, 10\)"):
-        model(tokens(2, 1), attention_mask=torch.ones(2, 4), past_key_values=cache)
+        model(tokens(2, 1), attention_mask=torch.ones(2, 4), cache=cache)
     with pytest.raises(ValueError, match="position_ids has shape"):
-        model(tokens(2, 1), position_ids=torch.ones(2, 4, dtype=torch.long), past_key_values=cache)
+        model(tokens(2, 1), position_ids=torch.ones(2, 4, dtype=torch.long), cache=cache)
     with torch.no_grad():
-        actual = model(tokens(2, 1, seed=3), past_key_values=cache).logits
+        actual = model(tokens(2, 1, seed=3), cache=cache).logits
         expected = model(torch.cat([tokens(2, 9), tokens(2, 1, seed=3)], dim=1)).logits[:, -1:]
     torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
 
 
 def test_an_encoder_takes_no_cache(tiny_model, tokens):
     with pytest.raises(ValueError, match="bidirectional"):
-        tiny_model("retnet")(tokens(1, 3), past_key_values=StateCache(2))
+        tiny_model("retnet")(tokens(1, 3), cache=StateCache(2))
 
 
 def test_a_row_of_pads_alone_is_no_prompt(build, tokens):
@@ -449,8 +449,8 @@ def test_cropping_more_than_there_is(build, tokens):
 def test_checkpointing_and_a_given_cache_exclude_each_other(tiny_model, tokens):
     model = tiny_model("standard_attn", is_decoder=True).train()
     model.activation_checkpointing_enable()
-    with pytest.raises(ValueError, match="past_key_values is given while training with gradient checkpointing"):
-        model(tokens(1, 4), past_key_values=model.new_cache())
+    with pytest.raises(ValueError, match="cache is given while training with gradient checkpointing"):
+        model(tokens(1, 4), cache=model.new_cache())
 
 
 # --- when a cache is kept
@@ -458,16 +458,16 @@ def test_checkpointing_and_a_given_cache_exclude_each_other(tiny_model, tokens):
 
 def test_a_cache_is_kept_where_it_is_of_use(tiny_model, tokens):
     model, ids = tiny_model(HYBRID, is_decoder=True), tokens(2, 9)
-    assert isinstance(model(ids).past_key_values, StateCache)
-    assert model(ids, use_cache=False).past_key_values is None
-    assert model.train()(ids).past_key_values is None
-    assert isinstance(model(ids, use_cache=True).past_key_values, StateCache)
+    assert isinstance(model(ids).cache, StateCache)
+    assert model(ids, use_cache=False).cache is None
+    assert model.train()(ids).cache is None
+    assert isinstance(model(ids, use_cache=True).cache, StateCache)
     model.activation_checkpointing_enable()
-    assert model(ids, use_cache=True).past_key_values is None
-    assert tiny_model("retnet")(ids, use_cache=True).get("past_key_values") is None
+    assert model(ids, use_cache=True).cache is None
+    assert tiny_model("retnet")(ids, use_cache=True).get("cache") is None
     base = FrankensteinModel(model.config)
     base.config.use_cache = False
-    assert base.eval()(ids).past_key_values is None
+    assert base.eval()(ids).cache is None
     assert isinstance(model, FrankensteinForCausalLM)
 
 
@@ -482,7 +482,7 @@ def test_gradients_pass_through_the_cache(case, build, tokens):
         cache, logits, start = model.new_cache(), [], 0
         for size in pieces:
             piece = inputs[:, start : start + size]
-            logits.append(model(inputs_embeds=piece, past_key_values=cache).logits)
+            logits.append(model(inputs_embeds=piece, cache=cache).logits)
             start += size
         torch.cat(logits, dim=1).log_softmax(-1)[..., 3].sum().backward()
         return inputs.grad
@@ -500,7 +500,7 @@ def test_gradients_of_queries_alone_pass_through_the_cache(tiny_model, tokens):
         model.zero_grad()
         cache, start, logits = model.new_cache(), 0, []
         for size in sizes:
-            logits.append(model(ids[:, start : start + size], past_key_values=cache).logits)
+            logits.append(model(ids[:, start : start + size], cache=cache).logits)
             start += size
         torch.cat(logits, dim=1).log_softmax(-1)[..., 3].sum().backward()
         gradients.append(model.model.layers[0].mixer.q_proj.weight.grad.clone())
@@ -515,8 +515,8 @@ def test_a_cache_begun_in_inference_mode_goes_on_outside(case, build, tokens):
         expected = model(ids, use_cache=False).logits[:, -1]
     with torch.inference_mode():
         for start, stop in ((0, 6), (6, 7), (7, 9)):
-            model(ids[:, start:stop], past_key_values=cache)
+            model(ids[:, start:stop], cache=cache)
     with torch.no_grad():
         for start, stop in ((9, 10), (10, 14)):
-            actual = model(ids[:, start:stop], past_key_values=cache).logits[:, -1]
+            actual = model(ids[:, start:stop], cache=cache).logits[:, -1]
     torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)

@@ -133,7 +133,7 @@ def test_bad_preset_file(tmp_path, monkeypatch, text, message):
 def test_a_bidirectional_stack_needs_no_memory_and_has_no_language_head():
     config = tiny_infinito(is_decoder=False, memory_layers=[])
     output = InfinitoModel(config).eval()(torch.arange(5)[None])
-    assert output.memory_state is None and output.past_key_values is None
+    assert output.memory_state is None and output.cache is None
     with pytest.raises(ValueError, match="needs is_decoder=True"):
         InfinitoForCausalLM(config)
 
@@ -358,15 +358,15 @@ def test_a_state_of_another_kind_or_segment_is_refused(build, tokens):
 def test_contradictions_are_refused(build, tokens):
     model, ids = build(), tokens(2, 10)
     output = model(ids)
-    with pytest.raises(ValueError, match="beside a filled past_key_values"):
-        model(ids, memory_state=output.memory_state, past_key_values=output.past_key_values)
+    with pytest.raises(ValueError, match="beside a filled cache"):
+        model(ids, memory_state=output.memory_state, cache=output.cache)
     with pytest.raises(ValueError, match="but the memory is off"):
         model(ids, memory_state=output.memory_state, use_memory=False)
     with pytest.raises(ValueError, match="use_memory=False differs from the calls that filled"):
-        model(ids, past_key_values=output.past_key_values, use_memory=False)
-    without = model(ids, use_memory=False).past_key_values
+        model(ids, cache=output.cache, use_memory=False)
+    without = model(ids, use_memory=False).cache
     with pytest.raises(ValueError, match="use_memory=True differs"):
-        model(ids, past_key_values=without)
+        model(ids, cache=without)
     with pytest.raises(ValueError, match="max_position_embeddings=96"):
         model(tokens(1, 97))
     with pytest.raises(ValueError, match="sequence is empty"):
@@ -388,7 +388,7 @@ def test_a_text_in_pieces_is_the_text(build, tokens, sizes, fields):
         expected = model(ids, attention_mask=mask, use_cache=False)
         for size in sizes:
             stop = start + size
-            output = model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache)
+            output = model(ids[:, start:stop], attention_mask=mask[:, :stop], cache=cache)
             logits.append(output.logits)
             start = stop
     assert_same(torch.cat(logits, dim=1)[mask.bool()], expected.logits[mask.bool()])
@@ -474,7 +474,7 @@ def test_decoding_needs_no_more_memory_for_longer_texts(build, tokens):
     ids, cache, sizes = tokens(2, 1000), model.new_cache(), [0]
     with torch.no_grad():
         for step in range(1000):
-            model(ids[:, step : step + 1], past_key_values=cache)
+            model(ids[:, step : step + 1], cache=cache)
             sizes.append(cache.state_bytes())
     assert sizes[100] == sizes[1000] > 0
 

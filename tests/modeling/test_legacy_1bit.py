@@ -445,7 +445,7 @@ def test_without_is_decoder_the_stack_looks_both_ways(build, tokens):
     changed = torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % VOCAB], dim=1)
     with torch.no_grad():
         assert (encoder(ids)[0] - encoder(changed)[0])[:, 0].abs().max() > 1e-3
-    assert encoder(ids).get("past_key_values") is None
+    assert encoder(ids).get("cache") is None
     with pytest.raises(ValueError, match="needs is_decoder=True"):
         Legacy1BitForCausalLM(tiny_legacy(is_decoder=False))
 
@@ -538,9 +538,9 @@ def test_a_text_in_pieces_is_the_text(kind, sizes, build, tokens):
         expected = model(ids, attention_mask=mask, use_cache=False)
         for size in sizes:
             stop = start + size
-            logits.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache).logits)
+            logits.append(model(ids[:, start:stop], attention_mask=mask[:, :stop], cache=cache).logits)
             start = stop
-    assert expected.past_key_values is None
+    assert expected.cache is None
     assert_same(torch.cat(logits, dim=1)[mask.bool()], expected.logits[mask.bool()])
 
 
