@@ -1,12 +1,13 @@
-"""Run facts -> metrics.json and the model card."""
+"""Run facts -> the model card."""
 
-import json
-import math
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
+
+from .files import write_json
+
+__all__ = ["library_versions", "model_card", "write_json"]
 
 PIPELINES = {"mlm": "fill-mask", "causal": "text-generation", "classification": "text-classification"}
 AUTO_CLASSES = {
@@ -25,27 +26,6 @@ LIBRARIES = ("accelerate", "datasets", "frankenlm", "tokenizers", "torch", "tran
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries a run depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write sorted JSON without NaN or Inf: those become null, and their keys are listed under `non_finite`."""
-    lost: list[str] = []
-    clean = _finite(facts, "", lost)
-    if lost:
-        clean["non_finite"] = sorted(lost)
-    text = json.dumps(clean, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _finite(value: Any, name: str, lost: list[str]) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item, f"{name}.{key}".lstrip("."), lost) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item, f"{name}[{i}]", lost) for i, item in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        lost.append(name)
-        return None
-    return value
 
 
 def model_card(name: str, facts: Mapping[str, Any]) -> str:

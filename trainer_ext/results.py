@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from .callbacks import CsvLog
-from .cards import library_versions, model_card, write_json
+from .cards import library_versions, model_card
+from .files import replaced_file, write_json, write_text
 from .plots import plot_training
 from .presets import RunSettings
 from .recipe import Unigram
@@ -95,6 +96,7 @@ def write_results(output_dir: Path, facts: Mapping[str, Any], rows: list[Mapping
     unit = "document" if facts["objective"] == "classification" else "token"
     name = facts["preset"] or facts["model_name_or_path"]
     title = f"{name}, {facts['objective']}, {facts['parameters']:,} parameters"
-    plot_training(rows, output_dir / "training.png", title=title, unigram=facts["unigram_cross_entropy"], unit=unit)
+    with replaced_file(output_dir / "training.png") as scratch:
+        plot_training(rows, scratch, title=title, unigram=facts["unigram_cross_entropy"], unit=unit)
     write_json(output_dir / "metrics.json", facts)
-    (output_dir / "README.md").write_text(model_card(output_dir.resolve().name, facts), encoding="utf-8")
+    write_text(output_dir / "README.md", model_card(output_dir.resolve().name, facts))
