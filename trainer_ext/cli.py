@@ -1,13 +1,16 @@
 """What every command shares: a user's mistakes as one line, and exit codes.
 
 Exit codes: 0 done, 1 failed, 2 a user's mistake found before any work was done, 6 storage full or read-only,
-130 / 143 ended by SIGINT / SIGTERM.
+130 / 143 ended by SIGINT / SIGTERM, 141 nobody reads the output any more (as of a Unix tool).
 """
 
 import argparse
 import contextlib
 import errno
+import json
+import math
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +18,20 @@ from pathlib import Path
 
 from frankenlm.modeling.checks import suggest
 
+from .output_streams import OutputClosed, SturdyStream, sturdy_output
+
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
 EXIT_STORAGE = 6
 EXIT_SIGNAL_BASE = 128
+EXIT_OUTPUT_CLOSED = EXIT_SIGNAL_BASE + 13  # SIGPIPE, which Windows does not have
 
 # EFBIG: the limit on a file's size
 STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG})
 # safetensors and torch.save report a full disk as errors of their own, without an errno.
 STORAGE_TEXTS = ("No space left on device", "Read-only file system", "Disk quota exceeded")
+# torch says so in a RuntimeError on the CPU, in one of its own on a GPU.
+MEMORY_TEXTS = ("can't allocate memory", "out of memory")
 
 
 class UserError(ValueError):
@@ -57,7 +65,15 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     """Run `main(argv)` and return the exit code; mistakes, storage errors and signals become one line on stderr.
 
     An exception with an attribute `exit_code` is an orderly end too: its message is the line, its code is returned.
+    What is printed cannot end the run: see output_streams.py.
     """
+    with sturdy_output() as out:
+        code = _run(main, argv)
+        out.flush()
+        return code or _check_output(out)
+
+
+def _run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None) -> int:
     try:
         main(argv)
     except UserError as error:
@@ -71,17 +87,30 @@ def run_command(main: Callable[[Sequence[str] | None], None], argv: Sequence[str
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_SIGNAL_BASE + 2
+    except OutputClosed:
+        return EXIT_OUTPUT_CLOSED
     except Exception as error:
         if hasattr(error, "exit_code"):
             # an orderly end with a code of its own, as the degradation lab has them
             if is_main_process():
                 print(f"stopped: {one_line(error)}", file=sys.stderr)
             return error.exit_code
-        if not is_storage_error(error):
-            raise
-        print(f"storage: {one_line(error)}", file=sys.stderr)
-        return EXIT_STORAGE
+        if is_storage_error(error):
+            print(f"storage: {one_line(error)}", file=sys.stderr)
+            return EXIT_STORAGE
+        if is_memory_error(error):
+            print(f"failed: the memory does not suffice: {one_line(error)}", file=sys.stderr)
+            return EXIT_FAILED
+        raise
     return 0
+
+
+def _check_output(out: SturdyStream) -> int:
+    """The exit code of finished work: a reader who left early has what he wanted, a full disk has lost something."""
+    if out.failure is None or out.closed_by_reader:
+        return 0
+    print(f"storage: standard output cannot be written: {out.failure.strerror}", file=sys.stderr)
+    return EXIT_STORAGE
 
 
 def is_storage_error(error: BaseException) -> bool:
@@ -91,18 +120,65 @@ def is_storage_error(error: BaseException) -> bool:
     return any(text in str(error) for text in STORAGE_TEXTS)
 
 
+def is_memory_error(error: BaseException) -> bool:
+    """Whether the error means that the memory, of this machine or of a GPU, was not enough."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_TEXTS)
+
+
 def check_model_name(option: str, name: str) -> None:
     """Make sure that a model's name is a folder with a config.json, or could be a name on the hub.
 
     Raises:
-        UserError: it looks like a path, and nothing lies there.
+        UserError: it looks like a path, and nothing lies there; it is a file, or the folder of an adapter.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{option} {name}: the folder holds no config.json, so no model.")
-    elif name.count("/") > 1 or name.startswith((".", "/", "~")):
+    check_text(option, name)
+    if not name.strip():
+        raise UserError(f"{option} is empty: give a folder or a hub name.")
+    try:
+        folder = Path(name).expanduser()
+        is_folder, is_there = folder.is_dir(), _is_there(folder)
+        has_config = is_folder and (folder / "config.json").is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a home folder of nobody
+        raise UserError(f"{option} {name[:80]}: no such folder ({_reason(error)}).") from error
+    if has_config:
+        return
+    if is_folder:
+        _check_no_adapter(option, name, folder)
+        raise UserError(f"{option} {name}: the folder holds no config.json, so no model.")
+    if is_there:
+        raise UserError(f"{option} {name}: is no folder; give the folder that holds config.json.")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise UserError(f"{option} {name}: no such folder.")
+
+
+def _check_no_adapter(option: str, name: str, folder: Path) -> None:
+    """Raises UserError for a folder that PEFT wrote: it holds changes to a model, not a model."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        base = "its base model"
+    raise UserError(
+        f"{option} {name}: holds an adapter (LoRA and the like) for {base}, not a model: merge it with PEFT's "
+        "merge_and_unload(), save the result, and give that folder."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """Why the system refused, without the path, which the message names already."""
+    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+
+
+def check_text(option: str, text: str) -> None:
+    """Raises UserError for a value that is no text: bytes that were no UTF-8, which Python hands on as surrogates."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(
+            f"{option} {ascii(text)}: is not valid UTF-8: convert it first, or rename the file that is meant."
+        )
+    if "\0" in text:
+        raise UserError(f"{option} {text!r}: holds a NUL character, which no name and no text has.")
 
 
 def one_line(error: BaseException) -> str:
@@ -137,6 +213,26 @@ def check_output_dir(folder: str | os.PathLike) -> None:
         raise UserError(f"cannot write to {str(folder)!r}: {error.strerror}. Choose another folder.") from error
 
 
+def check_new_file(option: str, path: Path) -> None:
+    """Make sure, before the work, that a file can be written at `path`; see `check_output_dir`.
+
+    Raises:
+        UserError: a folder or a device stands there, the name is too long, or the place cannot be written.
+        OSError: the storage is full or read-only.
+    """
+    try:
+        there = path.stat() if _is_there(path) else None
+    except FileNotFoundError:  # a link to nothing; it is replaced
+        there = None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{option} {str(path)[:80]}: cannot be written: {_reason(error)}.") from error
+    if there is not None and stat.S_ISDIR(there.st_mode):
+        raise UserError(f"{option} {path}: is a folder; name a file in it.")
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        raise UserError(f"{option} {path}: is no regular file; name a file, which is written beside and renamed.")
+    check_output_dir(path.absolute().parent)
+
+
 def _is_there(path: Path) -> bool:
     """Whether anything lies at `path`, be it a link to nothing; unlike Path.exists, other errors are raised."""
     try:
@@ -144,6 +240,16 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def check_value(option: str, value: object) -> None:
+    """Raises UserError for a value that no option can mean: an empty text, one that is no text, inf or nan."""
+    if isinstance(value, str):
+        check_text(option, value)
+        if not value:
+            raise UserError(f"{option} is empty: give a value, or leave {option} out.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{option} {value}: must be a finite number.")
 
 
 class OneLineParserMixin:
@@ -159,7 +265,18 @@ class OneLineParserMixin:
             name = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"unknown argument {name!r}.{suggest(name, known)} (see --help)")
+        self._check_values(namespace)
         return namespace
+
+    def _check_values(self, namespace: argparse.Namespace) -> None:
+        """Refuse what is a mistake for any option: the empty text, text that is none, numbers that are not finite."""
+        for action in self._actions:
+            given = getattr(namespace, action.dest, None)
+            if given is None or given == action.default:
+                continue
+            option = action.option_strings[0] if action.option_strings else action.dest
+            for value in given if isinstance(given, (list, tuple)) else [given]:
+                check_value(option, value)
 
 
 class OneLineParser(OneLineParserMixin, argparse.ArgumentParser):
