@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .fake_quantize import fake_quantize_activations, fake_quantize_weight
+from .layer_calls import is_plainly_called
 from .norms import RMS_EPS
 from .packed_linear import ACTIVATION_BITS, NO_NORM, PackedBitLinear, PreparedInput, check_packable
 from .packed_operators import quantize_activations
@@ -137,6 +138,4 @@ def apply_together(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, .
 def _shares_input(layer: nn.Module, first: nn.Module) -> bool:
     if type(layer) is not type(first) or not hasattr(layer, "input_settings"):
         return False
-    # Hooks and replaced forwards (offloading, adapters, probes) expect the layer to be called.
-    called = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return not called and "forward" not in layer.__dict__ and layer.input_settings == first.input_settings
+    return is_plainly_called(layer) and layer.input_settings == first.input_settings

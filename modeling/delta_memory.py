@@ -13,6 +13,7 @@ from transformers import initialization as init
 
 from .cache import LayerState
 from .context import SequenceContext
+from .full_linear import FullPrecisionLinear
 from .norms import at_least_float32, full_precision, rms_normalize
 from .scan_delta import delta_scan_chunked
 
@@ -29,8 +30,11 @@ def forgetting_bias(num_heads: int) -> list[float]:
     return [math.log(math.exp(-step) - 1) for step in steps]  # sigmoid of it is 1 - forgetting
 
 
-class Gate(nn.Linear):
-    """One gate per head, (B, L, D) -> (B, L, H), before its sigmoid; its biases start where they are told."""
+class Gate(FullPrecisionLinear):
+    """One gate per head, (B, L, D) -> (B, L, H), before its sigmoid; its biases start where they are told.
+
+    In at least float32, also under autocast: an alpha of 0.999 lies within bfloat16's rounding of 1.
+    """
 
     def __init__(self, hidden_size: int, initial_bias: list[float]):
         super().__init__(hidden_size, len(initial_bias))
@@ -39,12 +43,6 @@ class Gate(nn.Linear):
 
     def initialize_parameters(self) -> None:
         init.copy_(self.bias, torch.tensor(self.initial_bias))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """In at least float32, also under autocast: an alpha of 0.999 lies within bfloat16's rounding of 1."""
-        with full_precision(x.device.type):
-            full = at_least_float32(x)
-            return F.linear(full, self.weight.to(full.dtype), self.bias.to(full.dtype))
 
 
 class DeltaMemory(nn.Module):
@@ -66,7 +64,9 @@ class DeltaMemory(nn.Module):
 
     def gates(self, x: torch.Tensor, context: SequenceContext) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return log alpha and eta, (B, H, L), both 0 at pads, and the read gate (B, H, L, 1)."""
-        forget, write, read = (gate(x) for gate in (self.forget_proj, self.write_proj, self.read_proj))
+        forget, write, read = (
+            at_least_float32(gate(x)) for gate in (self.forget_proj, self.write_proj, self.read_proj)
+        )
         log_alpha = context.zero_pads(F.logsigmoid(forget)).transpose(1, 2)
         eta = context.zero_pads(write.sigmoid()).transpose(1, 2)
         return log_alpha, eta, read.sigmoid().transpose(1, 2)[..., None]

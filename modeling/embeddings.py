@@ -22,7 +22,7 @@ def conv_origin(kernel: int, is_causal: bool) -> int:
 
 
 class EmbeddingConv(nn.Conv1d):
-    """A convolution over neighbouring embeddings that keeps the length, also for even kernels.
+    """A convolution over neighbouring embeddings, called as any convolution is: (B, R, T) -> (B, R, T - kernel + 1).
 
     The checkpoint records which tap meets the current token, since it differs between the directions:
     `align` shifts a kernel that was trained in the other one. Starts as the identity.
@@ -61,17 +61,6 @@ class EmbeddingConv(nn.Conv1d):
         self.weight.copy_(aligned)
         self.origin.fill_(self.expected_origin)
 
-    def forward(self, x: torch.Tensor, context: SequenceContext) -> torch.Tensor:
-        """Map x (B, L, R), zero at pads, to the same shape; with a cache, the last inputs are remembered in it."""
-        kernel = self.kernel_size[0]
-        if context.cache is None:
-            padded = F.pad(x.transpose(1, 2), (self.expected_origin, kernel - 1 - self.expected_origin))
-        else:
-            state = context.cache.embedding.tensors
-            inputs, state["conv"] = slide_window(x, state.get("conv"), kernel - 1, context.mask)
-            padded = inputs.transpose(1, 2)
-        return super().forward(padded).transpose(1, 2)
-
 
 class FactorizedEmbedding(nn.Module):
     """h = P(conv(E[ids] + positions + types)); without `rank`, a dense table and no P.
@@ -104,6 +93,7 @@ class FactorizedEmbedding(nn.Module):
         self.conv = (
             EmbeddingConv(width, conv_kernel, depthwise=conv_depthwise, is_causal=is_causal) if conv_kernel else None
         )
+        self.conv_kernel, self.conv_origin = conv_kernel, conv_origin(conv_kernel, is_causal)
         self.projection = linear(rank, hidden_size, bias=False) if rank else None
         self.norm = norm
         self.normalize_rms = normalize_rms
@@ -119,6 +109,17 @@ class FactorizedEmbedding(nn.Module):
             x = x + self.embed_positions(context.position_ids)
         return x
 
+    def surround(self, x: torch.Tensor, context: SequenceContext) -> torch.Tensor:
+        """Put beside x (B, L, R), zero at pads, what the convolution needs to keep the length: (B, R, L + K - 1).
+
+        With a cache, the last inputs are remembered in it.
+        """
+        if context.cache is None:
+            return F.pad(x.transpose(1, 2), (self.conv_origin, self.conv_kernel - 1 - self.conv_origin))
+        state = context.cache.embedding.tensors
+        inputs, state["conv"] = slide_window(x, state.get("conv"), self.conv_kernel - 1, context.mask)
+        return inputs.transpose(1, 2)
+
     def forward(
         self,
         inputs_embeds: torch.Tensor,
@@ -128,7 +129,7 @@ class FactorizedEmbedding(nn.Module):
         """Map rows of the table (B, L, R) to hidden states (B, L, D), zero at pads."""
         x = context.zero_pads(self.narrow(inputs_embeds, token_type_ids, context))
         if self.conv is not None:
-            x = self.conv(x, context)
+            x = self.conv(self.surround(x, context)).transpose(1, 2)
         if self.projection is not None:
             x = self.projection(x)
         if self.norm is not None:

@@ -14,8 +14,9 @@ from torch import nn
 
 from .bitlinear import apply_together
 from .checks import check_choice
+from .full_linear import FullPrecisionLinear
 from .mixer_base import LinearFactory, ends_branch
-from .norms import at_least_float32, full_precision
+from .norms import at_least_float32
 
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
@@ -80,9 +81,7 @@ class MixtureOfExperts(nn.Module):
     ):
         super().__init__()
         self.top_k = top_k
-        self.router = nn.Linear(
-            hidden_size, num_experts, bias=False
-        )  # never quantised: it decides, it does not compute
+        self.router = FullPrecisionLinear(hidden_size, num_experts, bias=False)  # it decides, it does not compute
         self.experts = nn.ModuleList(
             FeedForward(hidden_size, intermediate_size, activation, use_bias=use_bias, linear=linear)
             for _ in range(num_experts)
@@ -90,8 +89,7 @@ class MixtureOfExperts(nn.Module):
 
     def route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, RouterStatistics]:
         """Return the chosen experts (T, k) int64, their weights (T, k) and the statistics, for tokens (T, D)."""
-        with full_precision(tokens.device.type):
-            logits = F.linear(at_least_float32(tokens), at_least_float32(self.router.weight))
+        logits = at_least_float32(self.router(tokens))
         probabilities = logits.softmax(-1)
         # A stable sort breaks ties by index; topk does not promise to.
         chosen = probabilities.detach().sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]

@@ -123,7 +123,7 @@ class StandardAttention(Mixer):
         """(B, H, L, K) -> (B, L, D), through the output projection."""
         return self.o_proj(heads.transpose(1, 2).flatten(2))
 
-    def mix(self, x, context, logical_layer_idx, evaluation: int = 0):
+    def forward(self, x, context, logical_layer_idx, evaluation: int = 0):
         heads, weights = self.attend(*self.heads(x), context, logical_layer_idx, evaluation)
         return self.merge(heads), weights if context.keep_weights else None
 
@@ -163,7 +163,7 @@ class TitanAttention(StandardAttention):
         damping = self.hope_damping * (1 + self.hope_layer_scale * logical_layer_idx)
         return hope_rates(self.head_width, damping, self.hope_rho, self.hope_base)
 
-    def mix(self, x, context, logical_layer_idx, evaluation: int = 0):
+    def forward(self, x, context, logical_layer_idx, evaluation: int = 0):
         q, k, v = self.heads(x)
         heads, weights = self.attend(q, k, v, context, logical_layer_idx, evaluation)
         if self.memory is not None:

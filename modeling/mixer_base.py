@@ -14,27 +14,24 @@ class Mixer(nn.Module):
     """Moves information between the tokens of a sequence: (B, L, D) -> (B, L, D).
 
     The contract, which the tests hold every mixer to:
-    - it is called as `mixer(x, norm, context, logical_layer_idx)` with the raw residual stream x and the block's norm,
-      and returns `(delta, attention_weights)`: what to add to the stream, and (B, H, L, L) weights or None;
+    - it is called as `mixer(x, context, logical_layer_idx)` with the normalised stream x, and returns
+      `(delta, attention_weights)`: what to add to the stream, and (B, H, L, L) weights or None;
+    - one that `takes_raw_stream` gets the stream as it is and, as a fourth argument, the function that normalises it.
+      It is a function: a module among the arguments would be moved about by whatever moves the inputs of a call to
+      where its layer computes (accelerate's offloading does), though it belongs to the block and lies with its hooks;
     - direction comes from `context.is_causal` alone; parameters are the same either way;
     - a row padded at its left or right gives its real tokens what the unpadded row gets (pads amid a text are not
       supported: convolutions would see them); what it returns at pads is unspecified but finite;
     - `carries_position` says whether it can tell the order of its tokens by itself.
-
-    Most mixers implement `mix`, which sees the normalised stream.
     """
 
     carries_position = False
+    takes_raw_stream = False
 
     def forward(
-        self, x: torch.Tensor, norm: nn.Module, context: SequenceContext, logical_layer_idx: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return self.mix(norm(x), context, logical_layer_idx)
-
-    def mix(
         self, x: torch.Tensor, context: SequenceContext, logical_layer_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        raise NotImplementedError(f"{type(self).__name__} must implement mix() or forward()")
+        raise NotImplementedError(f"{type(self).__name__} must implement forward()")
 
 
 def ends_branch(linear: nn.Linear) -> nn.Linear:

@@ -24,6 +24,18 @@ DT_RANGE = (1e-3, 0.1)
 DT_FLOOR = 1e-4  # at init only: in the forward pass pads need dt = 0
 
 
+class DepthwiseConv(nn.Conv1d):
+    """A convolution of each channel by itself, (B, C, T) -> (B, C, T - kernel + 1)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] != self.kernel_size[0]:
+            return super().forward(x)
+        # Over one place, as in decoding, a product and a sum take less time than a convolution.
+        inputs = x.transpose(1, 2)
+        taps = self.weight.squeeze(1).transpose(0, 1).to(x.dtype)
+        return ((inputs * taps).sum(1, keepdim=True) + self.bias.to(x.dtype)).transpose(1, 2)
+
+
 class Mamba2(Mixer):
     """z, xBC, dt = W_in u;  x, B, C = silu(conv(xBC));  y = SSM(x, B, C, dt) + D x;  W_out RMSNorm(y silu(z))."""
 
@@ -47,7 +59,7 @@ class Mamba2(Mixer):
         self.chunk_size = chunk_size
         conv_size = self.inner_size + 2 * state_size
         self.in_proj = linear(hidden_size, self.inner_size + conv_size + self.num_heads, bias=use_bias)
-        self.conv1d = nn.Conv1d(conv_size, conv_size, conv_kernel, groups=conv_size)
+        self.conv1d = DepthwiseConv(conv_size, conv_size, conv_kernel, groups=conv_size)
         # Exponents and step sizes stay in float32 (or more) however the model is made: `_keep_in_fp32_modules_strict`.
         scalars = {"dtype": torch.promote_types(torch.get_default_dtype(), torch.float32)}
         self.dt_bias = nn.Parameter(torch.empty(self.num_heads, **scalars))
@@ -74,12 +86,7 @@ class Mamba2(Mixer):
         inputs, window = slide_window(zero_pads(xBC, mask), window, width, mask)
         if state is not None:
             state.tensors["conv"] = window
-        if xBC.shape[1] == 1:  # a product and a sum take less time than a convolution over one place
-            taps = self.conv1d.weight.squeeze(1).transpose(0, 1).to(inputs.dtype)
-            convolved = (inputs * taps).sum(1, keepdim=True) + self.conv1d.bias.to(inputs.dtype)
-        else:
-            convolved = self.conv1d(inputs.transpose(1, 2)).transpose(1, 2)
-        return zero_pads(F.silu(convolved), mask)
+        return zero_pads(F.silu(self.conv1d(inputs.transpose(1, 2)).transpose(1, 2)), mask)
 
     def scan(self, xBC, dt, state: LayerState | None):
         """Return the state-space output with its skip, (B, L, H, V), for convolved inputs and step sizes (B, L, H)."""
@@ -99,7 +106,7 @@ class Mamba2(Mixer):
         with full_precision(xBC.device.type):
             return self.scan(at_least_float32(convolved), dt, state)
 
-    def mix(self, x, context, logical_layer_idx):
+    def forward(self, x, context, logical_layer_idx):
         z, xBC, dt = self.in_proj(x).split([self.inner_size, self.conv1d.in_channels, self.num_heads], dim=-1)
         dt = context.zero_pads(F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias)))
         y = self.one_direction(xBC, dt, context.mask, context.state(logical_layer_idx))

@@ -7,11 +7,13 @@ Shapes: x (B, L, D).
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
+from .context import SequenceContext
 from .mixer_attention import StandardAttention
 from .mixer_base import LinearFactory, Mixer
 from .norms import at_least_float32
@@ -48,6 +50,8 @@ class OdeBlock(Mixer):
         time_input: adds t * tau to the field, tau (D,) learnable from 0.
     """
 
+    takes_raw_stream = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -82,13 +86,22 @@ class OdeBlock(Mixer):
         if self.tau is not None:
             init.zeros_(self.tau)
 
-    def forward(self, x, norm, context, logical_layer_idx):
-        """Return z(1) - z(0) in x's dtype; z itself is accumulated in at least float32."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        context: SequenceContext,
+        logical_layer_idx: int,
+        normalize: Callable[[torch.Tensor], torch.Tensor],
+    ) -> tuple[torch.Tensor, None]:
+        """Return z(1) - z(0) in x's dtype; z itself is accumulated in at least float32.
+
+        The field normalises every state it is asked about, so the block hands over how: `normalize` calls its norm.
+        """
 
         evaluation = itertools.count()  # each stage has keys of its own: the cache keeps them apart
 
         def field(t, z):
-            slope, _ = self.attention.mix(norm(z.to(x.dtype)), context, logical_layer_idx, next(evaluation))
+            slope, _ = self.attention(normalize(z.to(x.dtype)), context, logical_layer_idx, next(evaluation))
             slope = at_least_float32(slope)
             return slope if self.tau is None else slope + t * self.tau
 

@@ -97,7 +97,7 @@ class Retention(Mixer):
         backward, _ = linear_scan_chunked(*(t.flip(1) for t in (q, k, v, log_decay)), self.chunk_size)
         return forward + backward.flip(1) - (q * k).sum(-1, keepdim=True) * v
 
-    def mix(self, x, context, logical_layer_idx):
+    def forward(self, x, context, logical_layer_idx):
         q, k, v = self.heads(x, context)
         with full_precision(x.device.type):
             retained = self.retain(q, k, v, context, context.state(logical_layer_idx))

@@ -38,13 +38,12 @@ class FrankensteinBlock(GradientCheckpointingLayer):
         self.norm2 = make_norm(config, config.norm_alpha_other)
         self.ffn = make_feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.identity = nn.Identity()
 
     def forward(
         self, x: torch.Tensor, context: SequenceContext, logical_layer_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor | None, RouterStatistics | None]:
         """Map x (B, L, D) to the next x, the attention weights or None, and the router's statistics or None."""
-        delta, weights = self.mixer(x, self.identity if self.is_post_norm else self.norm1, context, logical_layer_idx)
+        delta, weights = self.mix(x, context, logical_layer_idx)
         x = self.add(x, delta, context)
         x = self.norm1(x) if self.is_post_norm else x
 
@@ -52,6 +51,15 @@ class FrankensteinBlock(GradientCheckpointingLayer):
         x = self.add(x, delta, context)
         x = self.norm2(x) if self.is_post_norm else x
         return context.zero_pads(x), weights, statistics
+
+    def mix(self, x, context, logical_layer_idx):
+        if self.mixer.takes_raw_stream:
+            return self.mixer(x, context, logical_layer_idx, self.normalize)
+        return self.mixer(self.normalize(x), context, logical_layer_idx)
+
+    def normalize(self, x):
+        """What the mixer sees of the stream x."""
+        return x if self.is_post_norm else self.norm1(x)
 
     def add(self, x, delta, context):
         return x + context.zero_pads(self.dropout(delta) if self.training else delta)
@@ -263,6 +271,11 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
     """What the heads share: router losses and the fields passed through."""
 
     shifts_labels = False  # True where the loss predicts each token from the ones before it
+    task: str  # name of transformers' loss; from a subclass's own name it would be guessed wrongly
+
+    def __init__(self, config: FrankensteinConfig):
+        super().__init__(config)
+        self.loss_type = self.task
 
     def compute_loss(self, labels, outputs, kwargs, **loss_inputs) -> torch.Tensor | None:
         """Return the task's loss from transformers' loss function, plus the router losses; None without labels."""
@@ -332,6 +345,8 @@ class _FrankensteinLanguageModel(_FrankensteinHead):
 class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
     """A bidirectional encoder that fills masked tokens."""
 
+    task = "ForMaskedLM"
+
     def __init__(self, config: FrankensteinConfig):
         if config.is_decoder:
             raise ValueError(
@@ -395,6 +410,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
     """A causal decoder that predicts the next token."""
 
     shifts_labels = True
+    task = "ForCausalLM"
 
     def __init__(self, config: FrankensteinConfig):
         if not config.is_decoder:
@@ -449,6 +465,8 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
 
 class FrankensteinForSequenceClassification(_FrankensteinHead):
     """A classifier over the mean of the real tokens, or over the last real one when causal."""
+
+    task = "ForSequenceClassification"
 
     def __init__(self, config: FrankensteinConfig):
         super().__init__(config)

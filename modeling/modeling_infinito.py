@@ -90,13 +90,12 @@ class InfinitoBlock(GradientCheckpointingLayer):
         )
         self.norm2 = build_norm("layer_norm", config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.identity = nn.Identity()
 
     def forward(
         self, x: torch.Tensor, context: SequenceContext, layer_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Map x (B, L, D) to the next x, and the attention weights or None."""
-        delta, weights = self.attention(x, self.identity, context, layer_idx)
+        delta, weights = self.attention(x, context, layer_idx)
         x = self.norm1(self.add(x, delta))
         x = self.norm2(self.add(x, self.ffn(x)))
         return context.zero_pads(x), weights
@@ -219,7 +218,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
         if inputs_embeds.shape[1] == 0:
             raise ValueError("The sequence is empty: give at least one token.")
         memories = self.memories if use_memory is None or use_memory else {}
-        states = self._starting_states(memories, memory_state, cache, len(inputs_embeds))
+        states = self._starting_states(memories, memory_state, cache, inputs_embeds)
         if shuffle_memory:
             self._check_shuffling(memories, len(inputs_embeds))
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -275,7 +274,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
         if batch_size < 2:
             raise ValueError("shuffle_memory=True lets each row read another row's memory: give at least two rows.")
 
-    def _starting_states(self, memories, memory_state, cache, batch_size) -> dict[str, SlotMemoryState | None]:
+    def _starting_states(self, memories, memory_state, cache, inputs_embeds) -> dict[str, SlotMemoryState | None]:
         """Return the state of each memory before the new tokens, by layer; None where a text starts."""
         is_continued = cache is not None and cache.seen_tokens is not None
         if memory_state is not None:
@@ -286,7 +285,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
                     "memory_state is given beside a filled cache, which holds the memory's state already: "
                     "leave one of them out."
                 )
-            return self._checked_states(memories, memory_state, batch_size)
+            return self._checked_states(memories, memory_state, len(inputs_embeds), inputs_embeds.device)
         states = {name: _recall(cache, int(name)) if is_continued else None for name in self.memories}
         if is_continued and any((states[name] is None) == (name in memories) for name in states):
             raise ValueError(
@@ -295,7 +294,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
             )
         return {name: states[name] for name in memories}
 
-    def _checked_states(self, memories, memory_state, batch_size):
+    def _checked_states(self, memories, memory_state, batch_size, device):
         if not isinstance(memory_state, Sequence) or any(not hasattr(state, "tokens_read") for state in memory_state):
             raise ValueError(
                 f"memory_state is a {type(memory_state).__name__}, expected a SlotMemoryState per memory layer: pass "
@@ -306,7 +305,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
                 f"memory_state holds {len(memory_state)} states, but memory_layers={self.config.memory_layers} needs "
                 f"{len(memories)}: pass output.memory_state as it came."
             )
-        config, device = self.config, self.embeddings.embed_tokens.weight.device
+        config = self.config
         for index, state in enumerate(memory_state):
             name = f"memory_state[{index}]"
             state.check(name, batch_size, config.memory_slots, config.memory_dim, config.memory_segment, device)
@@ -361,6 +360,7 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
         if not config.is_decoder:
             raise ValueError("InfinitoForCausalLM needs is_decoder=True.")
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # a subclass's own name would say nothing to transformers
         self.model = InfinitoModel(config)
         self.lm_head = FactorizedHead(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
@@ -442,13 +442,9 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
         return self.config.max_position_embeddings
 
     @takes_old_cache_name
-    def prepare_inputs_for_generation(
-        self, input_ids, cache=None, inputs_embeds=None, memory_state=None, **kwargs
-    ):
+    def prepare_inputs_for_generation(self, input_ids, cache=None, inputs_embeds=None, memory_state=None, **kwargs):
         """As in transformers; a carried memory enters with the prompt, and lives in the cache from then on."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, cache=cache, inputs_embeds=inputs_embeds, **kwargs
-        )
+        inputs = super().prepare_inputs_for_generation(input_ids, cache=cache, inputs_embeds=inputs_embeds, **kwargs)
         if memory_state is not None and (cache is None or cache.get_seq_length() == 0):
             inputs["memory_state"] = memory_state
         return inputs

@@ -89,7 +89,7 @@ class Legacy1BitBlock(GradientCheckpointingLayer):
         self, x: torch.Tensor, context: SequenceContext, layer_idx: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Map x (B, L, D) to the next x, and the attention weights (B, H, L, T) or None."""
-        delta, weights = self.attention(x, self.norm1, context, layer_idx)
+        delta, weights = self.attention(self.norm1(x), context, layer_idx)
         x = self.add(x, delta)
         x = self.add(x, self.ffn(self.norm2(x)))
         return context.zero_pads(x), weights
@@ -237,6 +237,7 @@ class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
         if not config.is_decoder:
             raise ValueError("Legacy1BitForCausalLM needs is_decoder=True.")
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # a subclass's own name would say nothing to transformers
         self.model = Legacy1BitModel(config)
         self.lm_head = FactorizedHead(
             config.hidden_size,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .full_linear import FullPrecisionLinear, apply_full_together
 from .norms import at_least_float32, full_precision
 
 IMPORTANCE_FLOOR = 1e-6
@@ -240,9 +241,9 @@ class SlotMemory(nn.Module):
         self.k_proj = nn.Linear(hidden_size, width, bias=False)
         self.v_proj = nn.Linear(hidden_size, width, bias=False)
         self.o_proj = ZeroLinear(width, hidden_size)  # the gate is half open, so the gradient reaches it at once
-        self.gate = nn.Linear(hidden_size, 1)
-        self.pooling = nn.Linear(hidden_size, 1, bias=False)
-        self.importance = nn.Linear(hidden_size, 1)
+        self.gate = FullPrecisionLinear(hidden_size, 1)
+        self.pooling = FullPrecisionLinear(hidden_size, 1, bias=False)
+        self.importance = FullPrecisionLinear(hidden_size, 1)
 
     def forward(
         self,
@@ -336,13 +337,8 @@ class SlotMemory(nn.Module):
     def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return queries (B, L, W), contents (B, L, F), pooling scores (B, L, 1) and gates (B, L, 1), each in at least
         float32; the three that gate or weigh are computed in it too."""
-        queries = at_least_float32(self.q_proj(x))
-        keys, values = at_least_float32(self.k_proj(x)), at_least_float32(self.v_proj(x))
-        with full_precision(x.device.type):
-            weights = torch.cat([self.pooling.weight, self.importance.weight, self.gate.weight])
-            biases = torch.cat([torch.zeros_like(self.gate.bias), self.importance.bias, self.gate.bias])
-            full = at_least_float32(x)
-            scores, importance, gates = F.linear(full, weights.to(full.dtype), biases.to(full.dtype)).split(1, dim=-1)
+        queries, keys, values = (at_least_float32(layer(x)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        scores, importance, gates = apply_full_together(x, self.pooling, self.importance, self.gate)
         return queries, torch.cat([keys, values, importance], dim=-1), scores, gates.sigmoid()
 
     def pool(

@@ -12,7 +12,6 @@ import statistics
 from pathlib import Path
 
 import torch
-from torch import nn
 from tqdm import tqdm
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -38,11 +37,10 @@ def training_step(layer, length: int, batch: int = 1):
 
 def our_layer(name: str, is_causal: bool):
     mixer = build_mixer(name, hidden_size=HIDDEN, chunk_size=CHUNK, **OPTIONS[name])
-    identity = nn.Identity()
 
     def layer(x):
         context = SequenceContext.build(batch_size=x.shape[0], length=x.shape[1], device=x.device, is_causal=is_causal)
-        return mixer(x, identity, context, 0)[0]
+        return mixer(x, context, 0)[0]
 
     return layer
 

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from frankenlm.modeling.context import SequenceContext
 from frankenlm.modeling.mixer_attention import SigmoidAttention, StandardAttention, TitanAttention
@@ -21,7 +20,7 @@ def run(layer, x, is_causal, index=0, implementation="sdpa", **inputs):
         attn_implementation=implementation, keep_weights=implementation == "eager", **inputs,
     )  # fmt: skip
     with torch.no_grad():
-        return layer(x, nn.Identity(), context, index)
+        return layer(x, context, index)
 
 
 def split_heads(layer, x):

@@ -193,7 +193,7 @@ def test_the_memory_is_added_to_the_heads_of_the_attention(is_decoder, tiny_mode
         model(tokens(2, 21))
         stream = taken["x"]
         context = SequenceContext.build(batch_size=2, length=21, device=stream.device, is_causal=is_decoder)
-        plain.model.layers[0].mixer.mix(stream, context, 0)
+        plain.model.layers[0].mixer(stream, context, 0)
         expected = memory_definition(mixer.memory, stream, *mixer.heads(stream), is_decoder)
     difference = (taken["with"] - taken["without"]).unflatten(-1, (2, -1)).transpose(1, 2)
     assert difference.std() > 0.1

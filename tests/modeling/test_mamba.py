@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import Mamba2Config
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
@@ -22,7 +21,7 @@ def run(layer, x, is_causal, mask=None):
         batch_size=batch, length=length, device=x.device, is_causal=is_causal, attention_mask=mask
     )
     with torch.no_grad():
-        return layer(x, nn.Identity(), context, 0)[0]
+        return layer(x, context, 0)[0]
 
 
 def transformers_twin(layer):

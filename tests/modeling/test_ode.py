@@ -28,7 +28,7 @@ def build(enliven, gain=1.0, **options):
 
 def end_state(block, norm, x, is_causal=False):
     with torch.no_grad():
-        return x + block(x, norm, context(is_causal), 0)[0]
+        return x + block(x, context(is_causal), 0, norm)[0]
 
 
 def observed_orders(error):
@@ -74,7 +74,7 @@ def test_one_euler_step_is_a_residual_attention_block(is_causal, enliven):
     plain = StandardAttention(WIDTH, HEADS, position_type="rope").double()
     plain.load_state_dict(block.attention.state_dict())
     with torch.no_grad():
-        delta, _ = plain(x, norm, context(is_causal), 0)
+        delta, _ = plain(norm(x), context(is_causal), 0)
     torch.testing.assert_close(end_state(block, norm, x, is_causal), x + delta, atol=1e-12, rtol=0)
 
 
@@ -84,7 +84,7 @@ def test_the_classic_runge_kutta_tableau(steps, enliven):
     assert block.tau.abs().min() > 0
 
     def field(t, z):
-        return block.attention.mix(norm(z), context(), 0)[0] + t * block.tau
+        return block.attention(norm(z), context(), 0)[0] + t * block.tau
 
     h, z = 1 / steps, x
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_bf16_accumulates_in_float32(enliven):
     half = OdeBlock(WIDTH, HEADS, position_type="rope", steps=64)
     half.load_state_dict(block.state_dict())
     with torch.no_grad():
-        actual, _ = half.bfloat16()(x, norm.bfloat16(), context(), 0)
+        actual, _ = half.bfloat16()(x, context(), 0, norm.bfloat16())
     assert actual.dtype == torch.bfloat16 and exact.abs().max() < 16
     assert (actual.double() - exact).norm() <= 0.1 * exact.norm()
 

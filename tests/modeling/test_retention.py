@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from frankenlm.modeling.context import SequenceContext
 from frankenlm.modeling.mixer_retention import Retention, retention_log_decay
@@ -156,7 +155,7 @@ def test_retention_equals_its_definition(is_causal, rotary, decay, value_factor,
     layer = enliven(Retention(24, 3, **options).double())
     x = torch.randn(2, length, 24, dtype=torch.float64)
     context = SequenceContext.build(batch_size=2, length=length, device=x.device, is_causal=is_causal)
-    actual, _ = layer(x, nn.Identity(), context, 0)
+    actual, _ = layer(x, context, 0)
     torch.testing.assert_close(actual, retention_definition(layer, x, 3, is_causal, rotary, decay), **CLOSE)
 
 
@@ -170,9 +169,9 @@ def test_scale_of_queries_hardly_matters(enliven):
     """The norm of each head makes the output scale-invariant, which stands for the paper's row rescaling."""
     layer, x = enliven(Retention(24, 3).double()), torch.randn(1, 9, 24, dtype=torch.float64)
     context = SequenceContext.build(batch_size=1, length=9, device=x.device, is_causal=True)
-    before, _ = layer(x, nn.Identity(), context, 0)
+    before, _ = layer(x, context, 0)
     with torch.no_grad():
         layer.q_proj.weight *= 100
         layer.v_proj.weight *= 100
-    after, _ = layer(x, nn.Identity(), context, 0)
+    after, _ = layer(x, context, 0)
     torch.testing.assert_close(after, before, atol=1e-2, rtol=1e-2)

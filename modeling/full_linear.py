@@ -1,0 +1,45 @@
+"""FullPrecisionLinear: a linear layer whose outputs decide or weigh, and therefore never run in half precision.
+
+Shapes: x (..., I), weight (O, I), y (..., O).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .layer_calls import is_plainly_called
+from .norms import at_least_float32, full_precision
+
+
+class FullPrecisionLinear(nn.Linear):
+    """nn.Linear in at least float32, whatever the model's type and also under autocast.
+
+    Routers and gates are made of it: rounded to bfloat16 they choose other experts, and a gate of 0.999 is 1. It is a
+    class of its own so that they are layers like any other, called and never read past (hooks, adapters and offloading
+    live in the call); quantisers, which replace plain nn.Linear layers, leave it alone.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _product(x, self.weight, self.bias)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    with full_precision(x.device.type):
+        full = at_least_float32(x)
+        return F.linear(full, weight.to(full.dtype), None if bias is None else bias.to(full.dtype))
+
+
+def apply_full_together(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
+    """Apply several small layers to one input, in one product if each is a FullPrecisionLinear that is plainly called.
+
+    Args:
+        x: (..., I).
+
+    Returns:
+        `tuple(at_least_float32(layer(x)) for layer in layers)`.
+    """
+    if not all(type(layer) is FullPrecisionLinear and is_plainly_called(layer) for layer in layers):
+        return tuple([at_least_float32(layer(x)) for layer in layers])
+    biases = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+    together = _product(x, torch.cat([layer.weight for layer in layers]), torch.cat(biases))
+    return together.split([layer.out_features for layer in layers], dim=-1)
