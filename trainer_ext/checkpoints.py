@@ -6,9 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -18,8 +16,9 @@ from transformers import (
 from frankenlm.modeling.packed_operators import has_native_operators
 from frankenlm.modeling.quantizer_ternary import packed_layers
 
-from .cli import UserError, check_model_name, check_output_dir
+from .cli import UserError, check_new_file
 from .metrics.text import NEED_SACREBLEU, require_sacrebleu
+from .opening import check_runs, read_config, read_tokenizer, read_weights
 from .scoring import is_kind
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -48,22 +47,13 @@ def open_checkpoint(name: str, *, option: str = "--model", trust_remote_code: bo
     """Read configuration and tokenizer of a causal language model, by folder or hub name.
 
     Raises:
-        ValueError, OSError: no such model, or one that does not generate.
+        UserError: no such model, files of it that cannot be used, or one that does not generate.
     """
-    check_model_name(option, name)
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except OSError as error:
-        if Path(name).expanduser().is_dir():
-            raise
-        raise UserError(
-            f"{option} {name}: no folder of that name, and it cannot be fetched from the hub (unknown there, or no "
-            "connection)."
-        ) from error
+    config = read_config(name, option=option, trust_remote_code=trust_remote_code)
     architectures = config.architectures or []
     if architectures and not any(is_kind(architecture, "CausalLM") for architecture in architectures):
         raise UserError(f"{option} {name}: holds {', '.join(architectures)}; only causal language models generate.")
-    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(name, option=option, trust_remote_code=trust_remote_code)
     return Checkpoint(name, config, tokenizer, position_limit(config), trust_remote_code)
 
 
@@ -82,21 +72,26 @@ def check_memory_switch(checkpoint: Checkpoint, option: str) -> None:
         raise UserError(f"{option}: {checkpoint.name} ({checkpoint.config.model_type}) has no slot memory.")
 
 
-def load_model(checkpoint: Checkpoint, *, device: str, dtype: str = "auto") -> PreTrainedModel:
+def load_model(checkpoint: Checkpoint, *, device: str, dtype: str = "auto", option: str = "--model") -> PreTrainedModel:
     """Load the weights, ready to generate; of its generation settings only the token ids are kept.
 
     Raises:
-        ValueError, OSError: weights that are missing, damaged or of another architecture.
+        UserError: weights that are missing, damaged or of another architecture, or that cannot be run.
     """
-    model = AutoModelForCausalLM.from_pretrained(
+    model = read_weights(
+        AutoModelForCausalLM,
         checkpoint.name,
+        checkpoint.config,
+        option=option,
         dtype=dtype if dtype == "auto" else getattr(torch, dtype),
         trust_remote_code=checkpoint.trust_remote_code,
     )
     keep_token_ids_only(model, checkpoint.tokenizer)
     if packed_layers(model):
         has_native_operators()  # so that what they run on is said now, not amid the text
-    return model.to(device).eval()
+    model = model.to(device)
+    check_runs(model, checkpoint.name, option=option)
+    return model
 
 
 def keep_token_ids_only(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -115,8 +110,14 @@ def check_device(device: str) -> None:
         kind = torch.device(device).type
     except RuntimeError as error:
         raise UserError(f"--device {device}: no such device; use cpu or cuda.") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+    own = torch.accelerator.current_accelerator()
+    known = ["cpu"] if own is None else ["cpu", own.type]
+    if kind in ("cuda", "mps", "xpu") and kind not in known:
         raise UserError(f"--device {device}: there is no GPU here; use cpu.")
+    if kind not in known:
+        raise UserError(f"--device {device}: no such device; use cpu or cuda.")
+    if kind != "cpu" and (torch.device(device).index or 0) >= torch.accelerator.device_count():
+        raise UserError(f"--device {device}: there are {torch.accelerator.device_count()} here, counted from 0.")
 
 
 def check_sacrebleu(metrics: Sequence[str]) -> None:
@@ -136,6 +137,4 @@ def check_output_file(option: str, path: Path, suffix: str) -> None:
     """
     if path.suffix.lower() != suffix:
         raise UserError(f"{option} {path}: name a file that ends in {suffix}.")
-    if path.is_dir():
-        raise UserError(f"{option} {path}: is a folder; name a file, such as {path / ('out' + suffix)}.")
-    check_output_dir(path.absolute().parent)
+    check_new_file(option, path)

@@ -19,6 +19,7 @@ from pathlib import Path
 from frankenlm.modeling.checks import suggest
 
 from .output_streams import OutputClosed, SturdyStream, sturdy_output
+from .redaction import redact
 
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
@@ -182,10 +183,10 @@ def check_text(option: str, text: str) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line."""
+    """Return the message of an error on one line, without secrets."""
     # str(KeyError) is the repr of its message
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return redact(" ".join(text.split())) or type(error).__name__
 
 
 def is_main_process() -> bool:

@@ -14,12 +14,22 @@ import datasets
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from .cli import Interrupted, UserError, is_main_process
+from .cli import Interrupted, UserError, is_main_process, is_storage_error, one_line
+from .redaction import redact
 
 LIBRARIES = ("frankenlm", "transformers")
-CONSOLE_FORMAT = logging.Formatter("%(levelname).1s %(message)s")
-FILE_FORMAT = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 BUFFERED_RECORDS = 100_000
+
+
+class SecretFreeFormatter(logging.Formatter):
+    """Writes records, tracebacks included, without secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+CONSOLE_FORMAT = SecretFreeFormatter("%(levelname).1s %(message)s")
+FILE_FORMAT = SecretFreeFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
 
 class TqdmHandler(logging.Handler):
@@ -30,6 +40,28 @@ class TqdmHandler(logging.Handler):
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
+
+
+class LogFile(logging.FileHandler):
+    """training.log: what has no UTF-8 form is written as its escape, and a full disk costs the log, not the run."""
+
+    def __init__(self, path: Path, append: bool):
+        super().__init__(path, mode="a" if append else "w", encoding="utf-8", errors="backslashreplace")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not is_storage_error(error):
+            super().handleError(record)
+            return
+        self.handleError = lambda record: None  # said once
+        print(f"the log is not written any more: {one_line(error)}", file=sys.stderr)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # what was left in the buffer
+            if not is_storage_error(error):
+                raise
 
 
 class RunLog:
@@ -45,7 +77,7 @@ class RunLog:
         self.console.setFormatter(CONSOLE_FORMAT)
         # capacity and flush level are out of reach: the buffer waits for write_to()
         self.buffer = MemoryHandler(BUFFERED_RECORDS, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-        self.file: logging.FileHandler | None = None
+        self.file: LogFile | None = None
 
     def __enter__(self) -> "RunLog":
         # Trainer's own bars stay. transformers draws one for every file it writes; those of datasets are for a watcher.
@@ -65,7 +97,7 @@ class RunLog:
         """Open the log file (rank 0 only), write what was logged so far, and keep writing."""
         if not is_main_process() or self.file is not None:
             return
-        self.file = logging.FileHandler(path, mode="a" if append else "w", encoding="utf-8")
+        self.file = LogFile(path, append)
         self.file.setFormatter(FILE_FORMAT)
         self.buffer.setTarget(self.file)
         self.buffer.flush()

@@ -1,0 +1,249 @@
+"""Opening saved models, which are other people's files: whatever is wrong with one is a line, told before the work.
+
+config.json, tokenizer and weights are read by transformers, whose classes meet damaged or odd values with any kind of
+exception. Here they become a `UserError`, in one place; the traceback goes to the log at level debug.
+"""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+
+from .cli import UserError, check_model_name, is_memory_error, is_storage_error, one_line
+
+logger = logging.getLogger("frankenlm.opening")
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LONGEST_REASON = 300  # characters of another library's message
+
+# Fields that count modules: each is a turn of a loop while the model is built.
+_COUNTS = re.compile(r"(layers?|blocks?|loops|experts|heads|depth)$|^n_layers?$|^n_heads?$")
+MANY_MODULES = 1000  # more than any model of today has of one kind, where the weights do not say better
+# Elements a model may have for each that is stored: packed weights hold four in a byte, tied ones are stored once.
+LARGEST_UNFOLDING = 16
+SMALL = 50_000_000  # elements that fit into any memory
+
+
+def read_config(name: str, *, option: str = "--model", trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Return the configuration of a saved model, by folder or hub name.
+
+    Raises:
+        UserError: no such model, or a config.json that is damaged, odd or of an unknown architecture.
+    """
+    check_model_name(option, name)
+    local = Path(name).expanduser().is_dir()
+    try:
+        with reading(f"{option} {name}", "config.json"):
+            fields, _ = PreTrainedConfig.get_config_dict(place(name))
+            check_counts(fields, most=max(MANY_MODULES, len(stored_shapes(name))))
+            return AutoConfig.from_pretrained(place(name), trust_remote_code=trust_remote_code)
+    except UserError as error:
+        if local or not isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(
+            f"{option} {name}: no folder of that name, and it cannot be fetched from the hub (unknown there, or no "
+            "connection)."
+        ) from error
+
+
+def read_tokenizer(name: str, *, option: str = "--model", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a saved model.
+
+    Raises:
+        UserError: it is missing, damaged or empty.
+    """
+    with reading(f"{option} {name}", "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(place(name), trust_remote_code=trust_remote_code)
+        # where the files are missing, some classes quietly come with an empty vocabulary
+        if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+            raise UserError(f"{option} {name}: has no tokenizer (its vocabulary is empty): put its files there.")
+    return tokenizer
+
+
+def read_weights(
+    auto_class: Any,
+    name: str,
+    config: PreTrainedConfig,
+    *,
+    option: str = "--model",
+    trust_remote_code: bool = False,
+    dtype: str | torch.dtype = "auto",
+) -> PreTrainedModel:
+    """Load a saved model onto the CPU, in evaluation mode.
+
+    Raises:
+        UserError: weights that are missing, damaged, cut short, or of another shape than config.json says.
+    """
+    label = f"{option} {name}"
+    with reading(label, "weights"), held_back_logs("transformers"):
+        check_size(auto_class, name, config, label, trust_remote_code)
+        model, report = auto_class.from_pretrained(
+            place(name), trust_remote_code=trust_remote_code, dtype=dtype, output_loading_info=True
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise UserError(f"{label}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}.")
+    return model.eval()
+
+
+def check_runs(model: PreTrainedModel, name: str, *, option: str = "--model") -> None:
+    """Let a model read one token: what its configuration and its weights make impossible is told before the work.
+
+    Raises:
+        UserError: it cannot be run, or what it computes is no number.
+    """
+    label = f"{option} {name}"
+    ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    with reading(label, "model"), torch.inference_mode():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        if logits.isnan().any():
+            raise UserError(f"{label}: its weights give NaN, no numbers: they are damaged, or its training broke down.")
+
+
+@contextlib.contextmanager
+def reading(label: str, what: str) -> Iterator[None]:
+    """Turn any error of other libraries, while they read `what` of a saved model, into a `UserError`.
+
+    Full storage and memory stay what they are. `label` names the option and the model.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # Which kinds there are is up to transformers, its 400 architectures and three file formats.
+        if is_storage_error(error) or is_memory_error(error):
+            raise
+        logger.debug("%s: %s", label, what, exc_info=error)
+        raise UserError(f"{label}: its {what} cannot be used: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Say on one line why something could not be read."""
+    if isinstance(error, SafetensorError):
+        return f"damaged or cut short ({one_line(error)})."
+    if isinstance(error, RecursionError):
+        return "nested too deep."
+    text = one_line(error)
+    text = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
+    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
+
+
+def place(name: str) -> str:
+    """A hub name as it is, a folder's with the home folder written out."""
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+# --- sizes, before anything of that size is built
+
+
+def check_counts(fields: Mapping[str, Any], *, most: int) -> None:
+    """Raises ValueError where config.json counts more modules than there can be: building them would take forever."""
+    for name, value in fields.items():
+        if isinstance(value, Mapping):
+            check_counts(value, most=most)
+        elif isinstance(value, (int, float)) and value > most and _COUNTS.search(name):
+            raise ValueError(f"{name}={value} is more than any checkpoint of this size holds ({most}).")
+
+
+def check_size(
+    auto_class: Any, name: str, config: PreTrainedConfig, label: str, trust_remote_code: bool = False
+) -> None:
+    """Raises UserError where config.json describes a far larger model than the weights file holds.
+
+    Loading would make room for all of it before it found the shapes different. The model without memory is only built
+    where a number in config.json exceeds every dimension in the file.
+    """
+    shapes = stored_shapes(name)
+    if not shapes:
+        return
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    if all(number <= largest for number in _numbers(config.to_dict())):
+        return
+    with torch.device("meta"):
+        model = auto_class.from_config(config, trust_remote_code=trust_remote_code)
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(torch.Size(shape).numel() for shape in shapes.values())
+    if wanted > SMALL and wanted > LARGEST_UNFOLDING * held:
+        raise UserError(f"{label}: config.json describes {wanted:,} parameters, and its weights file holds {held:,}.")
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    """All whole numbers in a configuration."""
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _numbers(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int):
+        yield value
+
+
+def stored_shapes(name: str) -> dict[str, list[int]]:
+    """Return the shapes in a checkpoint's safetensors files, from their headers; {} where it has no such file here.
+
+    Raises:
+        SafetensorError: a file that is damaged or cut short.
+    """
+    shapes = {}
+    for file in local_weight_files(name):
+        with safe_open(file, framework="pt") as opened:
+            shapes |= {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118  not a mapping
+    return shapes
+
+
+def local_weight_files(name: str) -> list[Path]:
+    """Return the safetensors files of a checkpoint, as far as they lie in its folder or in the hub's cache."""
+    found = _find(name, WEIGHTS)
+    if found is not None:
+        return [found]
+    index = _find(name, INDEX)
+    if index is None:
+        return []
+    files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    return [path for path in (_find(name, file) for file in files) if path is not None]
+
+
+def _find(name: str, file: str) -> Path | None:
+    found = cached_file(
+        place(name), file, local_files_only=True,
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    return None if found is None else Path(found)
+
+
+# --- logs
+
+
+@contextlib.contextmanager
+def held_back_logs(name: str) -> Iterator[None]:
+    """Hold back what a library says until its work has succeeded; where it fails, the error says it all."""
+    library = logging.getLogger(name)
+    buffer = MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    handlers, propagate = library.handlers[:], library.propagate
+    library.handlers, library.propagate = [buffer], False
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        library.handlers, library.propagate = handlers, propagate
+        for record in buffer.buffer if done else ():
+            library.handle(record)
+        buffer.close()
