@@ -1,4 +1,4 @@
-"""What an experiment is: one frozen dataclass, the configurations by name, and the levels of the thesis.
+"""What an experiment is: one frozen dataclass, the configurations by name, and the levels of Wainstock's thesis.
 
 config = get_config("iq_it") | {"group": "mlp_only", "n_rep": 5}
 config = dataclasses.replace(get_config("smoke"), levels=(0.0, 0.1))

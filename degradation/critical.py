@@ -1,8 +1,8 @@
 """The level at which a measure breaks: half way to its floor (L50), and where Cohen's d first reaches 0.8 (d-crit).
 
 L50 asks how much of what could be lost is lost; d-crit asks how soon the loss stands out from the spread, and follows
-the rule of the thesis whose experiments this package repeats. A level that is not reached is said to be so, never
-extrapolated. Positions are those of a `LevelAxis`.
+the rule of Alejandro Wainstock's thesis, whose experiments this package repeats. A level that is not reached is said to
+be so, never extrapolated. Positions are those of a `LevelAxis`.
 """
 
 import math

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,9 @@ class Experiment:
     weights: str  # the fingerprint of the model's weights
     prompts: tuple[Prompt, ...]
     picture: Path | None
+    reading: Mapping[str, Any] = field(default_factory=dict)  # see `identity.reading_identity`
     other_levels: tuple[float | int | None, ...] = ()  # that have rows; known when the files are open
+    rows_hash: str | None = None  # of the configuration that rows are known by, once the files are open
 
     @property
     def short_name(self) -> str:
@@ -96,6 +98,7 @@ class Experiment:
             "model": self.short_name,
             "model_config": digest,
             "weights": self.weights,
+            **self.reading,
         }
 
     @cached_property
@@ -113,7 +116,7 @@ class Experiment:
 
     @cached_property
     def _hash(self) -> str:
-        return config_hash(self.config_fields)
+        return self.rows_hash or config_hash(self.config_fields)
 
     def key(self, cell: Cell, place: int) -> str:
         """Return the key of a row: of a cell and a prompt (0-based place)."""

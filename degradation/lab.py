@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..trainer_ext.cli import one_line, user_mistakes
 from .cells import Cell, cell_levels
@@ -24,10 +24,11 @@ from .errors import MemoryStop
 from .experiment import Experiment, read_inputs, render_experiment
 from .facts import run_facts
 from .fingerprint import fingerprint_model, fingerprint_name
+from .identity import adapter_of, code_of, read_generation, reading_identity
 from .legacy import LegacyCount, import_legacy
 from .limits import Signals, make_policy
-from .loading import Loaded, check_model, load_model, short_name, wrap_model
-from .model_checks import check_inputs, read_tokenizer, resolve_device
+from .loading import Loaded, check_model, load_model, location, short_name, wrap_model
+from .model_checks import attention_of, check_inputs, fills_masks, read_tokenizer, resolve_device
 from .parameter_index import unwrap
 from .prompts import load_prompts
 from .quant4 import check_requantise, is_4bit
@@ -93,27 +94,49 @@ class Lab:
         if config.load_4bit and config.quant_target_mode == "requantise":
             for level in cell_levels(config):
                 check_requantise(config.method, level, config.force_requantise)
-        if self._given is not None:
-            check_given(self._given.model, config)
-            found, weights = config_of(self._given.model), fingerprint_model(self._given.model)
-            check_inputs(self.name, found, config)
-            tokenizer, processor = self._given.tokenizer, self._given.processor
-        else:
-            found = check_model(self.name, config, self.options)
-            weights = fingerprint_name(self.name, found)
-            remote = self.options.trust_remote_code
-            tokenizer, processor = read_tokenizer(self.name, config.image is not None, remote)
+        found, weights, tokenizer, processor, reading = self._given_model(config) or self._named_model(config)
         if config.method == "uni_quant" and not (config.do_sample or config.legacy_rng) and config.n_rep > 1:
             logger.warning("uni_quant draws nothing and the answers are greedy: all %d repeats will be the same",
                            config.n_rep)  # fmt: skip
-        experiment = Experiment(config, known_as(self.name), found, weights, *inputs)
+        experiment = Experiment(config, known_as(self.name), found, weights, *inputs, reading=reading)
+        if not (experiment.fills_masks or reading["stop_ids"]):
+            raise ValueError(
+                f"model {self.name}: neither its generation config nor its tokenizer names an end-of-sequence token, "
+                "so no answer would end: set eos_token_id in generation_config.json."
+            )
         render_experiment(experiment, tokenizer, processor)
         return experiment
+
+    def _given_model(self, config: ExperimentConfig) -> tuple | None:
+        """Return configuration, fingerprint, tokenizer, processor, identity of a model in memory, if there is one."""
+        if self._given is None:
+            return None
+        model, tokenizer = self._given.model, self._given.tokenizer
+        processor = self._given.processor if config.image is not None else None
+        check_given(model, config)
+        found = config_of(model)
+        check_inputs(self.name, found, config)
+        reading = reading_identity(
+            config, tokenizer, processor, unwrap(model).generation_config or GenerationConfig(),
+            attention=attention_of(unwrap(model)), adapter=adapter_of(model), fills_masks=fills_masks(found),
+        )  # fmt: skip
+        return found, fingerprint_model(model), tokenizer, processor, reading
+
+    def _named_model(self, config: ExperimentConfig) -> tuple:
+        """Return the same of a model by its name; no weight is loaded."""
+        found, attention = check_model(self.name, config, self.options)
+        remote, place = self.options.trust_remote_code, location(self.name)
+        tokenizer, processor = read_tokenizer(self.name, config.image is not None, remote)
+        reading = reading_identity(
+            config, tokenizer, processor, read_generation(place, found), attention=attention,
+            adapter=adapter_of(place), code=code_of(place, found, remote), fills_masks=fills_masks(found),
+        )  # fmt: skip
+        return found, fingerprint_name(self.name, found), tokenizer, processor, reading
 
     def adopt(self, experiment: Experiment, file: str | os.PathLike) -> LegacyCount:
         """Take rows of the original program's JSON file into an experiment; see `legacy.import_legacy`."""
         with self._open(experiment, self._processes()) as store:
-            experiment = with_levels_there(experiment, store)
+            experiment = as_stored(experiment, store)
             renumber(experiment, store)
             count = import_legacy(file, store, experiment.planned_rows())
             store.export()
@@ -133,7 +156,7 @@ class Lab:
         with self._open(experiment, state) as store, Signals() as signals:
             # another suffix than asked for, after on_conflict="new-suffix"
             config = experiment.config | {"name_suffix": store.suffix}
-            experiment = with_levels_there(dataclasses.replace(experiment, config=config), store)
+            experiment = as_stored(dataclasses.replace(experiment, config=config), store)
             try:
                 self._work(experiment, store, signals, state)
                 state.wait_for_everyone()
@@ -203,7 +226,7 @@ class Lab:
     def session(self, experiment: Experiment) -> Iterator[ExperimentRun]:
         """Open an experiment to do its cells one by one (`ExperimentRun.cell`), as benchmarks do; one process only."""
         with self._open(experiment, self._processes()) as store, Signals() as signals:
-            yield self._begin(experiment, store, signals)
+            yield self._begin(as_stored(experiment, store), store, signals)
 
     def _open(self, experiment: Experiment, state: PartialState) -> Store:
         """Open the experiment's files, rank 0 first; what it finds wrong is an error in every process."""
@@ -287,10 +310,10 @@ def known_as(name: str) -> str:
     return short_name(name) if folder.is_dir() else name
 
 
-def with_levels_there(experiment: Experiment, store: Store) -> Experiment:
-    """Return an experiment that numbers its levels together with those that have rows."""
+def as_stored(experiment: Experiment, store: Store) -> Experiment:
+    """Return an experiment that knows its rows as the store does, and numbers its levels with those that have rows."""
     there = dict.fromkeys(level for level, _ in store.places(experiment.config.group).values())
-    return dataclasses.replace(experiment, other_levels=tuple(there))
+    return dataclasses.replace(experiment, other_levels=tuple(there), rows_hash=store.config_hash)
 
 
 def renumber(experiment: Experiment, store: Store) -> None:

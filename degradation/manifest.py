@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,8 +61,13 @@ def file_part(name: str) -> str:
     return UNFIT.sub("-", name)
 
 
+def without(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return a mapping without some of its names."""
+    return {name: value for name, value in fields.items() if name not in set(names)}
+
+
 def new_manifest(files: ExperimentFiles, config_fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest of an experiment that has no rows yet."""
+    """Return the manifest of an experiment that has no rows yet, or has lost its manifest."""
     return {
         "schema_version": SCHEMA_VERSION,
         "names": files.names,
@@ -115,7 +120,7 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Return the fields in which two configurations differ, as "name: old -> new", for a message."""
-    new = json.loads(canonical_json(new))
+    old, new = _spread(old), _spread(json.loads(canonical_json(new)))
     missing = "(not there)"
     found = [
         f"{name}: {_shown(old.get(name, missing))} -> {_shown(new.get(name, missing))}"
@@ -124,6 +129,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     ]
     more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(found[:SHOWN]) + more
+
+
+def _spread(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the entries of its mappings as fields of their own, such as sampling.top_k."""
+    spread: dict[str, Any] = {}
+    for name, value in fields.items():
+        spread |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return spread
 
 
 def _shown(value: Any) -> str:

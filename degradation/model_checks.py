@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -44,8 +44,15 @@ class LoadOptions(Protocol):
     force_fp16: bool
 
 
-def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> PreTrainedConfig:
-    """Check that an experiment can be done on a model, and return the model's configuration. No weight is read.
+class Checked(NamedTuple):
+    """A model on which an experiment can be done: its configuration, and the attention it will compute with."""
+
+    config: PreTrainedConfig
+    attention: str | None
+
+
+def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Checked:
+    """Check that an experiment can be done on a model, and return what is known of it. No weight is read.
 
     Raises:
         ValueError, on one line: no such model, a gated one without a token, no causal or masked language model, no
@@ -59,8 +66,14 @@ def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Pr
     check_dtype(name, found, config.dtype, options.force_fp16)
     check_inputs(name, found, config)
     read_tokenizer(name, config.image is not None, options.trust_remote_code)
-    check_unit(config, empty_group(name, found, config, options.trust_remote_code))
-    return found
+    empty = empty_model(found, options.trust_remote_code)
+    check_unit(config, group_of(empty, name, config))
+    return Checked(found, attention_of(empty))
+
+
+def attention_of(model: PreTrainedModel) -> str | None:
+    """Return the name of the attention that a model computes with; it rounds as no other does."""
+    return model.config._attn_implementation
 
 
 def check_inputs(name: str, model_config: PreTrainedConfig, config: ExperimentConfig) -> None:
@@ -263,7 +276,11 @@ def empty_group(
     Raises:
         ValueError: the model does not have it.
     """
-    empty = empty_model(model_config, trust_remote_code)
+    return group_of(empty_model(model_config, trust_remote_code), name, config)
+
+
+def group_of(empty: PreTrainedModel, name: str, config: ExperimentConfig) -> Group:
+    """Return the experiment's group of a model; raises ValueError, with the model's `name`, where it has none."""
     try:
         return select_group(empty, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain)
     except ValueError as error:

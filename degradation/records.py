@@ -17,6 +17,11 @@ STATUSES = ("ok", "nan_logits", "oom", "error")
 FINISHED = frozenset({"ok", "nan_logits"})  # the other rows are tried again
 FINISH_REASONS = ("eos", "length", "stop", "filled", "nan")
 LEGACY_SAMPLER = "legacy"  # rows taken over from files of the original program
+# What a configuration holds of how texts are read and written (identity.py); the first journals were begun without.
+READING_FIELDS = (
+    "tokenizer", "special_tokens", "chat_template", "picture_processor", "sampling", "stop_ids", "attention", "adapter",
+    "code",
+)  # fmt: skip
 SCHEMA_FILE = Path(__file__).with_name("row.schema.json")
 
 

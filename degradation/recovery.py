@@ -28,23 +28,24 @@ def repair_side_files(folder: Path) -> None:
             repair(reader)
 
 
-def rows_fit_config(rows: Iterable[Mapping[str, Any]], config_hash: str) -> bool:
-    """Whether rows carry the keys that a configuration gives them; all rows of a folder are of one.
+def fitting_hash(rows: Iterable[Mapping[str, Any]], hashes: Sequence[str]) -> str | None:
+    """Return the first configuration whose keys rows carry, None where it is another one; all of a folder are of one.
 
-    True without rows. Equal prompts after the first do not tell: one row that fits is enough.
+    Without rows, the first. Equal prompts after the first do not tell: one row that fits is enough.
     """
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
-        return True
+        return hashes[0]
     from .configs import level_key  # leads to torch, which a new experiment's files do without
 
     for row in itertools.chain([first], rows):
         cell = (row["param_group_name"], row["degradation_method"], level_key(row["level_value"]))
-        again = row_key(config_hash, *cell, row["repeat_index"], row["prompt_text"], 0, row["image_sha256"])
-        if again == row["row_key"]:
-            return True
-    return False
+        place = row["repeat_index"], row["prompt_text"], 0, row["image_sha256"]
+        for each in hashes:
+            if row_key(each, *cell, *place) == row["row_key"]:
+                return each
+    return None
 
 
 def archive(files: ExperimentFiles) -> Path:

@@ -3,16 +3,25 @@
 import functools
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image, ImageOps
+
+from ..trainer_ext.cli import one_line
 
 logger = logging.getLogger(__name__)
 
+# What day it is, for templates that say so (Llama 3's): an experiment that is carried on tomorrow must read the same
+# prompts. The day is the one that Llama 3's template takes where it can't ask.
+DAY = datetime(2024, 7, 26)
+ASKS_THE_DAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 # two texts without a common beginning: what their rendered forms share belongs to the template
 PROBES = ("A", "zebra 7")
 
@@ -126,6 +135,21 @@ def _check_picture_in_prefix(inputs, prefix) -> None:
         raise ValueError("the model's chat template puts the picture behind the text: pictures must come first.")
 
 
+def apply_template(owner: Any, messages: list[dict[str, Any]]) -> str:
+    """Render messages with the template of a tokenizer or processor, always on the same day.
+
+    Raises:
+        ValueError: the template is no template, or refuses the messages.
+    """
+    words = {"add_generation_prompt": True, "tokenize": False}
+    if isinstance(owner.chat_template, str) and "strftime_now" in owner.chat_template:
+        words["chat_template"] = ASKS_THE_DAY.sub(lambda asked: repr(DAY.strftime(asked[2])), owner.chat_template)
+    try:
+        return owner.apply_chat_template(messages, **words)
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"the model's chat template cannot be used: {one_line(error)}") from error
+
+
 def check_bos(tokenizer, rendered: str, ids: Sequence[int]) -> None:
     """Raise ValueError where the tokenizer put more BOS tokens before a prompt than its template wrote."""
     if tokenizer.bos_token_id is None:
@@ -148,7 +172,7 @@ class _Chat:
         messages = [{"role": "user", "content": text}]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
-        rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        rendered = apply_template(self.tokenizer, messages)
         # the template writes every special token itself: the tokenizer adding its own would double them
         ids = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
         check_bos(self.tokenizer, rendered, ids)
@@ -184,7 +208,7 @@ class _PictureChat:
         messages = [{"role": "user", "content": content}]
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
-        rendered = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        rendered = apply_template(self.processor, messages)
         # the template has written the special tokens already
         encoded = self.processor(images=[self.picture], text=rendered, add_special_tokens=False, return_tensors="pt")
         check_bos(self.processor.tokenizer, rendered, encoded["input_ids"][0].tolist())

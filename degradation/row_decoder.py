@@ -175,9 +175,7 @@ class RowDecoder:
             }
             if self.keep_picture and "pixel_values" in inputs:
                 inputs["mm_encoder_outputs"] = {"image": self._picture_features(inputs.pop("pixel_values"))}
-            self.model(
-                input_ids=ids, attention_mask=torch.ones_like(ids), cache=cache, use_cache=True, **inputs
-            )
+            self.model(input_ids=ids, attention_mask=torch.ones_like(ids), cache=cache, use_cache=True, **inputs)
         return cache
 
     def _picture_features(self, pixels: torch.Tensor) -> Any:

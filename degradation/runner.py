@@ -20,6 +20,7 @@ from .decoding import Answer, Decoder, DecoderSettings, Request
 from .errors import MemoryStop
 from .experiment import Experiment, Plan, render_experiment
 from .groups import select_group
+from .identity import stop_ids
 from .limits import RunLimit, Signals
 from .loading import Loaded
 from .mask_filling import MaskDecoder
@@ -72,7 +73,7 @@ class ExperimentRun:
         masked, loaded = self.experiment.fills_masks, self.loaded
         settings = DecoderSettings(
             sampler=Sampler(self.sampling),
-            stop_ids=frozenset() if masked else stop_ids(loaded),
+            stop_ids=frozenset() if masked else stops_of(loaded),
             pad_id=0 if masked else pad_id(loaded),
             max_new_tokens=self.config.max_new_tokens,
             fixed_shape=self.config.invariance == "shape",
@@ -231,12 +232,9 @@ def make_decoder(loaded: Loaded, rendering: Rendering, settings: DecoderSettings
         return BatchDecoder(loaded.model, rendering, settings)
 
 
-def stop_ids(loaded: Loaded) -> frozenset[int]:
+def stops_of(loaded: Loaded) -> frozenset[int]:
     """Return the tokens that end an answer: those of the generation config and the tokenizer's."""
-    found = loaded.model.generation_config.eos_token_id
-    ids = set(found) if isinstance(found, (list, tuple)) else {found}
-    ids.add(loaded.tokenizer.eos_token_id)
-    ids.discard(None)
+    ids = stop_ids(loaded.model.generation_config, loaded.tokenizer)
     if not ids:
         raise ValueError(f"{loaded.name}: neither generation config nor tokenizer names an end-of-sequence token.")
     return frozenset(ids)
@@ -245,4 +243,4 @@ def stop_ids(loaded: Loaded) -> frozenset[int]:
 def pad_id(loaded: Loaded) -> int:
     """Return the token pads are made of: the pad token, else a stop token; masks hide them either way."""
     pad = loaded.tokenizer.pad_token_id
-    return min(stop_ids(loaded)) if pad is None else pad
+    return min(stops_of(loaded)) if pad is None else pad

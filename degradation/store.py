@@ -36,16 +36,16 @@ from .export import (
 )
 from .journal import Journal, sync_folder
 from .locks import ExperimentLock, claim
-from .manifest import ExperimentFiles, differences, new_manifest, read_manifest, write_manifest
-from .records import ROW_FIELDS, SCHEMA_VERSION, check_row, config_hash
+from .manifest import ExperimentFiles, differences, new_manifest, read_manifest, without, write_manifest
+from .records import READING_FIELDS, ROW_FIELDS, SCHEMA_VERSION, canonical_json, check_row, config_hash
 from .recovery import (
     adopt_rows,
     archive,
     check_exported,
     exported_rows,
+    fitting_hash,
     refuse_lost_rows,
     repair_side_files,
-    rows_fit_config,
 )
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 BYTES_PER_ROW = 3000
 COPIES = 2  # every row is in the journal and in the JSON file
 EXPORT_SHARE = 20  # export_if_due spends at most 1/20 of the time on exports
+UNRECORDED = "unrecorded"  # in the manifest: fields that the first rows were written without, as first seen
 ON_CONFLICT = ("stop", "new-suffix", "archive")
 CONFLICT_WAYS_OUT = "Choose another name_suffix, or --on-conflict new-suffix or archive."
 
@@ -64,13 +65,14 @@ class Store:
         self.files = files
         self.rank = rank
         self.world_size = world_size
-        self.config_hash = config_hash(config_fields)
+        self.config_hash = config_hash(config_fields)  # by which rows are known; see _take_as_known
         self._config_fields = config_fields
         self._lock = ExperimentLock(files.journal_dir / "lock")
         self._index = RowIndex(files.journal_dir)
         self._journals: dict[str, Journal] = {}
         self._side: dict[str, dict[tuple, dict[str, Any]]] = {}  # the last record of each cell
         self._manifest: dict[str, Any] = {}
+        self._unrecorded: dict[str, Any] = {}
         self._rows_left: int | None = None
         self._export_ended = self._export_took = 0.0
 
@@ -157,9 +159,10 @@ class Store:
         self._index.repair()
         repair_side_files(self.journal_dir)
         if known is None:
-            self._check_rows(self.rows())
-        self._manifest = known or new_manifest(self.files, self._config_fields)
-        self._find_lost_rows(rebuild)
+            self._check_rows(self.rows(), ((), READING_FIELDS))
+        self._manifest = known or self._new_manifest()
+        self._find_lost_rows(rebuild, known is None)
+        self._note_unrecorded()
         self._note_run(manifest)
         self.clear_claims()
 
@@ -180,22 +183,63 @@ class Store:
         sync_folder(self.files.results_dir)
 
     def _check_config(self, known: Mapping[str, Any]) -> None:
-        if known["config_hash"] != self.config_hash or known["names"] != self.files.names:
-            old, new = {**known["config_fields"], **known["names"]}, {**self._config_fields, **self.files.names}
-            raise ConfigConflict(
-                f"{self.journal_dir} holds rows of another configuration ({differences(old, new)}). {CONFLICT_WAYS_OUT}"
-            )
+        fields = {**known["config_fields"], **known.get(UNRECORDED, {})}
+        self._take_as_known([name for name in READING_FIELDS if name not in known["config_fields"]])
+        unknown = [name for name in self._unrecorded if name not in fields]
+        fits = known["config_hash"] == self.config_hash and known["names"] == self.files.names
+        new = {**self._config_fields, **self.files.names}
+        if fits and canonical_json({**fields, **known["names"]}) == canonical_json(without(new, unknown)):
+            return
+        raise ConfigConflict(
+            f"{self.journal_dir} holds rows of another configuration "
+            f"({differences({**fields, **known['names']}, without(new, unknown))}). {CONFLICT_WAYS_OUT}"
+        )
 
-    def _check_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Without a manifest the rows themselves must show that they are of this configuration."""
-        if not rows_fit_config(rows, self.config_hash):
+    def _take_as_known(self, unrecorded: Iterable[str]) -> None:
+        """Know rows as those were known that were written before fields of these names were recorded."""
+        self._unrecorded = {name: self._config_fields[name] for name in unrecorded if name in self._config_fields}
+        self.config_hash = config_hash(without(self._config_fields, self._unrecorded))
+
+    def _note_unrecorded(self) -> None:
+        """Take what the first rows were made with, which nobody knows, for what is there now; from now on it counts."""
+        if self._unrecorded and UNRECORDED not in self._manifest:
+            logger.warning(
+                "%s was begun before %s were recorded: its rows are taken as made with what is there now. Said once; "
+                "from now on a change is a conflict.",
+                self.journal_dir,
+                ", ".join(self._unrecorded),
+            )
+        if self._manifest.get(UNRECORDED, {}) != self._unrecorded:
+            self._manifest[UNRECORDED] = json.loads(canonical_json(self._unrecorded))
+            write_manifest(self.files.manifest_path, self._manifest)
+
+    def _new_manifest(self) -> dict[str, Any]:
+        return new_manifest(self.files, without(self._config_fields, self._unrecorded))
+
+    def _check_rows(self, rows: Iterable[Mapping[str, Any]], unrecorded: Sequence[Iterable[str]]) -> None:
+        """Without a manifest the rows themselves must show that they are of this configuration.
+
+        Args:
+            unrecorded: names of fields that the rows may have been written without; the first that fit are taken.
+        """
+        hashes = {}
+        for names in unrecorded:
+            self._take_as_known(names)
+            hashes.setdefault(self.config_hash, names)
+        fitting = fitting_hash(rows, list(hashes))
+        if fitting is None:
             raise ConfigConflict(
                 f"{self.files.manifest_path} is gone or damaged, and the rows there are not of this configuration. "
                 f"{CONFLICT_WAYS_OUT}"
             )
+        self._take_as_known(hashes[fitting])
 
-    def _find_lost_rows(self, rebuild: bool) -> None:
-        """Refuse to go on, or rebuild, where the JSON file holds rows of a journal that is gone."""
+    def _find_lost_rows(self, rebuild: bool, new: bool) -> None:
+        """Refuse to go on, or rebuild, where the JSON file holds rows of a journal that is gone.
+
+        Args:
+            new: the manifest was gone too.
+        """
         marker = self.journal_dir / "rebuilding"  # a rebuild agreed to before a kill is carried on
         gone = [name for name in self._manifest["rank_files"] if not (self.journal_dir / name).exists()]
         if self._index.entries and not gone and not marker.exists():
@@ -205,7 +249,10 @@ class Store:
             refuse_lost_rows(f"{', '.join(gone) or 'every row of the journal'} is gone", self.json_path, rows)
             return
         check_exported(self.json_path, rows)
-        self._check_rows(rows)
+        as_known = tuple(self._unrecorded)
+        self._check_rows(rows, ((), READING_FIELDS) if new and not self._index.entries else (as_known,))
+        if new:
+            self._manifest = self._new_manifest()
         marker.touch()
         adopt_rows(self.journal_dir, rows)
         self._index.refresh()

@@ -69,7 +69,7 @@ def refusal(name, config=None, opts=None):
 @pytest.mark.parametrize("name", GENERATING)
 def test_every_tiny_model_is_checked_and_loaded_as_saved(name, tiny_dir, tiny_model):
     folder = str(tiny_dir(name))
-    config = check_model(folder, experiment(), options())
+    config, _ = check_model(folder, experiment(), options())
     loaded = load_model(folder, experiment(), options())
     assert loaded.model.config.model_type == config.model_type
     assert not loaded.model.training and loaded.processor is None

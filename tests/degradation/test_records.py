@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -152,3 +153,10 @@ def test_reading_results_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_thesis_is_its_authors():
+    folder = SCHEMA_FILE.parent
+    texts = "\n".join(path.read_text("utf-8") for path in (*folder.glob("*.md"), *folder.glob("*.py")))
+    assert "Alejandro Wainstock's thesis" in texts and "supervised by Enzo Tagliazucchi" in texts
+    assert not re.search(r"\bLewain\b", texts)
