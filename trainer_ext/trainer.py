@@ -16,10 +16,9 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .callbacks import ConsoleLog, ProgressBar, SaturationProbe, StepClock, StepWindow
+from .loss_conduct import IGNORE_INDEX, LossConduct, ask_model, smoothing_term
 from .sign_training import SideBySide, build_code_optimizer, without_gradient
 from .ternary_stats import LowBitProbe
-
-IGNORE_INDEX = -100
 
 
 class FrankenTrainer(Trainer):
@@ -37,6 +36,8 @@ class FrankenTrainer(Trainer):
         has_cache_flag = hasattr(model, "config") and hasattr(model.config, "use_cache")
         self._saved_use_cache = model.config.use_cache if has_cache_flag else None
         super().__init__(model, args, *more, **kwargs)
+        self.label_smoother = None  # the base class's shifts by class name and drops the model's other losses
+        self._conduct: LossConduct | None = None
         self.eval_collator = eval_collator
         self.window = StepWindow()
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, predicted tokens
@@ -73,11 +74,44 @@ class FrankenTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        """The model's loss; while training, the routers' statistics are collected on the way."""
+        """The model's loss; while training, with label smoothing, and the routers' statistics collected on the way."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training and "aux_loss" in outputs and "expert_load" in outputs:
+        if num_items_in_batch is not None and not self._conduct.divides:
+            # a mean of this micro-batch, where the Trainer counts on its share of the whole batch
+            loss = loss * (self._predicted(inputs["labels"]).ne(IGNORE_INDEX).sum() / _scalar(num_items_in_batch))
+        if not model.training:
+            return (loss, outputs) if return_outputs else loss
+        if self.args.label_smoothing_factor:
+            loss = loss + self.args.label_smoothing_factor * self._smoothing(inputs, outputs, num_items_in_batch)
+        if "aux_loss" in outputs and "expert_load" in outputs:
             self.window.add_routers(outputs["aux_loss"], outputs["expert_load"])
         return (loss, outputs) if return_outputs else loss
+
+    def _smoothing(self, inputs, outputs, num_items_in_batch) -> torch.Tensor:
+        """`smoothing_term` on the scale of the base class's loss."""
+        if "logits" not in outputs or outputs["logits"] is None:
+            raise ValueError("--label_smoothing_factor needs the logits, and the model does not return them.")
+        count = None if num_items_in_batch is None else _scalar(num_items_in_batch)
+        term = smoothing_term(outputs["logits"], inputs["labels"], self._loss_shifts_labels, count)
+        if count is None:
+            return term
+        # DataParallel averages its replicas' losses; several processes average their gradients
+        if self.args.average_tokens_across_devices:
+            return term if self.args.n_gpu > 1 else term * self.accelerator.num_processes
+        return term / max(self.args.n_gpu, 1)
+
+    def _predicted(self, labels: torch.Tensor) -> torch.Tensor:
+        """The labels that the loss asks for: without the first of each row, where it shifts them."""
+        return labels[..., 1:] if self._loss_shifts_labels else labels
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """As the base class, which counts by class name; here the model is asked once, with its first batch."""
+        if self._conduct is None and batch_samples and "labels" in batch_samples[0]:
+            inputs = self._prepare_inputs(dict(batch_samples[0]))
+            with self.compute_loss_context_manager():
+                self._conduct = ask_model(self.model, inputs, self.model_accepts_loss_kwargs)
+            self._loss_shifts_labels = self._conduct.shifts
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _get_train_sampler(self, train_dataset=None):
         """As the base class, but batching by length repeats its order when a run is resumed."""
@@ -117,8 +151,7 @@ class FrankenTrainer(Trainer):
         """As the base class; also adds the batch to the exact evaluation sums."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if loss is not None and "labels" in inputs:
-            predicted = inputs["labels"][..., 1:] if self._loss_shifts_labels else inputs["labels"]
-            tokens = predicted.ne(IGNORE_INDEX).sum().to(loss.device)
+            tokens = self._predicted(inputs["labels"]).ne(IGNORE_INDEX).sum().to(loss.device)
             # a loss normalised over all processes' tokens is a sum over this one's tokens, up to a common factor
             if self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices:
                 weight = self.accelerator.reduce(tokens, "sum") / self.accelerator.num_processes
@@ -151,6 +184,11 @@ class FrankenTrainer(Trainer):
             logs.update(self.window.drain(self.state.num_input_tokens_seen, self.args.device))
         # Without start_time the base class leaves out its own tokens per second, which counts evaluations as training.
         super().log(logs)
+
+
+def _scalar(num_items_in_batch: torch.Tensor | int) -> torch.Tensor | int:
+    """The count itself: DataParallel is handed one for each replica."""
+    return num_items_in_batch.flatten()[0] if torch.is_tensor(num_items_in_batch) else num_items_in_batch
 
 
 class EpochLengthSampler(LengthGroupedSampler):
