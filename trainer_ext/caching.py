@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,3 +42,21 @@ def cached_dataset(
         if next(generator(**given), None) is not None:
             raise
         return Dataset.from_dict({name: [] for name in features}, features=features)
+
+
+def read_note(cache_dir: str | Path | None, key: str) -> bool | int | None:
+    """Return what `write_note` left under `key`; None where there is nothing, or nothing legible."""
+    path = cache_folder(cache_dir) / f"{key}.note.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None  # found out again
+
+
+def write_note(cache_dir: str | Path | None, key: str, value: bool | int) -> None:
+    """Keep something small that took reading to find out, beside the cached data."""
+    folder = cache_folder(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f"{key}.note.json.{os.getpid()}"
+    beside.write_text(json.dumps(value), encoding="utf-8")
+    beside.replace(folder / f"{key}.note.json")

@@ -4,40 +4,29 @@ A *document* is the unit that is held out as a whole:
 
 - `.txt`: a paragraph (lines up to a blank line), as in `load_dataset("text", sample_by="paragraph")`; a file without a
   blank line is one document a line, as `load_dataset("text")` has it.
-- `.jsonl`, `.parquet`, hub: a row. - `builtin`, `builtin-code`: a topic, a module, a file (builtin_text.py).
+- `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, hub: a row. All files but Parquet may be packed (`.gz`, `.bz2`,
+  `.xz`, `.zst`).
+- any of them, where the lines or rows are those of WikiText: an article (articles.py).
+- `builtin`, `builtin-code`: a topic, a module, a file (builtin_text.py).
 
-Blank documents are passed over. Files are read line by line or row group by row group, so memory does not grow with
-their size. What is wrong with a file is a ValueError that names the file and the line.
+Blank documents are passed over. Files are read line by line or row group by row group (`.json` as a whole), so memory
+does not grow with their size. What is wrong with a file is a ValueError that names the file and the line.
 """
 
-import glob
-import json
-import re
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from frankenlm.modeling.checks import suggest
-
-from .builtin_text import BUILTIN_NAMES, BUILTIN_VERSION, builtin_documents
-
-# Extensions that mark a spec as a local path, so that a misspelt one is not looked up on the hub.
-_FILE_LIKE = {".txt", ".jsonl", ".parquet", ".json", ".csv", ".tsv", ".md", ".arrow", ".gz", ".bz2", ".zst", ".zip"}
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.+-]+)?")
-_PART_WORDS = {
-    "train": {"train", "training"},
-    "validation": {"validation", "valid", "val", "dev"},
-    "test": {"test", "testing"},
-}
-_ROWS_AT_ONCE = 1000
-
-Label = str | int | bool
+from .articles import as_lines, split_at_titles
+from .builtin_text import BUILTIN_VERSION, builtin_documents
+from .rows import ROWS_AT_ONCE, Columns, Label, Row, Rows, check_column, checked_row, read_rows
+from .skipping import good_rows
+from .text_files import BadRowError, kind_of, read_text
 
 
 class Document(NamedTuple):
@@ -50,26 +39,44 @@ class Document(NamedTuple):
 
 
 class Source(Protocol):
-    """A place with documents. `identity` changes whenever the documents may have."""
+    """A place with documents. `identity` changes whenever the documents may have.
+
+    articles: its rows are lines of articles. flows: they go on in the next source, as those of a data set's shards do.
+    """
 
     identity: str
+    articles: bool
+    flows: bool
 
-    def documents(self, text_column: str, label_column: str | None) -> Iterator[Document]: ...
+    def rows(self, columns: Columns) -> Rows: ...
+
+    def documents(self, columns: Columns, skip_bad_rows: bool = False) -> Iterator[Document]: ...
+
+    def raw_text(self, text_column: str, skip_bad_rows: bool = False) -> str: ...
 
 
 @dataclass(frozen=True)
 class BuiltinSource:
     name: str
+    articles: bool = False
+    flows: bool = False
 
     @property
     def identity(self) -> str:
         return f"{self.name} {BUILTIN_VERSION} {sys.version}"
 
-    def documents(self, text_column: str, label_column: str | None) -> Iterator[Document]:
-        if label_column is not None:
+    def rows(self, columns: Columns) -> Rows:
+        for document in self.documents(columns):
+            yield Row(document.text, None, document.place)
+
+    def documents(self, columns: Columns, skip_bad_rows: bool = False) -> Iterator[Document]:
+        if len(columns) > 1:
             raise ValueError(f"{self.name!r} has no labels; classification needs a file with a text and a label.")
         for topic, text in builtin_documents(self.name):
             yield Document(topic, text, None, topic)
+
+    def raw_text(self, text_column: str, skip_bad_rows: bool = False) -> str:
+        return "\n\n".join(text for _, text in builtin_documents(self.name))
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class FileSource:
     path: str
     size: int
     changed: int  # time of the last change, ns
+    articles: bool = False
 
     @classmethod
     def of(cls, path: Path) -> "FileSource":
@@ -87,238 +95,130 @@ class FileSource:
 
     @property
     def identity(self) -> str:
-        return f"{Path(self.path).resolve()} {self.size} {self.changed}"
+        return f"{Path(self.path).resolve()} {self.size} {self.changed}{' articles' if self.articles else ''}"
 
-    def documents(self, text_column: str, label_column: str | None) -> Iterator[Document]:
-        return READERS[Path(self.path).suffix.lower()](self.path, text_column, label_column)
+    @property
+    def is_text(self) -> bool:
+        return kind_of(self.path) == ".txt"
+
+    @property
+    def flows(self) -> bool:
+        return self.articles and not self.is_text
+
+    def rows(self, columns: Columns) -> Rows:
+        return read_rows(self.path, columns)
+
+    def documents(self, columns: Columns, skip_bad_rows: bool = False) -> Iterator[Document]:
+        rows = good_rows(self.rows(columns), self.identity, skip_bad_rows)
+        if self.articles:
+            return _articles(rows)
+        return _paragraphs(rows) if self.is_text and self._has_paragraphs() else _one_each(rows)
+
+    def raw_text(self, text_column: str, skip_bad_rows: bool = False) -> str:
+        return read_text(self.path) if self.is_text else _joined(self, text_column, skip_bad_rows)
+
+    def _has_paragraphs(self) -> bool:
+        """Whether a blank line stands between two lines with text."""
+        seen_text = seen_gap = False
+        for row in self.rows(["text"]):
+            if isinstance(row, BadRowError) or row.text.strip():
+                if seen_gap:
+                    return True
+                seen_text = True
+            elif seen_text:
+                seen_gap = True
+        return False
 
 
 @dataclass(frozen=True)
 class HubSource:
     name: str
     dataset: "datasets.Dataset | datasets.IterableDataset"
+    articles: bool = False
 
     @property
     def identity(self) -> str:
-        return f"{self.name} {self.dataset._fingerprint}"
+        # a stream is never cached, and has no fingerprint
+        version = self.dataset._fingerprint if isinstance(self.dataset, datasets.Dataset) else "stream"
+        return f"{self.name} {version}{' articles' if self.articles else ''}"
 
-    def class_names(self, label_column: str) -> list[str] | None:
+    @property
+    def flows(self) -> bool:
+        return self.articles
+
+    def class_names(self, label_column: str | None) -> list[str] | None:
         """Return the names the data set itself gives its labels, if it does."""
         feature = (self.dataset.features or {}).get(label_column)
         return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
-    def documents(self, text_column: str, label_column: str | None) -> Iterator[Document]:
-        columns = [column for column in (text_column, label_column) if column is not None]
-        names = self.class_names(label_column)
+    def rows(self, columns: Columns) -> Rows:
+        names = self.class_names(columns[1]) if len(columns) > 1 else None
         known = self.dataset.column_names or list(next(iter(self.dataset), {}))  # a stream may not know its columns
         for column in columns:
-            _check_column(column, known, self.name)
+            check_column(column, known, self.name)
         number = 0
-        for batch in self.dataset.select_columns(columns).iter(_ROWS_AT_ONCE):
-            labels = batch[label_column] if label_column else [None] * len(batch[text_column])
-            for text, label in zip(batch[text_column], labels, strict=True):
+        for batch in self.dataset.select_columns(list(columns)).iter(ROWS_AT_ONCE):
+            for values in zip(*(batch[column] for column in columns), strict=True):
                 number += 1
-                place = f"{self.name}, row {number}"
-                if names is not None:
-                    if label not in range(len(names)):
-                        raise ValueError(f"{place}: label {label} has no name in the data set; the row is unlabelled.")
-                    label = names[label]
-                yield from _document(text, label, columns, place)
+                row = checked_row(dict(zip(columns, values, strict=True)), columns, f"{self.name}, row {number}")
+                yield row if names is None or isinstance(row, BadRowError) else _named(row, names)
+
+    def documents(self, columns: Columns, skip_bad_rows: bool = False) -> Iterator[Document]:
+        rows = good_rows(self.rows(columns), self.identity, skip_bad_rows)
+        return _articles(rows) if self.articles else _one_each(rows)
+
+    def raw_text(self, text_column: str, skip_bad_rows: bool = False) -> str:
+        return _joined(self, text_column, skip_bad_rows)
 
 
-# --- local files
+def _named(row: Row, names: list[str]) -> Row | BadRowError:
+    """Return a row with its label's name instead of its number."""
+    if row.label not in range(len(names)):
+        return BadRowError(f"{row.place}: label {row.label} has no name in the data set; the row is unlabelled.")
+    return row._replace(label=names[row.label])
 
 
-def _lines(path: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line without its end)."""
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number}: not UTF-8 (byte 0x{raw[error.start]:02x}). Convert the file first, "
-                    "for example with: iconv -f latin1 -t utf-8"
-                ) from error
+# --- from rows to documents
 
 
-def _read_txt(path: str, text_column: str, label_column: str | None) -> Iterator[Document]:
-    if label_column is not None:
-        raise ValueError(f"{path}: a .txt file has no labels; classification needs .jsonl or .parquet.")
-    paragraphs = _has_paragraphs(path)
-    held: list[str] = []
-    start = 1
-    for number, line in _lines(path):
-        if line.strip() and not held:
-            start = number
-        if line.strip():
-            held.append(line)
-        if held and (not paragraphs or not line.strip()):
-            yield from _document("\n".join(held), None, ["text"], f"{path}, line {start}")
-            held = []
-    if held:
-        yield from _document("\n".join(held), None, ["text"], f"{path}, line {start}")
+def read_documents(sources: Iterable[Source], columns: Columns, skip_bad_rows: bool = False) -> Iterator[Document]:
+    """Yield the documents of several sources, in order; articles go on over the ends of shards.
 
-
-def _has_paragraphs(path: str) -> bool:
-    """Whether a blank line stands between two lines with text."""
-    seen_text = seen_gap = False
-    for _, line in _lines(path):
-        if line.strip():
-            if seen_gap:
-                return True
-            seen_text = True
-        elif seen_text:
-            seen_gap = True
-    return False
-
-
-def _read_jsonl(path: str, text_column: str, label_column: str | None) -> Iterator[Document]:
-    columns = [column for column in (text_column, label_column) if column is not None]
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{place}: not valid JSON ({error.msg}, column {error.colno}). A .jsonl file has one object a line."
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{place}: a JSON object is expected, not {type(row).__name__}.")
-        for column in columns:
-            _check_column(column, row, place)
-        yield from _document(row[text_column], row.get(label_column), columns, place)
-
-
-def _read_parquet(path: str, text_column: str, label_column: str | None) -> Iterator[Document]:
-    columns = [column for column in (text_column, label_column) if column is not None]
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for column in columns:
-                _check_column(column, file.schema_arrow.names, path)
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield from _document(row[text_column], row.get(label_column), columns, f"{path}, row {number}")
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-
-
-def _check_column(column: str, known, place: str) -> None:
-    if column not in known:
-        raise ValueError(
-            f"{place}: no column {column!r}.{suggest(column, known)} Columns: {', '.join(map(str, known))}. "
-            "Name the right one with text_column / label_column."
-        )
-
-
-def _document(text, label, columns: list[str], place: str) -> Iterator[Document]:
-    """Yield the checked document, or nothing for a blank one."""
-    if not isinstance(text, str):
-        raise ValueError(f"{place}: column {columns[0]!r} holds {type(text).__name__}, a string is expected.")
-    if len(columns) > 1 and not isinstance(label, Label):
-        raise ValueError(
-            f"{place}: label column {columns[1]!r} holds {type(label).__name__}, a string or whole number is expected."
-        )
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{place}: the text holds half a surrogate pair, which is no character.") from error
-    if text.strip():
-        yield Document(text, text, label, place)
-
-
-READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-# --- from a spec to sources
-
-
-def find_sources(spec: str, part: str, *, streaming: bool = False) -> list[Source]:
-    """Return the sources of one part ("train" or "validation") of `spec`; [] where it has no such part of its own.
-
-    A folder whose files (or sub-folders) are named train / validation / test, and a hub data set with such splits,
-    have parts; everything else is all "train". A "test" part is never read. Raises ValueError for a spec that is
-    misspelt, missing, empty, of mixed or unknown file types, or unreachable.
+    Raises:
+        BadRowError: a bad row, unless they are to be skipped; the message names the file and the line or row.
+        ValueError, OSError: a source is damaged or cannot be read.
     """
-    if spec in BUILTIN_NAMES:
-        return [BuiltinSource(spec)] if part == "train" else []
-    if Path(spec).expanduser().is_dir():
-        paths = _folder_part(Path(spec).expanduser(), part)
-    elif Path(spec).expanduser().is_file():
-        paths = [Path(spec).expanduser()] if part == "train" else []
-    elif glob.has_magic(spec):
-        found = (Path(path) for path in glob.glob(str(Path(spec).expanduser()), recursive=True))
-        paths = sorted(path for path in found if path.is_file())
-        if not paths:
-            raise ValueError(f"dataset {spec!r} matches no file.")
-        paths = paths if part == "train" else []
-    else:
-        _check_not_a_path(spec)
-        return _hub_part(spec, part, streaming)
-    _check_types(spec, paths)
-    return [FileSource.of(path) for path in paths]
+    for flows, group in itertools.groupby(sources, key=lambda source: source.flows):
+        if flows:
+            rows = (good_rows(source.rows(columns), source.identity, skip_bad_rows) for source in group)
+            yield from _articles(itertools.chain.from_iterable(rows))
+        else:
+            for source in group:
+                yield from source.documents(columns, skip_bad_rows)
 
 
-def _folder_part(folder: Path, part: str) -> list[Path]:
-    inside = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in READERS and path.is_file()]
-    inside = [path for path in inside if not any(name.startswith(".") for name in path.relative_to(folder).parts)]
-    if not inside:
-        raise ValueError(f"folder {str(folder)!r} holds no {', '.join(READERS)} file.")
-    parts = {path: _named_part(path.relative_to(folder)) for path in inside}
-    if "train" not in parts.values():  # names that only happen to say "test" do not split a folder
-        return inside if part == "train" else []
-    return [path for path in inside if parts[path] == part]
+def _one_each(rows: Iterator[Row]) -> Iterator[Document]:
+    for text, label, place in rows:
+        if text.strip():
+            yield Document(text, text, label, place)
 
 
-def _named_part(path: Path) -> str | None:
-    """Return the part that a path inside a folder names, as in train-00000-of-00008.parquet or validation/a.txt."""
-    for name in (*path.parent.parts, path.stem):
-        word = re.split(r"[-_. ]", name.lower())[0]
-        for part, words in _PART_WORDS.items():
-            if word in words:
-                return part
-    return None
+def _paragraphs(rows: Iterator[Row]) -> Iterator[Document]:
+    for blank, group in itertools.groupby(rows, key=lambda row: not row.text.strip()):
+        if not blank:
+            lines = list(group)
+            text = "\n".join(line.text for line in lines)
+            yield Document(text, text, None, lines[0].place)
 
 
-def _check_types(spec: str, paths: list[Path]) -> None:
-    types = sorted({path.suffix.lower() for path in paths})
-    for suffix in types:
-        if suffix not in READERS:
-            odd = next(path for path in paths if path.suffix.lower() == suffix)
-            raise ValueError(
-                f"{odd}: unknown file type {suffix!r}.{suggest(suffix, READERS)} Known: {', '.join(READERS)}."
-            )
-    if len(types) > 1:
-        raise ValueError(
-            f"dataset {spec!r} mixes {' and '.join(types)} files; name one kind with a glob such as '*{types[0]}'."
-        )
+def _articles(rows: Iterator[Row]) -> Iterator[Document]:
+    texts, places = itertools.tee(rows)
+    # as_lines gives a line for each row; it may read ahead over blank rows, which tee keeps
+    lines = zip((row.place for row in places), as_lines(row.text for row in texts), strict=True)
+    for place, text in split_at_titles(lines):
+        yield Document(text, text, None, place)
 
 
-def _check_not_a_path(spec: str) -> None:
-    path = Path(spec).expanduser()
-    local = spec.startswith((".", "/", "~")) or path.suffix.lower() in _FILE_LIKE or spec.count("/") > 1
-    if local or not _HUB_NAME.fullmatch(spec):
-        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ValueError(f"dataset {spec!r} does not exist.{suggest(path.name, siblings)}")
-
-
-def _hub_part(spec: str, part: str, streaming: bool) -> list[Source]:
-    name, _, config = spec.partition(":")
-    try:
-        splits = datasets.load_dataset(name, config or None, streaming=streaming)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"dataset {spec!r} is no local file or folder and cannot be loaded from the hub: {reason}."
-            f"{suggest(spec, BUILTIN_NAMES)} Give a path, 'builtin', or OWNER/NAME:CONFIG and a connection."
-        ) from error
-    for key in splits:
-        if key in _PART_WORDS[part]:
-            return [HubSource(f"{spec} [{key}]", splits[key])]
-    if part == "train":
-        raise ValueError(f"dataset {spec!r} has no train split. Splits: {', '.join(splits)}.")
-    return []
+def _joined(source: Source, text_column: str, skip_bad_rows: bool) -> str:
+    rows = good_rows(source.rows([text_column]), source.identity, skip_bad_rows)
+    return "".join(as_lines(row.text for row in rows))
