@@ -12,6 +12,8 @@ from transformers.utils import logging as transformers_logging
 
 from frankenlm.modeling.checks import check_choice
 
+from .articles import JOIN_ARTICLES
+
 OBJECTIVES = ("mlm", "causal", "classification")
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
@@ -77,7 +79,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "'builtin' (English text that Python carries), 'builtin-code', a hub name 'owner/name:config', or "
-            "a .txt / .jsonl / .parquet file, folder or glob"
+            "a file (.txt, .jsonl, .json, .csv, .tsv, .parquet; also packed as .gz, .bz2, .xz, .zst), folder or glob"
         },
     )
     validation_dataset: str | None = field(
@@ -112,6 +114,20 @@ class DataArguments:
     text_column: str = field(default="text", metadata={"help": "column that holds the text"})
     label_column: str = field(default="label", metadata={"help": "column that holds the label, in classification"})
     max_documents: int | None = field(default=None, metadata={"help": "read only this many documents of the dataset"})
+    join_articles: str = field(
+        default="auto",
+        metadata={
+            "choices": list(JOIN_ARTICLES),
+            "help": "join the lines or rows of WikiText-like data into articles at ' = Title = ' headings: where they are "
+            "found (auto), or else stop (yes), or never (no)",
+        },
+    )
+    skip_bad_rows: bool = field(
+        default=False,
+        metadata={
+            "help": "pass rows over that are no text (null, not JSON, not UTF-8) and say how many, instead of stopping"
+        },
+    )
     streaming: bool = field(
         default=False,
         metadata={"help": "read the dataset while training, at constant memory (needs --max_steps)"},

@@ -120,6 +120,8 @@ def prepare_data(run: RunSettings, checkpoint: Path | None) -> PreparedData:
             text_column=data.text_column,
             label_column=data.label_column if data.objective == "classification" else None,
             max_documents=data.max_documents,
+            join_articles=data.join_articles,
+            skip_bad_rows=data.skip_bad_rows,
             cache_dir=data.cache_dir,
         )
         tokenizer = prepare_tokenizer(run, splits["train"], checkpoint)
