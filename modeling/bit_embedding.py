@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .adapters import RoundsItsWeight
 from .fake_quantize import fake_quantize_weight
 from .packed_embedding import PackedBitEmbedding
 from .packed_linear import check_packable
 from .ternary import quantize_weight
 
 
-class BitEmbedding(nn.Embedding):
+class BitEmbedding(RoundsItsWeight, nn.Embedding):
     """nn.Embedding that looks its rows up in the quantised table.
 
     A subclass of nn.Embedding, so that resizing, tying and weight-decay rules find it. The scale is that of the whole

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .adapters import RoundsItsWeight
 from .fake_quantize import fake_quantize_activations, fake_quantize_weight
 from .layer_calls import is_plainly_called
 from .norms import RMS_EPS
@@ -25,7 +26,7 @@ def computing_dtype(tensor: torch.Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-class BitLinear(nn.Linear):
+class BitLinear(RoundsItsWeight, nn.Linear):
     """nn.Linear with quantised weights and activations, full-precision master weights, straight-through gradients.
 
     Subclasses nn.Linear so that LoRA, GaLore and weight-decay rules find it. `input_norm=False` drops the

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bitlinear import apply_together
+from .bitlinear import BitLinear, apply_together
 from .checks import check_choice
 from .full_linear import FullPrecisionLinear
 from .mixer_base import LinearFactory, ends_branch
 from .norms import at_least_float32
+from .packed_linear import PackedBitLinear
 
 
 def squared_relu(x: torch.Tensor) -> torch.Tensor:
@@ -25,6 +26,10 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
 
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu, "relu2": squared_relu, "swiglu": F.silu}
+
+
+# Layers known to run on no tokens at all; bitsandbytes' 4-bit product on a CPU, say, ends the process.
+TAKE_NO_TOKENS = (nn.Linear, BitLinear, PackedBitLinear)
 
 
 class RouterStatistics(NamedTuple):
@@ -115,9 +120,15 @@ class MixtureOfExperts(nn.Module):
         rows = order // self.top_k
         pieces = tokens[rows].split(counts)
         # An expert without tokens runs too, on nothing: its gradient is then zero, not missing, as DDP needs.
-        outputs = torch.cat([expert(piece) for expert, piece in zip(self.experts, pieces, strict=True)])
+        outputs = torch.cat([_run_expert(expert, piece) for expert, piece in zip(self.experts, pieces, strict=True)])
         outputs = outputs * weights.flatten()[order].unsqueeze(1).to(outputs.dtype)
         return torch.zeros_like(tokens, dtype=outputs.dtype).index_add(0, rows, outputs)
+
+
+def _run_expert(expert: FeedForward, tokens: torch.Tensor) -> torch.Tensor:
+    if len(tokens) or all(type(layer) in TAKE_NO_TOKENS for layer in expert.children()):
+        return expert(tokens)
+    return expert(tokens.new_zeros(1, tokens.shape[1]))[:0]
 
 
 def router_statistics(logits: torch.Tensor, probabilities: torch.Tensor, chosen: torch.Tensor) -> RouterStatistics:

@@ -1,4 +1,4 @@
-"""FullPrecisionLinear: a linear layer whose outputs decide or weigh, and therefore never run in half precision.
+"""Linear layers that keep their precision: UnroundedLinear keeps its weights', FullPrecisionLinear its outputs' too.
 
 Shapes: x (..., I), weight (O, I), y (..., O).
 """
@@ -11,12 +11,15 @@ from .layer_calls import is_plainly_called
 from .norms import at_least_float32, full_precision
 
 
-class FullPrecisionLinear(nn.Linear):
+class UnroundedLinear(nn.Linear):
+    """nn.Linear by another name: loading in 4 or 8 bits, which replaces plain nn.Linear layers, leaves it as it is."""
+
+
+class FullPrecisionLinear(UnroundedLinear):
     """nn.Linear in at least float32, whatever the model's type and also under autocast.
 
-    Routers and gates are made of it: rounded to bfloat16 they choose other experts, and a gate of 0.999 is 1. It is a
-    class of its own so that they are layers like any other, called and never read past (hooks, adapters and offloading
-    live in the call); quantisers, which replace plain nn.Linear layers, leave it alone.
+    Routers and gates are made of it: rounded to bfloat16 they choose other experts, and a gate of 0.999 is 1. They are
+    layers like any other, called and never read past, since hooks, adapters and offloading live in the call.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from transformers import initialization as init
 
 from .cache import LayerState, slide_window
 from .context import zero_pads
+from .full_linear import UnroundedLinear
 from .mixer_base import LinearFactory, Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32, full_precision
 from .scan_linear import linear_scan_chunked, may_reuse
@@ -58,6 +59,8 @@ class Mamba2(Mixer):
         self.state_size = state_size
         self.chunk_size = chunk_size
         conv_size = self.inner_size + 2 * state_size
+        # Rounding errors of step sizes add up along the sequence: no 4 or 8 bits here, as for transformers' Jamba.
+        linear = UnroundedLinear if linear is nn.Linear else linear
         self.in_proj = linear(hidden_size, self.inner_size + conv_size + self.num_heads, bias=use_bias)
         self.conv1d = DepthwiseConv(conv_size, conv_size, conv_kernel, groups=conv_size)
         # Exponents and step sizes stay in float32 (or more) however the model is made: `_keep_in_fp32_modules_strict`.

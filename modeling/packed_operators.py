@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from .adapters import RoundsItsWeight
 from .native_ops import native_path
 from .packed_reference import int8_linear as reference_int8_linear
 from .packed_reference import quantize_activations as reference_quantize_activations
@@ -86,7 +87,7 @@ def with_input_gradient(
     return _Product.apply(x, product, weight)
 
 
-class PackedModule(torch.nn.Module):
+class PackedModule(RoundsItsWeight, torch.nn.Module):
     """What packed layers share: scales and biases stay in float32 whatever the model is cast to, and nothing trains.
 
     `dtype` is the number format of the model around the layer, which `model.to(dtype)` changes.

@@ -1,0 +1,57 @@
+"""No adapter is merged into a layer that rounds its weight.
+
+An adapter (PEFT) adds B A x beside a layer; merging adds B A to the layer's weight. Where the layer rounds that weight
+whenever it runs, most of B A is rounded away, and the merged model is not the one that was trained. PEFT has no word by
+which a layer could refuse, so the refusal is put in place at the moment an adapter takes the layer in.
+"""
+
+import functools
+from collections.abc import Callable
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+
+class RoundsItsWeight:
+    """What layers inherit that compute with other weights than those they hold: quantised as they run, or packed."""
+
+    rounds_its_weight = True  # how they are known, whichever copy of the code they come from
+
+
+def _refusal(name: str, layer: nn.Module) -> ValueError:
+    return ValueError(
+        f"an adapter cannot be merged into {name} ({type(layer).__name__}): the layer rounds its weight to a few "
+        "levels, and most of what the adapter learnt would be rounded away. Keep the adapter beside the model: "
+        "save_pretrained() of the PEFT model saves it, unload() takes it off."
+    )
+
+
+def _refuse_merge(adapted: nn.Module, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+    """What stands in for `adapted.merge`; an adapter that has no part in this layer passes."""
+    names = adapted.active_adapters if adapter_names is None else adapter_names
+    if any(name in getattr(adapted, part) for name in names for part in adapted.adapter_layer_names):
+        raise _refusal("this layer", adapted.base_layer)
+
+
+def _check_merge(model: nn.Module, check: Callable[[], None]) -> None:
+    """What stands in for the adapted model's own check, so that nothing is merged before the first refusal."""
+    for name, module in model.named_modules():
+        layer = module._modules.get("base_layer")
+        if hasattr(layer, "rounds_its_weight"):
+            raise _refusal(name, layer)
+    check()
+
+
+def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Called by torch whenever a module becomes part of another."""
+    if name == "base_layer" and hasattr(child, "rounds_its_weight") and hasattr(parent, "merge"):
+        parent.merge = functools.partial(_refuse_merge, parent)
+    elif name == "model" and hasattr(parent, "_check_merge_allowed") and _rounds_weights(child):
+        parent._check_merge_allowed = functools.partial(_check_merge, child, parent._check_merge_allowed)
+
+
+def _rounds_weights(model: nn.Module) -> bool:
+    return any(hasattr(module, "rounds_its_weight") for module in model.modules())
+
+
+register_module_module_registration_hook(_watch)
