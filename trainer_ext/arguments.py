@@ -118,8 +118,8 @@ class DataArguments:
         default="auto",
         metadata={
             "choices": list(JOIN_ARTICLES),
-            "help": "join the lines or rows of WikiText-like data into articles at ' = Title = ' headings: where they are "
-            "found (auto), or else stop (yes), or never (no)",
+            "help": "join the lines or rows of WikiText-like data into articles at ' = Title = ' headings: where there "
+            "are any (auto), or else stop (yes), or never (no)",
         },
     )
     skip_bad_rows: bool = field(

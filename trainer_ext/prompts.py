@@ -1,10 +1,11 @@
 """What models go on from: prompts of the command line, of files, and our own."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .cli import UserError
+from .text_files import BadRowError, check_characters, kind_of, parse_json, read_text, text_lines
 
 
 @dataclass(frozen=True)
@@ -25,37 +26,43 @@ BUILTIN_PROMPTS = (
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read prompts: a line each of a text file, or rows {"prompt": ..., "reference": ...} of a .jsonl file.
+    """Read prompts: a line each of a text file, or rows {"prompt": ..., "reference": ...} of a .jsonl file (a row a
+    line) or a .json file (a list of rows, or a row a line).
 
-    `reference` is a text or a list of texts, and may be missing. Empty lines are skipped.
+    What a line is and how texts are decoded: text_files.py. `reference` is a text or a list of texts, and may be
+    missing. Empty lines are skipped.
 
     Raises:
         UserError: no such file, no prompt in it, or a row that is not as above; the message names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise UserError(f"--prompts {path}: {reason}.") from error
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix in (".jsonl", ".json"):
-        prompts = [_read_row(f"--prompts {path}, line {number}", line) for number, line in numbered]
-    else:
-        prompts = [Prompt(line) for _, line in numbered]
+        prompts = _read(path)
+    except OSError as error:
+        raise UserError(f"--prompts {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"--prompts {error}") from error
     if not prompts:
         raise UserError(f"--prompts {path}: the file holds no prompt.")
     return prompts
 
 
-def _read_row(place: str, line: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not JSON ({error.msg}).") from error
+def _read(path: Path) -> list[Prompt]:
+    if kind_of(path) == ".json" and (text := read_text(path)).lstrip().startswith("["):
+        rows = parse_json(text, str(path))
+        return [_prompt(row, f"{path}, record {number}") for number, row in enumerate(rows, 1)]
+    numbered = [(f"{path}, line {number}", line) for number, line in text_lines(path) if line.strip()]
+    if kind_of(path) in (".jsonl", ".json"):
+        return [_prompt(parse_json(line, place), place) for place, line in numbered]
+    return [Prompt(line) for _, line in numbered]
+
+
+def _prompt(row: Any, place: str) -> Prompt:
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise UserError(f'{place}: needs a field "prompt" with text.')
+        raise BadRowError(f'{place}: needs a field "prompt" with text.')
     references = row.get("reference", [])
     references = [references] if isinstance(references, str) else references
     if not isinstance(references, list) or not all(isinstance(text, str) and text for text in references):
-        raise UserError(f'{place}: "reference" must be a text or a list of texts.')
+        raise BadRowError(f'{place}: "reference" must be a text or a list of texts.')
+    for text in (row["prompt"], *references):
+        check_characters(text, place)
     return Prompt(row["prompt"], tuple(references))

@@ -161,7 +161,7 @@ def parse_json(text: str, place: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
-        raise BadRowError(f"{place}: not valid JSON ({error.msg}, {line}column {error.colno}).") from error
+        raise BadRowError(f"{place}: not JSON ({error.msg}, {line}column {error.colno}).") from error
     except RecursionError as error:
         raise BadRowError(f"{place}: JSON nested too deep to be read.") from error
     except ValueError as error:  # an integer too long for Python

@@ -13,6 +13,7 @@ A file of your own needs `text` in every line; the other keys are those of `Prom
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...modeling.checks import check_choice, check_keys, suggest
+from ...trainer_ext.text_files import check_characters, parse_json, read_text, text_lines
 
 FOLDER = Path(__file__).parent
 PROMPT_SETS = ("dreams_it", "iq_it", "cookie_theft_it", "smoke")
@@ -57,6 +59,7 @@ class Prompt:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str) or not self.text.strip():
             raise ValueError(f"text={self.text!r} must be a text that is not empty.")
+        self._check_types()
         if self.grader is not None:
             check_choice("grader", self.grader, GRADER_NAMES)
         if self.grader in ("number", "choice", "alias") and self.answer in (None, "", ()):
@@ -65,6 +68,24 @@ class Prompt:
             raise ValueError(f"answer={self.answer!r} must be one of the choices, not of {self.choices}.")
         if self.grader == "list" and not (isinstance(self.items, int) and self.items > 0):
             raise ValueError(f"grader 'list' needs items, the number asked for, not {self.items!r}.")
+
+    def _check_types(self) -> None:
+        for name in ("set", "skill", "note", "topic", "band"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name in ("set", "skill")):
+                raise ValueError(f"{name}={value!r} must be a text.")
+        if self.choices is not None and not (
+            isinstance(self.choices, tuple) and all(isinstance(choice, str) for choice in self.choices)
+        ):
+            raise ValueError(f"choices={self.choices!r} must be a list of texts.")
+        for name in ("tolerance", "chance"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < math.inf):
+                raise ValueError(f"{name}={value!r} must be a number that is not negative.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def load_prompts(name_or_path: str | Path) -> tuple[Prompt, ...]:
@@ -114,8 +135,15 @@ def picture_units(path: str | Path) -> dict[str, tuple[str, ...]] | None:
     listed = path.with_name(f"{path.stem}_units.json")
     if not listed.is_file():
         return None
-    units = json.loads(listed.read_text(encoding="utf-8"))["units"]
-    return {unit["name"]: tuple(unit["aliases"]) for unit in units}
+    content = parse_json(read_text(listed), str(listed))
+    try:
+        units = {unit["name"]: tuple(unit["aliases"]) for unit in content["units"]}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{listed}: units, a list of objects with name and aliases, are expected.") from error
+    for text in (name for unit in units.items() for name in (unit[0], *unit[1])):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{listed}: {text!r} is no name and no alias: a text is expected.")
+    return units
 
 
 @cache
@@ -134,13 +162,16 @@ def _shipped() -> dict[str, Prompt]:
 
 def _read(path: Path) -> tuple[Prompt, ...]:
     prompts: list[Prompt] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in text_lines(path):
         if not line.strip():
             continue
+        place = f"{path.name}, line {number}"
+        record = parse_json(line, place)
+        check_characters(json.dumps(record, ensure_ascii=False), place)
         try:
-            prompts.append(_prompt(json.loads(line), len(prompts) + 1, path.stem))
-        except ValueError as error:  # JSON errors too
-            raise ValueError(f"{path.name}, line {number}: {error}") from error
+            prompts.append(_prompt(record, len(prompts) + 1, path.stem))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
     if not prompts:
         raise ValueError(f"{path.name} holds no prompt.")
     return tuple(prompts)

@@ -260,7 +260,7 @@ def test_a_file_of_ones_own(tmp_path):
         ('{"text": "a", "grader": "choice", "answer": "z", "choices": ["x"]}', "must be one of the choices"),
         ('{"text": "a", "grader": "list"}', "needs items"),
         ("[1]", "JSON object"),
-        ('{"text": ', "line 1: Expecting value"),
+        ('{"text": ', r"line 1: not JSON \(Expecting value"),
         ("", "holds no prompt"),
     ],
 )

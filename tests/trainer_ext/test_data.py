@@ -323,7 +323,7 @@ def test_text_without_labels(tmp_path, load):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n\n{"text": "y"\n', r"a\.jsonl, line 3: not valid JSON \(.*column \d+\)"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": "y"\n', r"a\.jsonl, line 3: not JSON \(.*column \d+\)"),
         ("a.jsonl", b'{"text": "x"}\n["y"]\n', "line 2: a JSON object is expected, not list"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 7}\n', "line 2: column 'text' holds int, a string is expected"),
         (
@@ -600,7 +600,7 @@ def test_streaming_reads_no_further_than_it_must(tmp_path, load, byte_level):
         file.write("{corrupt\n")
     rows = prepare_dataset(load(path, streaming=True)["train"], byte_level, max_length=32, objective="mlm")
     assert len(next(iter(rows))["input_ids"]) == 32
-    with pytest.raises(ValueError, match="line 12001: not valid JSON"):
+    with pytest.raises(ValueError, match="line 12001: not JSON"):
         list(rows)
 
 
