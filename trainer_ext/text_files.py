@@ -96,7 +96,7 @@ def _check_encoding(path: str | Path, head: bytes) -> None:
             raise _other_encoding(path, name)
     zeros = head[0::2].count(0), head[1::2].count(0)
     # Latin letters in UTF-16 have a zero byte each; in UTF-8 a zero byte is a rarity.
-    if len(head) >= 4 and max(zeros) > len(head) / 5 and min(zeros) < len(head) / 50:
+    if len(head) >= 4 and max(zeros) > len(head) / 3 and min(zeros) < len(head) / 50:
         raise _other_encoding(path, "utf-16be" if zeros[0] > zeros[1] else "utf-16le")
 
 
