@@ -19,8 +19,9 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
+from frankenlm.trainer_ext.articles import JOIN_ARTICLES
 from frankenlm.trainer_ext.builtin_text import BUILTIN_NAMES
-from frankenlm.trainer_ext.cards import library_versions, write_json
+from frankenlm.trainer_ext.cards import library_versions
 from frankenlm.trainer_ext.checkpoints import (
     DTYPES,
     Checkpoint,
@@ -29,7 +30,15 @@ from frankenlm.trainer_ext.checkpoints import (
     load_model,
     open_checkpoint,
 )
-from frankenlm.trainer_ext.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
+from frankenlm.trainer_ext.cli import (
+    OneLineParser,
+    UserError,
+    check_model_name,
+    check_new_file,
+    check_numbers,
+    run_command,
+    user_mistakes,
+)
 from frankenlm.trainer_ext.comparing import (
     LIKELIHOOD,
     METRICS,
@@ -45,14 +54,17 @@ from frankenlm.trainer_ext.comparing import (
     text_table,
     write_csv,
 )
+from frankenlm.trainer_ext.files import replaced_file, write_json, write_text
 from frankenlm.trainer_ext.generating import encode_prompt
 from frankenlm.trainer_ext.logs import RunLog
 from frankenlm.trainer_ext.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
+from frankenlm.trainer_ext.redaction import public_name
 from frankenlm.trainer_ext.sampling import DEFAULT_TEMPERATURE, Sampling
 from frankenlm.trainer_ext.scoring import default_device, load_text
 
 logger = logging.getLogger("frankenlm.compare")
 
+FILES = JSON, TABLE, FIGURE, PAGE = ("compare.json", "compare.csv", "compare.png", "compare.md")
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "num_return_sequences", "seed")
 
 
@@ -86,6 +98,11 @@ def build_parser() -> OneLineParser:
     data.add_argument("--stride", type=int, help="tokens a window moves on (default: half of max_length)")
     data.add_argument("--batch_size", type=int, default=16, help="windows at once (default: 16)")
     data.add_argument("--text_column", default="text", help="column that holds the text (default: text)")
+    data.add_argument("--join_articles", choices=JOIN_ARTICLES, default="auto",
+        help="join the lines of WikiText-like data into articles (default: where there are '= Title =' lines)"
+    )  # fmt: skip
+    data.add_argument("--skip_bad_rows", action="store_true",
+        help="pass rows over that are no text, and say how many")  # fmt: skip
     data.add_argument("--validation_fraction", type=float, default=0.05, help="as in training (default: 0.05)")
     data.add_argument("--split_seed", type=int, default=0, help="as in training (default: 0)")
     add("--device", default=default_device(), help="cpu or cuda (default: the GPU if there is one)")
@@ -99,13 +116,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
     sampling = Sampling(**{name: getattr(args, name) for name in SAMPLING})
     sampling.check()
-    check_numbers(args)
-    check_device(args.device)
+    check_arguments(args)
     prompts = read_prompts(Path(args.prompts)) if args.prompts else list(BUILTIN_PROMPTS)
     has_references = all(prompt.references for prompt in prompts)
     metrics = choose_metrics(args.metrics, has_data=args.dataset is not None, has_references=has_references)
     check_sacrebleu(metrics)
-    check_output_dir(args.output_dir)
 
     with RunLog(args.log_level):
         with user_mistakes():
@@ -120,17 +135,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         facts = report_facts(args, checkpoints, prompts, sampling, metrics, likelihood, rows)
         write_reports(args, rows, facts)
     print(text_table(rows))
-    print(f"report: {Path(args.output_dir) / 'compare.md'}")
+    print(f"report: {Path(args.output_dir) / PAGE}")
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that nothing can be scored with."""
-    for name, least in (("batch_size", 1), ("max_documents", 1), ("max_length", 2), ("stride", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be at least {least}.")
-    if not 0 < args.validation_fraction < 1:
-        raise UserError(f"--validation_fraction {args.validation_fraction}: must lie between 0 and 1.")
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse, before anything is read, what nothing can be done with."""
+    check_numbers(
+        args,
+        least={"batch_size": 1, "max_documents": 1, "max_length": 2, "stride": 1},
+        between=("validation_fraction",),
+        seeds=("split_seed",),
+    )
+    check_device(args.device)
+    for name in args.models:
+        check_model_name("--models", name)
+    for name in FILES:
+        check_new_file("--output_dir", Path(args.output_dir) / name)
 
 
 def load_likelihood(
@@ -141,8 +161,8 @@ def load_likelihood(
         return None
     context = common_context(checkpoints, args.max_length)
     stride = args.stride or max(1, context // 2)
-    if stride >= context:
-        raise UserError(f"--stride {stride}: must be less than the {context} tokens the models see at once.")
+    if stride > context:
+        raise UserError(f"--stride {stride}: must not exceed the {context} tokens the models see at once.")
     documents = load_text(
         args.dataset,
         chosen_split(args),
@@ -150,6 +170,8 @@ def load_likelihood(
         split_seed=args.split_seed,
         text_column=args.text_column,
         max_documents=args.max_documents,
+        join_articles=args.join_articles,
+        skip_bad_rows=args.skip_bad_rows,
     )
     return Likelihood(documents, context, stride, args.batch_size)
 
@@ -163,10 +185,8 @@ def load_contestants(
 ) -> list[Contestant]:
     """Load all models, before the first is measured; they wait in main memory for their turn."""
     labels = make_labels(args.models)
-    return [
-        Contestant(label, checkpoint, load_model(checkpoint, device="cpu", dtype=args.dtype), prompt_ids)
-        for label, checkpoint, prompt_ids in zip(labels, checkpoints, ids, strict=True)
-    ]
+    models = [load_model(each, device="cpu", dtype=args.dtype, option="--models") for each in checkpoints]
+    return [Contestant(*parts) for parts in zip(labels, checkpoints, models, ids, strict=True)]
 
 
 def report_facts(
@@ -182,12 +202,12 @@ def report_facts(
     return {
         "bleu_signature": rows[0].get("bleu_signature"),
         "context_length": likelihood.context_length if likelihood else None,
-        "dataset": args.dataset if likelihood else None,
+        "dataset": public_name(args.dataset) if likelihood else None,
         "device": args.device,
         "documents": len(likelihood.documents) if likelihood else None,
         "metrics": list(metrics),
         "models": rows,
-        "prompts": args.prompts or "builtin",
+        "prompts": public_name(args.prompts) if args.prompts else "builtin",
         "prompts_count": len(prompts),
         "same_tokenizer": same_tokenizer(checkpoints),
         "settings": dataclasses.asdict(sampling),
@@ -203,10 +223,11 @@ def write_reports(args: argparse.Namespace, rows: list[dict], facts: dict) -> No
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "compare.json", facts)
-    write_csv(folder / "compare.csv", rows)
-    plot_comparison(rows, figure_panels(rows), folder / "compare.png")
-    (folder / "compare.md").write_text(markdown_report(rows, facts), encoding="utf-8")
+    write_json(folder / JSON, facts)
+    write_csv(folder / TABLE, rows)
+    with replaced_file(folder / FIGURE) as scratch:
+        plot_comparison(rows, figure_panels(rows), scratch)
+    write_text(folder / PAGE, markdown_report(rows, facts))
 
 
 if __name__ == "__main__":

@@ -4,33 +4,36 @@ one, what it writes when it goes on with held-out documents (BLEU, repetition, d
     python scripts/evaluate.py --model runs/mini --dataset builtin --report report.json
     python scripts/evaluate.py --model runs/mini --dataset test.jsonl --method pseudo --max_documents 20
     python scripts/evaluate.py --model gpt2 --dataset test.jsonl --metrics perplexity,bits_per_byte --stride 256
+    python scripts/evaluate.py --model gpt2 --dataset wiki.test.raw.txt --one_text --metrics perplexity,word_perplexity
     python scripts/evaluate.py --model runs/infinito --dataset builtin --metrics bleu,repetition --temperature 0
 
-Compare models with different tokenizers by bits per byte. Masked models have no perplexity in the strict sense: `mlm`
-is their training loss on held-out text, `pseudo` the pseudo-perplexity of Salazar et al. (2020).
+Compare models with different tokenizers by bits per byte, or by perplexity per word. `--one_text` reads all of the text
+as one stream; its default windows are those of lm-evaluation-harness (rolling log-likelihood). Masked models have no
+perplexity in the strict sense: `mlm` is their training loss on held-out text, `pseudo` the pseudo-perplexity of Salazar
+et al. (2020).
 """
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers.utils import logging as transformers_logging
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
+from frankenlm.trainer_ext.articles import JOIN_ARTICLES
 from frankenlm.trainer_ext.builtin_text import BUILTIN_NAMES
-from frankenlm.trainer_ext.cards import library_versions, write_json
-from frankenlm.trainer_ext.checkpoints import check_sacrebleu
+from frankenlm.trainer_ext.cards import library_versions
+from frankenlm.trainer_ext.checkpoints import check_device, check_sacrebleu
 from frankenlm.trainer_ext.cli import (
     OneLineParser,
     UserError,
     check_model_name,
-    check_output_dir,
+    check_new_file,
+    check_numbers,
     run_command,
     user_mistakes,
 )
@@ -42,8 +45,10 @@ from frankenlm.trainer_ext.continuations import (
     find_beginnings,
     measure_continuations,
 )
+from frankenlm.trainer_ext.files import write_json
 from frankenlm.trainer_ext.logs import RunLog
 from frankenlm.trainer_ext.metrics.text import TEXT_MEASURES
+from frankenlm.trainer_ext.redaction import public_name
 from frankenlm.trainer_ext.sampling import DEFAULT_TEMPERATURE, Sampling
 from frankenlm.trainer_ext.scoring import (
     LIKELIHOOD,
@@ -77,12 +82,20 @@ def build_parser() -> OneLineParser:
     add("--report", help="JSON file to write")
     add("--max_documents", type=int, help="score only the first so many documents")
     add("--max_length", type=int, help="tokens the model sees at once (default: its max_position_embeddings)")
-    add("--stride", type=int, help="tokens a causal window moves on (default: half of max_length)")
+    add("--stride", type=int,
+        help="tokens a causal window scores, behind those it only reads (default: half of max_length; all of it with "
+        "--one_text)")  # fmt: skip
+    add("--one_text", action="store_true",
+        help="score all the text as one, documents joined as they stand in the file (causal models)")  # fmt: skip
     add("--batch_size", type=int, default=16, help="rows at once (default: 16)")
     add("--mlm_probability", type=float, default=0.15, help="share of tokens scored under mlm (default: 0.15)")
     add("--seed", type=int, default=42,
         help="which tokens mlm scores (train.py's default gives its positions), and how texts are sampled")  # fmt: skip
     add("--text_column", default="text", help="column that holds the text (default: text)")
+    add("--join_articles", choices=JOIN_ARTICLES, default="auto",
+        help="join the lines of WikiText-like data into articles (default: where there are '= Title =' lines)"
+    )  # fmt: skip
+    add("--skip_bad_rows", action="store_true", help="pass rows over that are no text, and say how many")
     add("--validation_fraction", type=float, default=0.05, help="as in training (default: 0.05)")
     add("--split_seed", type=int, default=0, help="as in training (default: 0)")
     written = parser.add_argument_group("texts that a causal model writes")
@@ -104,10 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
     metrics = parse_metrics(args.metrics)
     check_model_name("--model", args.model)
-    check_numbers(args)
-    if args.report:
-        check_report(Path(args.report))
-    split = args.split or ("validation" if args.dataset in BUILTIN_NAMES else "all")
+    check_arguments(args)
+    split = args.split or ("validation" if args.dataset in BUILTIN_NAMES and not args.one_text else "all")
 
     with RunLog(args.log_level):
         with user_mistakes():
@@ -118,6 +129,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 split_seed=args.split_seed,
                 text_column=args.text_column,
                 max_documents=args.max_documents,
+                join_articles=args.join_articles,
+                skip_bad_rows=args.skip_bad_rows,
+                one_text=args.one_text,
             )
             scorer = load_scorer(
                 args.model,
@@ -127,6 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 batch_size=args.batch_size,
                 device=args.device,
                 trust_remote_code=args.trust_remote_code,
+                one_text=args.one_text,
             )
             metrics = fitting_metrics(metrics, scorer.method, asked_for_all=args.metrics == "all")
             plan = plan_texts(args, scorer, documents, metrics)
@@ -138,25 +153,33 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed)
         result |= write_texts(args.model, scorer, plan, metrics)
 
-    shown = {name: result[name] for name in (*measures(metrics), "tokens", "bytes") if name in result}
+    shown = {name: result[name] for name in (*measures(metrics), "tokens", "words", "bytes") if name in result}
     print(table(args.model, scorer.method, shown))
     if args.report:
-        facts = {name: value for name, value in result.items() if name not in LIKELIHOOD or name in metrics}
-        Path(args.report).absolute().parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            Path(args.report),
-            {
-                **facts,
-                "dataset": args.dataset,
-                "device": args.device,
-                "method": scorer.method,
-                "model": args.model,
-                "parameters": scorer.model.num_parameters(),
-                "split": split,
-                "versions": library_versions(),
-            },
-        )
+        write_report(args, scorer, split, metrics, result)
         print(f"report: {args.report}")
+
+
+def write_report(
+    args: argparse.Namespace, scorer: Scorer, split: str, metrics: Sequence[str], result: dict[str, Any]
+) -> None:
+    """Write what was measured, of the metrics asked for, and how."""
+    facts = {name: value for name, value in result.items() if name not in LIKELIHOOD or name in metrics}
+    Path(args.report).absolute().parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        Path(args.report),
+        {
+            **facts,
+            "dataset": public_name(args.dataset),
+            "device": args.device,
+            "method": scorer.method,
+            "model": public_name(args.model),
+            "one_text": args.one_text,
+            "parameters": scorer.model.num_parameters(),
+            "split": split,
+            "versions": library_versions(),
+        },
+    )
 
 
 def plan_texts(
@@ -208,32 +231,34 @@ def measures(metrics: Sequence[str]) -> list[str]:
     return [measure for name in metrics for measure in TEXT_MEASURES.get(name, (name,))]
 
 
-def check_report(path: Path) -> None:
-    """Make sure, before the work, that the report can be written."""
-    if path.is_dir():
-        raise UserError(f"--report {path}: is a folder; name a file, such as {path / 'report.json'}.")
-    if path.is_file() and not os.access(path, os.W_OK):
-        raise UserError(f"--report {path}: the file cannot be written.")
-    check_output_dir(path.absolute().parent)
-
-
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that nothing can be scored with."""
-    for name, least in (("batch_size", 1), ("max_documents", 1), ("max_length", 2), ("stride", 1),
-                        ("continuations", 1), ("prompt_tokens", 1), ("max_new_tokens", 1)):  # fmt: skip
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be at least {least}.")
-    for name in ("mlm_probability", "validation_fraction"):
-        if not 0 < getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must lie between 0 and 1.")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: there is no GPU here; use cpu.")
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse, before anything is read, numbers that nothing can be scored with and options that exclude each other."""
+    check_numbers(
+        args,
+        least={"batch_size": 1, "max_documents": 1, "max_length": 2, "stride": 1, "continuations": 1,
+               "prompt_tokens": 1, "max_new_tokens": 1},
+        between=("mlm_probability", "validation_fraction"),
+        seeds=("seed", "split_seed"),
+    )  # fmt: skip
+    Sampling(temperature=args.temperature).check()
+    check_device(args.device)
+    if args.one_text:
+        for name in ("max_documents", "split"):
+            if getattr(args, name) not in (None, "all"):
+                raise UserError(f"--one_text takes the whole text: leave out --{name}.")
+    if args.report:
+        check_new_file("--report", Path(args.report))
 
 
 def table(model: str, method: str, values: dict[str, float | None]) -> str:
     """Two columns: measure and value."""
-    units = {"loss": "loss (nats per token)", "bits_per_byte": "bits per byte", "bytes": "bytes (UTF-8)"}
+    units = {
+        "loss": "loss (nats per token)",
+        "bits_per_byte": "bits per byte",
+        "bytes": "bytes (UTF-8)",
+        "perplexity": "perplexity (per token)",
+        "word_perplexity": "perplexity per word",
+    }
     if method == "pseudo":
         units["perplexity"] = "pseudo-perplexity"
     lines = [f"{model}, {method}"]

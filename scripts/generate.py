@@ -15,14 +15,14 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
-from frankenlm.trainer_ext.cards import library_versions, write_json
+from frankenlm.trainer_ext.cards import library_versions
 from frankenlm.trainer_ext.checkpoints import (
     DTYPES,
     Checkpoint,
@@ -32,11 +32,14 @@ from frankenlm.trainer_ext.checkpoints import (
     load_model,
     open_checkpoint,
 )
-from frankenlm.trainer_ext.cli import OneLineParser, UserError, run_command, user_mistakes
+from frankenlm.trainer_ext.cli import OneLineParser, UserError, check_model_name, run_command, user_mistakes
 from frankenlm.trainer_ext.conversation import HELP, Conversation, converse, typed_lines
+from frankenlm.trainer_ext.files import write_json
 from frankenlm.trainer_ext.generating import Text, check_chat_template, encode_prompt, generate_texts, measure_texts
 from frankenlm.trainer_ext.logs import RunLog
+from frankenlm.trainer_ext.output_streams import stop_if_unread
 from frankenlm.trainer_ext.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
+from frankenlm.trainer_ext.redaction import public_name
 from frankenlm.trainer_ext.sampling import DEFAULT_EXPLORATION, DEFAULT_TEMPERATURE, Sampling
 from frankenlm.trainer_ext.scoring import default_device
 
@@ -100,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sampling = read_sampling(args)
     check_device(args.device)
     check_files(args)
+    check_model_name("--model", args.model)
     prompts = collect_prompts(args)
     with RunLog(args.log_level):
         with user_mistakes():
@@ -114,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.interactive:
             rows = chat_along(args, model, checkpoint, sampling)
         elif args.demo:
-            rows = demonstrate(model, checkpoint, prompts, ids, sampling)
+            rows = demonstrate(args, model, checkpoint, prompts, ids, sampling)
         else:
             rows = write_texts(args, model, checkpoint, prompts, ids, sampling)
     if args.json:
@@ -201,6 +205,8 @@ def write_texts(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
     rows = []
     many = len(prompts) * sampling.num_return_sequences > 1
 
+    show = printer(args)
+
     def begin(index: int, number: int):
         if many:
             show(f"{chr(10) if number else ''}--- prompt {index + 1}, text {number + 1}\n")
@@ -222,9 +228,10 @@ def write_texts(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
     return rows
 
 
-def demonstrate(model, checkpoint, prompts, ids, sampling) -> list[dict]:
+def demonstrate(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
     """Generate under each of the DEMO settings; print the texts and a table of what the settings do to them."""
     rows, lines = [], []
+    show = printer(args)
     progress = tqdm(total=len(DEMO) * len(prompts), unit="text", disable=None)
     for name, changes in DEMO.items():
         setting = dataclasses.replace(sampling, **changes)
@@ -233,6 +240,7 @@ def demonstrate(model, checkpoint, prompts, ids, sampling) -> list[dict]:
         for index, prompt in enumerate(prompts):
             (text,) = generate_texts(model, checkpoint, ids[index], setting, index=index)
             tqdm.write(f"{prompt.text}|{text.text}\n", file=sys.stdout)
+            show("")
             texts.append(text)
             rows.append({"setting": name, **report_row(prompt.text, text)})
             progress.update()
@@ -251,8 +259,9 @@ def chat_along(args, model, checkpoint, sampling) -> list[dict]:
     def say(note: str) -> None:
         print(f"[{note}]", file=sys.stderr, flush=True)
 
+    show = printer(args)
     conversation = Conversation(model, checkpoint, sampling, chat=args.chat_template, write=show, say=say)
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         say(HELP)
     answers = converse(conversation, typed_lines(say), say=say)
     return [report_row(line, text) for line, text in answers]
@@ -266,14 +275,14 @@ def draw_maps(args, model, checkpoint, ids, suffix: str) -> None:
     from frankenlm.trainer_ext.heatmaps import plot_attention, plot_memory
     from frankenlm.trainer_ext.inspection import attention_weights, memory_reads, token_texts
 
-    tokens = token_texts(checkpoint.tokenizer, ids)
+    tokens, name = token_texts(checkpoint.tokenizer, ids), public_name(args.model)
     if args.attention_map:
         path = numbered(Path(args.attention_map), suffix)
-        beside = plot_attention(attention_weights(model, ids), tokens, path, title=f"{args.model}: attention")
+        beside = plot_attention(attention_weights(model, ids), tokens, path, title=f"{name}: attention")
         logger.info("attention: %s, %s", path, beside)
     if args.memory_map:
         path = numbered(Path(args.memory_map), suffix)
-        beside = plot_memory(*memory_reads(model, ids), tokens, path, title=f"{args.model}: slot memory")
+        beside = plot_memory(*memory_reads(model, ids), tokens, path, title=f"{name}: slot memory")
         logger.info("memory: %s, %s", path, beside)
 
 
@@ -306,7 +315,7 @@ def write_report(args, model, sampling: Sampling, rows: list[dict]) -> None:
         "device": args.device,
         "dtype": str(model.dtype).removeprefix("torch."),
         "interactive": args.interactive,
-        "model": args.model,
+        "model": public_name(args.model),
         "parameters": model.num_parameters(),
         "settings": dataclasses.asdict(sampling),
         "texts": rows,
@@ -318,8 +327,16 @@ def write_report(args, model, sampling: Sampling, rows: list[dict]) -> None:
     logger.info("report: %s", path)
 
 
-def show(text: str) -> None:
-    print(text, end="", flush=True)
+def printer(args: argparse.Namespace) -> Callable[[str], None]:
+    """Return what shows text; where nobody reads it any more and nothing is to be kept of it, it ends the run."""
+    kept = bool(args.json or args.attention_map or args.memory_map)
+
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+        if not kept:
+            stop_if_unread()
+
+    return show
 
 
 if __name__ == "__main__":

@@ -54,9 +54,9 @@ def build_parser() -> OneLineParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
     options = PackingOptions(args.int8_embeddings, args.int8_head, tuple(args.modules_to_not_convert), args.to)
+    check_new_folder(args.output)
     with RunLog(args.log_level):
         with user_mistakes():
-            check_new_folder(args.output)
             source = open_source(args.model, options)
         with user_mistakes():
             facts = pack_checkpoint(source, Path(args.output), options)

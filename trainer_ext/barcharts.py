@@ -1,6 +1,7 @@
 """Rows of a comparison -> one figure of bars. Takes numbers, never a model; draws without a display."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequ
     legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(len(rows), 4), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    figure.savefig(path, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # the name of a model may be in a script that the font does not have; the tables have it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, metadata={"Software": None})
 
 
 def _height(value: float | int | None) -> float:

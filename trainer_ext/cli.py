@@ -13,13 +13,15 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from frankenlm.modeling.checks import suggest
 
 from .output_streams import OutputClosed, SturdyStream, sturdy_output
 from .redaction import redact
+
+LARGEST_NUMBER = 2**31 - 1  # of documents, tokens, rows
 
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
@@ -37,6 +39,12 @@ MEMORY_TEXTS = ("can't allocate memory", "out of memory")
 
 class UserError(ValueError):
     """Something the user can put right; its message is one line and says how."""
+
+
+class Failed(Exception):
+    """The work cannot go on, for a reason that lies in what it was given; the message is one line."""
+
+    exit_code = EXIT_FAILED
 
 
 class Interrupted(Exception):
@@ -241,6 +249,41 @@ def _is_there(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def check_numbers(
+    args: argparse.Namespace,
+    *,
+    least: Mapping[str, int],
+    between: Sequence[str] = (),
+    seeds: Sequence[str] = (),
+) -> None:
+    """Refuse numbers that nothing can be done with.
+
+    Args:
+        least: option -> its smallest value. between: options whose values lie strictly between 0 and 1. seeds: options
+            that seed random numbers.
+
+    Raises:
+        UserError: naming the first option that is out of range; one that was not given is None and passes.
+    """
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and value < smallest:
+            raise UserError(f"--{name} {value}: must be at least {smallest}.")
+        if value is not None and value > LARGEST_NUMBER:
+            raise UserError(f"--{name} {value}: must be at most {LARGEST_NUMBER}.")
+    for name in between:
+        if not 0 < getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must lie between 0 and 1.")
+    for name in seeds:
+        check_seed(f"--{name}", getattr(args, name))
+
+
+def check_seed(option: str, seed: int) -> None:
+    """Raises UserError for a number that does not seed random numbers."""
+    if not 0 <= seed < 2**63:
+        raise UserError(f"{option} {seed}: must lie between 0 and 2^63 - 1.")
 
 
 def check_value(option: str, value: object) -> None:

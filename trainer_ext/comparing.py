@@ -6,6 +6,7 @@ diversity, vocabulary use) compares models of one tokenizer; bits per byte and B
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ from frankenlm.modeling.checks import suggest
 
 from .checkpoints import Checkpoint
 from .cli import UserError
+from .files import write_text
 from .generating import Text, generate_texts, measure_texts, text_tokens
 from .metrics.text import ORDERS, TEXT_MEASURES, bleu, self_bleu
 from .prompts import Prompt
+from .redaction import public_name
 from .sampling import Sampling
-from .scoring import Scorer, score
+from .scoring import Scorer, score, usable_positions
 
 # group, as --metrics names it -> measures; the order of the tables
 METRICS = {
@@ -98,11 +101,16 @@ def choose_metrics(text: str, *, has_data: bool, has_references: bool) -> list[s
 
 def make_labels(names: Sequence[str]) -> list[str]:
     """Short names for tables: the last part of each path; equal ones are numbered."""
-    short = [Path(name).name or name for name in names]
+    short = ["".join(map(_visible, Path(public_name(name)).name)) for name in names]
     return [
         f"{name} #{short[: index + 1].count(name)}" if short.count(name) > 1 else name
         for index, name in enumerate(short)
     ]
+
+
+def _visible(sign: str) -> str:
+    """A character of a folder's name as a table can show it: line ends and the like by their names in Python."""
+    return sign if sign.isprintable() else repr(sign)[1:-1]
 
 
 def common_context(checkpoints: Sequence[Checkpoint], max_length: int | None) -> int:
@@ -112,7 +120,7 @@ def common_context(checkpoints: Sequence[Checkpoint], max_length: int | None) ->
         UserError: a max_length beyond it, or no model that says how long its inputs may be.
     """
     limits = {
-        checkpoint.name: checkpoint.config.max_position_embeddings
+        checkpoint.name: usable_positions(checkpoint.config)
         for checkpoint in checkpoints
         if hasattr(checkpoint.config, "max_position_embeddings")
     }
@@ -195,7 +203,7 @@ def measure(
         "dtype": str(model.dtype).removeprefix("torch."),
         "label": contestant.label,
         "measures": {measure: values[measure] for name in metrics for measure in METRICS[name]},
-        "model": checkpoint.name,
+        "model": public_name(checkpoint.name),
         "texts": [
             {"prompt": prompt.text, "references": list(prompt.references), **text_row(text, model)}
             for prompt, of_prompt in zip(prompts, texts, strict=True)
@@ -246,10 +254,11 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A row for each model: label, model, measures."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["label", "model", *rows[0]["measures"]])
-        writer.writerows([row["label"], row["model"], *row["measures"].values()] for row in rows)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["label", "model", *rows[0]["measures"]])
+    writer.writerows([row["label"], row["model"], *row["measures"].values()] for row in rows)
+    write_text(path, table.getvalue())
 
 
 def markdown_report(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
@@ -258,7 +267,7 @@ def markdown_report(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any])
     lines = ["# Comparison", "", *_table(["measure", *labels], [
         [name, *(format_value(row["measures"][name]) for row in rows)] for name in rows[0]["measures"]
     ]), ""]  # fmt: skip
-    lines += [f"- {row['label']}: `{row['model']}`, {row['architecture']}, {row['dtype']}" for row in rows]
+    lines += [f"- {_cell(row['label'])}: {_cell(row['model'])}, {row['architecture']}, {row['dtype']}" for row in rows]
     settings = {name: value for name, value in facts["settings"].items() if value not in (None, (), [])}
     lines += ["", "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."]
     if facts["dataset"]:

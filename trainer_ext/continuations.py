@@ -15,7 +15,7 @@ from .cli import UserError
 from .generating import generate_texts, measure_texts
 from .metrics.text import TEXT_MEASURES, bleu, self_bleu
 from .sampling import Sampling
-from .scoring import Scorer, token_ids
+from .scoring import Scorer, token_ids, vocabulary_of
 from .streaming import continuation_text
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 64
@@ -48,7 +48,7 @@ def choose_lengths(context_length: int, prompt_tokens: int | None, new_tokens: i
 def find_beginnings(scorer: Scorer, documents: Dataset, *, count: int, prompt: int, new: int) -> list[Beginning]:
     """Return the starts of the first `count` documents that are long enough."""
     found: list[Beginning] = []
-    for ids in token_ids(scorer.tokenizer, documents):
+    for ids in token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model)):
         if len(ids) >= prompt + new:
             reference = continuation_text(scorer.tokenizer, ids[:prompt], ids[prompt : prompt + new])
             found.append(Beginning(ids[:prompt], reference))

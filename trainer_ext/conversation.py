@@ -1,12 +1,13 @@
 """A conversation with a causal model that keeps its state from turn to turn: what `generate.py --interactive` runs.
 
 The tokens of a window and the cache behind them are kept; a turn feeds the model only what is new (a model whose cache
-generate() does not give back, such as transformers' Mamba, reads everything again). When the position
-table is full, a model with a slot memory begins a new window and carries its memory over; any other model drops the
-oldest half of its window and reads the rest again.
+generate() does not give back reads everything again). When the position table is full, a model with a slot memory
+begins a new window and carries its memory over; any other model drops the oldest half of its window and reads the rest
+again.
 """
 
 import dataclasses
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,7 @@ from .streaming import StopOnSignal, TextStream
 
 # A line goes on from the text so far on a line of its own, as in a text.
 TURN_SEPARATOR = "\n"
+LONGEST_SEED = 19  # digits of 2^63
 HELP = "/reset forgets everything, /seed N sets the seed, /quit ends; Ctrl-C ends the text that is being written"
 
 
@@ -236,7 +238,7 @@ def run_line_command(conversation: Conversation, line: str, say: Callable[[str],
     if name == "reset" and not words:
         conversation.reset()
         say("everything is forgotten")
-    elif name == "seed" and len(words) == 1 and words[0].isdigit():
+    elif name == "seed" and len(words) == 1 and words[0].isdecimal() and len(words[0]) <= LONGEST_SEED:
         conversation.reseed(int(words[0]))
         say(f"seed {int(words[0])}")
     elif name == "help":
@@ -247,7 +249,14 @@ def run_line_command(conversation: Conversation, line: str, say: Callable[[str],
 
 
 def typed_lines(say: Callable[[str], object]) -> Iterator[str]:
-    """Yield the lines of standard input, with a prompt at a terminal; Ctrl-C at the prompt takes nothing with it."""
+    """Yield the lines of standard input, with a prompt at a terminal; Ctrl-C at the prompt takes nothing with it.
+
+    Bytes that are no text come as lone surrogates, which `require_text` refuses: the line is lost, not the talk.
+    """
+    if sys.stdin is None:  # started without one
+        return
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     interactive = sys.stdin.isatty()
     while True:
         try:

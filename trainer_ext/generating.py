@@ -5,10 +5,11 @@ the prompts beside it nor on how many texts are asked for, and needs no padding.
 (generation_config.json) are not used, only its token ids: a setting that is not given is off.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,11 @@ from transformers import (
 )
 
 from .checkpoints import Checkpoint
-from .cli import UserError
+from .cli import Failed, UserError
 from .metrics.text import diversity, repetition, vocabulary_use
+from .opening import reading
 from .sampling import Sampling
+from .scoring import check_vocabulary
 from .streaming import StopAtText, TextStream, continuation_text, cut_at_stop
 
 logger = logging.getLogger("frankenlm.generating")
@@ -51,6 +54,7 @@ def encode_prompt(checkpoint: Checkpoint, text: str, *, chat: bool = False) -> l
         ids = checkpoint.tokenizer(text, verbose=False)["input_ids"]
     if not ids:
         raise UserError(f"the prompt {text[:40]!r} has no token in the vocabulary of {checkpoint.name}.")
+    check_vocabulary(ids, checkpoint.config.get_text_config().vocab_size)
     if checkpoint.limit is not None and len(ids) >= checkpoint.limit:
         raise UserError(
             f"the prompt {text[:40]!r} is {len(ids)} tokens long, and {checkpoint.name} has positions for "
@@ -73,12 +77,14 @@ def require_text(text: str) -> None:
 
 def chat_text(checkpoint: Checkpoint, messages: list[dict[str, str]]) -> str:
     """The text of a conversation, up to where the model's next message begins."""
-    return checkpoint.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    with reading(checkpoint.name, "chat template"):
+        return checkpoint.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def chat_ids(checkpoint: Checkpoint, messages: list[dict[str, str]]) -> list[int]:
     """The ids of a conversation, up to where the model's next message begins."""
-    return checkpoint.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    with reading(checkpoint.name, "chat template"):
+        return checkpoint.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
 
 
 def derive_seed(seed: int, *place: int) -> int:
@@ -126,6 +132,9 @@ def run_generate(
         cache: cache of a call whose text these ids go on from.
         prompt_length: where the text that stop strings are looked for in begins; default: after ids.
         inputs: more arguments of the model's forward.
+
+    Raises:
+        Failed: the model's logits are no numbers any more, so that no token can be drawn.
     """
     arguments = sampling.generate_arguments()
     if sampling.explore is not None:
@@ -137,7 +146,7 @@ def run_generate(
     if sampling.use_memory is not None:
         inputs["use_memory"] = sampling.use_memory
     input_ids = torch.tensor([list(ids)], device=model.device)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), drawing():
         torch.manual_seed(seed)
         output = model.generate(
             input_ids=input_ids,
@@ -151,6 +160,20 @@ def run_generate(
         )
     rows = [trim(row[len(ids) :], model.generation_config) for row in output.sequences.tolist()]
     return Continuation(rows, output.cache)
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Turn torch's error of a draw from NaN or infinite weights into `Failed`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise Failed(
+            "the model's logits are NaN or infinite, so no token can be drawn: its weights are damaged, its number "
+            "format is too small for it (--dtype float32), or --temperature or --repetition_penalty is too extreme."
+        ) from error
 
 
 def exploration(probability: float, seed: int):

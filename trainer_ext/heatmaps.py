@@ -12,6 +12,7 @@ import numpy
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from .files import replaced_file
 from .plots import EVAL, GREY, TRAIN, UNIGRAM
 
 LONGEST_LABEL = 12  # characters
@@ -120,15 +121,15 @@ def readable(token: str) -> str:
 def _save(figure: Figure, path: Path, title: str) -> None:
     figure.suptitle(title, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), replaced_file(path) as scratch:
         # of a script that the font does not have, the labels are boxes; the CSV has the tokens
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, metadata={"Software": None})
+        figure.savefig(scratch, metadata={"Software": None})
 
 
 def _write_csv(path: Path, header, rows) -> Path:
     beside = path.with_suffix(".csv")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    with replaced_file(beside) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)

@@ -49,9 +49,9 @@ def read_config(name: str, *, option: str = "--model", trust_remote_code: bool =
     local = Path(name).expanduser().is_dir()
     try:
         with reading(f"{option} {name}", "config.json"):
-            fields, _ = PreTrainedConfig.get_config_dict(place(name))
+            fields, _ = PreTrainedConfig.get_config_dict(location(name))
             check_counts(fields, most=max(MANY_MODULES, len(stored_shapes(name))))
-            return AutoConfig.from_pretrained(place(name), trust_remote_code=trust_remote_code)
+            return AutoConfig.from_pretrained(location(name), trust_remote_code=trust_remote_code)
     except UserError as error:
         if local or not isinstance(error.__cause__, OSError):
             raise
@@ -68,7 +68,7 @@ def read_tokenizer(name: str, *, option: str = "--model", trust_remote_code: boo
         UserError: it is missing, damaged or empty.
     """
     with reading(f"{option} {name}", "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(place(name), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(location(name), trust_remote_code=trust_remote_code)
         # where the files are missing, some classes quietly come with an empty vocabulary
         if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
             raise UserError(f"{option} {name}: has no tokenizer (its vocabulary is empty): put its files there.")
@@ -93,7 +93,7 @@ def read_weights(
     with reading(label, "weights"), held_back_logs("transformers"):
         check_size(auto_class, name, config, label, trust_remote_code)
         model, report = auto_class.from_pretrained(
-            place(name), trust_remote_code=trust_remote_code, dtype=dtype, output_loading_info=True
+            location(name), trust_remote_code=trust_remote_code, dtype=dtype, output_loading_info=True
         )
         missing = sorted(report["missing_keys"])
         if missing:
@@ -144,7 +144,7 @@ def reason(error: BaseException) -> str:
     return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
-def place(name: str) -> str:
+def location(name: str) -> str:
     """A hub name as it is, a folder's with the home folder written out."""
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
@@ -222,7 +222,7 @@ def local_weight_files(name: str) -> list[Path]:
 
 def _find(name: str, file: str) -> Path | None:
     found = cached_file(
-        place(name), file, local_files_only=True,
+        location(name), file, local_files_only=True,
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
     return None if found is None else Path(found)

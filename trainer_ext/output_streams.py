@@ -79,6 +79,12 @@ class SturdyStream:
         return getattr(self.beneath, name)
 
 
+def stop_if_unread() -> None:
+    """Raises OutputClosed where the reader of standard output has gone (`... | head`)."""
+    if isinstance(sys.stdout, SturdyStream) and sys.stdout.closed_by_reader:
+        raise OutputClosed
+
+
 @contextlib.contextmanager
 def sturdy_output() -> Iterator[SturdyStream]:
     """Make standard output and error sturdy within the block; yields standard output. Once is enough."""

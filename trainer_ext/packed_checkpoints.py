@@ -1,15 +1,19 @@
 """From a checkpoint with ternary layers to a packed one, and to and from transformers' BitNet checkpoints."""
 
+import contextlib
 import json
 import logging
-from collections.abc import Iterable
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers.quantizer_bitnet import BitNetHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import cached_file
@@ -27,15 +31,26 @@ from frankenlm.modeling.quantizer_ternary import (
     packed_layers,
 )
 
-from .cards import library_versions, write_json
-from .cli import UserError, check_model_name, check_output_dir
+from .cards import library_versions
+from .cli import UserError, check_output_dir
+from .files import write_json, write_text
+from .opening import (
+    INDEX,
+    WEIGHTS,
+    check_runs,
+    location,
+    read_config,
+    read_tokenizer,
+    read_weights,
+    reading,
+)
+from .redaction import public_name
 
 logger = logging.getLogger("frankenlm.pack")
 
 FRANKENLM, BITNET = "frankenlm", "bitnet"
 FORMATS = (FRANKENLM, BITNET)
 REPORT = "packing.json"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -64,8 +79,7 @@ def open_source(name: str, options: PackingOptions) -> Source:
     Raises:
         UserError: no such model, of another family, packed already, or nothing in it can be packed as asked.
     """
-    check_model_name("--model", name)
-    config = _read_config(name)
+    config = read_config(name)
     quantization = dict(getattr(config, "quantization_config", None) or {})
     method = quantization.get("quant_method")
     if options.to == BITNET:
@@ -79,18 +93,6 @@ def open_source(name: str, options: PackingOptions) -> Source:
     return _check_ours(name, config, options)
 
 
-def _read_config(name: str) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(name)
-    except OSError as error:
-        if Path(name).expanduser().is_dir():
-            raise
-        raise UserError(
-            f"--model {name}: no folder of that name, and it cannot be fetched from the hub (unknown there, or no "
-            "connection)."
-        ) from error
-
-
 def _check_ours(name: str, config: PreTrainedConfig, options: PackingOptions) -> Source:
     architecture = (config.architectures or [""])[0]
     if not type(config).__module__.startswith("frankenlm.") or not hasattr(frankenlm.modeling, architecture):
@@ -98,8 +100,7 @@ def _check_ours(name: str, config: PreTrainedConfig, options: PackingOptions) ->
             f"--model {name}: is a {architecture or config.model_type}; only models of frankenlm, and transformers' "
             "BitNet checkpoints, can be packed."
         )
-    with torch.device("meta"):
-        empty = getattr(frankenlm.modeling, architecture)(config)
+    empty = _build_empty(getattr(frankenlm.modeling, architecture), name, config)
     try:
         check_packable_model(empty, options.int8_embeddings, options.int8_head, options.modules_to_not_convert)
     except ValueError as error:
@@ -115,9 +116,7 @@ def _check_from_bitnet(name: str, config: PreTrainedConfig, bitnet: dict, option
     if options.modules_to_not_convert:
         raise UserError("--modules_to_not_convert: a BitNet checkpoint says by itself which layers are ternary.")
     del config.quantization_config
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    return Source(name, config, empty, bitnet)
+    return Source(name, config, _build_empty(AutoModelForCausalLM.from_config, name, config), bitnet)
 
 
 def _check_to_bitnet(name: str, config: PreTrainedConfig, quantization: dict) -> Source:
@@ -128,9 +127,17 @@ def _check_to_bitnet(name: str, config: PreTrainedConfig, quantization: dict) ->
         )
     if quantization["int8_embeddings"] or quantization["int8_head"]:
         raise UserError(f"--model {name}: --to bitnet has no int8 tables or heads; convert one packed without them.")
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config)
-    return Source(name, config, empty)
+    return Source(name, config, _build_empty(AutoModelForCausalLM.from_config, name, config))
+
+
+def _build_empty(build: Callable[[PreTrainedConfig], PreTrainedModel], name: str, config: PreTrainedConfig):
+    """Return the model on the meta device, without memory.
+
+    Raises:
+        UserError: its configuration describes no model.
+    """
+    with reading(f"--model {name}", "config.json"), torch.device("meta"):
+        return build(config)
 
 
 def check_new_folder(output: str) -> None:
@@ -140,7 +147,11 @@ def check_new_folder(output: str) -> None:
         UserError: the folder holds something, or cannot be made or written.
     """
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be read: {error.strerror}.") from error
+    if taken:
         raise UserError(f"--output {output}: exists already; name a new folder.")
     check_output_dir(output)
 
@@ -151,23 +162,52 @@ def pack_checkpoint(source: Source, output: Path, options: PackingOptions) -> di
     Raises:
         ValueError, OSError: weights that are missing, damaged or cannot be packed; the message names the layer.
     """
-    if options.to == BITNET:
-        facts = _write_bitnet(source, output)
-    else:
-        model = _from_bitnet(source, options) if source.bitnet else _from_ours(source, options)
-        model.save_pretrained(output)
-        facts = packing_facts(model, source, output, options)
-    facts["tokenizer"] = _copy_tokenizer(source.name, output)
-    write_json(output / REPORT, facts)
-    (output / "README.md").write_text(packing_card(facts), encoding="utf-8")
+    tokenizer = _find_tokenizer(source.name)
+    with reading(f"--model {source.name}", "weights"):
+        model = _convert(source, options)
+    with new_folder(output) as scratch:
+        if options.to == BITNET:
+            facts = _write_bitnet(model, source, scratch)
+        else:
+            model.save_pretrained(scratch)
+            facts = packing_facts(model, source, scratch, options)
+        facts["tokenizer"] = tokenizer is not None
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        write_json(scratch / REPORT, facts)
+        write_text(scratch / "README.md", packing_card(facts))
     return facts
 
 
-def _from_ours(source: Source, options: PackingOptions) -> PreTrainedModel:
+def _convert(source: Source, options: PackingOptions) -> PreTrainedModel:
+    """Return the packed model; of one that goes back to BitNet, the model as it was packed."""
+    if options.to == BITNET:
+        return read_weights(type(source.empty), source.name, source.config)
+    return _from_bitnet(source, options) if source.bitnet else _from_ours(source, options)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside `folder` to write to; it becomes `folder` at the end, or goes when an error is raised."""
+    folder = folder.absolute()
+    made = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.parent / f".{secrets.token_hex(8)}"
     try:
-        model = type(source.empty).from_pretrained(source.name, dtype="auto")
-    except SafetensorError as problem:
-        raise ValueError(f"{source.name}: its weights are damaged or cut short ({problem}).") from None
+        scratch.mkdir()
+        yield scratch
+        scratch.replace(folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                parent.rmdir()
+        raise
+
+
+def _from_ours(source: Source, options: PackingOptions) -> PreTrainedModel:
+    model = read_weights(type(source.empty), source.name, source.config)
+    check_runs(model, source.name)
     return pack_model(
         model,
         int8_embeddings=options.int8_embeddings,
@@ -221,11 +261,7 @@ def _round_table(state: dict[str, torch.Tensor], name: str, model: PreTrainedMod
         state[f"{name}.weight_scale"] = state[source.replace(".weight", ".weight_scale")].clone()
 
 
-def _write_bitnet(source: Source, output: Path) -> dict[str, Any]:
-    try:
-        model = type(source.empty).from_pretrained(source.name, dtype="auto")
-    except SafetensorError as problem:
-        raise ValueError(f"{source.name}: its weights are damaged or cut short ({problem}).") from None
+def _write_bitnet(model: PreTrainedModel, source: Source, output: Path) -> dict[str, Any]:
     layers = {name: (layer.out_features, layer.in_features) for name, layer in packed_layers(model)}
     packing = model.config.quantization_config
     state = state_to_bitnet(model.state_dict(), layers, packing.bitnet_linear_class, model.dtype)
@@ -238,7 +274,7 @@ def _write_bitnet(source: Source, output: Path) -> dict[str, Any]:
     }
     model.save_pretrained(output, state_dict=state)
     return {
-        "model": source.name,
+        "model": public_name(source.name),
         "architecture": type(model).__name__,
         "format": BITNET,
         "ternary_layers": len(layers),
@@ -262,6 +298,7 @@ def read_tensors(name: str) -> dict[str, torch.Tensor]:
 
 def weight_files(name: str) -> list[Path]:
     """Return the safetensors files of a checkpoint."""
+    name = location(name)
     whole = cached_file(name, WEIGHTS, _raise_exceptions_for_missing_entries=False)
     if whole is not None:
         return [Path(whole)]
@@ -284,7 +321,7 @@ def packing_facts(model: PreTrainedModel, source: Source, output: Path, options:
     everything = _bytes(tensor for _, tensor in model.state_dict().items())
     weights = sum(layer.num_weights for layer in ternary)
     return {
-        "model": source.name,
+        "model": public_name(source.name),
         "architecture": type(model).__name__,
         "model_type": model.config.model_type,
         "format": FRANKENLM,
@@ -308,19 +345,18 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
 
 
-def _copy_tokenizer(name: str, output: Path) -> bool:
-    """Save the checkpoint's tokenizer with the output; say so where it has none."""
-    if cached_file(name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is None:
+def _find_tokenizer(name: str) -> PreTrainedTokenizerBase | None:
+    """Return the checkpoint's tokenizer, to be saved with the output; say so where it has none."""
+    if cached_file(location(name), "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is None:
         logger.warning("%s has no tokenizer; the packed checkpoint has none either.", name)
-        return False
-    AutoTokenizer.from_pretrained(name).save_pretrained(output)
-    return True
+        return None
+    return read_tokenizer(name)
 
 
 def packing_card(facts: dict[str, Any]) -> str:
     """Return the model card (README.md) of a converted checkpoint."""
     front = "---\nlibrary_name: transformers\ntags:\n- frankenlm\n- ternary\n---\n"
-    title = f"# {Path(facts['model']).name}, packed\n"
+    title = f"# {facts['model'].rpartition('/')[2]}, packed\n"
     if facts["format"] == BITNET:
         return f"{front}\n{title}\nConverted from `{facts['model']}` to transformers' BitNet format.\n"
     if facts["needs_frankenlm"]:

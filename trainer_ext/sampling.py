@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from .cli import UserError
+from .cli import LARGEST_NUMBER, UserError, check_seed
 
 DEFAULT_TEMPERATURE = 0.8
 DEFAULT_EXPLORATION = 0.3
+SMALLEST_TEMPERATURE = 1e-6
+LARGEST_PENALTY = 1000
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,27 @@ class Sampling:
     def check(self) -> None:
         """Raises UserError for a value out of range, or values that contradict each other."""
         for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1.")
+            if not 1 <= getattr(self, name) <= LARGEST_NUMBER:
+                raise UserError(f"--{name} {getattr(self, name)}: must be at least 1, and at most {LARGEST_NUMBER}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise UserError(f"--temperature {self.temperature}: must be 0 (greedy) or a positive number.")
-        if self.top_k is not None and self.top_k < 1:
+        if 0 < self.temperature < SMALLEST_TEMPERATURE:
+            raise UserError(
+                f"--temperature {self.temperature}: logits divided by it overflow; use 0 for the likeliest token each "
+                f"time, or at least {SMALLEST_TEMPERATURE}."
+            )
+        if self.top_k is not None and not 1 <= self.top_k <= LARGEST_NUMBER:
             raise UserError(f"--top_k {self.top_k}: must be at least 1; leave it out to keep every token.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"--top_p {self.top_p}: must lie above 0 and not above 1.")
         if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
             raise UserError(f"--repetition_penalty {self.repetition_penalty}: must be positive; 1 is no penalty.")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed {self.seed}: must lie between 0 and 2^63 - 1.")
+        if not 1 / LARGEST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:
+            raise UserError(
+                f"--repetition_penalty {self.repetition_penalty}: must lie between {1 / LARGEST_PENALTY} and "
+                f"{LARGEST_PENALTY}; 1 is no penalty."
+            )
+        check_seed("--seed", self.seed)
         if "" in self.stop:
             raise UserError("--stop: the empty string stands everywhere; give at least one character.")
         if self.explore is not None:

@@ -105,7 +105,7 @@ def test_the_same_model_twice_is_equal(full):
     assert first["measures"] == again["measures"] and first["texts"] == again["texts"]
 
 
-def test_measures_are_those_of_the_texts(full, tokenizer):
+def test_measures_are_those_of_the_texts(full, models):
     row = read(full / "compare.json")["models"][1]
     texts = [text["text"] for text in row["texts"]]
     assert len(texts) == 4 and len(set(texts)) == 4
@@ -115,8 +115,9 @@ def test_measures_are_those_of_the_texts(full, tokenizer):
     assert row["texts"][2]["references"] == ["sang", "of rain"]
     assert row["bleu_signature"] == expected["bleu_signature"]
     assert 0 < row["measures"]["distinct_1"] <= row["measures"]["distinct_4"] == 1
+    assert row["model"] == models[1].name
     assert row["measures"]["parameters"] == sum(
-        p.numel() for p in AutoModelForCausalLM.from_pretrained(row["model"]).parameters()
+        p.numel() for p in AutoModelForCausalLM.from_pretrained(models[1]).parameters()
     )
 
 
@@ -207,7 +208,7 @@ def test_metric_names():
         (["--prompts", "{long}"], "has positions for 96"),
         (["--dataset", "missing.txt"], "missing.txt"),
         (["--dataset", "{text}", "--max_length", "97"], "exceeds max_position_embeddings=96"),
-        (["--dataset", "{text}", "--stride", "96"], "must be less than the 96 tokens"),
+        (["--dataset", "{text}", "--stride", "97"], "must not exceed the 96 tokens"),
         (["--batch_size", "0"], "at least 1"),
         (["--validation_fraction", "1"], "between 0 and 1"),
         (["--top_p", "2"], "--top_p 2.0"),

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from frankenlm.trainer_ext.cli import UserError
 from frankenlm.trainer_ext.continuations import choose_lengths
-from frankenlm.trainer_ext.scoring import choose_method, fitting_metrics, parse_metrics
+from frankenlm.trainer_ext.scoring import LIKELIHOOD, choose_method, fitting_metrics, parse_metrics
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_mistakes(words, message, evaluate, unbroken, corpus, capfd):
 
 
 def test_metric_names_and_methods():
-    everything = ["bits_per_byte", "loss", "perplexity", "bleu", "repetition", "diversity", "vocabulary"]
+    everything = [*LIKELIHOOD, "bleu", "repetition", "diversity", "vocabulary"]
     assert parse_metrics("all") == everything
     assert fitting_metrics(everything, "causal", asked_for_all=True) == everything
     assert fitting_metrics(everything, "mlm", asked_for_all=True) == everything[:3]

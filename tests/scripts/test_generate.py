@@ -297,7 +297,7 @@ def test_report(generate, gpt2, tmp_path):
     assert generate("--model", gpt2, *words, "--json", report) == 0
     facts = read(report)
     assert facts["settings"]["top_k"] == 9 and facts["settings"]["seed"] == 3
-    assert facts["model"] == str(gpt2) and facts["tokens"] == 5 and facts["tokens_per_second"] > 0
+    assert facts["model"] == gpt2.name and facts["tokens"] == 5 and facts["tokens_per_second"] > 0
     assert facts["versions"]["transformers"] and facts["dtype"] == "float32"
 
 
@@ -413,7 +413,7 @@ def test_state_goes_from_turn_to_turn(conversation, model, request, tokenizer):
     for talk in (cached, plain):
         talk.reply("the cat")
         talk.reply("sat on")
-    assert (cached.cache is not None) == (model != "mamba") and plain.cache is None
+    assert cached.cache is not None and plain.cache is None
     assert cached.history == plain.history
     assert "".join(cached.pieces) == "".join(plain.pieces)
     middle = tokenizer("\nsat on")["input_ids"]
@@ -569,14 +569,14 @@ def test_bytes_that_are_no_text_are_a_mistake(generate, gpt2, monkeypatch, capsy
         (["--prompt", "a", "--max_new_tokens", "0"], "--max_new_tokens 0: must be at least 1"),
         (["--prompt", "a", "--max_new_tokens", "-3"], "must be at least 1"),
         (["--prompt", "a", "--temperature", "-1"], "--temperature -1.0: must be 0 (greedy) or a positive"),
-        (["--prompt", "a", "--temperature", "nan"], "must be 0 (greedy) or a positive"),
+        (["--prompt", "a", "--temperature", "nan"], "--temperature nan: must be a finite number"),
         (["--prompt", "a", "--top_p", "0"], "--top_p 0.0: must lie above 0"),
         (["--prompt", "a", "--top_p", "1.5"], "--top_p 1.5: must lie above 0"),
         (["--prompt", "a", "--top_k", "0"], "--top_k 0: must be at least 1"),
         (["--prompt", "a", "--top_k", "5", "--temperature", "0"], "does nothing with --temperature 0"),
         (["--prompt", "a", "--repetition_penalty", "0"], "must be positive"),
         (["--prompt", "a", "--seed", "-1"], "--seed -1"),
-        (["--prompt", "a", "--stop", ""], "--stop: the empty string"),
+        (["--prompt", "a", "--stop", ""], "--stop is empty"),
         (["--prompt", "a", "--num_beams", "0"], "--num_beams 0"),
         (["--prompt", "a", "--num_beams", "2", "--temperature", "1"], "add --temperature 0"),
         (["--prompt", "a", "--temperature", "0", "--num_return_sequences", "2"], "finds at most 1"),

@@ -79,12 +79,13 @@ def test_report_refuses_nothing(tokens, size):
 
 
 def test_windows_by_hand():
-    assert list(_windows(list(range(9)), 4, 2)) == [
-        ([0, 1, 2, 3], 1),
-        ([2, 3, 4, 5], 2),
-        ([4, 5, 6, 7], 2),
-        ([6, 7, 8], 2),
+    assert list(_windows(list(range(10)), 4, 2)) == [
+        ([0, 1, 2, 3, 4], 1),
+        ([2, 3, 4, 5, 6], 3),
+        ([4, 5, 6, 7, 8], 3),
+        ([5, 6, 7, 8, 9], 4),  # the last one is as full as the others
     ]
+    assert list(_windows(list(range(6)), 4, 4)) == [([0, 1, 2, 3, 4], 1), ([1, 2, 3, 4, 5], 4)]
     assert list(_windows([5, 6], 4, 2)) == [([5, 6], 1)]
     assert list(_windows([5], 4, 2)) == []
     assert list(_windows([], 4, 2)) == []
@@ -99,7 +100,7 @@ def test_causal_by_hand():
     assert score == LossSum(pytest.approx(math.log(4 / 3)), 1, 8, 4)
 
 
-@pytest.mark.parametrize(("context_length", "stride"), [(2, 1), (5, 1), (5, 4), (7, 3), (64, 63)])
+@pytest.mark.parametrize(("context_length", "stride"), [(1, 1), (2, 1), (5, 1), (5, 5), (7, 3), (64, 64)])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_every_token_is_scored_once(context_length, stride, batch_size):
     # The prediction depends on the token before alone, so windows of any kind must give the same sum.
@@ -124,9 +125,52 @@ def test_causal_equals_the_models_own_loss():
     assert score == LossSum(pytest.approx(sum(losses), rel=1e-5), 22 + 8, 32, 16)
 
 
-@pytest.mark.parametrize("stride", [0, 8])
+def rolling_nats(model, tokens, prefix, max_length, context):
+    """The rolling log-likelihood of lm-evaluation-harness, from its definition, a forward a window.
+
+    `get_rolling_token_windows`: the first window predicts max_length tokens from the prefix token and those before
+    them; each later one reads the max_length tokens that end before its last target, and predicts
+    max_length - context + 1 new ones, the last window what is left.
+    """
+    first = min(max_length, len(tokens))
+    pairs = [([prefix, *tokens[: first - 1]], tokens[:first])]
+    done = first
+    while done < len(tokens):
+        count = min(len(tokens) - done, max_length - context + 1)
+        end = done + count
+        pairs.append((tokens[end - max_length - 1 : end - 1], tokens[end - count : end]))
+        done = end
+    total = 0.0
+    for inputs, targets in pairs:
+        with torch.no_grad():
+            log_p = model(input_ids=torch.tensor([inputs])).logits[0].log_softmax(-1)
+        total -= sum(float(log_p[len(inputs) - len(targets) + index, token]) for index, token in enumerate(targets))
+    return total
+
+
+@pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 32, 33, 47, 100])
+@pytest.mark.parametrize("context", [1, 9, 16])
+def test_one_text_has_the_rolling_likelihood_of_the_harness(length, context):
+    """Positions and contexts matter to this model, so that any other cut of the text gives another sum."""
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_positions=16, initializer_range=0.9)
+    ).eval()
+    tokens = torch.randint(1, VOCABULARY, (length,)).tolist()
+    score = causal_nats(model, [tokens], context_length=16, stride=16 - context + 1, batch_size=3, start_token_id=0)
+    assert score.tokens == length
+    assert score.nats == pytest.approx(rolling_nats(model, tokens, 0, 16, context), rel=1e-5)
+
+
+def test_a_model_without_weights_is_not_scored():
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_positions=16))
+    with pytest.raises(ValueError, match="meta device, without weights"):
+        causal_nats(model, [[1, 2]], context_length=8)
+
+
+@pytest.mark.parametrize("stride", [0, 9])
 def test_causal_refuses_a_stride_that_skips(stride):
-    with pytest.raises(ValueError, match=f"stride={stride} must lie between 1 and context_length - 1 = 7"):
+    with pytest.raises(ValueError, match=f"stride={stride} must lie between 1 and context_length = 8"):
         causal_nats(Bigram(torch.zeros(2, 2)), [[0, 1]], context_length=8, stride=stride)
 
 

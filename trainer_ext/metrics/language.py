@@ -25,8 +25,8 @@ IGNORED = -100
 class LossSum(NamedTuple):
     """A sum of token losses in nats, and how it was made.
 
-    tokens: how many losses were summed. context: the longest input in tokens. stride: by how many tokens a window
-    moves on; context where windows do not overlap. Both are 0 where the caller made the batches.
+    tokens: how many losses were summed. context: the longest input in tokens. stride: how many tokens a window scores;
+    context where each token is read once. Both are 0 where the caller made the batches.
     """
 
     nats: float
@@ -54,22 +54,29 @@ def unigram_cross_entropy(train_counts: torch.Tensor, eval_counts: torch.Tensor)
     return float(-(held_out * log_p).sum() / total)
 
 
-def perplexity_report(total_nats: float, tokens: int, utf8_bytes: int) -> dict[str, float | int]:
-    """Return loss_nats (a token), perplexity, bits_per_byte, tokens and bytes.
+def perplexity_report(
+    total_nats: float, tokens: int, utf8_bytes: int, words: int | None = None
+) -> dict[str, float | int]:
+    """Return loss_nats (a token), perplexity, bits_per_byte, tokens and bytes; with `words`, word_perplexity and words.
 
     utf8_bytes: length of the scored text in UTF-8; bits per byte does not depend on the tokenizer, nats a token do.
     A perplexity beyond the largest float is inf. Raises ValueError unless tokens and bytes are positive.
     """
     if tokens < 1 or utf8_bytes < 1:
         raise ValueError(f"nothing was scored: tokens={tokens}, utf8_bytes={utf8_bytes}; both must be at least 1.")
-    loss = total_nats / tokens
+    of_words = {"word_perplexity": _perplexity(total_nats / words), "words": words} if words else {}
     return {
-        "loss_nats": loss,
-        "perplexity": math.exp(loss) if loss < math.log(torch.finfo(torch.double).max) else math.inf,
+        "loss_nats": total_nats / tokens,
+        "perplexity": _perplexity(total_nats / tokens),
         "bits_per_byte": total_nats / math.log(2) / utf8_bytes,
         "tokens": tokens,
         "bytes": utf8_bytes,
+        **of_words,
     }
+
+
+def _perplexity(nats: float) -> float:
+    return math.exp(nats) if nats < math.log(torch.finfo(torch.double).max) else math.inf
 
 
 # --- causal models
@@ -87,36 +94,39 @@ def causal_nats(
     """Score sequences of token ids, of any length, with a causal model; every token is scored exactly once.
 
     context_length: the longest input the model gets. Longer sequences are read in windows that move on by `stride`
-        (default: half of it) and score only what no window before has scored, so that from the second window on every
-        token sees at least context_length - stride tokens.
+        (default: half of it) and score only what no window before has scored: from the second window on every token
+        is predicted from at least context_length - stride + 1 tokens. With stride = context_length each token is read
+        once; this is the rolling log-likelihood of lm-evaluation-harness.
     start_token_id: put before each sequence, which makes its first token a scored one too; without it the first token
         has nothing to be predicted from and is left out of the count.
-    Raises ValueError for a stride outside 1 ... context_length - 1.
+    Raises ValueError for a stride outside 1 ... context_length, and for a model without weights.
     """
-    stride = context_length // 2 if stride is None else stride
-    if not 1 <= stride < context_length:
-        raise ValueError(f"stride={stride} must lie between 1 and context_length - 1 = {context_length - 1}.")
+    stride = max(1, context_length // 2) if stride is None else stride
+    if not 1 <= stride <= context_length:
+        raise ValueError(f"stride={stride} must lie between 1 and context_length = {context_length}.")
     start = [] if start_token_id is None else [start_token_id]
     windows = (window for sequence in sequences for window in _windows([*start, *sequence], context_length, stride))
     nats, tokens = 0.0, 0
     with _scoring(model):
         for batch in _batches(windows, batch_size):
             ids, mask, labels = _pad([ids for ids, _ in batch], [first for _, first in batch], _device(model))
-            logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+            logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1]).logits
             batch_nats, batch_tokens = _sum_losses(logits, labels[:, 1:])
             nats, tokens = nats + batch_nats, tokens + batch_tokens
     return LossSum(nats, tokens, context_length, stride)
 
 
 def _windows(ids: Sequence[int], context_length: int, stride: int) -> Iterator[tuple[Sequence[int], int]]:
-    """Yield (ids of a window, index in it of the first token to score). Token 0 of the text is never scored."""
-    scored = 1
-    start = 0
-    while scored < len(ids):
-        end = min(start + context_length, len(ids))
-        yield ids[start:end], scored - start
+    """Yield (ids of a window, index in it of the first token to score). Token 0 of the text is never scored.
+
+    A window is an input of at most context_length tokens with the token behind it, which the last of them predicts.
+    """
+    scored = 0
+    while scored < len(ids) - 1:
+        end = min(scored + (stride if scored else context_length), len(ids) - 1)
+        start = max(0, end - context_length)
+        yield ids[start : end + 1], scored + 1 - start
         scored = end
-        start += stride
 
 
 # --- masked models
@@ -214,7 +224,10 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 
 
 def _device(model: torch.nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    device = next(model.parameters()).device
+    if device.type == "meta":
+        raise ValueError("the model is on the meta device, without weights: load it onto a device first.")
+    return device
 
 
 @contextmanager
