@@ -279,10 +279,11 @@ class _Builder:
     def __call__(self, sources: list[Source], side: _Side | None = None) -> AnyDataset:
         side = side or _Side()
         features = self.reading.features()
-        # A list is split among the loader's workers, file by file; a limit on documents, and articles that go on over
-        # the ends of files, need them in one sequence.
-        apart = self.reading.max_documents is None and not any(source.flows for source in sources)
-        given = {"sources": list(sources) if apart else tuple(sources), "reading": self.reading, "side": side}
+        # A list is split among the loader's workers, file by file; a limit on documents, and what goes on over the ends
+        # of files, need them in one sequence.
+        limited = self.reading.max_documents is not None or self.reading.one_text
+        in_one = limited or any(source.flows for source in sources)
+        given = {"sources": tuple(sources) if in_one else list(sources), "reading": self.reading, "side": side}
         if self.streaming:
             return IterableDataset.from_generator(_rows, features=features, gen_kwargs=given)
         return cached_dataset(_rows, given, features, self.cache_dir, self._cache_key(sources, side))
