@@ -21,6 +21,7 @@ from .context import SequenceContext
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
 from .feedforward import ACTIVATIONS, MixtureOfExperts, RouterStatistics
 from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, make_norm
+from .full_linear import UnroundedLinear
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
@@ -473,7 +474,7 @@ class FrankensteinForSequenceClassification(_FrankensteinHead):
         self.num_labels = config.num_labels
         self.model = FrankensteinModel(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = UnroundedLinear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @takes_old_cache_name
