@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 
 from .checks import check_choice, check_keys
+from .yaml_text import load_yaml, plain
 
 PRESET_FOLDER = Path(__file__).resolve().parent / "presets"
 SECTIONS = ("model", "data", "training")
@@ -41,7 +41,10 @@ def read_preset(name: str) -> Preset:
     """
     presets = list_presets()
     check_choice("preset", name, presets)
-    sections = yaml.safe_load(presets[name].read_text(encoding="utf-8"))
+    try:
+        sections = plain(load_yaml(presets[name].read_text(encoding="utf-8-sig")))
+    except ValueError as error:  # not UTF-8, or no YAML
+        raise ValueError(f"preset {name!r} ({presets[name]}): {error}") from error
     if not isinstance(sections, dict) or not all(isinstance(value, dict) for value in sections.values()):
         raise ValueError(f"preset {name!r}: expected a mapping of the sections {', '.join(SECTIONS)}.")
     check_keys(f"preset {name!r}", sections, SECTIONS)

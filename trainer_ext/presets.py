@@ -6,21 +6,26 @@ weakest first, so that argparse checks every value the same way and the last one
 
 import argparse
 import dataclasses
+import functools
 import json
 import shlex
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import CONFIG_MAPPING, HfArgumentParser
 
 from frankenlm.modeling import list_presets, read_preset
 from frankenlm.modeling.checks import check_keys
+from frankenlm.modeling.yaml_text import YamlFloat, YamlInt, YamlWord, load_yaml, plain
 
 from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
 from .cli import OneLineParserMixin, UserError, user_mistakes
+from .redaction import learn_secrets, redact_words
+from .text_files import read_text
 
 SECTIONS = {"model": ModelArguments, "data": DataArguments, "training": FrankenTrainingArguments}
 MODEL_PREFIX = "--model."
@@ -141,13 +146,15 @@ def parse_run(argv: Sequence[str]) -> RunSettings | None:
         preset_words = read_preset_words(weak.preset) if weak.preset else []
         model, data, training = parse_dataclasses(default_words(weak) + preset_words + run_words + words)
         fields = {**run_fields, **command_fields}
-        check_model_fields(model, fields)
-    return RunSettings(model, data, training, fields, shlex.join(["accelerate", "launch", "scripts/train.py", *argv]))
+        fields = check_model_fields(model, fields)
+    command = shlex.join(["accelerate", "launch", "scripts/train.py", *redact_words(argv)])
+    return RunSettings(model, data, training, fields, command)
 
 
 def parse_dataclasses(words: Sequence[str]) -> tuple[ModelArguments, DataArguments, FrankenTrainingArguments]:
     """Turn command-line words into the three dataclasses."""
     values = vars(RunParser().parse_strictly(words))
+    learn_secrets(values)
     return tuple(
         section(**{f.name: values[f.name] for f in dataclasses.fields(section) if f.init})
         for section in SECTIONS.values()
@@ -167,19 +174,16 @@ def split_model_fields(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             value = next(rest, None)
             if value is None or value.startswith("--"):
                 raise UserError(f"{MODEL_PREFIX}{name}: expected a value, as in {MODEL_PREFIX}num_hidden_layers 4.")
-        fields[name] = parse_scalar(value)
+        try:
+            fields[name] = parse_scalar(value)
+        except ValueError as error:
+            raise UserError(f"{word.partition('=')[0]} {value[:40]!r}: {error}") from error
     return words, fields
 
 
 def parse_scalar(text: str) -> Any:
-    """Read a value as YAML, with 1e-5 a number too (YAML 1.1 wants 1.0e-5)."""
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    """Read a value as YAML. Raises ValueError for what is none."""
+    return load_yaml(text)
 
 
 def read_run_file(path: str) -> tuple[list[str], dict[str, Any]]:
@@ -189,35 +193,66 @@ def read_run_file(path: str) -> tuple[list[str], dict[str, Any]]:
     flat) the fields of the model's configuration stand beside --preset, --tokenizer and the like.
     """
     content = load_yaml_mapping(path)
-    sections = {name: value for name, value in content.items() if name in SECTIONS and isinstance(value, Mapping)}
-    flat = {name: value for name, value in content.items() if name not in sections}
-    arguments, model_fields = {}, {}
-    for name, values in sections.items():
-        known = field_names(SECTIONS[name])
-        if name != "model":
-            check_keys(f"{path}, section {name!r}", values, known)
-        arguments.update({key: value for key, value in values.items() if key in known})
-        model_fields.update({key: value for key, value in values.items() if key not in known})
     everything = {name for section in SECTIONS.values() for name in field_names(section)}
-    arguments.update({key: value for key, value in flat.items() if key in everything})
-    model_fields.update({key: value for key, value in flat.items() if key not in everything})
-    check_keys(str(path), model_fields, everything | set(SECTIONS) | all_config_fields())
-    words = to_words(arguments)
+    settings = flat_settings(path, content)
+    arguments = {key: value for key, value in settings.items() if key in everything}
+    model_fields = {key: value for key, value in settings.items() if key not in everything}
+    check_keys(f"--config {path}", model_fields, everything | set(SECTIONS) | all_config_fields())
+    for name in ("config", "list_presets"):
+        if name in arguments:
+            raise UserError(f"--config {path}: {name!r} belongs on the command line; here it does nothing.")
     try:
+        words = to_words(arguments)
         RunParser().parse_strictly(words)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"--config {path}: {error}") from error
     return words, model_fields
 
 
+def flat_settings(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of all sections and those outside any.
+
+    Raises:
+        UserError: a section that is no mapping, a key that belongs to another section or stands in two.
+    """
+    parts = []
+    for name, values in content.items():
+        if name not in SECTIONS:
+            parts.append({name: values})
+            continue
+        values = {} if values is None else values  # a section with nothing below it
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"--config {path}, section {name!r}: expected 'key: value' lines, found {type(values).__name__}."
+            )
+        if name != "model":
+            check_keys(f"--config {path}, section {name!r}", values, field_names(SECTIONS[name]))
+        parts.append(values)
+    settings: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            if not isinstance(key, str):
+                raise UserError(f"--config {path}: the key {key!r} is no text.")
+            if key in settings:
+                raise UserError(f"--config {path}: {key!r} stands twice, in different sections.")
+            settings[key] = value
+    return settings
+
+
 def load_yaml_mapping(path: str) -> dict[str, Any]:
-    """Load a YAML file that holds a mapping."""
+    """Load a YAML file that holds a mapping; see modeling/yaml_text.py for what YAML is here."""
     if not Path(path).is_file():
         raise UserError(f"--config {path}: no such file.")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path}: not valid YAML: {error}") from error
+        text = read_text(path)
+    except ValueError as error:
+        raise UserError(f"--config {error}") from error
+    try:
+        content = load_yaml(text)
+    except ValueError as error:
+        raise UserError(f"--config {path}: {error}") from error
+    if content is None:
+        raise UserError(f"--config {path}: the file is empty; 'key: value' lines are expected.")
     if not isinstance(content, dict):
         raise UserError(f"--config {path}: expected 'key: value' lines, found {type(content).__name__}.")
     return content
@@ -238,16 +273,52 @@ def default_words(weak: argparse.Namespace) -> list[str]:
 
 
 def to_words(values: Mapping[str, Any]) -> list[str]:
-    """Write settings as command-line words; None leaves the default."""
-    words = []
+    """Write settings as command-line words; None leaves the default.
+
+    Raises:
+        UserError: a list for a flag that takes one value, or an empty one.
+    """
+    words, kinds = [], field_kinds()
     for key, value in values.items():
         if isinstance(value, list):
-            words += [f"--{key}", *map(str, value)]
-        elif isinstance(value, dict):
-            words.append(f"--{key}={json.dumps(value)}")
+            if list not in kinds[key]:
+                raise UserError(f"{key}: one value is expected, not a list.")
+            if not value:
+                raise UserError(f"{key}: the list is empty; leave {key} out, or name something.")
+            words += [f"--{key}", *(as_word(item, kinds[key]) for item in value)]
         elif value is not None:
-            words.append(f"--{key}={value}")
+            words.append(f"--{key}={as_word(value, kinds[key])}")
     return words
+
+
+def as_word(value: Any, kinds: set[type]) -> str:
+    """Write one value as a person would on the command line, for a field of one of `kinds`."""
+    if isinstance(value, (dict, list)):
+        return json.dumps(plain(value))
+    if isinstance(value, YamlWord):
+        return str(value.truth) if bool in kinds and str not in kinds else str(value)
+    if isinstance(value, (YamlInt, YamlFloat)) and str in kinds and not kinds & {int, float}:
+        return value.written
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))  # 1e4 steps are 10000 steps
+    return str(value)
+
+
+@functools.cache
+def field_kinds() -> dict[str, set[type]]:
+    """The types that the value of each flag may have: {list, str} for `list[str] | None`; strings for enumerations."""
+    found = {}
+    for section in SECTIONS.values():
+        hints = typing.get_type_hints(section)
+        for name in field_names(section):
+            options = typing.get_args(hints[name]) if is_union(hints[name]) else (hints[name],)
+            kinds = {typing.get_origin(option) or option for option in options} - {type(None)}
+            found[name] = {str if isinstance(kind, type) and issubclass(kind, str) else kind for kind in kinds}
+    return found
+
+
+def is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def field_names(section: type) -> set[str]:
@@ -263,14 +334,14 @@ def all_config_fields() -> set[str]:
     return names
 
 
-def check_model_fields(model: ModelArguments, fields: Mapping[str, Any]) -> None:
-    """Check that a model was named, and that the fields to change belong to it."""
+def check_model_fields(model: ModelArguments, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that a model was named, and that the fields to change belong to it; return them as the fields need them."""
     if model.preset and model.model_name_or_path:
         raise UserError("--preset and --model_name_or_path exclude each other: give one.")
     if not model.preset and not model.model_name_or_path:
         raise UserError(f"--preset is missing. Known: {', '.join(list_presets())}.")
     if not fields:
-        return
+        return {}
     if model.model_name_or_path:
         name = next(iter(fields))
         raise UserError(f"--model.{name} changes a preset, and the saved weights of --model_name_or_path are fixed.")
@@ -278,6 +349,20 @@ def check_model_fields(model: ModelArguments, fields: Mapping[str, Any]) -> None
     check_keys("--model.FIELD", fields, config_class.known_keys())
     if "vocab_size" in fields:
         raise UserError("--model.vocab_size: the tokenizer decides it; use --vocab_size.")
+    hints = {field.name: field.type for field in dataclasses.fields(config_class)}
+    return {name: as_field(value, hints.get(name)) for name, value in fields.items()}
+
+
+def as_field(value: Any, hint: Any) -> Any:
+    """Return a value for a field of a configuration: a plain `no` is a word or False, 1e3 is 1000, as its type says."""
+    kinds = set(typing.get_args(hint) if is_union(hint) else (hint,))
+    if isinstance(value, YamlWord):
+        return value.truth if bool in kinds else str(value)
+    if isinstance(value, YamlFloat) and int in kinds and float not in kinds and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [str(item) if isinstance(item, YamlWord) else plain(item) for item in value]
+    return plain(value)
 
 
 def preset_table() -> str:

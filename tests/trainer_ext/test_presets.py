@@ -2,8 +2,9 @@
 
 import pytest
 
-from frankenlm.modeling import list_presets, read_preset
+from frankenlm.modeling import list_presets, preset_files, read_preset
 from frankenlm.trainer_ext.cli import UserError
+from frankenlm.trainer_ext.preflight import preset_config
 from frankenlm.trainer_ext.presets import parse_run, parse_scalar, preset_table
 
 BASE = ["--preset", "mini", "--dataset", "builtin", "--output_dir", "out"]
@@ -69,8 +70,33 @@ def test_flat_run_file(tmp_path):
         ("hidden_sze: 3", "Did you mean 'hidden_size'"),
         ("training: {learning_rate: fast}", "invalid float value: 'fast'"),
         ("data: {objective: mlmm}", "invalid choice: 'mlmm'"),
-        ("- a\n- b", "expected 'key: value' lines"),
-        ("a: [", "not valid YAML"),
+        ("- a\n- b", "expected 'key: value' lines, found list"),
+        ("a: [", "not valid YAML: line 1, column 5"),
+        ("", "the file is empty"),
+        ("# nothing\n", "the file is empty"),
+        ("seed: 1\nseed: 2", "line 2, column 1: key 'seed' stands twice, first in line 1"),
+        ("seed: 1\ntraining: {seed: 2}", "'seed' stands twice, in different sections"),
+        ("training: [1, 2]", "section 'training': expected 'key: value' lines, found list"),
+        ("model: mini", "section 'model': expected 'key: value' lines, found str"),
+        (
+            "training:\n\tseed: 1",
+            "line 2, column 1: found character '\\t' that cannot start any token (indent with spaces)",
+        ),
+        ("seed: [1, 2]", "seed: one value is expected, not a list"),
+        ("label_names: []", "label_names: the list is empty"),
+        ("seed: {a: 1}", "invalid int value"),
+        ("seed: 1.5", "invalid int value: '1.5'"),
+        ("1: x", "the key 1 is no text"),
+        ("config: other.yaml", "'config' belongs on the command line"),
+        ("seed: !!python/object:os.system x", "could not determine a constructor for the tag"),
+        ("seed: !!binary aGk=", "could not determine a constructor"),
+        ("seed: *a", "found undefined alias 'a'"),
+        ("a: &a [*a]", "has more than 100000 values"),
+        ("seed: 1\n---\nseed: 2", "found another document"),
+        ('run_name: "\\ud800"', "half a surrogate pair"),
+        ("a: " + "[" * 100_000, "nested too deep"),
+        ("a: " + "{b: " * 100_000, "nested too deep"),
+        ("seed: " + "9" * 5000, "is no usable number"),
     ],
 )
 def test_run_file_is_read_strictly(tmp_path, text, words):
@@ -80,6 +106,125 @@ def test_run_file_is_read_strictly(tmp_path, text, words):
         parse_run([*BASE, "--config", str(file)])
     assert words in str(caught.value)
     assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("run_name: café".encode("latin1"), "line 1: not UTF-8 (byte 0xe9)"),
+        ("seed: 3".encode("utf-16"), "UTF-16, not UTF-8. Convert the file first, for example with: iconv -f utf-16"),
+        ("seed: 3".encode("utf-16-le"), "UTF-16LE, not UTF-8"),
+        (b"seed: 3\0", "special characters are not allowed"),
+    ],
+)
+def test_run_file_in_another_encoding(tmp_path, content, message):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        parse_run([*BASE, "--config", str(file)])
+    assert message in str(caught.value) and f"--config {file}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def from_file(tmp_path, text):
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    return parse_run([*BASE, "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("learning_rate: 2e-2", "learning_rate", 0.02),
+        ("learning_rate: 1E-5", "learning_rate", 1e-5),
+        ("weight_decay: .5", "weight_decay", 0.5),
+        ("max_steps: 1e4", "max_steps", 10_000),
+        ("max_steps: 1_000", "max_steps", 1000),
+        ("seed: 010", "seed", 10),  # YAML 1.1: 8
+        ("seed: 0x10", "seed", 16),
+        ("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs:\n  min_lr_rate: 1e-1", "lr_scheduler_kwargs",
+         {"min_lr_rate": 0.1}),
+        ("lr_scheduler_kwargs: {a: [1E2, no, 'no', 3]}", "lr_scheduler_kwargs", {"a": [100.0, False, "no", 3]}),
+        ("eval_strategy: no", "eval_strategy", "no"),
+        ("save_strategy: no", "save_strategy", "no"),
+        ("bf16: on", "bf16", True),
+        ("logging_first_step: off", "logging_first_step", False),
+        ("run_name: 010", "run_name", "010"),
+        ("run_name: 1e5", "run_name", "1e5"),
+        ("run_name: 2026-01-02", "run_name", "2026-01-02"),
+        ("run_name: 1:30", "run_name", "1:30"),
+        ("run_name: no", "run_name", "no"),
+        ("seed: null", "seed", 42),
+        ("training:\ndata:", "seed", 42),
+    ],
+)  # fmt: skip
+def test_values_of_run_files_are_what_they_look_like(tmp_path, text, name, value):
+    found = getattr(from_file(tmp_path, text).training, name)
+    assert found == value and type(found) in (type(value), type(found) if isinstance(found, str) else type(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "join", "packing"),
+    [("join_articles: no\npacking: no", "no", False), ("join_articles: yes\npacking: on", "yes", True)],
+)
+def test_words_of_data_flags(tmp_path, text, join, packing):
+    run = from_file(tmp_path, text)
+    assert (run.data.join_articles, run.data.packing) == (join, packing)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("initializer_range", "2e-2", 0.02),
+        ("hidden_size", "6.4e1", 64),
+        ("use_bias", "no", False),
+        ("use_bias", "true", True),
+        ("hidden_act", "no", "no"),
+        ("layer_pattern", "[retnet, mamba]", ["retnet", "mamba"]),
+        ("pad_token_id", "null", None),
+    ],
+)
+def test_model_fields_take_what_their_types_say(tmp_path, name, text, value):
+    fields = [
+        from_file(tmp_path, f"model:\n  {name}: {text}").model_fields,
+        from_file(tmp_path, f"{name}: {text}").model_fields,
+    ]
+    fields.append(parse_run([*BASE, f"--model.{name}", text]).model_fields)
+    for found in fields:
+        assert found == {name: value} and type(found[name]) is type(value)
+
+
+def test_a_number_in_scientific_notation_reaches_the_model(tmp_path):
+    run = from_file(tmp_path, "model:\n  initializer_range: 2e-2")
+    assert preset_config(run, {}).initializer_range == 0.02
+
+
+@pytest.mark.parametrize("value", ["[a", "{", "[" * 100_000, "9" * 5000, "!!int x"])
+def test_model_values_that_are_no_yaml(value):
+    with pytest.raises(UserError, match=r"^--model\.hidden_size ") as caught:
+        parse_run([*BASE, "--model.hidden_size", value])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model: [1", "not valid YAML: line 1"),
+        ("model: {model_type: a, model_type: b}", "key 'model_type' stands twice"),
+        ("café".encode("latin1"), "can't decode byte 0xe9"),
+        ("", "expected a mapping of the sections"),
+        ("[model]", "expected a mapping of the sections"),
+        ("model: no", "expected a mapping of the sections"),
+    ],
+)
+def test_a_damaged_preset_is_named(tmp_path, monkeypatch, content, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr(preset_files, "PRESET_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="preset 'mine'") as caught:
+        read_preset("mine")
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
