@@ -131,9 +131,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             ids = [[encode_prompt(checkpoint, prompt.text) for prompt in prompts] for checkpoint in checkpoints]
             likelihood = load_likelihood(args, checkpoints, metrics)
             contestants = load_contestants(args, checkpoints, ids)
-        rows = compare(contestants, prompts, sampling, metrics, likelihood=likelihood, device=args.device)
-        facts = report_facts(args, checkpoints, prompts, sampling, metrics, likelihood, rows)
-        write_reports(args, rows, facts)
+        rows: list[dict] = []
+        try:
+            for row in compare(contestants, prompts, sampling, metrics, likelihood=likelihood, device=args.device):
+                rows.append(row)
+        finally:
+            # whatever ends the work, the models that are measured are reported
+            if rows:
+                write_reports(args, rows, report_facts(args, checkpoints, prompts, sampling, metrics, likelihood, rows))
     print(text_table(rows))
     print(f"report: {Path(args.output_dir) / PAGE}")
 
@@ -207,6 +212,7 @@ def report_facts(
         "documents": len(likelihood.documents) if likelihood else None,
         "metrics": list(metrics),
         "models": rows,
+        "models_asked_for": len(checkpoints),
         "prompts": public_name(args.prompts) if args.prompts else "builtin",
         "prompts_count": len(prompts),
         "same_tokenizer": same_tokenizer(checkpoints),

@@ -29,6 +29,7 @@ from frankenlm.trainer_ext.builtin_text import BUILTIN_NAMES
 from frankenlm.trainer_ext.cards import library_versions
 from frankenlm.trainer_ext.checkpoints import check_device, check_sacrebleu
 from frankenlm.trainer_ext.cli import (
+    Failed,
     OneLineParser,
     UserError,
     check_model_name,
@@ -151,13 +152,19 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "scoring %d documents of %s with %s, %s", len(documents), args.dataset, args.model, scorer.method
             )
             result = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed)
-        result |= write_texts(args.model, scorer, plan, metrics)
+        failure = None
+        try:
+            result |= write_texts(args.model, scorer, plan, metrics)
+        except Failed as error:  # what was scored before is worth its report
+            failure = error
 
     shown = {name: result[name] for name in (*measures(metrics), "tokens", "words", "bytes") if name in result}
     print(table(args.model, scorer.method, shown))
     if args.report:
         write_report(args, scorer, split, metrics, result)
         print(f"report: {args.report}")
+    if failure is not None:
+        raise failure
 
 
 def write_report(

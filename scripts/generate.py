@@ -115,14 +115,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                 from frankenlm.trainer_ext.inspection import check_attention
 
                 check_attention(model, checkpoint, ids[0])
-        if args.interactive:
-            rows = chat_along(args, model, checkpoint, sampling)
-        elif args.demo:
-            rows = demonstrate(args, model, checkpoint, prompts, ids, sampling)
-        else:
-            rows = write_texts(args, model, checkpoint, prompts, ids, sampling)
-    if args.json:
-        write_report(args, model, sampling, rows)
+        rows: list[dict] = []
+        try:
+            if args.interactive:
+                chat_along(args, model, checkpoint, sampling, rows)
+            elif args.demo:
+                demonstrate(args, model, checkpoint, prompts, ids, sampling, rows)
+            else:
+                write_texts(args, model, checkpoint, prompts, ids, sampling, rows)
+        finally:
+            # whatever ends the work, the texts that are there are kept
+            if args.json and (rows or args.interactive):
+                write_report(args, model, sampling, rows)
 
 
 # --- checks
@@ -200,9 +204,8 @@ def collect_prompts(args: argparse.Namespace) -> list[Prompt]:
 # --- work
 
 
-def write_texts(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
-    """Generate, on standard output, the texts of each prompt; return them as rows of the report."""
-    rows = []
+def write_texts(args, model, checkpoint, prompts, ids, sampling, rows: list[dict]) -> None:
+    """Generate, on standard output, the texts of each prompt, and add each to the rows of the report."""
     many = len(prompts) * sampling.num_return_sequences > 1
 
     show = printer(args)
@@ -225,12 +228,11 @@ def write_texts(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
             )
     tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
     logger.info("%d tokens in %.1f s, %.1f tokens/s", tokens, seconds, tokens / seconds)
-    return rows
 
 
-def demonstrate(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
+def demonstrate(args, model, checkpoint, prompts, ids, sampling, rows: list[dict]) -> None:
     """Generate under each of the DEMO settings; print the texts and a table of what the settings do to them."""
-    rows, lines = [], []
+    lines = []
     show = printer(args)
     progress = tqdm(total=len(DEMO) * len(prompts), unit="text", disable=None)
     for name, changes in DEMO.items():
@@ -250,11 +252,10 @@ def demonstrate(args, model, checkpoint, prompts, ids, sampling) -> list[dict]:
     progress.close()
     show(f"{'setting':<12}" + "".join(f"{column:>18}" for column in DEMO_COLUMNS) + "\n")
     show("".join(line + "\n" for line in lines))
-    return rows
 
 
-def chat_along(args, model, checkpoint, sampling) -> list[dict]:
-    """Answer lines of standard input until it ends."""
+def chat_along(args, model, checkpoint, sampling, rows: list[dict]) -> None:
+    """Answer lines of standard input until it ends, and add each answer to the rows of the report."""
 
     def say(note: str) -> None:
         print(f"[{note}]", file=sys.stderr, flush=True)
@@ -263,8 +264,8 @@ def chat_along(args, model, checkpoint, sampling) -> list[dict]:
     conversation = Conversation(model, checkpoint, sampling, chat=args.chat_template, write=show, say=say)
     if sys.stdin is not None and sys.stdin.isatty():
         say(HELP)
-    answers = converse(conversation, typed_lines(say), say=say)
-    return [report_row(line, text) for line, text in answers]
+    for line, text in converse(conversation, typed_lines(say), say=say):
+        rows.append(report_row(line, text))
 
 
 def draw_maps(args, model, checkpoint, ids, suffix: str) -> None:

@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,17 +147,14 @@ def compare(
     *,
     likelihood: Likelihood | None,
     device: str,
-) -> list[dict[str, Any]]:
-    """Measure one model after the other; return a row for each, with its texts."""
-    rows = []
-    bar = tqdm(total=len(contestants) * len(prompts), unit="prompt", disable=None)
-    for contestant in contestants:
-        bar.set_description(contestant.label)
-        model = contestant.model.to(device)
-        rows.append(measure(contestant, prompts, sampling, metrics, likelihood, bar))
-        model.to("cpu")
-    bar.close()
-    return rows
+) -> Iterator[dict[str, Any]]:
+    """Measure one model after the other; yield a row for each, with its texts."""
+    with tqdm(total=len(contestants) * len(prompts), unit="prompt", disable=None) as bar:
+        for contestant in contestants:
+            bar.set_description(contestant.label)
+            model = contestant.model.to(device)
+            yield measure(contestant, prompts, sampling, metrics, likelihood, bar)
+            model.to("cpu")
 
 
 def measure(

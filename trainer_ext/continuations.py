@@ -67,10 +67,11 @@ def measure_continuations(
     model, tokenizer = scorer.model, scorer.tokenizer
     keep_token_ids_only(model, tokenizer)
     checkpoint = Checkpoint(name, model.config, tokenizer, position_limit(model.config), False)
-    texts = [
-        generate_texts(model, checkpoint, beginning.prompt, sampling, index=index)[0]
-        for index, beginning in enumerate(tqdm(beginnings, unit="text"))
-    ]
+    with tqdm(beginnings, unit="text") as shown:
+        texts = [
+            generate_texts(model, checkpoint, beginning.prompt, sampling, index=index)[0]
+            for index, beginning in enumerate(shown)
+        ]
     written = [text.text for text in texts]
     values: dict[str, Any] = measure_texts(texts, model, tokenizer)
     extra: dict[str, Any] = {}

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .checkpoints import Checkpoint
-from .cli import UserError
+from .cli import UserError, one_line
 from .generating import Text, chat_text, derive_seed, finish_reason, require_text, run_generate
 from .sampling import Sampling
 from .streaming import StopOnSignal, TextStream
@@ -207,13 +207,11 @@ class Conversation:
 
 def converse(
     conversation: Conversation, lines: Iterable[str], *, say: Callable[[str], object]
-) -> list[tuple[str, Text]]:
-    """Answer lines until they end or /quit; commands begin with a slash. Return the lines with their
-    answers.
+) -> Iterator[tuple[str, Text]]:
+    """Answer lines until they end or /quit; commands begin with a slash. Yield the lines with their answers.
 
     Mistakes in a line are said, and the conversation goes on.
     """
-    answers: list[tuple[str, Text]] = []
     for line in lines:
         line = line.rstrip("\n")
         try:
@@ -221,13 +219,13 @@ def converse(
                 if not run_line_command(conversation, line, say):
                     break
             elif line.strip():
-                answers.append((line, conversation.reply(line)))
+                answer = conversation.reply(line)
                 conversation.write("\n")
-                if answers[-1][1].finished == "interrupted":
+                if answer.finished == "interrupted":
                     say("stopped; the text so far is kept")
+                yield line, answer
         except UserError as error:
-            say(f"error: {error}")
-    return answers
+            say(f"error: {one_line(error)}")
 
 
 def run_line_command(conversation: Conversation, line: str, say: Callable[[str], object]) -> bool:

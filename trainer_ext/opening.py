@@ -8,7 +8,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST_REASON = 300  # characters of another library's message
 
 # Fields that count modules: each is a turn of a loop while the model is built.
-_COUNTS = re.compile(r"(layers?|blocks?|loops|experts|heads|depth)$|^n_layers?$|^n_heads?$")
-MANY_MODULES = 1000  # more than any model of today has of one kind, where the weights do not say better
+_LAYERS = re.compile(r"(layers?|blocks?|depth)$")
+_PARTS = re.compile(r"(loops|experts|heads?)$")
+MANY_LAYERS, MANY_PARTS = 128, 1000  # plausible whatever the weights say; more layers than tensors are not
 # Elements a model may have for each that is stored: packed weights hold four in a byte, tied ones are stored once.
 LARGEST_UNFOLDING = 16
 SMALL = 50_000_000  # elements that fit into any memory
@@ -50,7 +51,10 @@ def read_config(name: str, *, option: str = "--model", trust_remote_code: bool =
     try:
         with reading(f"{option} {name}", "config.json"):
             fields, _ = PreTrainedConfig.get_config_dict(location(name))
-            check_counts(fields, most=max(MANY_MODULES, len(stored_shapes(name))))
+        with reading(f"{option} {name}", "weights"):
+            layers = max(MANY_LAYERS, len(stored_shapes(name)))
+        with reading(f"{option} {name}", "config.json"):
+            check_fields(fields, layers)
             return AutoConfig.from_pretrained(location(name), trust_remote_code=trust_remote_code)
     except UserError as error:
         if local or not isinstance(error.__cause__, OSError):
@@ -90,7 +94,7 @@ def read_weights(
         UserError: weights that are missing, damaged, cut short, or of another shape than config.json says.
     """
     label = f"{option} {name}"
-    with reading(label, "weights"), held_back_logs("transformers"):
+    with reading(label, "weights"):
         check_size(auto_class, name, config, label, trust_remote_code)
         model, report = auto_class.from_pretrained(
             location(name), trust_remote_code=trust_remote_code, dtype=dtype, output_loading_info=True
@@ -98,7 +102,32 @@ def read_weights(
         missing = sorted(report["missing_keys"])
         if missing:
             raise UserError(f"{label}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}.")
+        check_unused(sorted(report["unexpected_keys"]), len(stored_shapes(name)), label)
+        check_token_ids(model, label)
     return model.eval()
+
+
+def check_unused(unused: Sequence[str], stored: int, label: str) -> None:
+    """Raises UserError where most of the weights have no place in the model: config.json is of another one.
+
+    A few are usual: heads of the training that came before.
+    """
+    if 2 * len(unused) > stored > 0:
+        raise UserError(
+            f"{label}: the model that config.json describes has no place for {len(unused)} of the {stored} weights in "
+            f"its file, such as {unused[0]}."
+        )
+
+
+def check_token_ids(model: PreTrainedModel, label: str) -> None:
+    """Raises UserError for ids in generation_config.json that are no numbers."""
+    if not model.can_generate():
+        return
+    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(model.generation_config, field)
+        for each in value if isinstance(value, list) else [value]:
+            if each is not None and (not isinstance(each, int) or each < 0):
+                raise UserError(f"{label}: {field}={value!r} in its generation_config.json is no token id.")
 
 
 def check_runs(model: PreTrainedModel, name: str, *, option: str = "--model") -> None:
@@ -122,7 +151,8 @@ def reading(label: str, what: str) -> Iterator[None]:
     Full storage and memory stay what they are. `label` names the option and the model.
     """
     try:
-        yield
+        with held_back_logs("transformers"):
+            yield
     except UserError:
         raise
     except Exception as error:
@@ -141,7 +171,8 @@ def reason(error: BaseException) -> str:
         return "nested too deep."
     text = one_line(error)
     text = text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
-    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
+    kind = type(error).__name__
+    return text if isinstance(error, (OSError, ValueError)) or text == kind else f"{kind}: {text}"
 
 
 def location(name: str) -> str:
@@ -152,13 +183,27 @@ def location(name: str) -> str:
 # --- sizes, before anything of that size is built
 
 
-def check_counts(fields: Mapping[str, Any], *, most: int) -> None:
-    """Raises ValueError where config.json counts more modules than there can be: building them would take forever."""
+def check_fields(fields: Any, layers: int) -> None:
+    """Raises ValueError where config.json is no object, names no classes, or counts more modules than there can be.
+
+    Building a billion layers takes forever, even without memory for them. layers: how many there can be.
+    """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"a JSON object is expected, not {type(fields).__name__}.")
+    names = fields.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(each, str) for each in names)):
+        raise ValueError(f"architectures={names!r}: a list of class names is expected.")
+    _check_counts(fields, layers)
+
+
+def _check_counts(fields: Mapping[str, Any], layers: int) -> None:
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            check_counts(value, most=most)
-        elif isinstance(value, (int, float)) and value > most and _COUNTS.search(name):
-            raise ValueError(f"{name}={value} is more than any checkpoint of this size holds ({most}).")
+            _check_counts(value, layers)
+        elif isinstance(value, (int, float)):
+            for pattern, most in ((_LAYERS, layers), (_PARTS, MANY_PARTS)):
+                if pattern.search(name) and value > most:
+                    raise ValueError(f"{name}={value} is more than this checkpoint can hold ({most}).")
 
 
 def check_size(

@@ -231,8 +231,8 @@ def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: i
         losses, utf8_bytes = _score_masked(scorer, documents, utf8_bytes, mlm_probability, seed)
     else:
         ids = token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model))
-        sequences = tqdm(ids, total=len(documents), unit="document")
-        losses = _score_causal(scorer, sequences) if scorer.method == "causal" else _score_pseudo(scorer, sequences)
+        with tqdm(ids, total=len(documents), unit="document") as sequences:
+            losses = _score_causal(scorer, sequences) if scorer.method == "causal" else _score_pseudo(scorer, sequences)
     seconds = time.perf_counter() - start
     if not losses.tokens:
         raise UserError(f"--method {scorer.method}: the text has no token to score; give more text.")
@@ -289,7 +289,8 @@ def _score_masked(
     check_vocabulary(counts.nonzero().flatten().tolist(), vocabulary_of(scorer.model))
     collator = build_collator("mlm", scorer.tokenizer, mlm_probability=mlm_probability, seed=seed).for_evaluation()
     batches = DataLoader(rows, batch_size=scorer.batch_size, collate_fn=collator)
-    losses = masked_lm_nats(scorer.model, tqdm(batches, unit="batch"))
+    with tqdm(batches, unit="batch") as shown:
+        losses = masked_lm_nats(scorer.model, shown)
     counts[special_token_ids(scorer.tokenizer)] = 0
     return losses, max(1, round(utf8_bytes * losses.tokens / max(1, int(counts.sum()))))
 
