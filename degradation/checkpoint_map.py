@@ -72,7 +72,7 @@ def checkpoint_folder(model: nn.Module) -> Path:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    name = model.config._name_or_path
+    name = model.config.name_or_path
     if name and Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import math
 import os
 import re
 import sys
@@ -15,20 +16,22 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ..trainer_ext.cards import write_json
 from ..trainer_ext.cli import (
     Interrupted,
     OneLineParser,
     UserError,
+    check_new_file,
     check_output_dir,
     is_main_process,
     is_storage_error,
     one_line,
     user_mistakes,
 )
+from ..trainer_ext.files import write_json
 from ..trainer_ext.logs import RunLog
 from .experiment import Experiment
 from .flags import add_experiment_flags, check_command, experiments_of, with_underscores
+from .records import load_json
 
 if TYPE_CHECKING:
     from .estimate import Estimate
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("frankenlm.degradation")
 
+LONGEST_LOG_NAME = 200
+ESTIMATES = "estimates"  # the key of a dry run's report
+MOST_GB = 1_000_000
 MANY_BYTES = 30_000_000  # of results: about 10,000 rows, ten seconds of measuring
 
 
@@ -129,7 +135,9 @@ def log_path(output_dir: Path, experiment: Experiment) -> Path:
     """Return results/logs/{experiment_id}_{time}.log, without what file names cannot hold."""
     folder = output_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
+    # the group may name many layers, and a name holds 255 bytes
     name = re.sub(r"[^\w.+@-]+", "_", f"{experiment.experiment_id}_{experiment.config.group}")
+    name = name.encode()[:LONGEST_LOG_NAME].decode(errors="ignore")
     return folder / f"{name}_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
 
 
@@ -142,11 +150,15 @@ def groups_flags(parser: argparse.ArgumentParser) -> None:
 
 def groups_command(args: argparse.Namespace) -> None:
     from .groups import describe_groups
-    from .model_checks import empty_model, read_config
+    from .model_checks import check_language_model, empty_model, read_config, resolve_device
 
     with user_mistakes():
-        model = empty_model(read_config(args.model, args.trust_remote_code), args.trust_remote_code)
-        rows = describe_groups(model)
+        resolve_device(args.device)
+        config = read_config(args.model, args.trust_remote_code)
+        check_language_model(args.model, config)
+        rows = describe_groups(empty_model(config, args.trust_remote_code))
+        if not rows:
+            raise ValueError(f"model {args.model} ({config.model_type}): has no group of weights that is known.")
     print_table(rows)
 
 
@@ -156,18 +168,33 @@ def dry_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--probe", action="store_true", help="also load the model, time one batch and say how long all takes"
     )
-    parser.add_argument("--device_gb", type=float, help="memory of a device that is elsewhere, in GB (10^9 bytes)")
+    parser.add_argument("--device_gb", type=gigabytes, help="memory of a device that is elsewhere, in GB (10^9 bytes)")
     add_experiment_flags(parser)
+
+
+def gigabytes(text: str) -> float:
+    """Read a size of memory; of nothing, or of more than there is anywhere, nothing can be estimated."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size <= MOST_GB:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size in GB above 0 and up to {MOST_GB:,}")
+    return size
 
 
 def dry_run_command(args: argparse.Namespace) -> None:
     from .estimate import dry_run
     from .lab import Lab, RunOptions
 
+    configs = experiments_of(args)
+    if args.report:
+        check_new_file("--report", Path(args.report))
+        refuse_foreign("--report", Path(args.report), ESTIMATES)
     options = RunOptions(device=args.device, trust_remote_code=args.trust_remote_code, force_fp16=args.force_fp16)
     with user_mistakes():
         lab = Lab(args.model, options)
-        experiments = [lab.plan(config) for config in experiments_of(args)]
+        experiments = [lab.plan(config) for config in configs]
         estimates = [
             dry_run(
                 args.model, experiment.config, experiment.model_config, experiment.prompts,
@@ -186,7 +213,8 @@ def dry_run_command(args: argparse.Namespace) -> None:
             print(f"{hours(shortest)} for all rows" if experiment.fills_masks else text)
             records[-1] |= {"shortest_s": shortest, "longest_s": longest}
     if args.report:
-        write_json(Path(args.report), {"estimates": records})
+        Path(args.report).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.report), {ESTIMATES: records})
 
 
 def probe(lab: "Lab", experiment: Experiment, estimate: "Estimate") -> tuple[float, float]:
@@ -222,8 +250,11 @@ def measure_flags(parser: argparse.ArgumentParser) -> None:
 def measure_command(args: argparse.Namespace) -> None:
     from .report import measure_file
 
-    for path in existing(args.results):
-        folder = Path(args.output_dir) if args.output_dir else path.with_suffix(".measures")
+    paths = existing(args.results)
+    folders = [Path(args.output_dir) if args.output_dir else path.with_suffix(".measures") for path in paths]
+    for folder in folders:
+        check_output_dir(folder)
+    for path, folder in zip(paths, folders, strict=True):
         with user_mistakes():
             print(measure_file(path, folder, workers=workers_for([path])))
 
@@ -265,11 +296,17 @@ def import_command(args: argparse.Namespace) -> None:
     from .lab import Lab, RunOptions
 
     (path,) = existing([args.file])
-    options = RunOptions(output_dir=args.output_dir, device=args.device, trust_remote_code=args.trust_remote_code)
+    configs = experiments_of(args)
+    options = RunOptions(
+        output_dir=args.output_dir,
+        device=args.device,
+        trust_remote_code=args.trust_remote_code,
+        force_fp16=args.force_fp16,
+    )
     with user_mistakes():
         check_output_dir(args.output_dir)
         lab = Lab(args.model, options)
-        experiments = [lab.plan(config) for config in experiments_of(args)]
+        experiments = [lab.plan(config) for config in configs]
         for experiment in experiments:
             count = lab.adopt(experiment, path)
             print(
@@ -283,12 +320,24 @@ def workers_for(paths: Sequence[Path]) -> int:
     return os.cpu_count() or 1 if sum(path.stat().st_size for path in paths) > MANY_BYTES else 1
 
 
+def refuse_foreign(option: str, path: Path, key: str) -> None:
+    """Raise UserError where a file is in the way that this program did not write: a JSON object with that key."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        ours = key in load_json(path.read_bytes())
+    except (ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{option} {path}: is there already, and no report of this command: choose another name.")
+
+
 def existing(words: Sequence[str]) -> list[Path]:
     """Return the paths, all of which must exist."""
     paths = [Path(word) for word in words]
     for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder.")
+        if not os.path.lexists(path) or not path.exists():  # exists() alone raises where a name is too long
+            raise UserError(f"{str(path)[:200]}: no such file or folder.")
     return paths
 
 

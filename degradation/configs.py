@@ -5,16 +5,22 @@ config = dataclasses.replace(get_config("smoke"), levels=(0.0, 0.1))
 """
 
 import dataclasses
-import math
-from collections.abc import Mapping
+import numbers
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from ..modeling.checks import check_choice, suggest
 
 METHODS = ("mult_gauss", "ablation", "uni_quant", "add_gauss")
 DTYPES = ("bfloat16", "float32", "float16")
 MOST_LEVELS = 1 << 20  # of uni_quant: beyond, the values are finer than the weights are stored
+MOST_LEVEL = 1e30  # of noise: weights times it are still numbers
+MOST = 10_000_000  # of anything that is counted
+MOST_CELLS = 100_000
+MOST_SEED = 1 << 53  # whole numbers up to it survive every reader of JSON
+COLDEST = 1e-4
 # Fields that say how the work is done, not what comes out: changing them is no conflict with rows that exist. The
 # picture counts by its content, not by where it lies (experiment.py).
 NOT_IN_HASH = frozenset(
@@ -116,36 +122,49 @@ class ExperimentConfig:
         for f in fields(self):
             if f.metadata["choices"]:
                 check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
+            check_kind(f.name, getattr(self, f.name), f.type)
         if self.levels is not None:
+            if isinstance(self.levels, str) or not isinstance(self.levels, Iterable):
+                raise ValueError(f"levels={self.levels!r} must be a list of numbers, such as (0.0, 0.1).")
             check_levels(self.method, tuple(self.levels))
             kind = int if self.method == "uni_quant" else float  # 0 and 0.0 are one level
             object.__setattr__(self, "levels", tuple(kind(level or 0) for level in self.levels))
-        for name in ("n_rep", "max_new_tokens", "max_seq_length", "max_batch_size", "verify_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.max_prompts is not None and self.max_prompts < 1:
-            raise ValueError(f"max_prompts={self.max_prompts} must be at least 1.")
-        if self.seed_base < 0:
-            raise ValueError(f"seed_base={self.seed_base} must not be negative.")
-        if not self.name_suffix:
-            raise ValueError("name_suffix must not be empty: it ends the names of the files.")
+        self._check_counts()
         self._check_sampling()
         if self.quant_percentile is not None and not 50 < self.quant_percentile < 100:
             raise ValueError(f"quant_percentile={self.quant_percentile} must lie between 50 and 100.")
+        if self.force_where is not None and not self.force_run:
+            raise ValueError(f"force_where={self.force_where!r} chooses among the rows of force_run: set that too.")
+
+    def _check_counts(self) -> None:
+        for name in ("n_rep", "max_new_tokens", "max_seq_length", "max_batch_size", "verify_every", "max_prompts"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= MOST:
+                raise ValueError(f"{name}={value} must be at least 1{f' and at most {MOST:,}' if value > 1 else ''}.")
+        if self.top_k is not None and not 0 <= self.top_k <= MOST:
+            raise ValueError(f"top_k={self.top_k} must lie between 0, which keeps every token, and {MOST:,}.")
+        if not 0 <= self.seed_base <= MOST_SEED:
+            raise ValueError(f"seed_base={self.seed_base} must not be negative, and at most 2^53.")
+        cells = self.n_rep * len(self.resolved_levels)
+        if cells > MOST_CELLS:
+            raise ValueError(f"n_rep={self.n_rep}: {cells:,} cells are more than {MOST_CELLS:,}; take fewer repeats.")
 
     def _check_sampling(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
+        # beyond, scores leave float32
+        if not COLDEST <= self.temperature <= 1 / COLDEST:
             raise ValueError(
-                f"temperature={self.temperature} must be positive; for greedy answers set do_sample=False."
+                f"temperature={self.temperature} must be positive, from {COLDEST} to {1 / COLDEST:g}; for greedy "
+                "answers set do_sample=False."
             )
-        if self.top_k is not None and self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must not be negative; 0 keeps every token.")
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name}={value} must lie above 0 and not above 1.")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be positive; 1 is no penalty.")
+        if not COLDEST <= self.repetition_penalty <= 1 / COLDEST:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty} must be positive, from {COLDEST} to {1 / COLDEST:g}; "
+                "1 is no penalty."
+            )
 
     @property
     def resolved_levels(self) -> tuple[float | int, ...]:
@@ -165,15 +184,42 @@ def level_key(level: float | int | None) -> str:
     return "0" if text == "-0" else text
 
 
+_KINDS = {str: (str, "a text"), int: (int, "a whole number"), bool: (bool, "true or false"),
+          float: ((int, float), "a number")}  # fmt: skip
+
+
+def check_kind(name: str, value: Any, annotation: Any) -> None:
+    """Raise ValueError for a value of another type than its field, and for a text that is empty or none.
+
+    Args:
+        annotation: of the field: str, int, float or bool, perhaps | None. Others (levels) are not looked at.
+    """
+    kinds = get_args(annotation) or (annotation,)
+    known = [_KINDS[kind] for kind in kinds if kind in _KINDS]
+    optional = len(kinds) > 1
+    if not known or (value is None and optional):
+        return
+    ((kind, wanted),) = known
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name}={value!r} must be {wanted}.")
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError(f"{name}={value!r} must not be empty{'; leave it out' if optional else ''}.")
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"{name}={value!a} is no text: it holds a NUL character or half of a character.")
+
+
 def check_levels(method: str, levels: tuple[float | int | None, ...]) -> None:
     """Raise ValueError for an empty list, a level outside the method's range, or one that is there twice."""
     if not levels:
         raise ValueError("levels must hold at least one level.")
+    if len(levels) > MOST_CELLS:
+        raise ValueError(f"levels: {len(levels):,} are more than {MOST_CELLS:,}.")
     for level in levels:
         if level == 0 or (method == "uni_quant" and level is None):
             continue  # the baseline cell
-        if level is None or isinstance(level, bool) or not math.isfinite(level):
-            raise ValueError(f"levels: {level!r} is not a number.")
+        if isinstance(level, bool) or not isinstance(level, numbers.Real) or not -MOST_LEVEL <= level <= MOST_LEVEL:
+            raise ValueError(f"levels: {str(level)[:40]!r} is not a number that weights could bear.")
         if method == "uni_quant" and (level != int(level) or level < 2):
             raise ValueError(f"levels: uni_quant takes whole numbers of at least 2 (0 is the baseline), not {level}.")
         if method == "uni_quant" and level > MOST_LEVELS:
@@ -182,10 +228,9 @@ def check_levels(method: str, levels: tuple[float | int | None, ...]) -> None:
             raise ValueError(f"levels: ablation takes shares between 0 and 1, not {level}.")
         if level < 0:
             raise ValueError(f"levels: {method} takes a level of at least 0, not {level}.")
-    keys = [level_key(level) for level in levels]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"levels: {key} is there twice.")
+    twice = [key for key, count in Counter(level_key(level) for level in levels).items() if count > 1]
+    if twice:
+        raise ValueError(f"levels: {twice[0]} is there twice.")
 
 
 def linear_levels(end: float, count: int) -> tuple[float, ...]:

@@ -38,6 +38,8 @@ def read_levels(text: str) -> tuple[float | int, ...]:
     levels = []
     for part in text.split(","):
         try:
+            if "_" in part:
+                raise ValueError("Python reads 0_1 as 1")
             levels.append(int(part) if part.strip().lstrip("+-").isdigit() else float(part))
         except ValueError:
             raise argparse.ArgumentTypeError(f"{part.strip()!r} is no number; write --levels 0,0.1,0.2") from None
@@ -74,20 +76,23 @@ def experiments_of(args: argparse.Namespace) -> list[ExperimentConfig]:
         for field in fields(ExperimentConfig)
         if field.name not in ("config_name", *LISTS) and getattr(args, field.name) is not None
     }
-    lists = [words_of(getattr(args, name)) for name in ("method", "group")]
+    lists = [words_of(name, getattr(args, name)) for name in ("method", "group")]
     try:
         return [
             get_config(name) | {**changes, **given(method=method, group=group)}
-            for name, method, group in itertools.product(words_of(args.config), *lists)
+            for name, method, group in itertools.product(words_of("config", args.config), *lists)
         ]
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def words_of(values: Sequence[str] | None) -> list[str | None]:
+def words_of(name: str, values: Sequence[str] | None) -> list[str | None]:
     """Return the words of a list flag, which may be separated by spaces or commas; [None] where it was not given.
 
     A layer subset has commas of its own (`attn_only@L3,7`): what follows one and begins with a digit belongs to it.
+
+    Raises:
+        UserError: a word is empty, or there twice.
     """
     if values is None:
         return [None]
@@ -97,7 +102,12 @@ def words_of(values: Sequence[str] | None) -> list[str | None]:
             words[-1] += f",{part}"
         else:
             words.append(part)
-    return [word for word in words if word]
+    for place, word in enumerate(words):
+        if not word.strip():
+            raise UserError(f"--{name} {','.join(values)!r}: a name is empty.")
+        if word in words[:place]:
+            raise UserError(f"--{name}: {word} is there twice.")
+    return words
 
 
 def given(**values: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from .configs import ExperimentConfig
 from .parameter_index import unwrap
+from .records import load_json
 from .sampling import resolve_sampling
 
 # of the state of a tokenizer: what a call leaves behind in it, and no text depends on
@@ -129,7 +130,7 @@ def adapter_of(model: PreTrainedModel | str) -> Any:
     """Return what adapters on a model, in memory or in a folder, are made with, apart from weights; None without."""
     if isinstance(model, str):
         file = Path(model) / ADAPTER_FILE
-        return _adapter(json.loads(file.read_bytes())) if file.is_file() else None
+        return _adapter(load_json(file.read_bytes())) if file.is_file() else None
     for layer in (model, unwrap(model)):
         found = layer.__dict__.get("peft_config")
         if found:
@@ -137,7 +138,9 @@ def adapter_of(model: PreTrainedModel | str) -> Any:
     return None
 
 
-def _adapter(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _adapter(fields: Any) -> dict[str, Any]:
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{ADAPTER_FILE} must hold a JSON object.")
     return {name: value for name, value in fields.items() if name not in NO_ADAPTER}
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from .errors import DamagedRecords, ExperimentLocked
 from .locks import lock_descriptor
-from .records import SCHEMA_VERSION
+from .records import SCHEMA_VERSION, load_json
 
 logger = logging.getLogger(__name__)
 
@@ -126,15 +126,24 @@ class JournalReader:
                     # a line that is being written: what comes next is its rest, to be read as a whole next time
                     self.bad[offset] = Line(offset, len(raw), None)
                     return
-                row = row_bytes(raw)
-                line = Line(offset, len(raw), None if row is None else json.loads(row))
+                line = Line(offset, len(raw), _parsed(row_bytes(raw)))
                 offset += len(raw)
-                if row is None:
+                if line.row is None:
                     self.bad[line.offset] = line
                     continue
                 self.bad.pop(line.offset, None)
                 self.good_end = offset
                 yield line
+
+
+def _parsed(row: bytes | None) -> dict[str, Any] | None:
+    """Return a row, None where there is none or its JSON is none, whatever its checksum says."""
+    if row is None:
+        return None
+    try:
+        return load_json(row)
+    except ValueError:
+        return None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

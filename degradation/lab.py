@@ -28,6 +28,8 @@ from .identity import adapter_of, code_of, read_generation, reading_identity
 from .legacy import LegacyCount, import_legacy
 from .limits import Signals, make_policy
 from .loading import Loaded, check_model, load_model, location, short_name, wrap_model
+from .manifest import ExperimentFiles
+from .methods import MethodOptions, check_method
 from .model_checks import attention_of, check_inputs, fills_masks, read_tokenizer, resolve_device
 from .parameter_index import unwrap
 from .prompts import load_prompts
@@ -91,6 +93,7 @@ class Lab:
         """
         # prompts and picture first: a mistake there need not wait for a model's configuration
         inputs = read_inputs(config)
+        check_method(config.method, MethodOptions.from_config(config))
         if config.load_4bit and config.quant_target_mode == "requantise":
             for level in cell_levels(config):
                 check_requantise(config.method, level, config.force_requantise)
@@ -99,6 +102,7 @@ class Lab:
             logger.warning("uni_quant draws nothing and the answers are greedy: all %d repeats will be the same",
                            config.n_rep)  # fmt: skip
         experiment = Experiment(config, known_as(self.name), found, weights, *inputs, reading=reading)
+        self._files(experiment).check_names()
         if not (experiment.fills_masks or reading["stop_ids"]):
             raise ValueError(
                 f"model {self.name}: neither its generation config nor its tokenizer names an end-of-sequence token, "
@@ -106,6 +110,10 @@ class Lab:
             )
         render_experiment(experiment, tokenizer, processor)
         return experiment
+
+    def _files(self, experiment: Experiment) -> ExperimentFiles:
+        config = experiment.config
+        return ExperimentFiles(Path(self.options.output_dir), config.method, experiment.short_name, config.name_suffix)
 
     def _given_model(self, config: ExperimentConfig) -> tuple | None:
         """Return configuration, fingerprint, tokenizer, processor, identity of a model in memory, if there is one."""
@@ -214,13 +222,13 @@ class Lab:
         try:
             with user_mistakes():  # what only the weights can tell
                 loaded = self._load(experiment.config)
+                return ExperimentRun(experiment, loaded, store, make_policy(experiment, loaded), signals)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise MemoryStop(
                 f"{self.name} finds no room: the command dry-run says what it takes; try a smaller dtype or load_4bit."
             ) from error
-        return ExperimentRun(experiment, loaded, store, make_policy(experiment, loaded), signals)
 
     @contextlib.contextmanager
     def session(self, experiment: Experiment) -> Iterator[ExperimentRun]:
@@ -254,19 +262,20 @@ class Lab:
 
     def _open_store(self, experiment: Experiment, state: PartialState, suffix: str | None = None) -> Store:
         options = self.options
-        return Store.open(
-            options.output_dir,
-            experiment.config.method,
-            experiment.short_name,
-            suffix or experiment.config.name_suffix,
-            config_fields=experiment.config_fields,
-            manifest=run_facts(experiment, state.num_processes),
-            rank=state.process_index,
-            world_size=state.num_processes,
-            wait_lock=options.wait_lock,
-            on_conflict=options.on_conflict,
-            rebuild=options.rebuild,
-        )
+        with user_mistakes():  # what lies in the folder, and may not be written or is in the way
+            return Store.open(
+                options.output_dir,
+                experiment.config.method,
+                experiment.short_name,
+                suffix or experiment.config.name_suffix,
+                config_fields=experiment.config_fields,
+                manifest=run_facts(experiment, state.num_processes),
+                rank=state.process_index,
+                world_size=state.num_processes,
+                wait_lock=options.wait_lock,
+                on_conflict=options.on_conflict,
+                rebuild=options.rebuild,
+            )
 
     def _load(self, config: ExperimentConfig) -> Loaded:
         if self._given is not None:

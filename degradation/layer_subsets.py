@@ -17,7 +17,7 @@ def parse_layers(spec: str, layers: list[int]) -> set[int]:
     if match is None:
         raise ValueError(f"layers '@{spec}' are not understood; use @L0-5, @L3,7, @first25%, @last25% or @every6+5.")
     if match["list"]:
-        wanted = _listed(spec, match["list"])
+        wanted = _listed(spec, match["list"], layers[-1])
     elif match["end"]:
         percent = int(match["percent"])
         if not 0 < percent <= 100:
@@ -36,11 +36,12 @@ def parse_layers(spec: str, layers: list[int]) -> set[int]:
     return set(wanted)
 
 
-def _listed(spec: str, text: str) -> list[int]:
+def _listed(spec: str, text: str, last_layer: int) -> list[int]:
     wanted = []
     for piece in text.split(","):
         first, dash, last = piece.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
             raise ValueError(f"layers '@{spec}': {piece!r} is no layer and no range of layers, such as 0-5.")
-        wanted += range(int(first), int(last or first) + 1)
+        # of what lies beyond the model, one is enough to say so
+        wanted += range(int(first), min(int(last or first), max(int(first), last_layer + 1)) + 1)
     return wanted

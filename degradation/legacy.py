@@ -5,13 +5,12 @@ around it. A row whose key is that of a planned row is adopted under the planned
 fields the original does not have are null. Levels closer than two decimals go to the nearest one.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .records import LEGACY_SAMPLER, ROW_FIELDS
+from .records import LEGACY_SAMPLER, ROW_FIELDS, load_json
 from .store import Store
 
 BATCH = 1000  # rows written at once
@@ -69,7 +68,7 @@ def import_legacy(file: str | os.PathLike, store: Store, planned: Mapping[str, M
 
 def _read(file: str | os.PathLike) -> list[dict[str, Any]]:
     try:
-        rows = json.loads(Path(file).read_bytes())
+        rows = load_json(Path(file).read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

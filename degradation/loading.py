@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..trainer_ext.opening import check_size, check_token_ids, reading
 from .configs import ExperimentConfig
 from .groups import unwrap
 from .model_checks import (
@@ -124,10 +125,13 @@ def open_model(
                 bnb_4bit_compute_dtype=compute,
                 llm_int8_skip_modules=_with_head(config, skip_modules, trust_remote_code) if skip_modules else None,
             )
-    model, report = auto_class(config).from_pretrained(location(name), config=config, **arguments)
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ValueError(f"model {name}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}.")
+    with reading(f"model {name}", "weights"):
+        check_size(auto_class(config), name, config, f"model {name}", trust_remote_code)
+        model, report = auto_class(config).from_pretrained(location(name), config=config, **arguments)
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ValueError(f"the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
+        check_token_ids(model, f"model {name}")
     if not load_4bit:
         model = model.to(place)
     return _ready(model, tokenizer, processor, name)
@@ -144,6 +148,8 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             raise ValueError("a loaded model needs its tokenizer: give tokenizer=.")
         tokenizer = processor.tokenizer
     inner = unwrap(model)
+    if any(parameter.is_meta for parameter in inner.parameters()):
+        raise ValueError(f"the model given ({type(inner).__name__}) lies on the device meta: it has no weights.")
     return _ready(model, tokenizer, processor, inner.name_or_path or type(inner).__name__)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ExperimentLocked
+from .records import load_json
 
 try:
     import fcntl
@@ -226,7 +227,7 @@ def _holder() -> bytes:
 def read_holder(path: Path) -> dict[str, Any]:
     """Return pid, host and start from a lock file; {} while its holder is still writing them."""
     try:
-        found = json.loads(path.read_bytes())
+        found = load_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) and isinstance(found.get("pid"), int) else {}

@@ -6,6 +6,7 @@ results/outputs_{method}_{model}_{suffix}.journal/    manifest.json, lock, rank-
 
 import json
 import logging
+import os
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -16,12 +17,17 @@ from typing import Any
 
 from .export import JOURNAL_ENDING
 from .journal import beside, refuse_newer, replace_file
-from .records import SCHEMA_VERSION, canonical_json, config_hash
+from .records import SCHEMA_VERSION, canonical_json, config_hash, load_json
 
 logger = logging.getLogger(__name__)
 
 # illegal in file names somewhere, or a separator of folders
 UNFIT = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
+KINDS = {
+    "schema_version": int, "names": dict, "config_hash": str, "config_fields": dict, "rank_files": list, "runs": list
+}  # fmt: skip
+LONGEST_NAME = 255  # bytes, on nearly every file system
+ARCHIVE_ENDING = ".archived-20250101T000000-1000"
 SHOWN = 8  # differences named in a message
 
 
@@ -49,6 +55,16 @@ class ExperimentFiles:
     @property
     def manifest_path(self) -> Path:
         return self.journal_dir / "manifest.json"
+
+    def check_names(self) -> None:
+        """Raise ValueError where the names are longer than those of files may be."""
+        longest = beside(self.journal_dir.with_name(f".{self.stem}{ARCHIVE_ENDING}"), JOURNAL_ENDING).name
+        over = len(os.fsencode(longest)) - LONGEST_NAME
+        if over > 0:
+            raise ValueError(
+                f"name_suffix={self.suffix[:40]!r}...: the names of the files would be {over} bytes too long; take a "
+                "shorter suffix, or a model of a shorter name."
+            )
 
     @property
     def names(self) -> dict[str, str]:
@@ -106,12 +122,13 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
 
 def _whole(raw: bytes) -> dict[str, Any] | None:
     try:
-        manifest = json.loads(raw)
+        manifest = load_json(raw)
     except ValueError:
         return None
     if not isinstance(manifest, dict) or manifest.pop("crc", None) != _checksum(manifest):
         return None
-    return manifest
+    complete = all(isinstance(manifest.get(name), kind) for name, kind in KINDS.items())
+    return manifest if complete else None
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

@@ -249,10 +249,15 @@ LEGACY_METHODS = ("mult_gauss", "ablation")
 METHODS = {"mult_gauss": mult_gauss, "ablation": ablation, "uni_quant": uni_quant, "add_gauss": add_gauss}
 
 
-def check_request(method: str, options: MethodOptions, layout: Layout, summary: Summary) -> None:
-    """Raise ValueError if a tensor cannot be damaged in that way, before anything is written."""
+def check_method(method: str, options: MethodOptions) -> None:
+    """Raise ValueError for options that a method does not have, whatever the weights are."""
     if options.legacy_rng and method not in LEGACY_METHODS:
         raise ValueError(f"legacy_rng=True works with {' and '.join(LEGACY_METHODS)}, not with {method}.")
+
+
+def check_request(method: str, options: MethodOptions, layout: Layout, summary: Summary) -> None:
+    """Raise ValueError if a tensor cannot be damaged in that way, before anything is written."""
+    check_method(method, options)
     if options.unit == "head" and METHODS[method] is not uni_quant:
         layout.check_heads()
     if method == "uni_quant":

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMaskedLM,
@@ -21,7 +20,9 @@ from transformers import (
 
 from .. import modeling  # noqa: F401  registers our architectures with the AutoModel classes
 from ..modeling.checks import check_choice
-from ..trainer_ext.cli import check_model_name, one_line
+from ..trainer_ext import opening
+from ..trainer_ext.cli import UserError, check_model_name, one_line
+from ..trainer_ext.opening import reading
 from .configs import DTYPES, ExperimentConfig
 from .families import OVERFLOWS_FLOAT16
 from .groups import Group, select_group
@@ -114,11 +115,12 @@ def read_config(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """
     check_model_name("model", name)
     try:
-        return AutoConfig.from_pretrained(location(name), trust_remote_code=trust_remote_code)
-    except OSError as error:
-        raise ValueError(_why_not_read(name, error)) from error
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"model {name}: its config.json cannot be used: {_safe(error)}") from error
+        return opening.read_config(name, option="model", trust_remote_code=trust_remote_code)
+    except UserError as error:
+        unread = [cause for cause in _causes(error) if isinstance(cause, OSError)]
+        if unread:
+            raise ValueError(_why_not_read(name, unread[0])) from error
+        raise
 
 
 def _why_not_read(name: str, error: OSError) -> str:
@@ -247,7 +249,7 @@ def read_tokenizer(name: str, with_image: bool, trust_remote_code: bool = False)
         ValueError: it has none that can be used.
     """
     place, processor = location(name), None
-    try:
+    with reading(f"model {name}", "processor" if with_image else "tokenizer"):
         if with_image:
             processor = AutoProcessor.from_pretrained(place, trust_remote_code=trust_remote_code)
             if not hasattr(processor, "image_processor"):
@@ -256,15 +258,16 @@ def read_tokenizer(name: str, with_image: bool, trust_remote_code: bool = False)
         # where the files are missing, some classes quietly come with an empty vocabulary
         if set(tokenizer("word 7", add_special_tokens=False).input_ids) <= set(tokenizer.all_special_ids):
             raise ValueError("its vocabulary is empty")
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        what = "processor" if with_image else "tokenizer"
-        raise ValueError(f"model {name}: its {what} cannot be loaded: {_safe(error)}") from error
     return tokenizer, processor
 
 
 def empty_model(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the model on the meta device: names and shapes without weights."""
-    with torch.device("meta"):
+    """Return the model on the meta device: names and shapes without weights.
+
+    Raises:
+        UserError: the configuration's values do not fit each other.
+    """
+    with reading(f"model {config.name_or_path or config.model_type}", "config.json"), torch.device("meta"):
         return auto_class(config).from_config(config, trust_remote_code=trust_remote_code).eval()
 
 

@@ -121,6 +121,18 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def load_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested deeper than anything that is written here.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def config_hash(config_fields: Mapping[str, Any]) -> str:
     """Return the SHA-256 (hex) of the fields that decide what a row holds, model included."""
     return hashlib.sha256(canonical_json(config_fields).encode()).hexdigest()

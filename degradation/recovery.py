@@ -1,7 +1,6 @@
 """What a start puts right or refuses: lost journals, damaged manifests, half-done rebuilds, rows in the way."""
 
 import itertools
-import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +12,7 @@ from .errors import DamagedRecords
 from .export import JOURNAL_ENDING, SIDE_FILES, rank_files
 from .journal import Journal, JournalReader, repair, sync_folder
 from .manifest import ExperimentFiles
-from .records import check_row, row_key
+from .records import check_row, load_json, row_key
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ def exported_rows(json_path: Path) -> list[dict[str, Any]]:
     """
     way_out = "and its journal is gone: move it away to start anew."
     try:
-        rows = json.loads(json_path.read_bytes() or b"[]")
+        rows = load_json(json_path.read_bytes() or b"[]")
     except FileNotFoundError:
         return []
     except ValueError as error:

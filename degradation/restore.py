@@ -173,7 +173,7 @@ def apply_damage(
         baseline.restore()
         parts = [_undamaged_part(saved) for saved in baseline.saved]
     else:
-        _check_all(baseline, method, level, options)
+        check_damage(baseline, method, level, options)
         parts = _damage_all(baseline, method, level, seed, repeat_index, options)
     tensors = []
     for saved, (sums, levels, more) in zip(baseline.saved, parts, strict=True):
@@ -192,7 +192,8 @@ def apply_damage(
     }
 
 
-def _check_all(baseline: Baseline, method: str, level: float, options: MethodOptions) -> None:
+def check_damage(baseline: Baseline, method: str, level: Level, options: MethodOptions = DEFAULTS) -> None:
+    """Raise ValueError if a weight holds what the method cannot work on; nothing is written."""
     for saved in baseline.saved:
         if isinstance(saved, SavedPacked):
             check_requantise(method, level, options.force_requantise)

@@ -1,6 +1,5 @@
 """The files of an experiment as the analysis reads them: the exported rows, and the journal's records beside them."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from .errors import DamagedRecords
 from .journal import JournalReader
+from .records import load_json
 
 # Without these there is no telling what a row is.
 NEEDED = (
@@ -91,7 +91,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_bytes())
     except ValueError as error:
         raise DamagedRecords(f"{path}: this is no JSON ({error}). The command export writes it anew.") from error
 

@@ -29,7 +29,7 @@ from .measures import perplexity_text
 from .memory import MemoryPolicy
 from .methods import MethodOptions
 from .rendering import Rendering
-from .restore import Baseline, apply_damage
+from .restore import Baseline, apply_damage, check_damage
 from .row_decoder import RowDecoder, RowsUnsupported
 from .rows import RowMaker
 from .sampling import Sampler, resolve_sampling
@@ -110,6 +110,7 @@ class ExperimentRun:
                 model, config.group, strategy=config.restore_strategy, tied_policy=config.tied_policy,
                 quant_target_mode=config.quant_target_mode, norm_gain=config.norm_gain,
             )  # fmt: skip
+            self._check_damage(baseline)
         try:
             if not config.perplexity:
                 yield Subject(baseline, None, None)
@@ -121,6 +122,16 @@ class ExperimentRun:
             baseline.restore()
             baseline.verify()
             baseline.close()
+
+    def _check_damage(self, baseline: Baseline) -> None:
+        """Raise ValueError for weights that cannot be damaged as the experiment wants, before any row is written."""
+        levels = [cell.level for cell in self.experiment.cells if not cell.is_baseline]
+        try:
+            if levels:
+                check_damage(baseline, self.config.method, levels[0], MethodOptions.from_config(self.config))
+        except ValueError:
+            baseline.close()
+            raise
 
     def cell(self, plan: Plan, subject: Subject, progress: tqdm) -> dict[str, Any]:
         """Damage, measure and generate: write one cell's missing rows, its lesion and its record; return the last."""

@@ -106,7 +106,37 @@ MISTAKES = {
     "too many quanta": (["--method", "uni_quant", "--levels", "2097152"], r"at most 1048576"),
     "heads of an MLP": (["--unit", "head", "--group", "mlp_only"], r"unit='head'.*mlp"),
     "no positions": (["--max_new_tokens", "4000"], r"positions"),
-}
+    "empty group": (["--group", ""], r"--group is empty"),
+    "a group that is empty": (["--group", "attn_only,"], r"--group 'attn_only,': a name is empty"),
+    "equal groups": (["--group", "attn_only", "attn_only"], r"attn_only is there twice"),
+    "empty method": (["--method", ""], r"--method is empty"),
+    "empty configuration": (["--config", ""], r"--config is empty"),
+    "empty folder": (["--output_dir", ""], r"--output_dir is empty"),
+    "blank suffix": (["--name_suffix", " "], r"name_suffix=' ' must not be empty"),
+    "long suffix": (["--name_suffix", "x" * 300], r"name_suffix='x.*too long"),
+    "blank system message": (["--system_prompt", " "], r"system_prompt=' ' must not be empty"),
+    "half a letter": (["--system_prompt", "a\ud800"], r"system_prompt"),
+    "levels nan": (["--levels", "nan"], r"levels"),
+    "levels inf": (["--levels", "0,inf"], r"levels"),
+    "levels beyond numbers": (["--levels", "9" * 400], r"levels"),
+    "no repeats": (["--n_rep", "0"], r"n_rep=0 must be at least 1"),
+    "endless repeats": (["--n_rep", "1000000000"], r"n_rep=1000000000 must be .* at most"),
+    "too many cells": (["--n_rep", "1000000"], r"n_rep=1000000: 2,000,000 cells"),
+    "no tokens": (["--max_new_tokens", "0"], r"max_new_tokens=0"),
+    "no batch": (["--max_batch_size", "0"], r"max_batch_size=0"),
+    "seed below zero": (["--seed_base", "-1"], r"seed_base=-1"),
+    "seed beyond JSON": (["--seed_base", "9" * 30], r"seed_base=9+ .*2\^53"),
+    "temperature nan": (["--temperature", "nan"], r"temperature nan: must be a finite number"),
+    "temperature near 0": (["--temperature", "1e-300"], r"temperature=1e-300 must be positive"),
+    "top_p above 1": (["--top_p", "2"], r"top_p=2\.0"),
+    "penalty 0": (["--repetition_penalty", "0"], r"repetition_penalty=0"),
+    "no layers": (["--group", "attn_only@"], r"layers '@' are not understood"),
+    "endless layers": (["--group", "attn_only@L0-99999999999"], r"the model has no layer 2"),
+    "choice without force": (["--force_where", "group=attn_only"], r"force_where=.*force_run"),
+    "legacy draws of uni_quant": (
+        ["--method", "uni_quant", "--levels", "4", "--legacy_rng"], r"legacy_rng=True works with",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -114,7 +144,44 @@ def test_mistakes_are_found_before_anything_is_written(name, run, tmp_path, caps
     words, message = MISTAKES[name]
     assert run(*words) == 2
     assert re.search(message, one_line(capsys))
-    assert not list(tmp_path.rglob("outputs_*"))
+    assert not list(tmp_path.iterdir())
+
+
+ODD_FLAGS = {
+    "dry-run device_gb 0": (["dry-run", "--config", "smoke", "--device_gb", "0"], "no size in GB"),
+    "dry-run device_gb nan": (["dry-run", "--config", "smoke", "--device_gb", "nan"], "no size in GB"),
+    "dry-run device_gb inf": (["dry-run", "--config", "smoke", "--device_gb", "inf"], "no size in GB"),
+    "dry-run report": (["dry-run", "--config", "smoke", "--report", ""], "--report is empty"),
+    "dry-run report onto another's": (["dry-run", "--config", "smoke", "--report", "theirs.json"], "no report of this"),
+    "dry-run report onto a folder": (["dry-run", "--config", "smoke", "--report", "."], "is a folder"),
+    "groups device": (["groups", "--device", "banana"], "device='banana'"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_FLAGS)
+def test_odd_values_of_the_other_commands_flags(name, degrade, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.json").write_text('{"precious": 1}')
+    words, message = ODD_FLAGS[name]
+    assert degrade(*words, "--model", model) == 2
+    assert message in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.json"]
+    assert (tmp_path / "theirs.json").read_text() == '{"precious": 1}'
+
+
+@pytest.mark.parametrize("command", ["measure", "report", "export"])
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("[" * 100_000, 7), ("{", 7), ("7", 7), ("", 7), ("[{}]", 2)],
+    ids=["deep", "cut", "number", "empty", "bare"],
+)
+def test_files_that_are_no_results(command, text, code, degrade, tmp_path, capsys):
+    path = tmp_path / "outputs_x.json"
+    path.write_text(text)
+    assert degrade(command, path, *(["--output_dir", tmp_path / "report"] if command != "export" else [])) == (
+        2 if command == "export" else code
+    )
+    assert one_line(capsys)
 
 
 def test_a_mistake_that_only_the_weights_tell_costs_no_row(run, tmp_path, capsys):
