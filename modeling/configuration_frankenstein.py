@@ -5,8 +5,24 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .checks import check_choice, check_ranges
+from .checks import check_choice
 from .preset_files import config_from_preset
+from .ranges import (
+    ANY,
+    DEPTH,
+    FEW,
+    NOT_NEGATIVE,
+    OPTIONAL_FEW,
+    OPTIONAL_SIZE,
+    POSITIONS,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    check_ranges,
+    check_token_ids,
+    check_total,
+    with_plain_errors,
+)
 
 MIXER_NAMES = ("retnet", "titan_attn", "mamba", "ode", "standard_attn", "sigmoid_attn")
 NORM_NAMES = ("derf", "dynamic_tanh", "layer_norm", "rms_norm")
@@ -24,15 +40,24 @@ CHOICES = {
     "w_scheme": ("binary", "ternary_absmean", "ternary_absmedian", "ternary_twn", "int2", "int2_pow"),
     "scale_axis": ("tensor", "row"),
 }
-POSITIVE = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_loops", "num_attention_heads", "max_position_embeddings",
-    "intermediate_size", "chunk_size", "memory_chunk", "ode_steps", "mamba_expand", "mamba_head_dim", "mamba_state",
-    "mamba_conv", "retnet_value_factor", "top_k_experts", "layer_norm_eps",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "type_vocab_size", "initializer_range", "hope_layer_scale", "router_aux_loss_coef", "router_z_loss_coef",
-    "embedding_conv_kernel", "num_experts",
-)  # fmt: skip
+# What a model's number of parameters mostly comes from.
+SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers")
+RANGES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "chunk_size"), SIZE),
+    **dict.fromkeys(("memory_chunk", "mamba_head_dim", "mamba_state", "retention_heads"), SIZE),
+    "type_vocab_size": OPTIONAL_SIZE,
+    **dict.fromkeys(("num_hidden_layers", "num_loops", "ode_steps", "mamba_expand", "mamba_conv"), DEPTH),
+    "retnet_value_factor": DEPTH,
+    "max_position_embeddings": POSITIONS,
+    **dict.fromkeys(("num_experts", "embedding_conv_kernel"), OPTIONAL_FEW),
+    "top_k_experts": FEW,
+    **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
+    **dict.fromkeys(("layer_norm_eps", "rope_theta", "hope_base", "hope_damping"), POSITIVE),
+    **dict.fromkeys(("initializer_range", "hope_layer_scale"), NOT_NEGATIVE),
+    **dict.fromkeys(("router_aux_loss_coef", "router_z_loss_coef"), NOT_NEGATIVE),
+    **dict.fromkeys(("norm_alpha_attn", "norm_alpha_other", "hope_rho", "activation_bits"), ANY),
+    **dict.fromkeys(("factorized_embedding_dim", "attention_window"), ANY),
+}
 # A field that does nothing without another: (field, value, other field, what the other must be).
 NEEDS = (
     ("ode_bitnet", True, "use_bitnet", True),
@@ -46,6 +71,7 @@ ALIASES = {
 }
 
 
+@with_plain_errors
 @strict
 class FrankensteinConfig(PreTrainedConfig):
     """Configuration of `FrankensteinModel` and its heads.
@@ -78,8 +104,8 @@ class FrankensteinConfig(PreTrainedConfig):
     use_bias: bool = False
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    layer_norm_eps: float | int = 1e-5
+    initializer_range: float | int = 0.02
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -111,8 +137,8 @@ class FrankensteinConfig(PreTrainedConfig):
     sparse_prediction: bool = False
     # attention
     use_hope: bool = True
-    hope_damping: float = 0.01
-    hope_rho: float = 0.9
+    hope_damping: float | int = 0.01
+    hope_rho: float | int = 0.9
     hope_base: float | int = 10000.0
     hope_layer_scale: float | int = 0.05
     use_titan_memory: bool = False
@@ -156,6 +182,9 @@ class FrankensteinConfig(PreTrainedConfig):
         self.check_consistency()
 
     def _take_aliases(self, kwargs: dict) -> None:
+        for field in ("num_layers", "num_labels"):  # before anything is multiplied or counted out
+            if field in kwargs and (type(kwargs[field]) is not int or not FEW.holds(kwargs[field])):
+                raise ValueError(f"{field}={kwargs[field]!r} must be a whole number from 1 to {FEW.highest}.")
         for alias, name in ALIASES.items():
             if alias in kwargs:
                 given, value = self.__dict__[name], kwargs.pop(alias)
@@ -195,7 +224,9 @@ class FrankensteinConfig(PreTrainedConfig):
             value = self.__dict__[field]
             if value not in choices:
                 check_choice(field, value, [choice for choice in choices if choice is not None])
-        check_ranges(self.__dict__, POSITIVE, NOT_NEGATIVE)
+        check_ranges(self.__dict__, RANGES)
+        check_token_ids(self.__dict__)
+        self._check_total()
         self._check_needs()
         self._check_layers()
         self._check_heads()
@@ -258,8 +289,6 @@ class FrankensteinConfig(PreTrainedConfig):
     def _check_positions(self) -> None:
         if not 0 <= self.hope_rho < 1:
             raise ValueError(f"hope_rho={self.hope_rho} must lie in [0, 1), or logits grow with distance.")
-        if self.hope_damping <= 0:
-            raise ValueError(f"hope_damping={self.hope_damping} must be positive.")
         titan_is_aware = self.use_hope or self.use_titan_memory
         aware = {"retnet", "mamba"} | ({"titan_attn"} if titan_is_aware else set())
         if self.position_type == "none" and not aware & set(self.layer_pattern):
@@ -277,3 +306,10 @@ class FrankensteinConfig(PreTrainedConfig):
             raise ValueError(f"activation_bits={self.activation_bits} must lie in 2..8.")
         if self.factorized_embedding_dim is not None and self.factorized_embedding_dim <= 0:
             raise ValueError(f"factorized_embedding_dim={self.factorized_embedding_dim} must be positive or None.")
+
+    def _check_total(self) -> None:
+        positions = self.max_position_embeddings if self.position_type == "learned" else 0
+        tables = (self.factorized_embedding_dim or self.hidden_size) * (self.vocab_size + positions)
+        feed_forward = 2 * self.intermediate_size * max(self.num_experts, 1)
+        layer = self.hidden_size * (4 * self.hidden_size + feed_forward)
+        check_total(self.__dict__, tables + self.num_physical_layers * layer, SIZES)

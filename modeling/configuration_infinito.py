@@ -5,21 +5,44 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .checks import check_choice, check_ranges
+from .checks import check_choice
 from .preset_files import config_from_preset
+from .ranges import (
+    ANY,
+    DEPTH,
+    NOT_NEGATIVE,
+    POSITIONS,
+    POSITIVE,
+    SEED,
+    SHARE,
+    SIZE,
+    check_ranges,
+    check_token_ids,
+    check_total,
+    with_plain_errors,
+)
 
 CHOICES = {
     "hidden_act": ("gelu", "silu", "relu", "relu2", "swiglu"),
     "head_bias_init": ("unigram", "zeros"),
     "exploration_schedule": ("cosine", "constant"),
 }
-POSITIVE = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
-    "intermediate_size", "layer_norm_eps", "memory_slots", "memory_dim", "memory_heads", "memory_segment",
-)  # fmt: skip
-NOT_NEGATIVE = ("initializer_range", "exploration_sigma", "exploration_seed")
+# What a model's number of parameters mostly comes from.
+SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers")
+RANGES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"), SIZE),
+    **dict.fromkeys(("memory_slots", "memory_dim", "memory_heads", "memory_segment"), SIZE),
+    "num_hidden_layers": DEPTH,
+    "max_position_embeddings": POSITIONS,
+    **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
+    "layer_norm_eps": POSITIVE,
+    **dict.fromkeys(("initializer_range", "exploration_sigma"), NOT_NEGATIVE),
+    "exploration_seed": SEED,
+    **dict.fromkeys(("memory_decay", "attention_window"), ANY),
+}
 
 
+@with_plain_errors
 @strict
 class InfinitoConfig(PreTrainedConfig):
     """Configuration of `InfinitoModel` and `InfinitoForCausalLM`.
@@ -49,8 +72,8 @@ class InfinitoConfig(PreTrainedConfig):
     use_bias: bool = True
     dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    layer_norm_eps: float | int = 1e-5
+    initializer_range: float | int = 0.02
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -101,7 +124,9 @@ class InfinitoConfig(PreTrainedConfig):
         """Check every cross-field rule; the model calls it again, since attributes may have been set by hand."""
         for field, choices in CHOICES.items():
             check_choice(field, self.__dict__[field], choices)
-        check_ranges(self.__dict__, POSITIVE, NOT_NEGATIVE)
+        check_ranges(self.__dict__, RANGES)
+        check_token_ids(self.__dict__)
+        self._check_total()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size}."
@@ -129,3 +154,8 @@ class InfinitoConfig(PreTrainedConfig):
             raise ValueError(f"memory_heads={self.memory_heads} must divide memory_dim={self.memory_dim}.")
         if not 0 < self.memory_decay <= 1:
             raise ValueError(f"memory_decay={self.memory_decay} must lie in (0, 1]; 1 means that nothing fades.")
+
+    def _check_total(self) -> None:
+        tables = self.hidden_size * (self.vocab_size + self.max_position_embeddings)
+        layer = self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
+        check_total(self.__dict__, tables + self.num_hidden_layers * layer, SIZES)

@@ -5,8 +5,21 @@ from dataclasses import fields
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .checks import check_choice, check_ranges
+from .checks import check_choice
 from .preset_files import config_from_preset
+from .ranges import (
+    ANY,
+    DEPTH,
+    NOT_NEGATIVE,
+    POSITIONS,
+    POSITIVE,
+    SHARE,
+    SIZE,
+    check_ranges,
+    check_token_ids,
+    check_total,
+    with_plain_errors,
+)
 
 CHOICES = {
     "position_type": ("learned", "rope"),
@@ -17,13 +30,20 @@ CHOICES = {
     "w_scheme": ("binary", "ternary_absmean", "ternary_absmedian", "ternary_twn", "int2", "int2_pow"),
     "scale_axis": ("tensor", "row"),
 }
-POSITIVE = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
-    "intermediate_size", "layer_norm_eps", "rope_theta",
-)  # fmt: skip
-NOT_NEGATIVE = ("initializer_range", "embedding_initializer_range")
+# What a model's number of parameters mostly comes from.
+SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers")
+RANGES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"), SIZE),
+    "num_hidden_layers": DEPTH,
+    "max_position_embeddings": POSITIONS,
+    **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
+    **dict.fromkeys(("layer_norm_eps", "rope_theta"), POSITIVE),
+    **dict.fromkeys(("initializer_range", "embedding_initializer_range"), NOT_NEGATIVE),
+    **dict.fromkeys(("attention_window", "activation_bits"), ANY),
+}
 
 
+@with_plain_errors
 @strict
 class Legacy1BitConfig(PreTrainedConfig):
     """Configuration of `Legacy1BitModel` and `Legacy1BitForCausalLM`: a pre-norm transformer of ternary matrices.
@@ -55,9 +75,9 @@ class Legacy1BitConfig(PreTrainedConfig):
     use_bias: bool = True
     dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    embedding_initializer_range: float = 0.25
+    layer_norm_eps: float | int = 1e-5
+    initializer_range: float | int = 0.02
+    embedding_initializer_range: float | int = 0.25
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -111,7 +131,9 @@ class Legacy1BitConfig(PreTrainedConfig):
             value = self.__dict__[field]
             if value not in choices:
                 check_choice(field, value, [choice for choice in choices if choice is not None])
-        check_ranges(self.__dict__, POSITIVE, NOT_NEGATIVE)
+        check_ranges(self.__dict__, RANGES)
+        check_token_ids(self.__dict__)
+        self._check_total()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size}."
@@ -125,3 +147,9 @@ class Legacy1BitConfig(PreTrainedConfig):
             raise ValueError(f"attention_window={self.attention_window} must be positive, or None for no window.")
         if not 2 <= self.activation_bits <= 8:
             raise ValueError(f"activation_bits={self.activation_bits} must lie in 2..8.")
+
+    def _check_total(self) -> None:
+        positions = self.max_position_embeddings if self.position_type == "learned" else 0
+        tables = self.hidden_size * (self.vocab_size + positions)
+        layer = self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
+        check_total(self.__dict__, tables + self.num_hidden_layers * layer, SIZES)
