@@ -53,9 +53,12 @@ def prepare_dataset(
 
     A `Dataset` gives a `Dataset` cached below `cache_dir` (default: the datasets cache); an `IterableDataset` gives an
     `IterableDataset` of the same rows at constant memory. `num_proc` tokenises in that many processes; the tokenizer
-    itself already uses all cores. Raises ValueError for an impossible `max_length` and for data without any row.
+    itself already uses all cores. Raises ValueError for an impossible `max_length` or `num_proc` and for data without
+    any row.
     """
     check_choice("objective", objective, OBJECTIVES)
+    if num_proc is not None and num_proc < 1:
+        raise ValueError(f"num_proc={num_proc} must be at least 1; leave it out for one process.")
     packing = packing and objective != "classification"
     prefix, suffix = template_ids(tokenizer)
     smallest = len(prefix) + len(suffix) + 2  # a token to predict and one to predict it from

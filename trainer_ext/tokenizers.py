@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from frankenlm.modeling import byte_tokenizer
 from frankenlm.modeling.checks import check_choice, suggest
+
+from .cli import UserError
+from .opening import reading, reason
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ def load_tokenizer(
     Raises ValueError where the tokenizer is missing, unreachable, not a fast one, or larger than `vocab_size`.
     """
     check_choice("objective", objective, OBJECTIVES)
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size={vocab_size} must be at least 1; leave it out for the tokenizer's own size.")
     if spec == "train":
         tokenizer = train_tokenizer(documents, vocab_size=vocab_size or DEFAULT_VOCAB_SIZE, mask=objective == "mlm")
     elif spec == "bytes":
@@ -137,7 +142,9 @@ def _non_empty(documents: Iterable[str]) -> Iterator[str]:
 
 
 def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:
-    path = Path(spec).expanduser()
+    if not spec.strip():
+        raise ValueError(f"tokenizer {spec!r} is empty: give a folder, a hub name, 'train' or 'bytes'.")
+    path = _expanded(spec)
     local = path.is_dir()
     if path.is_file():
         raise ValueError(
@@ -146,12 +153,14 @@ def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:
     if not local and (spec.startswith((".", "/", "~")) or spec.count("/") > 1):
         raise ValueError(f"tokenizer folder {spec!r} does not exist.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path) if local else spec)
-    except (OSError, ValueError) as error:
+        with reading(f"tokenizer {spec!r}", "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(str(path) if local else spec)
+            _try_out(tokenizer)
+    except UserError as error:
         if local:
             raise ValueError(
                 f"folder {spec!r} holds no usable tokenizer: tokenizer.json, or vocab.json and merges.txt, is missing "
-                "or damaged."
+                f"or damaged ({reason(error.__cause__ or error)})"
             ) from error
         raise ValueError(
             f"tokenizer {spec!r} is no local folder and cannot be fetched from the hub (unknown there, or no "
@@ -161,3 +170,17 @@ def _from_pretrained(spec: str) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise ValueError(f"tokenizer {spec!r} has no fast version ({type(tokenizer).__name__}); a fast one is needed.")
     return tokenizer
+
+
+def _expanded(spec: str) -> Path:
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"tokenizer {spec!r}: {error}") from error  # ~ of nobody
+
+
+def _try_out(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ValueError for a tokenizer without words: where files are missing, some classes come quietly without."""
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise ValueError("its vocabulary is empty")
+    tokenizer("a word")

@@ -495,6 +495,8 @@ def test_impossible_lengths_and_empty_rows(bert_like, tmp_path):
         prepare_dataset(in_memory(["a"]), bert_like, max_length=3, objective="mlm", cache_dir=tmp_path)
     with pytest.raises(ValueError, match="no document has a token to predict"):
         prepare_dataset(in_memory(["[SEP]"]), bert_like, max_length=8, objective="mlm", cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="num_proc=0 must be at least 1"):
+        prepare_dataset(in_memory(["a"]), bert_like, max_length=8, objective="mlm", cache_dir=tmp_path, num_proc=0)
     with pytest.raises(ValueError, match="Did you mean 'causal'"):
         prepare_dataset(in_memory(["a"]), bert_like, max_length=8, objective="casual", cache_dir=tmp_path)
 

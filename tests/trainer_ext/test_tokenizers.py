@@ -1,5 +1,7 @@
 """Tokenizers: trained, local, by name; the special tokens of each objective; what is refused."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -148,6 +150,63 @@ def test_folder_without_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{broken")
     with pytest.raises(ValueError, match="holds no usable tokenizer"):
         load_tokenizer(str(tmp_path), documents=(), objective="mlm")
+
+
+DEEP = "[" * 100_000
+
+
+def changed(key, value):
+    """What a field of tokenizer_config.json, set to `value`, makes of its text."""
+    return lambda text: json.dumps({**json.loads(text), key: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("tokenizer.json", lambda text: text[: len(text) // 2], "line"),
+        ("tokenizer.json", lambda text: "{}", "KeyError"),
+        ("tokenizer.json", lambda text: "[]", "TypeError"),
+        ("tokenizer.json", lambda text: "null", "AttributeError"),
+        ("tokenizer.json", lambda text: "", "Expecting value"),
+        ("tokenizer.json", lambda text: DEEP, "nested too deep"),
+        ("tokenizer.json", lambda text: text.replace('"model":', '"mdoel":'), "Model missing|expected"),
+        ("tokenizer_config.json", lambda text: text[:40], "Unterminated string"),
+        ("tokenizer_config.json", lambda text: "[]", "AttributeError"),
+        ("tokenizer_config.json", lambda text: DEEP, "nested too deep"),
+        ("tokenizer_config.json", changed("tokenizer_class", 5), "AttributeError"),
+        ("tokenizer_config.json", changed("eos_token", 5), "eos_token"),
+        ("tokenizer_config.json", changed("padding_side", "up"), "[Pp]adding side"),
+        ("tokenizer_config.json", changed("added_tokens_decoder", {"x": {"content": "a"}}), "invalid literal"),
+        ("config.json", lambda text: "[", "not a valid JSON"),
+    ],
+)
+def test_damaged_folder(tmp_path, name, change, reason):
+    tokenizer = load_tokenizer("bytes", documents=(), objective="mlm")
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text(change((tmp_path / name).read_text()))
+    if name == "config.json":
+        (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match="holds no usable tokenizer") as caught:
+        load_tokenizer(str(tmp_path), documents=(), objective="mlm")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    assert re.search(reason, str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [("", "tokenizer '' is empty"), (" ", "tokenizer ' ' is empty"), ("~nobody-of-this-name/x", "home directory")],
+)
+def test_names_that_are_none(spec, message):
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(spec, documents=DOCUMENTS, objective="mlm")
+
+
+@pytest.mark.parametrize("spec", ["train", "bytes"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_size_below_one_is_not_the_default(spec, size):
+    with pytest.raises(ValueError, match=f"vocab_size={size} must be at least 1"):
+        load_tokenizer(spec, documents=DOCUMENTS, objective="mlm", vocab_size=size)
 
 
 @needs_gpt2
