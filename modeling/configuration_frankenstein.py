@@ -41,7 +41,14 @@ CHOICES = {
     "scale_axis": ("tensor", "row"),
 }
 # What a model's number of parameters mostly comes from.
-SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_experts",
+    "num_hidden_layers",
+    "max_position_embeddings",
+)
 RANGES = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "chunk_size"), SIZE),
     **dict.fromkeys(("memory_chunk", "mamba_head_dim", "mamba_state", "retention_heads"), SIZE),
