@@ -211,6 +211,8 @@ def check_output_dir(folder: str | os.PathLike) -> None:
         UserError: the folder cannot be made or written.
         OSError: the storage is full or read-only.
     """
+    if not str(folder).strip():
+        raise UserError(f"cannot write to {str(folder)!r}: that is no name. Choose another folder.")
     folder = Path(folder).absolute()
     try:
         nearest = next(path for path in (folder, *folder.parents) if _is_there(path))
@@ -229,6 +231,8 @@ def check_new_file(option: str, path: Path) -> None:
         UserError: a folder or a device stands there, the name is too long, or the place cannot be written.
         OSError: the storage is full or read-only.
     """
+    if not path.name.strip():
+        raise UserError(f"{option} {str(path)!r}: names no file.")
     try:
         there = path.stat() if _is_there(path) else None
     except FileNotFoundError:  # a link to nothing; it is replaced
@@ -290,8 +294,8 @@ def check_value(option: str, value: object) -> None:
     """Raises UserError for a value that no option can mean: an empty text, one that is no text, inf or nan."""
     if isinstance(value, str):
         check_text(option, value)
-        if not value:
-            raise UserError(f"{option} is empty: give a value, or leave {option} out.")
+    if value in ("", []):
+        raise UserError(f"{option} is empty: give a value, or leave {option} out.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{option} {value}: must be a finite number.")
 
@@ -319,6 +323,8 @@ class OneLineParserMixin:
             if given is None or given == action.default:
                 continue
             option = action.option_strings[0] if action.option_strings else action.dest
+            if given == []:  # argparse's answer to `--option=--`
+                raise UserError(f"{option} is empty: give a value, or leave {option} out.")
             for value in given if isinstance(given, (list, tuple)) else [given]:
                 check_value(option, value)
 

@@ -30,7 +30,7 @@ from .metrics.text import diversity, repetition, vocabulary_use
 from .opening import reading
 from .sampling import Sampling
 from .scoring import check_vocabulary
-from .streaming import StopAtText, TextStream, continuation_text, cut_at_stop
+from .streaming import StopAtText, TextStream, continuation_text, cut_at_stop, holds_special_stop
 
 logger = logging.getLogger("frankenlm.generating")
 
@@ -240,7 +240,8 @@ def generate_texts(
             if write is not None and not streams:
                 write(len(texts))(text)
             cut_short = "positions" if room < sampling.max_new_tokens else "length"
-            finished = finish_reason(model, row, stopped=text != whole) or cut_short
+            stopped = text != whole or holds_special_stop(tokenizer, row, sampling.stop)
+            finished = finish_reason(model, row, stopped=stopped) or cut_short
             texts.append(Text(row, text, finished, seconds, seed))
     return texts
 

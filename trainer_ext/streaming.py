@@ -9,6 +9,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation import BaseStreamer
 
+from .tokenizers import special_token_ids
+
 # Tokenizers that mark the start of a word drop a leading space; with a few tokens before them, texts keep it.
 CONTEXT_TOKENS = 4
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character decode to
@@ -24,8 +26,20 @@ def continuation_text(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int],
     return whole[len(start) :] if whole.startswith(start) else _decode(tokenizer, new)
 
 
-def _decode(tokenizer, ids) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+def _decode(tokenizer, ids, *, special: bool = False) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+
+
+def special_stops(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> tuple[str, ...]:
+    """Return the stop strings that hold a special token, such as <|im_end|>: no text shows it, and yet it ends one."""
+    special = tokenizer.convert_ids_to_tokens(special_token_ids(tokenizer))
+    return tuple(string for string in stop if any(token in string for token in special))
+
+
+def holds_special_stop(tokenizer: PreTrainedTokenizerBase, row: Sequence[int], stop: Sequence[str]) -> bool:
+    """Whether new tokens hold a stop string that has special tokens in it."""
+    wanted = special_stops(tokenizer, stop)
+    return bool(wanted) and any(string in _decode(tokenizer, row, special=True) for string in wanted)
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:
@@ -91,7 +105,9 @@ class TextStream(BaseStreamer):
     def stopped(self) -> bool:
         """Whether a stop string has come."""
         whole = self._whole()
-        return any(string in whole for string in self.stop)
+        return any(string in whole for string in self.stop) or holds_special_stop(
+            self.tokenizer, self.tokens, self.stop
+        )
 
     def text(self) -> str:
         """The text so far, up to a stop string."""
@@ -110,8 +126,10 @@ class TextStream(BaseStreamer):
         """How many characters at the end may still change or belong to a stop string."""
         whole = text.rstrip(UNFINISHED) if text.endswith(UNFINISHED) else text
         unfinished = min(len(text) - len(whole), LONGEST_CHARACTER - 1)
-        starts = [size for string in self.stop for size in range(1, len(string)) if text.endswith(string[:size])]
-        return max([unfinished, *starts])
+        # the unfinished character may be the next one of a stop string, so what stands before it is looked at as well
+        settled = text[: len(text) - unfinished]
+        starts = [size for string in self.stop for size in range(1, len(string)) if settled.endswith(string[:size])]
+        return unfinished + max([0, *starts])
 
 
 class StopAtText(StoppingCriteria):
@@ -119,15 +137,25 @@ class StopAtText(StoppingCriteria):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_length: int, stop: Sequence[str]):
         self.tokenizer, self.prompt_length, self.stop = tokenizer, prompt_length, stop
+        self.special = special_stops(tokenizer, stop)
         # a token is a byte at least, so a string can only end in the last few tokens
         self.reach = CONTEXT_TOKENS + LONGEST_CHARACTER * max(len(string) for string in stop)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
         """Return (rows,) for input_ids (rows, L)."""
         start = max(self.prompt_length, input_ids.shape[1] - self.reach)
-        texts = [_decode(self.tokenizer, row) for row in input_ids[:, start:].tolist()]
-        found = [any(string in text for string in self.stop) for text in texts]
+        offset = max(0, start - CONTEXT_TOKENS)
+        found = [self._ends(row, start - offset) for row in input_ids[:, offset:].tolist()]
         return torch.tensor(found, dtype=torch.bool, device=input_ids.device)
+
+    def _ends(self, row: list[int], start: int) -> bool:
+        # behind the tokens before them, or the first one may lose its leading space
+        text = continuation_text(self.tokenizer, row[:start], row[start:])
+        if any(string in text for string in self.stop):
+            return True
+        return bool(self.special) and any(
+            string in _decode(self.tokenizer, row[start:], special=True) for string in self.special
+        )
 
 
 class StopOnSignal(StoppingCriteria):

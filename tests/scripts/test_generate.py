@@ -271,6 +271,60 @@ def test_stop_strings(texts, capsys):
     assert capsys.readouterr().out == f"the cat{row['text']}\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "before"),
+    [
+        (" the cat sat on a mat", ["t sa"], " the ca"),  # across tokens
+        (" the cat sat on a mat", ["mat", "on a"], " the cat sat "),  # the first to come, not the first given
+        (" the cat", [" the"], ""),  # right behind the prompt, with the space that begins a word
+        (" so größer", ["größ"], " so "),  # characters of several bytes, and of several tokens
+        (" so gr🌍ß", ["gr🌍"], " so "),
+        (" aaab", ["aab"], " a"),  # its own beginning stands before it
+        ("\n\nUser", ["\n\n"], ""),
+    ],
+)
+def test_no_piece_shows_the_beginning_of_a_stop_string(tokenizer, text, stop, before):
+    """Token by token, as generate() does it: what is shown, when it ends, and what is said of it."""
+    prompt, new = tokenizer("the dog")["input_ids"], tokenizer(text)["input_ids"]
+    pieces = []
+    stream = TextStream(tokenizer, prompt, pieces.append, stop=stop)
+    criterion = StopAtText(tokenizer, len(prompt), stop)
+    stream.put(torch.tensor([prompt]))
+    ended = None
+    for index, token in enumerate(new):
+        stream.put(torch.tensor([token]))
+        assert before.startswith("".join(pieces))
+        rows = torch.tensor([[*prompt, *new[: index + 1]], [*prompt, *prompt * 9][: len(prompt) + index + 1]])
+        if criterion(rows, None).tolist() == [True, False]:  # the other row of the batch goes on
+            ended = index
+            break
+    whole = continuation_text(tokenizer, prompt, new[: ended + 1])
+    assert any(string in whole for string in stop), "not before it is there"
+    assert not any(string in continuation_text(tokenizer, prompt, new[:ended]) for string in stop), "and not later"
+    assert stream.finish() == "".join(pieces) == before and stream.stopped()
+
+
+def test_a_special_token_as_stop_string(tokenizer):
+    """Texts are shown without special tokens; as stop strings they still end them."""
+    end, prompt = tokenizer.eos_token, tokenizer("the dog")["input_ids"]
+    row = [*tokenizer(" sat")["input_ids"], tokenizer.eos_token_id]
+    assert StopAtText(tokenizer, len(prompt), [end])(torch.tensor([[*prompt, *row]]), None).tolist() == [True]
+    assert StopAtText(tokenizer, len(prompt), [end])(torch.tensor([[*prompt, *row[:-1]]]), None).tolist() == [False]
+    stream = TextStream(tokenizer, prompt, lambda piece: None, stop=[end])
+    stream.put(torch.tensor([prompt]))
+    stream.put(torch.tensor(row))
+    assert stream.stopped() and stream.finish() == " sat"
+
+
+def test_several_texts_stop_each_by_itself(texts):
+    words = ["--prompt", "the cat", "--prompt", "birds", "--num_return_sequences", 2]
+    whole = texts(*words)
+    stops = [row["text"][3:6] for row in whole]
+    for row, free in zip(texts(*words, *(word for stop in stops for word in ("--stop", stop))), whole, strict=True):
+        assert row["finished"] == "stop" and free["text"].startswith(row["text"])
+        assert not any(stop in row["text"] for stop in stops)
+
+
 def test_end_token(texts, gpt2, tmp_path):
     (whole,) = texts("--prompt", "the cat", "--temperature", 0)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(gpt2), AutoTokenizer.from_pretrained(gpt2)
