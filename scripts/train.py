@@ -16,15 +16,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from frankenlm.trainer_ext import FrankenTrainer
 from frankenlm.trainer_ext.callbacks import SignalStop
-from frankenlm.trainer_ext.cli import Interrupted, run_command
+from frankenlm.trainer_ext.cli import Interrupted, UserError, run_command
 from frankenlm.trainer_ext.logs import RunLog
+from frankenlm.trainer_ext.output_folder import clear
 from frankenlm.trainer_ext.preflight import check_run
 from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.recipe import (
     build_model,
     build_trainer,
-    clear_output_dir,
+    check_first_batch,
+    compare_data,
     hold_output_dir,
     prepare_data,
     set_head_bias,
@@ -32,6 +35,9 @@ from frankenlm.trainer_ext.recipe import (
     use_hardware,
 )
 from frankenlm.trainer_ext.results import final_loss, run_facts, write_results
+from frankenlm.trainer_ext.saved_checkpoints import SavedCheckpoint, checkpoint_folders
+from frankenlm.trainer_ext.skipping import skipped_rows
+from frankenlm.trainer_ext.text_files import BadRowError
 
 logger = logging.getLogger("frankenlm.train")
 
@@ -43,21 +49,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, output_dir = run.training, Path(run.training.output_dir)
 
     with RunLog(args.log_level) as log, SignalStop(args.world_size) as stop, ExitStack() as held:
+        found = checkpoint_folders(output_dir)
         checkpoint = check_run(run)
         if args.should_save and args.world_size > 1:
             # before the data: rank 0 leaves the tokenizer there for the others
-            held.enter_context(hold_output_dir(run, checkpoint))
+            held.enter_context(hold_output_dir(run, found))
         data = prepare_data(run, checkpoint)
+        check_first_batch(run, data)
+        prints = compare_data(run, checkpoint, data)
         model = build_model(run, data)
         logger.info(
             "%s, %s parameters, vocabulary %d", type(model).__name__, f"{model.num_parameters():,}", len(data.tokenizer)
         )
-
-        if args.should_save:
-            if args.world_size == 1:
-                held.enter_context(hold_output_dir(run, checkpoint))
-            clear_output_dir(run)
-        log.write_to(output_dir / "training.log", append=checkpoint is not None)
         logger.info("command: %s", run.command)
         use_hardware(args)
         unigram = None
@@ -66,21 +69,45 @@ def main(argv: Sequence[str] | None = None) -> None:
             if run.model.preset:
                 set_head_bias(model, unigram)
             logger.info("unigram cross-entropy of the held-out text: %.4f nats per token", unigram.cross_entropy)
+        trainer, csv_log = build_trainer(run, data, model, stop, checkpoint, prints)
 
-        trainer, csv_log = build_trainer(run, data, model, stop, checkpoint)
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-        if stop.signum is not None:
-            raise Interrupted(
-                stop.signum, f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint last"
-            )
+        # every check is through: only now may an earlier run go
+        if args.should_save:
+            if args.world_size == 1:
+                held.enter_context(hold_output_dir(run, found))
+            if args.overwrite_output_dir:
+                clear(output_dir)
+        log.write_to(output_dir / "training.log", append=checkpoint is not None)
+        train(trainer, stop, checkpoint)
 
         final = final_loss(trainer)
         trainer.save_model(output_dir)
         if trainer.is_world_process_zero():
             facts = run_facts(run, trainer, csv_log.rows, unigram, final)
             write_results(output_dir, facts, csv_log.rows)
+            if run.data.skip_bad_rows:
+                logger.info("%d bad row(s) were passed over", skipped_rows())
             logger.info("held-out loss %.4f nats; checkpoint, metrics.json and training.png are in %s",
                         facts["eval_loss"], output_dir)  # fmt: skip
+
+
+def train(trainer: FrankenTrainer, stop: SignalStop, checkpoint: SavedCheckpoint | None) -> None:
+    """Train to the end.
+
+    Raises:
+        Interrupted: a signal came; there is a checkpoint to continue from.
+        UserError: a stream reached a bad row; the same.
+    """
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.folder))
+    except BadRowError as error:
+        saved = trainer.save_for_later()
+        left = "continue with --resume_from_checkpoint last" if saved else "no step was done"
+        raise UserError(f"{error} Stopped at step {trainer.state.global_step}; {left}.") from error
+    if stop.signum is not None:
+        raise Interrupted(
+            stop.signum, f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint last"
+        )
 
 
 if __name__ == "__main__":

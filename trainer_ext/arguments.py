@@ -6,12 +6,13 @@ Every field is a command-line flag and a key of the run's YAML file. Where the v
 from dataclasses import dataclass, field
 
 import torch
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import is_deepspeed_available, parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from frankenlm.modeling.checks import check_choice
 
+from .argument_ranges import TRAINING_RANGES, check_ranges
 from .articles import JOIN_ARTICLES
 
 OBJECTIVES = ("mlm", "causal", "classification")
@@ -158,6 +159,13 @@ class FrankenTrainingArguments(TrainingArguments):
             "help": "continue an interrupted run: 'last' (the newest whole checkpoint of --output_dir) or a folder",
         },
     )
+    allow_inexact_resume: bool = field(
+        default=False,
+        metadata={
+            "help": "with --resume_from_checkpoint: go on although settings or data differ from the checkpoint's, or "
+            "its optimizer, schedule or random numbers are missing; what differs is told"
+        },
+    )
     log_level: str = field(
         default="info",
         metadata={
@@ -231,21 +239,34 @@ class FrankenTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept; older ones are deleted"})
 
     def __post_init__(self):
+        check_ranges(self, TRAINING_RANGES)
         if self.early_stopping_patience is not None:
             self._prepare_early_stopping()
-        if not 0 < self.learning_rate_drop <= 1:
-            raise ValueError(f"--learning_rate_drop {self.learning_rate_drop}: must lie in (0, 1]; 1 drops nothing.")
-        if not 0 <= self.weight_decay_share <= 1:
-            raise ValueError(f"--weight_decay_share {self.weight_decay_share}: must lie in [0, 1].")
         self._check_ternary_training()
+        self._check_what_is_here()
         # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ImportError, TypeError, KeyError, AttributeError, NotImplementedError, RecursionError) as error:
+            # what the flags that name files, packages or JSON end in
+            raise ValueError(f"{type(error).__name__}: {error}") from error
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             # accelerate accepts this pair and silently trains in fp32
             raise ValueError("fp16 needs a GPU; on a CPU it does nothing. Use --bf16, or neither.")
+
+    def _check_what_is_here(self):
+        """Packages that the base class would miss with a traceback, and switches that this Trainer has no use for."""
+        if self.deepspeed and not is_deepspeed_available():
+            raise ValueError(f"--deepspeed {self.deepspeed}: the package is missing: pip install deepspeed.")
+        if self.restore_callback_states_from_checkpoint:
+            raise ValueError(
+                "--restore_callback_states_from_checkpoint: leave it out; callbacks take up their state here."
+            )
+        if self.dataloader_prefetch_factor is not None and not self.dataloader_num_workers:
+            raise ValueError("--dataloader_prefetch_factor needs workers: give --dataloader_num_workers too.")
 
     def _check_ternary_training(self):
         check_choice("ternary_training", self.ternary_training, TERNARY_TRAINING)
@@ -259,8 +280,6 @@ class FrankenTrainingArguments(TrainingArguments):
 
     def _prepare_early_stopping(self):
         """Early stopping needs an evaluation and a checkpoint at the same steps, and a metric to watch."""
-        if self.early_stopping_patience < 1:
-            raise ValueError(f"--early_stopping_patience {self.early_stopping_patience}: must be at least 1.")
         if str(self.eval_strategy) in ("no", "IntervalStrategy.NO"):
             raise ValueError("--early_stopping_patience needs evaluations: leave out --eval_strategy no.")
         self.load_best_model_at_end = True

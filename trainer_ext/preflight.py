@@ -17,8 +17,14 @@ from transformers import (
 
 from frankenlm.modeling import read_preset
 
+from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_ranges
+from .checkpoint_record import read_record_or_none
 from .cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
+from .output_folder import RUN_FILES, check_links, is_run, taken_names
 from .presets import RunSettings
+from .requirements import check_requirements
+from .resuming import check_settings, choose_checkpoint
+from .saved_checkpoints import SavedCheckpoint, checkpoint_folders
 from .sign_training import SCHEMES as SIGN_SCHEMES
 
 logger = logging.getLogger("frankenlm.preflight")
@@ -30,7 +36,7 @@ HEADS = {
 }
 
 
-def check_run(run: RunSettings) -> Path | None:
+def check_run(run: RunSettings) -> SavedCheckpoint | None:
     """Check the settings of a run against each other and the disk; return the checkpoint to resume from, or None.
 
     Raises:
@@ -42,7 +48,10 @@ def check_run(run: RunSettings) -> Path | None:
         raise UserError("--dataset is missing: 'builtin', a hub name, or a file, folder or glob.")
     if training.output_dir == "trainer_output":
         raise UserError("--output_dir is missing: a folder for the checkpoint and its records.")
-    check_ranges(run)
+    check_data_arguments(run)
+    with user_mistakes():
+        check_ranges(run.model, MODEL_RANGES)
+    check_requirements(training)
     if run.model.preset:
         check_config(run)
     else:
@@ -51,21 +60,18 @@ def check_run(run: RunSettings) -> Path | None:
     if is_main_process():
         check_output_dir(training.output_dir)
     checkpoint = find_checkpoint(run)
-    if checkpoint is not None and run.model.preset:
-        check_same_model(run, checkpoint)
+    if checkpoint is not None:
+        if run.model.preset:
+            check_same_model(run, checkpoint.folder)
+        check_settings(run, checkpoint)
     return checkpoint
 
 
-def check_ranges(run: RunSettings) -> None:
-    """Check the numbers of the data arguments."""
+def check_data_arguments(run: RunSettings) -> None:
+    """Check the numbers of the data arguments, and what streams can do."""
     data = run.data
-    for name in ("validation_fraction", "mlm_probability"):
-        if not 0 < getattr(data, name) < 1:
-            raise UserError(f"--{name} {getattr(data, name)}: must lie between 0 and 1.")
-    if data.max_length < 2:
-        raise UserError(f"--max_length {data.max_length}: a sequence needs at least 2 tokens.")
-    if data.max_documents is not None and data.max_documents < 2:
-        raise UserError(f"--max_documents {data.max_documents}: at least 2, one to train on and one held out.")
+    with user_mistakes():
+        check_ranges(data, DATA_RANGES)
     if data.streaming and run.training.world_size > 1:
         raise UserError("--streaming works in one process only: leave it out (tokenised data is cached), or use one.")
     if data.streaming and run.training.max_steps <= 0:
@@ -120,33 +126,53 @@ def check_saved_config(run: RunSettings) -> None:
         )
 
 
-def find_checkpoint(run: RunSettings) -> Path | None:
-    """Resolve --resume_from_checkpoint; refuse to train over an earlier run by accident."""
+def find_checkpoint(run: RunSettings) -> SavedCheckpoint | None:
+    """Resolve --resume_from_checkpoint; refuse to train over an earlier run, or anything else, by accident."""
     output_dir, wanted = Path(run.training.output_dir), run.training.resume_from_checkpoint
-    checkpoints = whole_checkpoints(output_dir)
-    if wanted is None or wanted.lower() == "false":
-        earlier = bool(checkpoints) or (output_dir / "config.json").is_file()
-        if earlier and not run.training.overwrite_output_dir:
+    check_links(output_dir)
+    if wanted is not None and wanted.lower() != "false":
+        if run.training.overwrite_output_dir:
+            raise UserError("--overwrite_output_dir and --resume_from_checkpoint exclude each other: give one.")
+        chosen = choose_checkpoint(run, wanted)
+        check_own_folder(output_dir, chosen)
+        return chosen
+    taken = taken_names(output_dir) if output_dir.is_dir() else []
+    if run.training.overwrite_output_dir:
+        if taken and not is_run(output_dir):
             raise UserError(
-                f"--output_dir {output_dir} already holds a run: continue it with --resume_from_checkpoint last, "
-                "replace it with --overwrite_output_dir, or choose another folder."
+                f"--overwrite_output_dir {output_dir}: holds {taken[0]}, but nothing that a run of this program wrote: "
+                "choose another folder."
             )
         return None
-    if run.training.overwrite_output_dir:
-        raise UserError("--overwrite_output_dir and --resume_from_checkpoint exclude each other: give one.")
-    if wanted.lower() in ("last", "true"):
-        if not checkpoints:
-            raise UserError(f"--resume_from_checkpoint {wanted}: no whole checkpoint in {output_dir}.")
-        return checkpoints[-1]
-    if not is_json(Path(wanted) / "trainer_state.json"):
-        raise UserError(f"--resume_from_checkpoint {wanted}: not a checkpoint folder (no whole trainer_state.json).")
-    return Path(wanted)
+    if is_run(output_dir) and any(name not in RUN_FILES for name in taken):
+        raise UserError(
+            f"--output_dir {output_dir} already holds a run: continue it with --resume_from_checkpoint last, "
+            "replace it with --overwrite_output_dir, or choose another folder."
+        )
+    if taken and not is_run(output_dir):
+        raise UserError(
+            f"--output_dir {output_dir} holds {taken[0]}, which no run of this program wrote and this one would "
+            "overwrite: choose another folder."
+        )
+    return None
+
+
+def check_own_folder(output_dir: Path, chosen: SavedCheckpoint) -> None:
+    """Raises UserError where the output folder holds checkpoints of another run than the one to be continued."""
+    for folder in checkpoint_folders(output_dir):
+        record = read_record_or_none(folder)
+        if record is not None and chosen.record is not None and record.run != chosen.record.run:
+            raise UserError(
+                f"--resume_from_checkpoint {chosen.folder}: --output_dir {output_dir} holds another run "
+                f"({folder.name}): choose another folder."
+            )
 
 
 def check_same_model(run: RunSettings, checkpoint: Path) -> None:
     """Refuse to continue a run with another model; what the tokenizer decides comes from the checkpoint anyway."""
     config = preset_config(run, {})
-    saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    with user_mistakes():
+        saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     own_fields = type(config).__annotations__.keys()  # without those of transformers, such as dtype
     for name, asked in config.to_dict().items():
         if name not in own_fields or name not in saved:
@@ -155,32 +181,6 @@ def check_same_model(run: RunSettings, checkpoint: Path) -> None:
             raise UserError(
                 f"--resume_from_checkpoint: {checkpoint} has {name}={saved[name]}, this run asks for {asked}."
             )
-
-
-def whole_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run by step; one that was cut off while being written is left out.
-
-    Trainer writes trainer_state.json last, so a whole one means that the rest is there.
-    """
-    found = []
-    for folder in output_dir.glob("checkpoint-*"):
-        step = folder.name.removeprefix("checkpoint-")
-        if not step.isdigit():
-            continue
-        if is_json(folder / "trainer_state.json"):
-            found.append((int(step), folder))
-        else:
-            logger.warning("%s is incomplete (no whole trainer_state.json) and is passed over", folder)
-    return [folder for _, folder in sorted(found)]
-
-
-def is_json(path: Path) -> bool:
-    """Whether a file is there and was written to its end."""
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return False
-    return True
 
 
 def preset_config(run: RunSettings, fields: Mapping[str, Any]) -> PreTrainedConfig:

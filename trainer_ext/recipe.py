@@ -6,11 +6,9 @@ found in the first two, before training starts.
 
 import contextlib
 import itertools
-import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +23,23 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainerState,
     set_seed,
 )
 
 from .arguments import FrankenTrainingArguments
 from .callbacks import CsvLog, EarlyStopping, ExplorationSchedule, SignalStop
+from .checkpoint_record import RunRecord
 from .cli import UserError, is_main_process, user_mistakes
 from .collators import MaskingEpochs, build_collator
 from .data import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
 from .folder_lock import locked_folder
 from .metrics.language import unigram_cross_entropy
-from .preflight import find_checkpoint, preset_config
+from .preflight import preset_config
 from .presets import RunSettings
+from .requirements import needed_packages
+from .resuming import check_data, fingerprint, run_settings
+from .saved_checkpoints import STATE, SavedCheckpoint, checkpoint_folders
 from .tokenizers import load_tokenizer, special_token_ids
 from .trainer import FrankenTrainer
 from .two_stages import TwoStages
@@ -51,7 +54,6 @@ AUTO_MODELS = {
 # What a stream's unigram statistics and a trained tokenizer are estimated from.
 STREAM_SAMPLE = 2_000
 TOKENIZER_DOCUMENTS = 100_000
-RUN_FILES = ("training.csv", "training.log", "training.png", "metrics.json", "README.md")
 
 
 @dataclass(frozen=True)
@@ -75,35 +77,51 @@ class Unigram:
 
 
 @contextlib.contextmanager
-def hold_output_dir(run: RunSettings, checkpoint: Path | None) -> Iterator[None]:
+def hold_output_dir(run: RunSettings, found: Sequence[Path]) -> Iterator[None]:
     """Make the output folder and hold it against other runs.
 
     Args:
-        checkpoint: as `preflight.find_checkpoint` found it.
+        found: the checkpoints in it when it was looked at.
     Raises:
-        UserError: another run holds the folder, or has written into it since that was looked up.
+        UserError: another run holds the folder, or has written into it since.
     """
     output_dir = Path(run.training.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     with locked_folder(output_dir):
-        if find_checkpoint(run) != checkpoint:
+        if checkpoint_folders(output_dir) != found:
             raise UserError(f"--output_dir {output_dir}: another run has written into it meanwhile; start again.")
         yield
 
 
-def clear_output_dir(run: RunSettings) -> None:
-    """With --overwrite_output_dir, remove an earlier run's checkpoints and records from the output folder."""
-    output_dir = Path(run.training.output_dir)
-    if not run.training.overwrite_output_dir:
+def compare_data(run: RunSettings, checkpoint: SavedCheckpoint | None, data: PreparedData) -> dict[str, str]:
+    """Return the fingerprints of the rows, after comparing them with those that a checkpoint's run was trained on.
+
+    Raises:
+        UserError: they differ, without --allow_inexact_resume.
+    """
+    if checkpoint is None and not is_main_process():
+        return {}  # the record is rank 0's
+    sides = {"train": data.train, "validation": data.validation}
+    prints = {name: fingerprint(rows, run.data.streaming) for name, rows in sides.items()}
+    if checkpoint is not None:
+        check_data(run, checkpoint.record, prints)
+    return prints
+
+
+def check_first_batch(run: RunSettings, data: PreparedData) -> None:
+    """Raises UserError where --dataloader_drop_last leaves no batch at all."""
+    training = run.training
+    if run.data.streaming or not training.dataloader_drop_last:
         return
-    for folder in output_dir.glob("checkpoint-*"):
-        if folder.name.removeprefix("checkpoint-").isdigit():
-            shutil.rmtree(folder)
-    for name in RUN_FILES:
-        (output_dir / name).unlink(missing_ok=True)
+    needed = training.per_device_train_batch_size * training.world_size
+    if len(data.train) < needed:
+        raise UserError(
+            f"--dataloader_drop_last leaves nothing to train on: the data makes {len(data.train)} rows of --max_length "
+            f"{run.data.max_length}, and a batch takes {needed}; lower --batch_size, or leave the flag out."
+        )
 
 
-def prepare_data(run: RunSettings, checkpoint: Path | None) -> PreparedData:
+def prepare_data(run: RunSettings, checkpoint: SavedCheckpoint | None) -> PreparedData:
     """Load, split, tokenise and pack the text. Rank 0 does the work; the others then read what it left.
 
     Raises:
@@ -141,7 +159,7 @@ def prepare_data(run: RunSettings, checkpoint: Path | None) -> PreparedData:
     return PreparedData(tokenised["train"], tokenised["validation"], tokenizer, labels)
 
 
-def prepare_tokenizer(run: RunSettings, train_split, checkpoint: Path | None) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint | None) -> PreTrainedTokenizerBase:
     """The run's tokenizer: the checkpoint's when resuming, else as asked for.
 
     Rank 0 of several leaves it in the output folder, where the others find it: a trained one is made once.
@@ -149,7 +167,7 @@ def prepare_tokenizer(run: RunSettings, train_split, checkpoint: Path | None) ->
     output_dir = Path(run.training.output_dir)
     spec = run.model.tokenizer or run.model.model_name_or_path or "train"
     if checkpoint is not None:
-        spec = str(checkpoint)
+        spec = str(checkpoint.folder)
     elif not is_main_process():
         spec = str(output_dir)
     documents = itertools.islice(iter_texts(train_split), TOKENIZER_DOCUMENTS)
@@ -216,26 +234,42 @@ def with_labels(config: PreTrainedConfig, labels: list[str]) -> PreTrainedConfig
 
 
 def build_trainer(
-    run: RunSettings, data: PreparedData, model: PreTrainedModel, stop: SignalStop, checkpoint: Path | None
+    run: RunSettings,
+    data: PreparedData,
+    model: PreTrainedModel,
+    stop: SignalStop,
+    checkpoint: SavedCheckpoint | None,
+    prints: Mapping[str, str],
 ) -> tuple[FrankenTrainer, CsvLog]:
-    """Build the trainer with its callbacks; a new run evaluates before its first step."""
+    """Build the trainer with its callbacks; a new run evaluates before its first step.
+
+    Args:
+        prints: fingerprints of the rows.
+    Raises:
+        UserError: something that Trainer needs for these arguments is missing.
+    """
     training = run.training
     training.eval_on_start = training.eval_on_start or checkpoint is None
     classification = run.data.objective == "classification"
     collator = build_collator(
         run.data.objective, data.tokenizer, mlm_probability=run.data.mlm_probability, seed=training.seed
     )
-    trainer = FrankenTrainer(
-        model=model,
-        args=training,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        processing_class=data.tokenizer,
-        data_collator=collator,
-        eval_collator=collator.for_evaluation(),
-        compute_metrics=accuracy if classification else None,
-    )
-    csv_log = CsvLog(Path(training.output_dir) / "training.csv", checkpoint_step(checkpoint))
+    with needed_packages():
+        trainer = FrankenTrainer(
+            model=model,
+            args=training,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            processing_class=data.tokenizer,
+            data_collator=collator,
+            eval_collator=collator.for_evaluation(),
+            compute_metrics=accuracy if classification else None,
+        )
+    trainer.record = RunRecord(run_settings(run), prints)
+    if checkpoint is not None and checkpoint.record is not None:
+        trainer.record.run = checkpoint.record.run
+    trainer.take_given_rates = training.allow_inexact_resume
+    csv_log = CsvLog(Path(training.output_dir) / "training.csv", saved_state(checkpoint))
     callbacks = [MaskingEpochs(collator), csv_log, stop]
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(training.early_stopping_patience))
@@ -263,11 +297,9 @@ def use_hardware(args: FrankenTrainingArguments) -> None:
     )
 
 
-def checkpoint_step(checkpoint: Path | None) -> int | None:
-    """The optimizer step at which a checkpoint was written."""
-    if checkpoint is None:
-        return None
-    return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+def saved_state(checkpoint: SavedCheckpoint | None) -> TrainerState | None:
+    """The state of the trainer that wrote a checkpoint."""
+    return None if checkpoint is None else TrainerState.load_from_json(str(checkpoint.folder / STATE))
 
 
 def accuracy(prediction) -> dict[str, float]:

@@ -23,7 +23,7 @@ _SECRET_PAIR = re.compile(
 _PATTERNS = (
     (re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{6,}"), HIDDEN),  # of the Hugging Face hub
     (re.compile(r"(?<=://)[^/\s@]+@"), HIDDEN + "@"),  # a name and a password in an address
-    (re.compile(r"(?i)([?&](?:[\w-]*token|key|secret|password|signature|sig)=)[^&\s#'\"]+"), r"\1" + HIDDEN),
+    (re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^&\s#'\"]+"), r"\1" + HIDDEN),
 )
 
 

@@ -13,6 +13,7 @@ from .files import replaced_file, write_json, write_text
 from .plots import plot_training
 from .presets import RunSettings
 from .recipe import Unigram
+from .redaction import redact_facts
 from .trainer import FrankenTrainer
 
 
@@ -98,5 +99,6 @@ def write_results(output_dir: Path, facts: Mapping[str, Any], rows: list[Mapping
     title = f"{name}, {facts['objective']}, {facts['parameters']:,} parameters"
     with replaced_file(output_dir / "training.png") as scratch:
         plot_training(rows, scratch, title=title, unigram=facts["unigram_cross_entropy"], unit=unit)
+    facts = redact_facts(facts)
     write_json(output_dir / "metrics.json", facts)
     write_text(output_dir / "README.md", model_card(output_dir.resolve().name, facts))

@@ -7,18 +7,30 @@ weights (`sign_training.py`). (The gradient seam, `_clip_grad_norm`, is left to 
 """
 
 import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .callbacks import ConsoleLog, ProgressBar, SaturationProbe, StepClock, StepWindow
+from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
+from .checkpoint_record import RunRecord, snapshot, write_record
 from .loss_conduct import IGNORE_INDEX, LossConduct, ask_model, smoothing_term
+from .output_folder import rotate
+from .redaction import without_secrets
 from .sign_training import SideBySide, build_code_optimizer, without_gradient
 from .ternary_stats import LowBitProbe
+
+logger = logging.getLogger("frankenlm.trainer")
+
+# What a group of an optimizer holds of the arguments, and a checkpoint would bring back.
+RATES = frozenset({"lr", "initial_lr", "weight_decay", "betas", "eps"})
 
 
 class FrankenTrainer(Trainer):
@@ -26,6 +38,9 @@ class FrankenTrainer(Trainer):
 
     Args:
         eval_collator: collator of the evaluation batches; None uses `data_collator`.
+
+    record: what each checkpoint tells of the run. take_given_rates: whether a resumed run goes by the learning rate,
+    decay and betas of its arguments where the checkpoint has others.
     """
 
     # Trainer sets these two when training begins; LossWindow may ask for them before.
@@ -36,6 +51,9 @@ class FrankenTrainer(Trainer):
         has_cache_flag = hasattr(model, "config") and hasattr(model.config, "use_cache")
         self._saved_use_cache = model.config.use_cache if has_cache_flag else None
         super().__init__(model, args, *more, **kwargs)
+        self.record = RunRecord()
+        self.take_given_rates = False
+        self._told: set[Path] = set()
         self.label_smoother = None  # the base class's shifts by class name and drops the model's other losses
         self._conduct: LossConduct | None = None
         self.eval_collator = eval_collator
@@ -162,6 +180,87 @@ class FrankenTrainer(Trainer):
                 self._eval_sums += torch.stack([nats, tokens.double()]).cpu()
         return loss, logits, labels
 
+    def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+        """As the base class, which always trains on: a run whose end has come has no epoch left."""
+        epoch, step = super()._init_training_state(
+            max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or not self._is_over(max_steps):
+            return epoch, step
+        logger.info(
+            "%s stands at step %d of %d: nothing is left to train",
+            resume_from_checkpoint,
+            self.state.global_step,
+            max_steps,
+        )
+        return num_train_epochs, 0
+
+    def _is_over(self, max_steps: int) -> bool:
+        stopped = (
+            callback.is_over(self.state)
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, EarlyStopping)
+        )
+        return self.state.global_step >= max_steps or any(stopped)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the base class; where the run was told to differ from the checkpoint's, by the rates that it was told."""
+        told = [{name: group[name] for name in group.keys() & RATES} for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self.take_given_rates:
+            return
+        for group, rates in zip(self.optimizer.param_groups, told, strict=True):
+            group.update(rates)
+        if isinstance(self.lr_scheduler, LambdaLR):
+            schedule = self.lr_scheduler
+            schedule.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+            for group, base, factor in zip(
+                self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+            ):
+                group["lr"] = base * factor(schedule.last_epoch)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As the base class, with a record of what was written; only the run's own checkpoints are rotated."""
+        output_dir = Path(self._get_output_dir(trial=trial))
+        folder = output_dir / f"checkpoint-{self.state.global_step}"
+        before = snapshot(folder) if self.args.should_save else {}
+        with self._base_class_keeps_all():
+            super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process writes its random numbers
+        if self.args.should_save:
+            write_record(folder, self.record, self.state.global_step, before, time.time_ns())
+            self._rotate(output_dir, self.args.save_total_limit, folder)
+
+    def save_for_later(self) -> bool:
+        """Leave a checkpoint of the last finished step, as after a signal; return whether there was one to leave."""
+        if not self.state.global_step:
+            return False
+        self.model.zero_grad()
+        self._save_checkpoint(self.model, trial=None)
+        return True
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        """As the base class; with a limit of one checkpoint, the best alone is kept."""
+        with self._base_class_keeps_all():
+            output = super()._finalize_training(trial, num_train_samples, start_time)
+        if self.args.should_save and self.state.best_model_checkpoint is not None and self.args.save_total_limit == 1:
+            self._rotate(Path(self._get_output_dir(trial=trial)), 1)
+        return output
+
+    def _rotate(self, output_dir: Path, limit: int | None, *keep: Path) -> None:
+        if self.state.best_model_checkpoint is not None:
+            keep = (*keep, Path(self.state.best_model_checkpoint))
+        rotate(output_dir, self.record.run, limit, keep, self._told)
+
+    @contextlib.contextmanager
+    def _base_class_keeps_all(self) -> Iterator[None]:
+        """Without a limit, as the base class would delete every folder that is named like a checkpoint."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
+
     def _issue_warnings_after_load(self, load_result) -> None:
         """As the base class, but silent about tied weights: a checkpoint holds them once."""
         tied = self.model.all_tied_weights_keys
@@ -169,14 +268,25 @@ class FrankenTrainer(Trainer):
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """As the base class; Trainer turns the cache off while training, but a saved model should generate with it."""
-        if self._saved_use_cache is None:
-            return super()._save(output_dir, state_dict)
-        training_use_cache, self.model.config.use_cache = self.model.config.use_cache, self._saved_use_cache
-        try:
+        """As the base class, which would write secrets into training_args.bin, and into the configuration that the
+        cache is off, as it is while training; a saved model should generate with it.
+        """
+        output_dir = self.args.output_dir if output_dir is None else output_dir
+        with self._as_published():
             super()._save(output_dir, state_dict)
+
+    @contextlib.contextmanager
+    def _as_published(self) -> Iterator[None]:
+        args, use_cache = self.args, None
+        self.args = without_secrets(args)
+        if self._saved_use_cache is not None:
+            use_cache, self.model.config.use_cache = self.model.config.use_cache, self._saved_use_cache
+        try:
+            yield
         finally:
-            self.model.config.use_cache = training_use_cache
+            self.args = args
+            if self._saved_use_cache is not None:
+                self.model.config.use_cache = use_cache
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the window's measurements to the log events of training steps."""

@@ -20,7 +20,7 @@ from frankenlm.trainer_ext.arguments import DataArguments
 from frankenlm.trainer_ext.callbacks import read_csv
 from frankenlm.trainer_ext.cli import UserError
 from frankenlm.trainer_ext.folder_lock import locked_folder
-from frankenlm.trainer_ext.preflight import check_ranges, whole_checkpoints
+from frankenlm.trainer_ext.preflight import check_data_arguments
 from frankenlm.trainer_ext.recipe import hold_output_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,7 +211,7 @@ def test_sequences_longer_than_a_saved_model_takes(unbroken, corpus, tmp_path, r
 def test_streams_are_refused_in_several_processes():
     run = SimpleNamespace(data=DataArguments(streaming=True), training=SimpleNamespace(world_size=2, max_steps=5))
     with pytest.raises(UserError, match="--streaming works in one process only"):
-        check_ranges(run)
+        check_data_arguments(run)
 
 
 # --- mistakes: one line, exit code 2, nothing written
@@ -258,8 +258,8 @@ def test_an_objective_that_the_family_has_no_head_for(objective, run_train, tmp_
         (["--model.num_loops", "many"], "num_loops"),
         (["--model.dropout", "1.5"], "dropout=1.5 must lie in [0, 1)"),
         (["--max_length", "600"], "--model.max_position_embeddings 600"),
-        (["--max_length", "1"], "at least 2 tokens"),
-        (["--mlm_probability", "1.5"], "between 0 and 1"),
+        (["--max_length", "1"], "--max_length 1: must be at least 2"),
+        (["--mlm_probability", "1.5"], "--mlm_probability 1.5: must be in (0, 1)"),
         (["--streaming", "--max_steps", "-1"], "needs --max_steps"),
         (["--early_stopping_patience", "2", "--eval_strategy", "no"], "needs evaluations"),
     ],
@@ -294,31 +294,31 @@ def test_full_storage_has_its_own_exit_code(train, tmp_path, monkeypatch, capsys
 
 
 def test_a_folder_in_use_is_left_alone(train, tmp_path, capsys):
-    assert train(tmp_path, "--max_steps", 3) == 0
+    constant = ["--lr_scheduler_type", "constant", "--warmup_steps", 0]  # so that a longer run is the same run
+    assert train(tmp_path, "--max_steps", 3, *constant) == 0
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with locked_folder(tmp_path):
         for words in (["--overwrite_output_dir"], ["--resume_from_checkpoint", "last"]):
             capsys.readouterr()
-            assert train(tmp_path, "--max_steps", 6, *words, "--log_level", "error") == 2
+            assert train(tmp_path, "--max_steps", 6, *constant, *words, "--log_level", "error") == 2
             assert "is in use by another run" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
-    assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", "last") == 0
+    assert train(tmp_path, "--max_steps", 6, *constant, "--resume_from_checkpoint", "last") == 0
 
 
-def test_a_run_that_came_first_is_noticed_though_the_folder_was_empty_when_looked_at(tmp_path, monkeypatch):
+def test_a_run_that_came_first_is_noticed_though_the_folder_was_empty_when_looked_at(tmp_path):
     run = SimpleNamespace(training=SimpleNamespace(output_dir=str(tmp_path), overwrite_output_dir=False))
-    monkeypatch.setattr("frankenlm.trainer_ext.recipe.find_checkpoint", lambda run: tmp_path / "checkpoint-3")
-    with pytest.raises(UserError, match="another run has written into it"), hold_output_dir(run, None):
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(UserError, match="another run has written into it"), hold_output_dir(run, []):
         pytest.fail("it was opened")
 
 
 @pytest.mark.parametrize("state", ["", '{"global_step": 4'])
-def test_a_checkpoint_that_was_cut_off_is_passed_over(train, tmp_path, state, capsys):
-    assert train(tmp_path, "--max_steps", 3) == 0
+def test_a_checkpoint_that_was_cut_off_is_passed_over(train, unbroken, tmp_path, state, capsys):
     torn = tmp_path / "checkpoint-4"
-    shutil.copytree(tmp_path / "checkpoint-3", torn)
+    shutil.copytree(unbroken / "checkpoint-3", tmp_path / "checkpoint-3")
+    shutil.copytree(unbroken / "checkpoint-3", torn)
     (torn / "trainer_state.json").write_text(state)
-    assert whole_checkpoints(tmp_path) == [tmp_path / "checkpoint-3"]
     capsys.readouterr()
     for wanted in (torn, torn / "trainer_state.json"):
         assert train(tmp_path, "--max_steps", 6, "--resume_from_checkpoint", wanted) == 2

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import TrainerControl
+from transformers import TrainerControl, TrainerState
 
 from frankenlm.modeling.norms import Derf
 from frankenlm.trainer_ext.callbacks import (
@@ -105,6 +105,7 @@ def log_event(csv_log, step, **logs):
 def test_csv_continues_after_the_checkpoint(tmp_path):
     path = tmp_path / "training.csv"
     first = CsvLog(path)
+    first.on_train_begin(None, None, None)
     for step in (1, 2, 3):
         log_event(first, step, loss=1 / 3 / step)
     log_event(first, 3, train_runtime=9.0)  # no loss, no row
@@ -112,7 +113,9 @@ def test_csv_continues_after_the_checkpoint(tmp_path):
     assert [row["step"] for row in kept] == [1, 2, 3]
     assert kept[2]["loss"] == 1 / 9  # bit for bit
 
-    second = CsvLog(path, resume_step=2)
+    history = [{"step": step, "loss": 1 / 3 / step, "num_input_tokens_seen": 10 * step} for step in (1, 2)]
+    second = CsvLog(path, TrainerState(global_step=2, log_history=history))
+    second.on_train_begin(None, None, None)
     log_event(second, 3, eval_loss=2.0)
     rows = read_csv(path)
     assert [row["step"] for row in rows] == [1, 2, 3]

@@ -1,0 +1,98 @@
+"""What numbers the flags of a run may have: one table, checked before a folder is made.
+
+transformers checks few of them; a batch size of 0, a learning rate of nan or max_steps of -5 would be noticed late, or
+never. Sentinels that mean something stay: max_steps -1 (go by epochs), max_grad_norm 0 (no clipping), local_rank -1.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `low` to `high`, `low` itself left out with `above`, `high` with `below`; `also` are allowed beside it."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    also: tuple[float, ...] = ()
+
+    def takes(self, value: float) -> bool:
+        """Whether a value is allowed; never one that is not finite."""
+        if not math.isfinite(value):
+            return False
+        if value in self.also:
+            return True
+        low = value > self.low if self.above else value >= self.low
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            text = f"more than {self.low}" if self.above else f"at least {self.low}"
+        else:
+            text = f"in {'(' if self.above else '['}{self.low}, {self.high}{')' if self.below else ']'}"
+        return text + "".join(f", or {value}" for value in self.also)
+
+
+COUNT, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, above=True)
+SEED = Range(0, 2**32 - 1)
+SHARE = Range(0, 1, below=True)
+
+TRAINING_RANGES: Mapping[str, Range] = {
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "eval_accumulation_steps": COUNT,
+    "num_train_epochs": POSITIVE,
+    "max_steps": Range(1, also=(-1,)),
+    "learning_rate": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": SHARE,
+    "adam_beta2": SHARE,
+    "adam_epsilon": NOT_NEGATIVE,
+    "max_grad_norm": NOT_NEGATIVE,
+    "label_smoothing_factor": SHARE,
+    "neftune_noise_alpha": POSITIVE,
+    "torch_empty_cache_steps": COUNT,
+    "logging_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "save_steps": POSITIVE,
+    "eval_delay": NOT_NEGATIVE,
+    "save_total_limit": NOT_NEGATIVE,
+    "seed": SEED,
+    "data_seed": SEED,
+    "dataloader_num_workers": NOT_NEGATIVE,
+    "dataloader_prefetch_factor": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
+    "ddp_timeout": COUNT,
+    "local_rank": Range(-1),
+    "cpu_threads": NOT_NEGATIVE,
+    "early_stopping_patience": COUNT,
+    "learning_rate_drop": Range(0, 1, above=True),
+    "weight_decay_share": Range(0, 1),
+}
+DATA_RANGES: Mapping[str, Range] = {
+    "validation_fraction": Range(0, 1, above=True, below=True),
+    "mlm_probability": Range(0, 1, above=True, below=True),
+    "split_seed": NOT_NEGATIVE,
+    "max_length": Range(2),
+    "max_documents": Range(2),
+    "num_proc": COUNT,
+}
+MODEL_RANGES: Mapping[str, Range] = {"vocab_size": COUNT}
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
+    """Check the fields of a settings object; one that is None is not set.
+
+    Raises:
+        ValueError: naming the flag, its value and what it may be.
+    """
+    for name, allowed in ranges.items():
+        value = getattr(settings, name)
+        if value is not None and not allowed.takes(value):
+            raise ValueError(f"--{name} {value}: must be {allowed}.")
