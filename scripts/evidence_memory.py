@@ -1,8 +1,13 @@
-"""Measure whether the memories help: equal tokens, equal parameters, three seeds, with and without memory.
+"""Measure whether the memories and the mixers help: equal tokens, equal parameters, three seeds, with and without.
 
-    python scripts/evidence_memory.py --output_dir runs/evidence             # about 90 CPU minutes
-    python scripts/evidence_memory.py --output_dir runs/evidence --report_only --card card.md
-    python scripts/evidence_memory.py --output_dir runs/smoke --smoke        # everything, tiny, in a minute
+    python scripts/evidence_memory.py --output_dir runs/evidence --tables mixers   # about 15 CPU minutes
+    python scripts/evidence_memory.py --output_dir runs/evidence --tables code     # about 35 CPU minutes
+    python scripts/evidence_memory.py --output_dir runs/evidence --tables wikipedia --data DIR   # about 60 CPU minutes
+    python scripts/evidence_memory.py --output_dir runs/evidence --tables code --report_only --card card.md
+    python scripts/evidence_memory.py --from_report results/samples/memory_evidence/report.json --card card.md
+    python scripts/evidence_memory.py --output_dir runs/smoke --smoke              # tiny, in a minute
+
+The tables mixers and code take text that every Python installation carries; wikipedia takes yours, from --data.
 
 Every run is a JSON file below the output folder. A finished one is never repeated, so an interrupted call goes on where
 it stopped, and several calls may share the folder if their --models, --tables or --seeds differ. The report says which
@@ -29,11 +34,10 @@ from frankenlm.trainer_ext.evidence import (
     parameter_lines,
     smoke_table,
 )
-from frankenlm.trainer_ext.evidence_report import make_report, write_report_files
+from frankenlm.trainer_ext.evidence_report import make_report, read_report, write_card, write_report_files
 from frankenlm.trainer_ext.evidence_runs import RunStore
 
-ROOT = Path(__file__).resolve().parents[1]
-WIKIPEDIA = Path("../shared/data/wikipedia-vital")
+NEED_DATA = [name for name, table in TABLES.items() if table.needs_data]
 MODELS = list(dict.fromkeys(variant.name for table in TABLES.values() for variant in table.variants))
 
 
@@ -42,14 +46,16 @@ def build_parser() -> OneLineParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--output_dir", type=Path, required=True, help="folder of the runs, the kept checkpoints and the report")
-    add("--data", type=Path, default=ROOT / WIKIPEDIA,
-        help=f"folder with train, validation and test.jsonl (default: {WIKIPEDIA} beside the repository)")  # fmt: skip
-    add("--tables", nargs="+", default=list(TABLES), help=f"some of {', '.join(TABLES)} (default: all)")
+    add("--output_dir", type=Path, help="folder of the runs, the kept checkpoints and the report")
+    add("--data", type=Path, help="folder with train, validation and test.jsonl, a document a line; "
+        f"for the table {', '.join(NEED_DATA)}")  # fmt: skip
+    add("--tables", nargs="+",
+        help=f"some of {', '.join(TABLES)} (default: all with --data; without it, those that need none)")  # fmt: skip
     add("--models", nargs="+", default=MODELS, help=f"some of {', '.join(MODELS)} (default: all)")
     add("--seeds", nargs="+", type=int, default=list(SEEDS),
         help="the first one chooses the learning rates (default: 0 1 2)")  # fmt: skip
-    add("--tokens", type=int, help="tokens a run trains on (default: 400,000)")
+    add("--tokens", type=int, help="tokens a run trains on (default: the table's own, "
+        f"{', '.join(f'{name} {table.recipe.tokens:,}' for name, table in TABLES.items())})")  # fmt: skip
     add(
         "--learning_rates",
         nargs="+",
@@ -62,12 +68,18 @@ def build_parser() -> OneLineParser:
     add("--report_only", action="store_true", help="train nothing, report on the finished runs")
     add("--report_dir", type=Path, help="where report.json, the tables and figures go (default: output_dir/report)")
     add("--card", type=Path, help="Markdown file to write the report to, in words")
+    add("--from_report", type=Path, help="write --card from this report.json, without runs; figures lie beside it")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
-    check_choices("--tables", args.tables, list(TABLES))
+    if args.from_report:
+        rewrite_card(args)
+        return
+    if args.output_dir is None:
+        raise UserError("--output_dir is missing: the folder of the runs, the kept checkpoints and the report.")
+    args.tables = choose_tables(args)
     check_choices("--models", args.models, MODELS)
     check_numbers(args)
     report_dir = args.report_dir or args.output_dir / "report"
@@ -89,6 +101,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_report_files(report, report_dir, args.card)
     print((report_dir / "table.md").read_text(encoding="utf-8"))
     print(f"report: {report_dir / 'report.json'}")
+
+
+def rewrite_card(args: argparse.Namespace) -> None:
+    """Write the card of an earlier report, with the rules of today.
+
+    Raises:
+        UserError: there is no --card, or no report.
+    """
+    if args.card is None:
+        raise UserError("--from_report needs --card FILE to write to.")
+    report = read_report(args.from_report)
+    check_output_dir(args.card.absolute().parent)
+    write_card(report, args.from_report.parent, args.card)
+    print(f"card: {args.card}")
+
+
+def choose_tables(args: argparse.Namespace) -> list[str]:
+    """The tables asked for; without --tables, all that can be made with what is given.
+
+    Raises:
+        UserError: an unknown name, or one that needs --data.
+    """
+    if args.tables is None:
+        return [name for name in TABLES if args.data or args.report_only or name not in NEED_DATA]
+    check_choices("--tables", args.tables, list(TABLES))
+    lacking = [name for name in args.tables if name in NEED_DATA]
+    if lacking and not (args.data or args.report_only):
+        raise UserError(
+            f"--tables {lacking[0]} needs --data FOLDER with train, validation and test.jsonl; "
+            f"{' and '.join(name for name in TABLES if name not in NEED_DATA)} need none."
+        )
+    return args.tables
 
 
 def table_of(args: argparse.Namespace, name: str):

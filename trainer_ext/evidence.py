@@ -1,6 +1,9 @@
-"""Does the memory help? Two tables of equal runs, and the order in which they are made.
+"""Do the memories and the mixers help? Tables of equal runs, and the order in which they are made.
 
-    wikipedia  short articles, windows of 256 packed tokens: infinito-small, its memory-off twin, a hybrid, GPT-2
+    mixers     the standard library's documentation, windows of 256 packed tokens: a hybrid, plain attention with the
+               same safeguards, GPT-2, plain attention without the safeguards
+    wikipedia  short articles, windows of 256 packed tokens: infinito-small, its memory-off twin, a hybrid, plain
+               attention with the same safeguards, GPT-2
     code       long files, 1,024 tokens of one file, attention window 64: infinito-small, memory-off, Titan attention
                without and with the delta memory
 
@@ -22,8 +25,11 @@ from transformers import PreTrainedConfig
 
 from .cards import library_versions
 from .cli import UserError
-from .evidence_data import Corpus, load_code, load_wikipedia
+from .evidence_comparisons import SHUFFLED
+from .evidence_data import Corpus, load_code, load_documentation, load_wikipedia
 from .evidence_models import (
+    ATTENTION,
+    BARE_ATTENTION,
     GPT2,
     HYBRID_VARIANT,
     INFINITO,
@@ -38,14 +44,18 @@ from .evidence_runs import RunKey, RunStore
 from .evidence_training import Recipe, Trained, build, loss_facts, score, train
 from .timing import environment
 
-SHUFFLED = "shuffled-memory"
 TOKENS = 400_000
+MIXERS_TOKENS = 81_920
 SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class Table:
-    """One comparison. by_position: whether runs keep their loss at every position of a row. smoke: tiny, for a test."""
+    """One comparison.
+
+    needs_data: its text lies in a folder that the caller names; without, it is text that every Python carries.
+    by_position: whether runs keep their loss at every position of a row. smoke: tiny, for a test.
+    """
 
     name: str
     title: str
@@ -53,26 +63,39 @@ class Table:
     shape: Shape
     recipe: Recipe
     learning_rates: tuple[float, ...]
+    needs_data: bool = False
     by_position: bool = False
     max_documents: int | None = None
     smoke: bool = False
 
-    def load(self, wikipedia: Path) -> Corpus:
+    def load(self, folder: Path | None) -> Corpus:
+        """Read the table's text; `folder` is for a table that needs data."""
         sizes = {
             "length": self.recipe.length,
             "vocab_size": self.shape.vocab_size,
             "max_documents": self.max_documents,
         }
-        return load_wikipedia(wikipedia, **sizes) if self.name == "wikipedia" else load_code(**sizes)
+        if self.needs_data:
+            return load_wikipedia(folder, **sizes)
+        return load_code(**sizes) if self.by_position else load_documentation(**sizes)
 
 
+MIXERS = Table(
+    name="mixers",
+    title="Mixers against plain attention: the standard library's documentation",
+    variants=(HYBRID_VARIANT, ATTENTION, GPT2, BARE_ATTENTION),
+    shape=Shape(2_000_000, 8192, 128, 4, positions=1024, attention_window=None),
+    recipe=Recipe(MIXERS_TOKENS, length=256, batch_rows=8, eval_rows=16),
+    learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
+)
 WIKIPEDIA = Table(
     name="wikipedia",
     title="Short articles: wikipedia-vital",
-    variants=(INFINITO, MEMORY_OFF, HYBRID_VARIANT, GPT2),
+    variants=(INFINITO, MEMORY_OFF, HYBRID_VARIANT, ATTENTION, GPT2),
     shape=Shape(2_000_000, 8192, 128, 4, positions=1024, attention_window=None),
     recipe=Recipe(TOKENS, length=256, batch_rows=8, eval_rows=16),
     learning_rates=(1e-3, 3e-3, 1e-2),
+    needs_data=True,
 )
 CODE = Table(
     name="code",
@@ -83,7 +106,7 @@ CODE = Table(
     learning_rates=(3e-3,),
     by_position=True,
 )
-TABLES = {table.name: table for table in (WIKIPEDIA, CODE)}
+TABLES = {table.name: table for table in (MIXERS, WIKIPEDIA, CODE)}
 SMOKE_POSITIONS = 256
 SMOKE_BUDGET = 77_000
 

@@ -24,7 +24,8 @@ from .packing import encode_pieces, pack_blocks
 IGNORED = -100
 HELD_OUT_FILES = ("validation", "test")
 CODE_VALIDATION_FRACTION = 0.1
-CODE_SPLIT_SEED = 0
+DOCUMENTATION_HELD_OUT_FRACTION = 0.2
+SPLIT_SEED = 0
 # No file may dominate the held-out text.
 ROWS_PER_HELD_OUT_DOCUMENT = 8
 
@@ -86,12 +87,26 @@ def load_wikipedia(folder: Path, *, length: int, vocab_size: int, max_documents:
     return _corpus(texts, length=length, vocab_size=vocab_size, packed=True)
 
 
+def load_documentation(*, length: int, vocab_size: int, max_documents: int | None) -> Corpus:
+    """The standard library's own documentation, packed; every other held-out document is validation, the rest test."""
+    splits = load_splits(
+        "builtin",
+        validation_fraction=DOCUMENTATION_HELD_OUT_FRACTION,
+        seed=SPLIT_SEED,
+        streaming=True,
+        max_documents=max_documents,
+    )
+    held_out = list(iter_texts(splits["validation"]))
+    texts = {"train": list(iter_texts(splits["train"])), "validation": held_out[::2], "test": held_out[1::2]}
+    return _corpus(texts, length=length, vocab_size=vocab_size, packed=True)
+
+
 def load_code(*, length: int, vocab_size: int, max_documents: int | None) -> Corpus:
     """The standard library's source files, some of them held out, each row from one file."""
     splits = load_splits(
         "builtin-code",
         validation_fraction=CODE_VALIDATION_FRACTION,
-        seed=CODE_SPLIT_SEED,
+        seed=SPLIT_SEED,
         streaming=True,
         max_documents=max_documents,
     )

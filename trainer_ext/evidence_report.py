@@ -3,62 +3,23 @@
 Nothing is filled in: a row without all its runs says which ones are missing.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .cards import write_json
 from .cli import UserError
-from .evidence import SHUFFLED, Table
+from .evidence import Table
 from .evidence_card import card_markdown, tables_markdown
+from .evidence_comparisons import COMPARISONS, SHUFFLED
 from .evidence_data import HELD_OUT_FILES
-from .evidence_models import INFINITO, MEMORY_OFF, TITAN, TITAN_MEMORY, Variant
+from .evidence_models import INFINITO, MEMORY_OFF, Variant
 from .evidence_plots import plot_positions, plot_training_runs, write_csv
 from .evidence_runs import RunKey, RunStore, differences
 from .evidence_statistics import paired_difference, summary
+from .files import write_json, write_text
 
 Run = dict[str, Any]
-
-
-# An effect below this share of the loss is called negligible, even if it is measurable.
-NEGLIGIBLE = 0.001
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired difference, ours - theirs, and what it means when it lies below 0, above 0, or neither is shown."""
-
-    ours: str
-    theirs: str
-    below: str
-    above: str
-    neither: str
-
-
-COMPARISONS = (
-    Comparison(
-        INFINITO.name,
-        MEMORY_OFF.name,
-        below="the slot memory lowers the loss",
-        above="the slot memory raises the loss",
-        neither="no effect of the slot memory is shown",
-    ),
-    Comparison(
-        SHUFFLED,
-        INFINITO.name,
-        below="reading another text's memory lowers the loss, which speaks against a use of the content",
-        above="reading another text's memory hurts, so the model uses the content of its memory",
-        neither="reading another text's memory instead of its own makes no measurable difference to the model",
-    ),
-    Comparison(
-        TITAN_MEMORY.name,
-        TITAN.name,
-        below="the delta memory lowers the loss",
-        above="the delta memory raises the loss",
-        neither="no effect of the delta memory is shown",
-    ),
-)
 
 
 def make_report(tables: Sequence[Table], store: RunStore, seeds: Sequence[int]) -> dict[str, Any]:
@@ -143,6 +104,7 @@ def table_report(table: Table, runs: Sequence[Run], seeds: Sequence[int]) -> dic
         "learning_rates": list(table.learning_rates),
         "data": runs[0]["settings"]["data"] if runs else None,
         "exploration": _exploration(chosen),
+        "losses": loss_rows([*runs, *outside]),
         "cpu_minutes": sum(_cpu_seconds(run) for run in runs) / 60,
         "runs": len(runs),
         "same_document_neighbours": sum(sum(run["same_document_neighbours"].values()) for run in runs),
@@ -188,11 +150,28 @@ def row_facts(runs: Sequence[Run]) -> dict[str, Any]:
             }
             for split in splits
         },
+        "by_seed": validation_by_seed(runs),
         "memory": {name: summary([run["memory"]["validation"][name] for run in runs]) for name in statistics},
         "tokens_per_cpu_second": summary(
             [run["tokens_per_cpu_second"] for run in runs if "tokens_per_cpu_second" in run]
         ),
     }
+
+
+def validation_by_seed(runs: Sequence[Run]) -> dict[str, float]:
+    """The validation loss of each run, by its seed as JSON keeps it."""
+    return {str(run["seed"]): run["held_out"]["validation"]["loss"] for run in runs}
+
+
+def loss_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One row for each run, trials included: what the report was made from."""
+    return [
+        {
+            **{name: run[name] for name in ("model", "learning_rate", "seed", "parameters")},
+            **{f"{split}_loss": run["held_out"][split]["loss"] for split in splits_of(run)},
+        }
+        for run in runs
+    ]
 
 
 def splits_of(run: Run) -> list[str]:
@@ -212,13 +191,17 @@ def sweep_facts(table: Table, found: Mapping, seed: int) -> list[dict[str, Any]]
 
 def other_rates(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Validation loss of the runs at rates that are not the table's, by model and rate: trials worth knowing of."""
-    groups: dict[tuple[str, float], list[float]] = {}
+    groups: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
-        losses = groups.setdefault((run["model"], run["learning_rate"]), [])
-        losses.append(run["held_out"]["validation"]["loss"])
+        groups.setdefault((run["model"], run["learning_rate"]), []).append(run)
     return [
-        {"model": model, "learning_rate": rate, "validation_loss": summary(losses)}
-        for (model, rate), losses in groups.items()
+        {
+            "model": model,
+            "learning_rate": rate,
+            "validation_loss": summary(list(validation_by_seed(group).values())),
+            "by_seed": validation_by_seed(group),
+        }
+        for (model, rate), group in groups.items()
     ]
 
 
@@ -252,36 +235,14 @@ def difference_facts(table: Table, chosen: Mapping[str, Mapping[int, Run]]) -> l
                 {seed: losses[measure] for seed, losses in ours.items()},
                 {seed: losses[measure] for seed, losses in theirs.items()},
             )
-            name = f"{comparison.ours} minus {comparison.theirs}"
             difference["share"] = share_of_loss(difference, [losses[measure] for losses in theirs.values()])
-            sentence = f"{name}, {measure}: {verdict(comparison, difference)}"
-            facts.append({"name": name, "measure": measure, **difference, "sentence": sentence})
+            facts.append({"name": comparison.name, "measure": measure, **difference})
     return facts
 
 
 def share_of_loss(difference: Mapping[str, Any], losses: Sequence[float]) -> float | None:
     """The size of a difference as a share of the loss that it changes."""
     return None if difference["mean"] is None else abs(difference["mean"]) / _mean(losses)
-
-
-def verdict(comparison: Comparison, difference: Mapping[str, Any]) -> str:
-    """Say what a difference shows: its size, its spread, whether its interval excludes 0, and what follows.
-
-    Twins that share start and data differ so little between seeds that an interval may exclude 0 for an effect of no
-    practical size; then the sentence says that too.
-    """
-    if difference["n"] == 0:
-        return "not measured, runs are missing."
-    if difference["n"] == 1:
-        return f"{difference['mean']:+.4f} nats with one seed, which shows nothing about the spread."
-    text = f"{difference['mean']:+.4f} nats, sd {difference['sd']:.4f} over {difference['n']} seeds; "
-    text += f"95 % interval {difference['low']:+.4f} to {difference['high']:+.4f}"
-    if not difference["excludes_zero"]:
-        return f"{text}, which includes 0: {comparison.neither}."
-    effect = comparison.below if difference["mean"] < 0 else comparison.above
-    if difference["share"] < NEGLIGIBLE:
-        effect += f", but by a negligible {difference['share']:.2%} of the loss"
-    return f"{text}, which excludes 0: {effect}."
 
 
 def position_facts(table: Table, chosen: Mapping[str, Mapping[int, Run]]) -> list[dict[str, Any]]:
@@ -316,19 +277,51 @@ def write_report_files(report: Mapping[str, Any], folder: Path, card: Path | Non
     """Write report.json, table.md, the figures and the tables behind them into `folder`, and the card if asked for."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    (folder / "table.md").write_text(tables_markdown(report), encoding="utf-8")
-    figures = {}
+    write_text(folder / "table.md", tables_markdown(report))
     for name, table in report["tables"].items():
+        if table["losses"]:
+            write_csv(table["losses"], folder / f"{name}_runs.csv")
         if table["curves"]:
-            figures[f"{name}_training"] = folder / f"{name}_training.png"
-            plot_training_runs(table, figures[f"{name}_training"])
+            plot_training_runs(table, folder / f"{name}_training.png")
         if table["positions"]:
-            figures[f"{name}_positions"] = folder / f"{name}_positions.png"
-            plot_positions(table, figures[f"{name}_positions"])
+            plot_positions(table, folder / f"{name}_positions.png")
             write_csv(table["positions"], folder / f"{name}_positions.csv")
     if card is not None:
-        card.absolute().parent.mkdir(parents=True, exist_ok=True)
-        card.write_text(card_markdown(report, figures, card), encoding="utf-8")
+        write_card(report, folder, card)
+
+
+def write_card(report: Mapping[str, Any], folder: Path, card: Path) -> None:
+    """Write the card of a report whose figures lie in `folder`."""
+    card.absolute().parent.mkdir(parents=True, exist_ok=True)
+    write_text(card, card_markdown(report, figures_in(report, folder), card))
+
+
+def figures_in(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """The figures that write_report_files makes of this report, by name."""
+    kinds = {"training": "curves", "positions": "positions"}
+    return {
+        f"{name}_{kind}": folder / f"{name}_{kind}.png"
+        for name, table in report["tables"].items()
+        for kind, source in kinds.items()
+        if table[source]
+    }
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report.json, to write its card anew.
+
+    Raises:
+        UserError: there is none, or it is not a report.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--from_report {path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--from_report {path}: is not JSON ({error}).") from error
+    if not isinstance(report, dict) or not {"tables", "seeds", "versions"} <= report.keys():
+        raise UserError(f"--from_report {path}: is no report of this script.")
+    return report
 
 
 def _exploration(chosen: Mapping[str, Mapping[int, Run]]) -> dict[str, Any] | None:

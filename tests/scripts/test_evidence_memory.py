@@ -17,12 +17,17 @@ WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
-def command():
-    """command(*words) runs the script in this process and returns its exit code."""
+def script():
     spec = importlib.util.spec_from_file_location("script_evidence_memory", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return lambda *words: run_command(module.main, [str(word) for word in words])
+    return module
+
+
+@pytest.fixture(scope="module")
+def command(script):
+    """command(*words) runs the script in this process and returns its exit code."""
+    return lambda *words: run_command(script.main, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +42,12 @@ def articles(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def smoke(articles) -> list:
-    return ["--smoke", "--data", articles, "--seeds", 0, 1]
+    return ["--smoke", "--data", articles, "--seeds", 0, 1, "--tables", "wikipedia", "code"]
 
 
 @pytest.fixture(scope="module")
 def finished(command, smoke, tmp_path_factory) -> Path:
-    """The output folder of a smoke run of both tables with all models."""
+    """The output folder of a smoke run of the two memory tables with all models."""
     folder = tmp_path_factory.mktemp("evidence")
     assert command("--output_dir", folder, *smoke, "--card", folder / "cards" / "card.md") == 0
     return folder
@@ -66,8 +71,8 @@ def read(path: Path) -> dict:
 def test_every_run_is_a_file(finished):
     names = [f"{path.parent.name}/{path.stem}" for path in run_files(finished)]
     trained = [name for name in names if "shuffled" not in name]
-    # wikipedia: 4 models x (3 rates + 1 more seed); code: 4 models x 2 seeds; shuffled: 2 tables x 2 seeds
-    assert len(trained) == 4 * 4 + 4 * 2 and len(names) == len(trained) + 2 * 2
+    # wikipedia: 5 models x (3 rates + 1 more seed); code: 4 models x 2 seeds; shuffled: 2 tables x 2 seeds
+    assert len(trained) == 5 * 4 + 4 * 2 and len(names) == len(trained) + 2 * 2
     assert not list(finished.rglob("*.tmp"))
 
 
@@ -113,14 +118,20 @@ def test_shuffled_memory_is_an_evaluation_of_the_checkpoints(finished):
 def test_report_and_card(finished):
     report = read(finished / "report" / "report.json")
     assert [row["model"] for row in report["tables"]["wikipedia"]["rows"]] == [
-        "infinito-small", "shuffled-memory", "memory-off", "hybrid", "gpt2"]  # fmt: skip
+        "infinito-small", "shuffled-memory", "memory-off", "hybrid", "attention", "gpt2"]  # fmt: skip
     assert [row["model"] for row in report["tables"]["code"]["rows"]] == [
         "infinito-small", "shuffled-memory", "memory-off", "titan", "titan-memory"]  # fmt: skip
     assert not any(table["missing"] for table in report["tables"].values())
     card = (finished / "cards" / "card.md").read_text()
     for difference in report["tables"]["code"]["differences"]:
-        assert difference["n"] == 2 and difference["sentence"] in card
+        assert difference["n"] == 2 and f"{difference['name']}, " in card
+    assert "titan-memory minus titan, each at its best rate (0.003 and 0.003), validation loss: " in card
     assert "titan-memory minus titan, validation loss beyond position 16" in card
+    assert "hybrid minus attention, each at its best rate" in card and "hybrid minus plain attention" in card
+    (titan,) = (row for row in report["tables"]["code"]["rows"] if row["model"] == "titan")
+    assert set(titan["by_seed"]) == {"0", "1"}
+    losses = (finished / "report" / "code_runs.csv").read_text().splitlines()
+    assert losses[0] == "model,learning_rate,seed,parameters,validation_loss" and len(losses) == 1 + 5 * 2
     assert "infinito-small minus memory-off, test loss" in card
     assert "smoke run" in card and "missing" not in card and str(finished) not in card
     for name in ("wikipedia_training", "code_training", "code_positions"):
@@ -128,6 +139,35 @@ def test_report_and_card(finished):
         assert (finished / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     bins = (finished / "report" / "code_positions.csv").read_text().splitlines()
     assert bins[0] == "model,first_position,last_position,n,mean,sd" and len(bins) == 1 + 5 * 16
+
+
+def test_a_card_comes_out_the_same_from_its_report_alone(command, finished, tmp_path, untrained):
+    card = finished / "cards" / "again.md"
+    assert command("--from_report", finished / "report" / "report.json", "--card", card) == 0
+    assert card.read_text() == (finished / "cards" / "card.md").read_text()
+
+
+def test_the_mixers_table_takes_text_that_python_carries(command, tmp_path):
+    words = ["--smoke", "--tables", "mixers", "--models", "hybrid", "attention", "gpt2", "--seeds", 0]
+    card = tmp_path / "card.md"
+    assert command("--output_dir", tmp_path, *words, "--learning_rates", 0.003, "--card", card) == 0
+    text = card.read_text()
+    assert text.startswith("# Do the mixers help?\n") and "--tables mixers --card card.md" in text
+    assert "hybrid minus attention, each at its best rate (0.003 and 0.003), validation loss" in text
+    assert "with one seed, which shows nothing about the spread" in text
+    assert "lead over gpt2" in text and "attention-bare, rate 0.003, seed 0" in text
+    report = read(tmp_path / "report" / "report.json")["tables"]["mixers"]
+    assert report["splits"] == ["validation", "test"] and report["data"]["rows"]["test"] > 1
+    configs = {run["model"]: run["settings"]["config"] for run in map(read, run_files(tmp_path))}
+    assert set(configs["hybrid"]["layer_pattern"]) - {"ode"} == {"retnet", "titan_attn", "mamba"}
+    assert configs["attention"]["layer_pattern"] == ["standard_attn"]
+
+
+def test_without_data_the_default_tables_need_none(script):
+    args = script.build_parser().parse_strictly(["--output_dir", "x"])
+    assert script.choose_tables(args) == ["mixers", "code"]
+    args.data = Path("somewhere")
+    assert script.choose_tables(args) == ["mixers", "wikipedia", "code"]
 
 
 def test_a_second_call_trains_nothing(command, smoke, finished, untrained):
@@ -165,7 +205,8 @@ def test_other_settings_are_refused(command, smoke, finished, untrained, capfd):
 
 
 def test_a_report_of_other_settings_is_refused(command, smoke, finished, capfd):
-    assert command("--output_dir", finished, "--report_only", "--report_dir", finished / "no") == 2
+    words = ["--report_only", "--tables", "wikipedia", "--report_dir", finished / "no"]
+    assert command("--output_dir", finished, *words) == 2
     assert "does not belong into this report" in capfd.readouterr().err
     assert not (finished / "no").exists()
 
@@ -211,6 +252,9 @@ def test_a_damaged_run_is_named(command, smoke, finished, tmp_path, capfd):
         (["--seeds", "0", "0"], "different whole numbers"),
         (["--seeds", "-1"], "from 0 up"),
         (["--data", "/no/such/folder"], "there is no train.jsonl"),
+        (["--from_report", "{file}"], "--from_report needs --card FILE"),
+        (["--from_report", "{file}", "--card", "{file}.md"], "is not JSON"),
+        (["--from_report", "{file}/no", "--card", "{file}.md"], "cannot be read"),
         (["--report_only"], "no finished run"),
         (["--card", "{file}/card.md"], "cannot write to"),
         (["--output", "x"], "unknown argument '--output'"),
@@ -222,4 +266,16 @@ def test_mistakes(words, message, command, smoke, tmp_path, untrained, capfd):
     assert command("--output_dir", tmp_path / "out", *smoke, *words) == 2
     error = capfd.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists() and not (tmp_path / "file.md").exists()
+
+
+def test_a_table_that_needs_data_says_so(command, tmp_path, untrained, capfd):
+    assert command("--output_dir", tmp_path / "out", "--tables", "wikipedia") == 2
+    error = capfd.readouterr().err
+    assert "--tables wikipedia needs --data FOLDER with train, validation and test.jsonl" in error
+    assert error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_missing_output_dir_is_a_mistake(command, untrained, capfd):
+    assert command("--smoke") == 2
+    assert "--output_dir is missing" in capfd.readouterr().err

@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from frankenlm.modeling import InfinitoConfig
-from frankenlm.trainer_ext.evidence import CODE, WIKIPEDIA, smoke_table
+from frankenlm.trainer_ext.evidence import CODE, MIXERS, TABLES, WIKIPEDIA, smoke_table
+from frankenlm.trainer_ext.evidence_comparisons import COMPARISONS, verdict
 from frankenlm.trainer_ext.evidence_data import HeldOut, document_rows, packed_rows
 from frankenlm.trainer_ext.evidence_models import (
+    ATTENTION,
+    BARE_ATTENTION,
     GPT2,
+    HYBRID_VARIANT,
     TITAN,
     TITAN_MEMORY,
     Shape,
@@ -18,15 +22,14 @@ from frankenlm.trainer_ext.evidence_models import (
     gpt2_config,
     infinito_config,
 )
-from frankenlm.trainer_ext.evidence_report import COMPARISONS, verdict
 from frankenlm.trainer_ext.evidence_runs import differences
-from frankenlm.trainer_ext.evidence_statistics import paired_difference, plus_minus, summary
+from frankenlm.trainer_ext.evidence_statistics import paired_difference, plus_minus, summary, unpaired_difference
 from frankenlm.trainer_ext.evidence_training import Recipe, row_order, thin_out
 
 IDS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0}
 
 
-@pytest.mark.parametrize("table", [WIKIPEDIA, CODE, smoke_table(WIKIPEDIA), smoke_table(CODE)])
+@pytest.mark.parametrize("table", [*TABLES.values(), *map(smoke_table, TABLES.values())], ids=lambda t: t.name)
 def test_every_model_meets_the_budget(table):
     for variant in table.variants:
         with torch.device("meta"):
@@ -48,6 +51,28 @@ def test_twins_have_one_width_and_the_window_reaches_every_model():
     assert all(v.configure(CODE.shape, IDS).attention_window == 64 for v in CODE.variants)
     with pytest.raises(ValueError, match="GPT-2 has no attention window"):
         gpt2_config(CODE.shape, IDS)
+
+
+def test_hybrid_and_plain_attention_differ_in_their_mixers_alone():
+    hybrid, plain, bare = (
+        variant.configure(MIXERS.shape, IDS).to_dict() for variant in (HYBRID_VARIANT, ATTENTION, BARE_ATTENTION)
+    )
+    assert changed(hybrid, plain) == {"layer_pattern", "position_type", "intermediate_size"}
+    assert set(plain["layer_pattern"]) == {"standard_attn"} and plain["norm_type"] == "derf"
+    assert plain["embedding_norm"] == "rms" and plain["embedding_conv_kernel"] == 3 and plain["head_bias"]
+    assert changed(plain, bare) == {"embedding_norm", "embedding_conv_kernel", "head_bias", "intermediate_size"}
+    assert HYBRID_VARIANT.unigram_bias and ATTENTION.unigram_bias
+    assert not BARE_ATTENTION.unigram_bias and not GPT2.unigram_bias
+
+
+def test_every_table_with_the_hybrid_has_its_baseline():
+    for table in TABLES.values():
+        if HYBRID_VARIANT in table.variants:
+            assert ATTENTION in table.variants
+
+
+def changed(one: dict, other: dict) -> set[str]:
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 
 
 def test_budget():
@@ -117,6 +142,13 @@ def test_statistics_by_hand():
     assert result["low"] == pytest.approx(2 - half) and result["high"] == pytest.approx(2 + half)
     assert result["excludes_zero"] is False
     assert paired_difference({0: 1.0, 1: 1.1}, {0: 0.0, 1: 0.1})["excludes_zero"] is True
+    # Welch by hand: variances 1 and 4 over three seeds each; 2.94 degrees of freedom, rounded down to 2
+    loose = unpaired_difference(summary([1.0, 2.0, 3.0]), summary([0.0, 2.0, 4.0]))
+    half = 4.303 * math.sqrt(5 / 3)
+    assert (loose["mean"], loose["counts"]) == (0.0, [3, 3])
+    assert loose["high"] == pytest.approx(half) and loose["low"] == pytest.approx(-half)
+    assert unpaired_difference(summary([1.0, 2.0]), summary([0.0]))["low"] is None
+    assert unpaired_difference(summary([1.0, 1.0]), summary([0.0, 0.0]))["excludes_zero"] is True
     assert plus_minus(summary([1.0, 2.0, 3.0]), 1, sign=True) == "+2.0 ± 1.0"
     assert plus_minus(summary([]), 1) == "missing"
 
@@ -128,7 +160,7 @@ def test_sentences():
     higher = {**paired_difference({0: 2.0, 1: 2.1}, {0: 1.0, 1: 1.1}), "share": 0.5}
     assert verdict(memory, higher).endswith("which excludes 0: the slot memory raises the loss.")
     tiny = verdict(memory, {**lower, "share": 0.00025})
-    assert tiny.endswith("the slot memory lowers the loss, but by a negligible 0.03% of the loss.")
+    assert tiny.endswith("the slot memory lowers the loss; by a negligible 0.03% of the loss.")
     unclear = paired_difference({0: 1.0, 1: 3.0}, {0: 2.0, 1: 2.0})
     assert verdict(memory, unclear).endswith("which includes 0: no effect of the slot memory is shown.")
     assert "one seed" in verdict(memory, paired_difference({0: 1.0}, {0: 2.0}))
