@@ -6,6 +6,7 @@ goes on: what it says next is dropped, its report is still written, and the exit
 
 import contextlib
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -73,10 +74,9 @@ class SturdyStream:
             os.close(nowhere)
 
     def __getattr__(self, name: str) -> Any:
-        # encoding, fileno, buffer and the like; a process without a stream has os.devnull's
-        if self.beneath is None:
-            self.beneath = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it lives as long as the stream
-        return getattr(self.beneath, name)
+        # encoding, fileno, buffer and the like; a process without a stream has those of one into nowhere
+        beneath = io.TextIOWrapper(io.BytesIO(), encoding="utf-8") if self.beneath is None else self.beneath
+        return getattr(beneath, name)
 
 
 def stop_if_unread() -> None:
