@@ -1,5 +1,6 @@
 """What torch.compile sees of each operator: shapes and dtypes, no values."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -59,7 +60,24 @@ FAKES: dict[str, Callable] = {
 }
 
 
+def _on_one_device(operator: str, fake: Callable) -> Callable:
+    """Let a shape function refuse tensors of several devices.
+
+    One meta tensor among others brings a call here, and the others' device would promise values that nobody computes.
+    """
+
+    @functools.wraps(fake)
+    def checked(*args, **kwargs):
+        devices = {str(given.device) for given in (*args, *kwargs.values()) if isinstance(given, torch.Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(f"{operator}: tensors lie on {' and '.join(sorted(devices))}; move them to one device.")
+        return fake(*args, **kwargs)
+
+    return checked
+
+
 def register_fakes(namespace: str, names: Iterable[str]) -> None:
     """Register the shape functions of `names` for the operators `namespace::name`, which must be defined already."""
     for name in names:
-        torch.library.register_fake(f"{namespace}::{name}", FAKES[name])
+        operator = f"{namespace}::{name}"
+        torch.library.register_fake(operator, _on_one_device(operator, FAKES[name]))

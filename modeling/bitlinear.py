@@ -21,7 +21,7 @@ from .ternary import quantize_weight
 def computing_dtype(tensor: torch.Tensor) -> torch.dtype:
     """Return the type a matrix product takes this tensor in: autocast's where autocast is on, else its own."""
     device = tensor.device.type
-    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if device != "meta" and tensor.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return tensor.dtype
 

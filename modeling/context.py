@@ -99,8 +99,13 @@ class SequenceContext:
 
         Raises:
             ValueError: `attention_mask` or `position_ids` of another shape, a cache of another batch size, or a
-                position beyond the table of `max_positions`.
+                position beyond the table of `max_positions`; the meta device, where a model has no weights.
         """
+        if device.type == "meta":
+            raise ValueError(
+                "the model lies on the meta device and has no weights to compute with: load them with "
+                "from_pretrained(), or make room for them with to_empty(device='cpu')."
+            )
         past, start = 0, None
         if cache is not None:
             cache.check_batch(batch_size)

@@ -164,6 +164,18 @@ class FactorizedHead(nn.Module):
         self.projection = linear(hidden_size, rank, bias=False) if rank else None
         self.decoder = linear(rank or hidden_size, vocab_size, bias=bias)
 
+    def set_decoder(self, layer: nn.Module) -> None:
+        """Set the output layer: what every model's `set_output_embeddings` does.
+
+        A quantised one stays so: it takes over the parameters of a plain nn.Linear, which is what
+        `resize_token_embeddings` makes. A layer of any other kind takes its place as it is.
+        """
+        if type(layer) is nn.Linear and isinstance(self.decoder, nn.Linear) and type(self.decoder) is not nn.Linear:
+            self.decoder.weight, self.decoder.bias = layer.weight, layer.bias
+            self.decoder.in_features, self.decoder.out_features = layer.in_features, layer.out_features
+        else:
+            self.decoder = layer
+
     @torch.no_grad()
     def set_unigram_bias(self, counts: torch.Tensor) -> None:
         """Set the output bias to log((count + 1) / N), so that training starts from the unigram distribution.

@@ -423,7 +423,7 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
         return self.lm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.lm_head.decoder = new_embeddings
+        self.lm_head.set_decoder(new_embeddings)
 
     def set_unigram_bias(self, counts: torch.Tensor) -> None:
         """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""

@@ -294,15 +294,7 @@ class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
         return self.lm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        """Set the output layer. A quantised one stays so: it takes over the parameters of a plain nn.Linear, which is
-        what resize_token_embeddings makes.
-        """
-        head = self.lm_head.decoder
-        if isinstance(head, BitLinear) and type(new_embeddings) is nn.Linear:
-            head.weight, head.bias = new_embeddings.weight, new_embeddings.bias
-            head.in_features, head.out_features = new_embeddings.in_features, new_embeddings.out_features
-        else:
-            self.lm_head.decoder = new_embeddings
+        self.lm_head.set_decoder(new_embeddings)
 
     def set_unigram_bias(self, counts: torch.Tensor) -> None:
         """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""

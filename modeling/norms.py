@@ -26,7 +26,7 @@ def at_least_float32(x: torch.Tensor) -> torch.Tensor:
 
 def full_precision(device_type: str) -> contextlib.AbstractContextManager:
     """Return a context in which autocast, if it is on, lets computations run in the precision of their inputs."""
-    if torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()  # switching off what is off would cost a decoding step more than some of its ops
 

@@ -4,6 +4,7 @@ Shapes: V vocabulary, D width, ids (...), rows (..., D), weight (ceil(V/16), cei
 """
 
 import torch
+import torch.nn.functional as F
 
 from .packed_linear import as_codes, expand_scale
 from .packed_operators import PackedModule
@@ -80,9 +81,13 @@ class PackedBitEmbedding(PackedModule):
         self.check_finite(name)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Map ids (...) to rows (..., D)."""
-        codes = unpack_rows(self.weight, ids, self.embedding_dim)
-        return (codes * self.weight_scale[ids].unsqueeze(-1)).to(self.dtype)
+        """Map ids (...) to rows (..., D).
+
+        Raises:
+            IndexError: an id that is negative or not below V, as nn.Embedding; on a GPU the device asserts it.
+        """
+        scale = F.embedding(ids, self.weight_scale.unsqueeze(1))  # comes first, since it checks the ids
+        return (unpack_rows(self.weight, ids, self.embedding_dim) * scale).to(self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"

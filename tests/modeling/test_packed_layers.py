@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from frankenlm.modeling import Legacy1BitConfig, Legacy1BitForCausalLM
+from frankenlm.modeling.bit_embedding import BitEmbedding
 from frankenlm.modeling.bitlinear import BitLinear, apply_together
 from frankenlm.modeling.int8_layers import Int8Embedding, Int8Linear, quantize_rows
 from frankenlm.modeling.packed_embedding import PackedBitEmbedding
 from frankenlm.modeling.packed_linear import PACKABLE_SCHEMES, PackedBitLinear, check_packable
 from frankenlm.modeling.packed_operators import quantize_activations
+from frankenlm.modeling.quantizer_ternary import pack_model
 from frankenlm.modeling.ternary import SCHEMES, quantize_weight
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -209,3 +212,54 @@ def test_compiles_in_one_graph():
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("ids", [-1, 20, 31, 32, 10**6, -33, 2**40, [3, -1], [[0, 5], [20, 1]]])
+def test_ids_outside_the_table_are_refused_as_by_torch(ids):
+    """A table of 20 rows has 32 in its tiles; none but the 20 can be looked up."""
+    plain = BitEmbedding(20, 8)
+    for table in (plain, plain.pack(), Int8Embedding.of(plain)):
+        with pytest.raises(IndexError):
+            table(torch.tensor(ids))
+
+
+def test_ids_of_every_kind_that_torch_takes():
+    plain = BitEmbedding(20, 8)
+    packed = plain.pack()
+    for ids in (torch.arange(20), torch.arange(20, dtype=torch.int32).view(4, 5), torch.zeros(0, 3, dtype=torch.long)):
+        torch.testing.assert_close(packed(ids), plain(ids).detach())
+    for ids in (torch.ones(2), torch.ones(2, dtype=torch.bool)):
+        with pytest.raises(RuntimeError):
+            packed(ids)
+
+
+def packed_legacy() -> Legacy1BitForCausalLM:
+    torch.manual_seed(0)
+    return pack_model(
+        Legacy1BitForCausalLM(Legacy1BitConfig(vocab_size=61, hidden_size=32, num_attention_heads=2)).eval()
+    )
+
+
+def test_a_packed_model_in_float64():
+    """Products stay those of float32 codes; what is between the layers is computed in float64."""
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected, double = packed_legacy()(ids).logits, packed_legacy().double()
+        actual = double(ids).logits
+        assert actual.dtype == torch.float64
+        assert (actual - expected).norm() < 0.1 * expected.norm()
+        assert double.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 23)
+        torch.testing.assert_close(double.to(torch.float32)(ids).logits, expected)
+        assert packed_legacy().to(torch.float16)(ids).logits.dtype == torch.float16
+
+
+def test_a_model_without_weights_says_so():
+    plain = Legacy1BitForCausalLM(Legacy1BitConfig(vocab_size=61, hidden_size=32, num_attention_heads=2)).eval()
+    for model in (plain.to("meta"), packed_legacy().to("meta")):
+        for ids in (torch.arange(5)[None], torch.zeros(1, 5, dtype=torch.long, device="meta")):
+            with pytest.raises(ValueError, match=r"meta device and has no weights.*from_pretrained"):
+                model(ids)
+    layer = PackedBitLinear.from_codes(torch.ones(16, 32, dtype=torch.int8), torch.tensor(1.0)).to("meta")
+    assert layer(torch.ones(2, 32, device="meta")).shape == (2, 16)
+    with pytest.raises(RuntimeError, match="meta"):
+        layer(torch.ones(2, 32))
