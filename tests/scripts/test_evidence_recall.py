@@ -1,0 +1,96 @@
+"""scripts/evidence_recall.py: a table of tiny trainings, resumed, contradicted."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from frankenlm.trainer_ext import recall_evidence
+from frankenlm.trainer_ext.cli import run_command
+from frankenlm.trainer_ext.recall import RecallTask
+from frankenlm.trainer_ext.recall_evidence import COLUMNS, MODELS, recall_table
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evidence_recall.py"
+TINY = ["--steps", 2, "--batch", 2, "--models", "titan, window", "infinito, window"]
+
+
+@pytest.fixture(scope="module")
+def command():
+    spec = importlib.util.spec_from_file_location("script_evidence_recall", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *words: run_command(module.main, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_only_models_with_a_memory_or_the_whole_row_reach_over_the_filler(name):
+    """Whether the last prediction depends on the first token: the floor's must not, all others' must."""
+    task = RecallTask()
+    torch.manual_seed(0)
+    model = MODELS[name](task).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # a way out that starts at zero would hide the memory
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        ids, _ = task.batch(1, torch.Generator().manual_seed(0))
+        other = ids.clone()
+        other[:, 1] = task.keys + (ids[:, 1] - task.keys + 1) % task.values
+        ends = [model(rows, use_cache=False).logits[:, -1] for rows in (ids, other)]
+    reaches = "memory" in name or "whole row" in name
+    assert (not torch.equal(*ends)) is reaches
+
+
+def test_rows_are_kept_and_not_made_again(command, tmp_path, monkeypatch, capsys):
+    assert command("--output_dir", tmp_path, *TINY, "--seeds", 0, 1) == 0
+    rows = list(csv.DictReader((tmp_path / "runs.csv").read_text().splitlines()))
+    assert [(row["model"], row["seed"]) for row in rows] == [
+        (model, seed) for seed in "01" for model in ("titan, window", "infinito, window")
+    ]
+    assert tuple(rows[0]) == COLUMNS and all(0 <= float(row["accuracy"]) <= 1 for row in rows)
+    before = (tmp_path / "runs.csv").read_bytes()
+    monkeypatch.setattr(recall_evidence, "train_recall", lambda *a, **k: pytest.fail("a finished row is repeated"))
+    assert command("--output_dir", tmp_path, *TINY, "--seeds", 0, 1) == 0
+    assert (tmp_path / "runs.csv").read_bytes() == before
+    assert (tmp_path / "table.md").read_text() in capsys.readouterr().out
+
+
+def test_table_by_hand():
+    row = dict(zip(COLUMNS, ("titan, window", 0, 2, 2, 0.003, 1234, 0.1, 0.0625, 1.0), strict=True))
+    table = recall_table([row, {**row, "seed": 1, "accuracy": 0.3}])
+    assert "| titan, window | 1,234 | 0.200 ± 0.141 | 2 |" in table
+    assert "| infinito, whole row |  | missing | 0 |" in table
+    assert "2 steps of 2 sequences, learning rate 0.003; chance is 0.0625" in table
+    assert "| titan, window | 1,234 | 0.100 | 1 |" in recall_table([row])  # one seed has no spread
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--models", "titan, windw"], "Did you mean 'titan, window'"),
+        (["--steps", "0"], "--steps 0: must be at least 1"),
+        (["--learning_rate", "2"], "--learning_rate 2: must lie between 0 and 1"),
+        (["--seeds", "1", "1"], "different whole numbers"),
+        (["--seeds", "-1"], "from 0 up"),
+    ],
+)
+def test_mistakes(words, message, command, tmp_path, capfd):
+    assert command("--output_dir", tmp_path / "out", *words) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model,seed\nx,0\n", "is not a table of this script"),
+        (f"{','.join(COLUMNS)}\nx,zero,2,2,0.003,1,0.1,0.1,1.0\n", "is damaged"),
+        (f"{','.join(COLUMNS)}\nx,0,3,2,0.003,1,0.1,0.1,1.0\n", "was made with other settings"),
+    ],
+)
+def test_other_tables_are_refused_and_kept(content, message, command, tmp_path, capfd):
+    (tmp_path / "runs.csv").write_text(content)
+    assert command("--output_dir", tmp_path, *TINY) == 2
+    error = capfd.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert (tmp_path / "runs.csv").read_text() == content

@@ -1,0 +1,127 @@
+"""Which memories solve the recall task (recall.py)? Rows of one table, each a model trained and asked with one seed.
+
+All models are two layers, 64 wide. With `window` their attention sees 16 tokens, so that what is asked for lies out of
+its reach; the same trunk with attention over the whole row is the ceiling, without memory the floor.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, InfinitoConfig, InfinitoForCausalLM
+
+from .cli import UserError
+from .evidence_statistics import plus_minus, summary
+from .files import replaced_file
+from .recall import RecallTask, recall_accuracy, train_recall
+from .timing import markdown_table
+
+WINDOW = 16
+COLUMNS = ("model", "seed", "steps", "batch", "learning_rate", "parameters", "accuracy", "chance", "cpu_seconds")
+SHARED = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
+    "initializer_range": 0.1, "dropout": 0.0, "attention_dropout": 0.0,
+}  # fmt: skip
+
+
+def titan(task: RecallTask, *, window: int | None, memory: bool = False) -> FrankensteinForCausalLM:
+    """Titan attention over embeddings that each see their predecessor too."""
+    return FrankensteinForCausalLM(
+        FrankensteinConfig(
+            is_decoder=True, vocab_size=task.vocab_size, layer_pattern=["titan_attn"], use_titan_memory=memory,
+            attention_window=window, embedding_conv_kernel=2, use_hope=False, position_type="rope",
+            norm_type="rms_norm", embedding_norm=None, **SHARED,
+        )
+    )  # fmt: skip
+
+
+def infinito(task: RecallTask, *, window: int | None, segment: int | None = None) -> InfinitoForCausalLM:
+    """Infinito's trunk; with `segment`, a slot memory at the input of its second layer, never short of slots."""
+    memory = {"memory_layers": [1], "memory_segment": segment} if segment else {"memory_layers": []}
+    return InfinitoForCausalLM(
+        InfinitoConfig(
+            vocab_size=task.vocab_size, max_position_embeddings=task.length, attention_window=window,
+            memory_slots=task.length, memory_dim=32, memory_heads=2, exploration_sigma=0.0,
+            tie_word_embeddings=True, **memory, **SHARED,
+        )
+    )  # fmt: skip
+
+
+MODELS: dict[str, Callable[[RecallTask], PreTrainedModel]] = {
+    "titan, window": partial(titan, window=WINDOW),
+    "titan, window, delta memory": partial(titan, window=WINDOW, memory=True),
+    "titan, whole row": partial(titan, window=None),
+    "infinito, window": partial(infinito, window=WINDOW),
+    "infinito, window, slot memory, segments of 16": partial(infinito, window=WINDOW, segment=16),
+    "infinito, window, slot memory, segments of 1": partial(infinito, window=WINDOW, segment=1),
+    "infinito, whole row": partial(infinito, window=None),
+}
+
+
+def run_row(model: str, seed: int, task: RecallTask, *, steps: int, batch: int, learning_rate: float) -> dict:
+    """Train one model and return its row; the sequences it is asked are not those it was trained on."""
+    start = time.process_time()
+    torch.manual_seed(seed)
+    built = MODELS[model](task)
+    trained = train_recall(built, task, steps=steps, batch_size=batch, learning_rate=learning_rate, seed=seed)
+    return {
+        "model": model,
+        "seed": seed,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "parameters": built.num_parameters(),
+        "accuracy": round(recall_accuracy(trained, task, seed=seed + 1000), 4),
+        "chance": task.chance,
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of an earlier call; none if there was none.
+
+    Raises:
+        UserError: the file is not such a table.
+    """
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if any(set(row) != set(COLUMNS) or None in row.values() for row in rows):
+        raise UserError(f"{path}: is not a table of this script; remove it or use another --output_dir.")
+    kinds = {"model": str, "seed": int, "steps": int, "batch": int, "parameters": int}
+    try:
+        return [{name: kinds.get(name, float)(value) for name, value in row.items()} for row in rows]
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); remove it or use another --output_dir.") from error
+
+
+def write_rows(path: Path, rows: Sequence[dict]) -> None:
+    """Write all rows, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def recall_table(rows: Sequence[dict]) -> str:
+    """Markdown: a line for each model, its accuracy over the seeds, and what the table rests on."""
+    settings = {(row["steps"], row["batch"], row["learning_rate"], row["chance"]) for row in rows}
+    lines = []
+    for model in MODELS:
+        own = [row for row in rows if row["model"] == model]
+        accuracy = plus_minus(summary([row["accuracy"] for row in own]), 3)
+        seeds = str(len(own)) if own else "0"
+        parameters = f"{own[0]['parameters']:,}" if own else ""
+        lines.append({"model": model, "parameters": parameters, "accuracy": accuracy, "seeds": seeds})
+    told = "; ".join(
+        f"{steps} steps of {batch} sequences, learning rate {rate:g}; chance is {chance:g}"
+        for steps, batch, rate, chance in sorted(settings)
+    )
+    return f"{markdown_table(lines)}\n\nShare of the asked values that come first, mean ± sd over seeds. {told}.\n"
