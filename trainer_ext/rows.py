@@ -36,6 +36,10 @@ Label = str | int | bool
 Columns = Sequence[str]  # the text column, and the label column if a label is asked for
 
 
+class MissingColumnError(BadRowError):
+    """A row, or a file, without a column that was asked for."""
+
+
 class Row(NamedTuple):
     """The text of a row as it stands there, its raw label if one was asked for, and where it was."""
 
@@ -82,13 +86,13 @@ def _kind(value: Any) -> str:
 
 
 def check_column(column: str, known: Collection[str], place: str) -> None:
-    """Raises BadRowError where a column is missing."""
+    """Raises MissingColumnError where a column is missing."""
     if column in known:
         return
     hint = suggest(column, map(str, known))
     if len(known) == 1 and (separators := [mark for mark in ";\t|" if mark in next(iter(known))]):
         hint = f" The columns seem to be separated by {separators[0]!r}: write commas, or tabs in a .tsv file."
-    raise BadRowError(
+    raise MissingColumnError(
         f"{place}: no column {column!r}.{hint} Columns: {', '.join(map(str, known))}. "
         "Name the right one with text_column / label_column."
     )

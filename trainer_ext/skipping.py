@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterator
 
-from .rows import Row, Rows
+from .rows import MissingColumnError, Row, Rows
 from .text_files import BadRowError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,9 @@ def good_rows(rows: Rows, identity: str, skip: bool) -> Iterator[Row]:
             yield row
             continue
         if not skip:
-            raise BadRowError(f"{row} --skip_bad_rows leaves such rows out and counts them.") from row
+            # a column that the first row lacks already is misspelt, and no bad row
+            known = good or not isinstance(row, MissingColumnError)
+            raise BadRowError(f"{row}{' (--skip_bad_rows leaves such rows out and counts them.)' if known else ''}")
         bad += 1
         first = first or row
         _count(identity, bad, row)

@@ -291,6 +291,26 @@ def test_a_packed_twin_is_not_read_twice(tmp_path, load):
         load(tmp_path / "d")
 
 
+def test_the_way_out_fits_the_mistake(tmp_path, load):
+    misspelt = write(tmp_path / "a.jsonl", '{"txt": "x"}\n' * 3)
+    with pytest.raises(ValueError, match="no column 'text'") as caught:
+        load(misspelt)
+    assert "skip_bad_rows" not in str(caught.value)
+    late = write(tmp_path / "b.jsonl", '{"text": "x"}\n{"txt": "x"}\n')
+    with pytest.raises(BadRowError, match=r"line 2: no column 'text'.*\(--skip_bad_rows leaves such rows out"):
+        load(late)
+
+
+def test_a_limit_beyond_all_counting_is_none(tmp_path, load):
+    assert load(write(tmp_path / "a.txt", "one\ntwo\n"), max_documents=10**30) == ["one", "two"]
+
+
+def test_a_text_without_words_is_named(tmp_path):
+    path = write(tmp_path / "a.csv", "text,b\n")
+    with pytest.raises(ValueError, match=rf"'{path}' has no text"):
+        load_splits(path, cache_dir=tmp_path / "cache")
+
+
 def test_rows_have_their_places(tmp_path):
     path = write(tmp_path / "a.csv", 'text\n"one\ntwo"\nthree\n')
     assert list(read_rows(path, ["text"])) == [
