@@ -14,7 +14,7 @@ import torch
 
 from frankenlm.modeling.ternary import packed_shape
 
-from .build import SOURCES, cache_folder, compile_library, fingerprint, library_sources
+from .build import SOURCES, cached_library, fingerprint, library_sources
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 MESSAGE_SIZE = 256
@@ -27,14 +27,12 @@ def build_bench_library(flags: Sequence[str] = ()) -> Path:
     """Return the benchmark's library, compiled now or found in the cache of the operators.
 
     Raises:
-        NoCompilerError, BuildError: as `build.compile_library`.
+        NoCompilerError, BuildError: as `build.cached_library`.
     """
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(BENCH_SOURCES.iterdir()))).hexdigest()[:16]
-    library = cache_folder() / fingerprint([*flags, digest]) / "frankenlm_bench.so"
-    if library.is_file():
-        return library
     sources = [path for path in library_sources() if REGISTERS not in path.read_text(encoding="utf-8")]
-    return compile_library([*sources, *sorted(BENCH_SOURCES.glob("*.cpp"))], library, flags)
+    sources += sorted(BENCH_SOURCES.glob("*.cpp"))
+    return cached_library(fingerprint([*flags, digest]), "frankenlm_bench.so", sources, flags)
 
 
 class Times(ctypes.Structure):

@@ -1,12 +1,15 @@
 """Compile the native operators: one call of the system's compiler, a few seconds, kept in a cache.
 
 The library stands on torch's stable ABI: it is tied to no Python version, and any torch from `OLDEST_TORCH` on can load
-it. The cache is keyed by sources, flags, torch and machine, so an upgrade of any of them builds anew.
+it. The cache is keyed by sources, flags, torch and machine, so an upgrade of any of them builds anew. A place that others
+can write to is passed over (trust.py).
 
     python -m frankenlm.kernels.build        build if needed, print where the library lies
 """
 
+import atexit
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -18,6 +21,9 @@ from pathlib import Path
 
 import torch
 
+from .trust import distrust, is_as_recorded, make_private, record
+
+logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).resolve().parent / "csrc"
 OLDEST_TORCH = "0x020a000000000000"  # 2.10, the first with a thread pool in the stable ABI
 FLAGS = (
@@ -66,8 +72,15 @@ def cache_folder() -> Path:
         BuildError: the user has no home folder.
     """
     folder = os.environ.get("FRANKENLM_CACHE")
-    if folder:
-        return Path(folder)
+    return Path(folder) if folder else home_cache()
+
+
+def home_cache() -> Path:
+    """Return the user's own folder for built libraries: in $XDG_CACHE_HOME, else in ~/.cache.
+
+    Raises:
+        BuildError: the user has no home folder.
+    """
     folder = os.environ.get("XDG_CACHE_HOME")
     if not folder:
         try:
@@ -112,6 +125,45 @@ def compile_library(sources: Sequence[Path], output: Path, flags: Sequence[str] 
     return output
 
 
+def trusted_place(key: str, name: str) -> Path:
+    """Return where the library `name` of a build `key` is kept: in the cache; where others can write to that, in the
+    user's own folder; where they can write there too, in a folder of this process.
+    """
+    for folder in (cache_folder, home_cache):
+        try:
+            library = Path(os.path.realpath(folder())) / key / name
+        except BuildError:
+            if folder is cache_folder:
+                raise
+            break  # a cache was named, but there is no home to turn to
+        problem = distrust(library)
+        if problem is None:
+            return library
+        logger.warning("No library of operators is taken from %s: %s.", library.parent, problem)
+    private = Path(os.path.realpath(tempfile.mkdtemp(prefix="frankenlm-")))
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    return private / name
+
+
+def cached_library(key: str, name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:
+    """Return a library out of the cache, compiled now unless it is there as it was built.
+
+    Raises:
+        NoCompilerError: there is no compiler.
+        BuildError: the compiler failed, or the cache folder cannot be written.
+    """
+    library = trusted_place(key, name)
+    if is_as_recorded(library):
+        return library
+    try:
+        make_private(library.parent)
+        compile_library(sources, library, flags)
+        record(library)
+    except OSError as problem:
+        raise BuildError(f"cannot write {library.parent} ({problem.strerror}); set FRANKENLM_CACHE") from None
+    return library
+
+
 def build() -> Path:
     """Return the operators' library, compiled now or found in the cache; $FRANKENLM_CXXFLAGS adds flags.
 
@@ -120,13 +172,7 @@ def build() -> Path:
         BuildError: the compiler failed, or the cache folder cannot be written.
     """
     flags = os.environ.get("FRANKENLM_CXXFLAGS", "").split()
-    library = cache_folder() / fingerprint(flags) / "frankenlm_kernels.so"
-    if library.is_file():
-        return library
-    try:
-        return compile_library(library_sources(), library, flags)
-    except OSError as problem:
-        raise BuildError(f"cannot write {library.parent} ({problem.strerror}); set FRANKENLM_CACHE") from None
+    return cached_library(fingerprint(flags), "frankenlm_kernels.so", library_sources(), flags)
 
 
 if __name__ == "__main__":
