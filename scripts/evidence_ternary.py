@@ -4,7 +4,7 @@
         --validation_dataset validation.jsonl --output_dir results/samples/legacy_1bit
 
 Each run is an output folder of scripts/train.py; model_cards/legacy_1bit.md has their commands. Written are runs.csv,
-report.json (the runs with all figures, and the bigram entropies) and table.md.
+report.json (the runs with all figures, and the bigram entropies) and table.md, with what the rows say above them.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from frankenlm.trainer_ext.cli import OneLineParser, check_output_dir, run_command, user_mistakes
 from frankenlm.trainer_ext.data import iter_texts, load_splits
-from frankenlm.trainer_ext.ternary_evidence import bigram_entropies, markdown_table, read_run, write_report
+from frankenlm.trainer_ext.ternary_evidence import bigram_entropies, read_run, report_text, write_report
 
 
 def build_parser() -> OneLineParser:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         splits = load_splits(args.dataset, validation=args.validation_dataset)
         bigram = bigram_entropies(iter_texts(splits["train"]), iter_texts(splits["validation"]))
     write_report(args.output_dir, rows, bigram)
-    print(markdown_table(rows, bigram))
+    print(report_text(rows, bigram))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ import torch
 
 from .callbacks import read_csv
 from .cli import UserError
+from .files import replaced_file, write_json, write_text
 from .presets import parse_run
+from .ternary_findings import ternary_findings
 
 COLUMNS = (
     "run", "preset", "weights", "w_scheme", "ternary_training", "embedding_start", "tokens_seen", "steps", "batch",
@@ -61,9 +63,9 @@ def read_run(folder: Path) -> dict:
     for name in ("metrics.json", "training.csv", "config.json"):
         if not (folder / name).is_file():
             raise UserError(f"--runs {folder}: {name} is missing; give output folders of finished runs.")
-    facts, config = (
-        json.loads((folder / name).read_text(encoding="utf-8")) for name in ("metrics.json", "config.json")
-    )
+    facts, config = _read_object(folder / "metrics.json"), _read_object(folder / "config.json")
+    if "use_bitnet" not in config or "command" not in facts:
+        raise UserError(f"--runs {folder}: is no run of a low-bit family made by scripts/train.py.")
     settings = parse_run(shlex.split(facts["command"])[3:]).training
     rows = read_csv(folder / "training.csv")
     flips = [row["flip_rate"] for row in rows if "flip_rate" in row]
@@ -89,6 +91,21 @@ def read_run(folder: Path) -> dict:
         "last_flip_rate": sum(flips[-LAST_ROWS:]) / len(flips[-LAST_ROWS:]) if flips else None,
         "tokens_per_second": facts["tokens_per_second"],
     }
+
+
+def _read_object(path: Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--runs: {path} is damaged ({error}); train that run again or leave it out.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"--runs: {path} is damaged (no JSON object); train that run again or leave it out.")
+    return value
 
 
 def describe_weights(config: Mapping) -> str:
@@ -126,13 +143,21 @@ def _percent(share: float | None, digits: int) -> str:
     return "" if share is None else f"{100 * share:.{digits}f} %"
 
 
+def report_text(rows: Sequence[Mapping], bigram: Mapping[str, float]) -> str:
+    """What the rows say, by rule, and the rows."""
+    lines = "\n".join(f"- {line}" for line in ternary_findings(rows, bigram))
+    return f"In short:\n\n{lines}\n\n{markdown_table(rows, bigram)}"
+
+
 def write_report(output_dir: Path, rows: Sequence[Mapping], bigram: Mapping[str, float]) -> None:
-    """Write runs.csv, report.json and table.md."""
+    """Write runs.csv, report.json and table.md, each whole or not at all."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    with (output_dir / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+    with (
+        replaced_file(output_dir / "runs.csv") as scratch,
+        scratch.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    report = {"bigram_nats_per_byte": dict(bigram), "runs": list(rows)}
-    (output_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    (output_dir / "table.md").write_text(markdown_table(rows, bigram), encoding="utf-8")
+    write_json(output_dir / "report.json", {"bigram_nats_per_byte": dict(bigram), "runs": list(rows)})
+    write_text(output_dir / "table.md", report_text(rows, bigram))
