@@ -22,6 +22,7 @@ from .output_streams import OutputClosed, SturdyStream, sturdy_output
 from .redaction import redact
 
 LARGEST_NUMBER = 2**31 - 1  # of documents, tokens, rows
+MOST_THREADS = 1024
 
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
@@ -288,6 +289,20 @@ def check_seed(option: str, seed: int) -> None:
     """Raises UserError for a number that does not seed random numbers."""
     if not 0 <= seed < 2**63:
         raise UserError(f"{option} {seed}: must lie between 0 and 2^63 - 1.")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raises UserError for --seeds that do not seed random numbers, or for one given twice."""
+    for seed in seeds:
+        check_seed("--seeds", seed)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: must be different numbers.")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raises UserError for --threads that no machine has; more than it has cores is slow, thousands end the process."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"--threads {threads}: must lie between 1 and {MOST_THREADS}.")
 
 
 def check_value(option: str, value: object) -> None:
