@@ -1,8 +1,8 @@
 """Compile the native operators: one call of the system's compiler, a few seconds, kept in a cache.
 
 The library stands on torch's stable ABI: it is tied to no Python version, and any torch from `OLDEST_TORCH` on can load
-it. The cache is keyed by sources, flags, torch and machine, so an upgrade of any of them builds anew. A place that others
-can write to is passed over (trust.py).
+it. The cache is keyed by sources, flags, torch and machine, so an upgrade of any of them builds anew. A place that
+others can write to is passed over (trust.py).
 
     python -m frankenlm.kernels.build        build if needed, print where the library lies
 """

@@ -38,8 +38,8 @@ def distrust(path: Path) -> str | None:
     for part in (path, *path.parents):
         try:
             found = os.lstat(part)
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # it will be made, or found in the way
         except OSError as problem:
             return f"{part} cannot be looked at ({problem.strerror})"
         if stat.S_ISLNK(found.st_mode):

@@ -120,9 +120,7 @@ def test_a_link_in_the_cache_is_not_followed(place, monkeypatch):
     linked = place.root / "link"
     linked.symlink_to(place.shared)
     monkeypatch.setenv("FRANKENLM_CACHE", str(linked))
-    assert build.build() == place.folder / NAME, (
-        "a link to the whole cache is resolved, and what it leads to is looked at"
-    )
+    assert build.build() == place.folder / NAME
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "cut", "no hash", "hash of another", "hash that is no text"])
