@@ -18,7 +18,7 @@ from pathlib import Path
 
 from frankenlm.trainer_ext import FrankenTrainer
 from frankenlm.trainer_ext.callbacks import SignalStop
-from frankenlm.trainer_ext.cli import Interrupted, UserError, run_command
+from frankenlm.trainer_ext.cli import Interrupted, UserError, run_command, user_mistakes
 from frankenlm.trainer_ext.logs import RunLog
 from frankenlm.trainer_ext.output_folder import clear
 from frankenlm.trainer_ext.preflight import check_run
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             held.enter_context(hold_output_dir(run, found))
         data = prepare_data(run, checkpoint)
         check_first_batch(run, data)
-        prints = compare_data(run, checkpoint, data)
+        with user_mistakes():
+            prints = compare_data(run, checkpoint, data)
         model = build_model(run, data)
         logger.info(
             "%s, %s parameters, vocabulary %d", type(model).__name__, f"{model.num_parameters():,}", len(data.tokenizer)
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         use_hardware(args)
         unigram = None
         if run.data.objective != "classification":
-            unigram = unigram_statistics(run, data, model.config.vocab_size)
+            with user_mistakes():  # a stream is read here, and may hold a bad row
+                unigram = unigram_statistics(run, data, model.config.vocab_size)
             if run.model.preset:
                 set_head_bias(model, unigram)
             logger.info("unigram cross-entropy of the held-out text: %.4f nats per token", unigram.cross_entropy)
@@ -103,7 +105,9 @@ def train(trainer: FrankenTrainer, stop: SignalStop, checkpoint: SavedCheckpoint
     except BadRowError as error:
         saved = trainer.save_for_later()
         left = "continue with --resume_from_checkpoint last" if saved else "no step was done"
-        raise UserError(f"{error} Stopped at step {trainer.state.global_step}; {left}.") from error
+        # from a worker it comes with the worker's traceback
+        row = str(error).rsplit("BadRowError: ", 1)[-1]
+        raise UserError(f"{row} Stopped at step {trainer.state.global_step}; {left}.") from error
     if stop.signum is not None:
         raise Interrupted(
             stop.signum, f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint last"

@@ -23,7 +23,7 @@ from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
 from .checkpoint_record import CheckpointRecord
 from .cli import UserError, is_main_process
 from .presets import RunSettings
-from .redaction import redact
+from .redaction import redact_facts
 from .saved_checkpoints import SavedCheckpoint, examine, examined
 
 logger = logging.getLogger("frankenlm.resuming")
@@ -64,7 +64,7 @@ def run_settings(run: RunSettings) -> dict[str, Any]:
             free = field.name in FREE or (field.name.startswith(FREE_PREFIXES) and field.name not in NOT_FREE)
             if field.init and not free:
                 settings[field.name] = _plain(getattr(part, field.name))
-    return settings
+    return redact_facts(settings)
 
 
 def _plain(value: Any) -> Any:
@@ -76,23 +76,24 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float)):
         return value
-    return redact(value if isinstance(value, str) else json.dumps(vars(value), default=str, sort_keys=True))
+    return value if isinstance(value, str) else json.dumps(vars(value), default=str, sort_keys=True)
 
 
 def fingerprint(dataset: Any, streaming: bool) -> str:
     """Return a hash of the rows (ids, labels, boundaries); of a stream, of its first `STREAM_ROWS` rows."""
-    hashed = hashlib.sha256()
+    hashes: dict[str, Any] = {}
     if streaming:
         batches = ({name: [value] for name, value in row.items()} for row in itertools.islice(dataset, STREAM_ROWS))
     else:
         batches = dataset.with_format("numpy").iter(1000)
     for batch in batches:
-        for name in sorted(batch):
-            for value in batch[name]:
-                numbers = np.asarray(value)
-                hashed.update(f"{name}{numbers.shape}".encode())
-                hashed.update(numbers.astype(np.int64).tobytes())
-    return hashed.hexdigest()
+        for name, values in batch.items():
+            column = hashes.setdefault(name, hashlib.sha256())
+            for value in values:
+                numbers = np.asarray(value, dtype=np.int64)
+                column.update(f"{numbers.shape}".encode())
+                column.update(numbers.tobytes())
+    return hashlib.sha256("".join(name + hashes[name].hexdigest() for name in sorted(hashes)).encode()).hexdigest()
 
 
 def choose_checkpoint(run: RunSettings, wanted: str) -> SavedCheckpoint:

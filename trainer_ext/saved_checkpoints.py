@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_pt_utils import safe_globals
 
-from .checkpoint_record import CheckpointRecord, digest, read_record
+from .checkpoint_record import CheckpointRecord, digest, read_record, read_record_or_none
 from .cli import one_line
 
 logger = logging.getLogger("frankenlm.saved_checkpoints")
@@ -69,11 +69,12 @@ def newest_first(output_dir: Path) -> list[Path]:
 
 
 def _saved(folder: Path) -> int:
-    try:
-        record = read_record(folder)
-    except ValueError:
-        return 0
-    return 0 if record is None else record.saved
+    """When a checkpoint was written, in nanoseconds; without a record, as the file system has it."""
+    record = read_record_or_none(folder)
+    if record is not None:
+        return record.saved
+    state = folder / STATE
+    return (state if state.is_file() else folder).stat().st_mtime_ns
 
 
 def examine(folder: Path, world_size: int) -> SavedCheckpoint:
