@@ -18,6 +18,8 @@ import yaml
 _LONGEST = 100_000
 _PLACE = "tag:yaml.org,2002:"
 _TRUE_WORDS = {"yes", "on"}
+# Ends of lines in YAML 1.1, characters like others in YAML 1.2.
+_NO_LINE_ENDS = "\x85\u2028\u2029"
 
 
 class YamlWord(str):
@@ -45,6 +47,15 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict = {}
     yaml_constructors: dict = {}
+
+    def __init__(self, text: str):
+        spare = (chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
+        hidden = {mark: next(spare) for mark in _NO_LINE_ENDS if mark in text}
+        self._shown = str.maketrans({stand_in: mark for mark, stand_in in hidden.items()})
+        super().__init__(text.translate(str.maketrans(hidden)))
+
+    def construct_scalar(self, node):
+        return super().construct_scalar(node).translate(self._shown)
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)

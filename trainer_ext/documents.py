@@ -24,7 +24,7 @@ import datasets
 
 from .articles import as_lines, split_at_titles
 from .builtin_text import BUILTIN_VERSION, builtin_documents
-from .rows import ROWS_AT_ONCE, Columns, Label, Row, Rows, check_column, checked_row, read_rows
+from .rows import ROWS_AT_ONCE, TEXT_KINDS, Columns, Label, Row, Rows, check_column, checked_row, read_rows
 from .skipping import good_rows
 from .text_files import BadRowError, kind_of, read_text
 
@@ -99,7 +99,7 @@ class FileSource:
 
     @property
     def is_text(self) -> bool:
-        return kind_of(self.path) == ".txt"
+        return kind_of(self.path) in TEXT_KINDS
 
     @property
     def flows(self) -> bool:

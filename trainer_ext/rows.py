@@ -3,6 +3,7 @@
 A reader yields a row for every line or record, blank ones too, and in a bad row's place its `BadRowError`, so that the
 caller may stop or pass it over. What is wrong with a whole file (damaged, another encoding, no such column) is raised.
 
+    .raw, .tokens   texts, as WikiText names them
     .json   a list of objects; an object with one such list; an object of columns, each a list; objects a line
     .csv    comma and quotes as RFC 4180 has them, names in the first line; .tsv with tabs
 """
@@ -30,6 +31,7 @@ from .text_files import (
 )
 
 ROWS_AT_ONCE = 1000
+TEXT_KINDS = (".txt", ".raw", ".tokens")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 Label = str | int | bool
@@ -96,6 +98,13 @@ def check_column(column: str, known: Collection[str], place: str) -> None:
         f"{place}: no column {column!r}.{hint} Columns: {', '.join(map(str, known))}. "
         "Name the right one with text_column / label_column."
     )
+
+
+def _check_header(columns: Columns, names: list[str], path: str) -> None:
+    for column in columns:
+        check_column(column, names, path)
+        if names.count(column) > 1:
+            raise ValueError(f"{path}: {names.count(column)} columns have the name {column!r}; rename all but one.")
 
 
 def _read_txt(path: str, columns: Columns) -> Rows:
@@ -175,8 +184,7 @@ def _read_separated(path: str, columns: Columns) -> Rows:
             continue  # an empty line is no record
         elif names is None:
             names = fields
-            for column in columns:
-                check_column(column, names, path)
+            _check_header(columns, names, path)
         elif len(fields) != len(names):
             yield BadRowError(f"{place}: {len(fields)} fields, and the first line names {len(names)}.")
         else:
@@ -204,8 +212,7 @@ def _read_parquet(path: str, columns: Columns) -> Rows:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            for column in columns:
-                check_column(column, file.schema_arrow.names, path)
+            _check_header(columns, file.schema_arrow.names, path)
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
                 for values in _batch_rows(batch):
                     number += 1
@@ -245,6 +252,8 @@ READERS: dict[str, Callable[[str, Columns], Rows]] = {
     ".json": _read_json,
     ".csv": _read_separated,
     ".tsv": _read_separated,
+    ".raw": _read_txt,
+    ".tokens": _read_txt,
     ".parquet": _read_parquet,
 }
 

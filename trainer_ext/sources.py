@@ -89,8 +89,9 @@ def _without_notes(folder: Path, paths: list[Path]) -> list[Path]:
 
 
 def _named_part(path: Path) -> str | None:
-    """Return the part that a path inside a folder names, as in train-00000-of-00008.parquet or validation/a.txt."""
-    for name in (*path.parent.parts, path.stem):
+    """Return the part that a path in a folder names: train-00000-of-00008.parquet, validation/a.txt, wiki.test.raw."""
+    own = path.name.removeprefix("wiki.") if kind_of(path) in (".raw", ".tokens") else path.name
+    for name in (*path.parent.parts, own):
         word = re.split(r"[-_. ]", name.lower())[0]
         for part, words in _PART_WORDS.items():
             if word in words:

@@ -28,6 +28,13 @@ _OTHER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_OTHER_CONTENT = {
+    b"\x1f\x8b": ".gz",
+    b"\x28\xb5\x2f\xfd": ".zst",
+    b"\xfd7zXZ\0": ".xz",
+    b"PK\x03\x04": ".zip",
+    b"PAR1\x15": ".parquet",
+}
 _HEAD = 4096
 _ESCAPED = 0xDC00  # "surrogateescape" turns a byte that is not UTF-8 into this character plus the byte
 
@@ -94,6 +101,9 @@ def _check_encoding(path: str | Path, head: bytes) -> None:
     for mark, name in _OTHER_MARKS.items():
         if head.startswith(mark):
             raise _other_encoding(path, name)
+    for mark, name in _OTHER_CONTENT.items():
+        if head.startswith(mark):
+            raise ValueError(f"{path}: holds no text but {name} data; give it the name it should have, or unpack it.")
     zeros = head[0::2].count(0), head[1::2].count(0)
     # Latin letters in UTF-16 have a zero byte each; in UTF-8 a zero byte is a rarity.
     if len(head) >= 4 and max(zeros) > len(head) / 3 and min(zeros) < len(head) / 50:

@@ -74,6 +74,18 @@ def test_lines_become_articles(folder, load, write, streaming, caplog):
     assert load(folder, streaming=streaming, one_text=True) == [RAW]
 
 
+@pytest.mark.parametrize("suffix", ["raw", "tokens"])
+def test_the_files_as_wikitext_names_them(folder, load, tmp_path, suffix):
+    for name, text in (("train", NORTH + SOUTH), ("valid", EAST + SOUTH), ("test", EAST + NORTH)):
+        (folder / f"wiki.{name}.{suffix}").write_text(text)
+    assert load(folder / f"wiki.test.{suffix}") == [EAST, NORTH]
+    splits = load_splits(str(folder), cache_dir=tmp_path / "cache")
+    assert {name: list(iter_texts(split)) for name, split in splits.items()} == {
+        "train": [NORTH],  # SOUTH is held out, and the test part is not read
+        "validation": [EAST, SOUTH],
+    }
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_names_alike(load, monkeypatch, streaming):
     made = datasets.Dataset.from_dict({"text": ROWS})

@@ -155,6 +155,8 @@ def from_file(tmp_path, text):
         ("run_name: 2026-01-02", "run_name", "2026-01-02"),
         ("run_name: 1:30", "run_name", "1:30"),
         ("run_name: no", "run_name", "no"),
+        ("run_name: a\u2028b\x85c", "run_name", "a\u2028b\x85c"),
+        ("run_name: 'a\u2028b\ue000'", "run_name", "a\u2028b\ue000"),
         ("seed: null", "seed", 42),
         ("training:\ndata:", "seed", 42),
     ],

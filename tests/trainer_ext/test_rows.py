@@ -97,6 +97,9 @@ def test_a_document_may_be_longer_than_csv_expects(tmp_path):
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99)[:-9], r"a\.jsonl\.gz: damaged or cut off"),
         ("a.jsonl.zst", b"junk", r"a\.jsonl\.zst: damaged or cut off"),
         ("a.parquet", b"", r"a\.parquet is empty"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}'), r"a\.jsonl: holds no text but \.gz data"),
+        ("a.txt", b"PK\x03\x04 and so on", r"a\.txt: holds no text but \.zip data"),
+        ("a.csv", "text,text\nx,y\n", "2 columns have the name 'text'"),
         ("a.parquet.gz", gzip.compress(b"x"), "unknown file type"),
         ("a.gz", gzip.compress(b"x"), "unknown file type"),
     ],
@@ -127,6 +130,12 @@ def test_text_in_parquet_that_is_not_utf8(tmp_path, load):
     with pytest.raises(BadRowError, match=r"a\.parquet, row 2: not UTF-8"):
         load(tmp_path / "a.parquet")
     assert load(tmp_path / "a.parquet", skip_bad_rows=True) == ["one", "two"]
+
+
+def test_parquet_with_two_columns_of_one_name(tmp_path, load):
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="2 columns have the name 'text'"):
+        load(tmp_path / "a.parquet")
 
 
 # --- skipped rows
