@@ -315,6 +315,13 @@ def check_value(option: str, value: object) -> None:
         raise UserError(f"{option} {value}: must be a finite number.")
 
 
+def path_value(text: str) -> Path:
+    """An option's path; the empty text, of which Path makes the folder one stands in, is refused."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: give a path, or leave it out")
+    return Path(text)
+
+
 class OneLineParserMixin:
     """An argparse parser whose errors are a `UserError` and whose unknown options come with a suggestion."""
 
