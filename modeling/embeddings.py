@@ -49,10 +49,19 @@ class EmbeddingConv(nn.Conv1d):
 
     @torch.no_grad()
     def align(self) -> None:
-        """Shift a kernel loaded from the other direction; taps that would look at the future are dropped."""
+        """Shift a kernel loaded from the other direction; taps that would look at the future are dropped.
+
+        Raises:
+            ValueError: there is something to shift, but the weights are not in memory.
+        """
         shift = self.expected_origin - int(self.origin)
         if shift == 0:
             return
+        if self.weight.device.type == "meta":
+            raise ValueError(
+                "the embedding convolution was trained in the other direction and must be shifted, but its weights are "
+                "offloaded: load the model without a device_map to the disk, save it, and load that."
+            )
         aligned = torch.zeros_like(self.weight)
         if shift > 0:
             aligned[..., shift:] = self.weight[..., :-shift]

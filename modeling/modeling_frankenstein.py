@@ -23,6 +23,7 @@ from .feedforward import ACTIVATIONS, MixtureOfExperts, RouterStatistics
 from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, make_norm
 from .full_linear import UnroundedLinear
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
+from .loading import LoadsClearly
 from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
 from .weight_groups import weight_groups
@@ -71,7 +72,7 @@ class FrankensteinBlock(GradientCheckpointingLayer):
         return self.ffn(x), None
 
 
-class FrankensteinPreTrainedModel(PreTrainedModel):
+class FrankensteinPreTrainedModel(LoadsClearly, PreTrainedModel):
     """Initialisation, loading and weight-decay rules of the family."""
 
     config: FrankensteinConfig

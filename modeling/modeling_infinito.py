@@ -24,6 +24,7 @@ from .embeddings import FactorizedEmbedding, FactorizedHead
 from .exploration import ExplorationNoise
 from .feedforward import FeedForward
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
+from .loading import LoadsClearly
 from .mixer_attention import StandardAttention
 from .norms import build_norm
 from .slot_memory import SlotMemory, SlotMemoryState
@@ -104,7 +105,7 @@ class InfinitoBlock(GradientCheckpointingLayer):
         return x + self.dropout(delta) if self.training else x + delta
 
 
-class InfinitoPreTrainedModel(PreTrainedModel):
+class InfinitoPreTrainedModel(LoadsClearly, PreTrainedModel):
     """Initialisation, loading and weight-decay rules of the family."""
 
     config: InfinitoConfig

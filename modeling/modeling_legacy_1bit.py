@@ -26,6 +26,7 @@ from .context import SequenceContext
 from .embeddings import FactorizedEmbedding, FactorizedHead
 from .feedforward import FeedForward
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
+from .loading import LoadsClearly
 from .mixer_attention import StandardAttention
 from .mixer_base import LinearFactory
 from .norms import build_norm
@@ -98,7 +99,7 @@ class Legacy1BitBlock(GradientCheckpointingLayer):
         return x + self.dropout(delta) if self.training else x + delta
 
 
-class Legacy1BitPreTrainedModel(PreTrainedModel):
+class Legacy1BitPreTrainedModel(LoadsClearly, PreTrainedModel):
     """Initialisation, saving and weight-decay rules of the family."""
 
     config: Legacy1BitConfig
