@@ -4,6 +4,7 @@ Same noise, same text: only slots wait for the slowest row of their batch.
 """
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 
@@ -11,9 +12,23 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from .decoding import Answer, BatchLimit, DecoderSettings, Request, RowInFlight, full_ids, is_out_of_memory
+from .decoding import (
+    PROBE_TOLERANCE,
+    Answer,
+    BatchLimit,
+    DecoderSettings,
+    Request,
+    RowInFlight,
+    full_ids,
+    is_out_of_memory,
+    relative_error,
+)
 from .rendering import Rendering
 from .sampling import RowSampling
+
+logger = logging.getLogger(__name__)
+
+PROBE_LENGTH = 5  # tokens of the probe, and pads before them
 
 
 class BatchDecoder:
@@ -23,13 +38,43 @@ class BatchDecoder:
 
     def __init__(self, model: PreTrainedModel, rendering: Rendering, settings: DecoderSettings):
         self.model, self.rendering, self.settings = model, rendering, settings
-        self.fixed_length = max(len(row.ids) for row in rendering.prompts) if settings.fixed_shape else 0
+        self.hides_pads = bool(rendering.inputs) or self._probe_error() <= PROBE_TOLERANCE[model.dtype]
+        if not self.hides_pads:
+            logger.info("this model reads pads as tokens: only prompts of equal length are written together")
+        fixed = settings.fixed_shape and self.hides_pads
+        self.fixed_length = max(len(row.ids) for row in rendering.prompts) if fixed else 0
+
+    @torch.inference_mode()
+    def _probe_error(self) -> float:
+        """Return how far the logits of a row that is padded are from those that it gets alone."""
+        ids = self.rendering.prompts[0].ids
+        row = torch.tensor([[ids[i % len(ids)] for i in range(PROBE_LENGTH)]])
+        padded = torch.cat([torch.full((1, PROBE_LENGTH), self.settings.pad_id), row], dim=1)
+        found = []
+        for each in (row, padded):
+            mask = torch.ones_like(each)
+            mask[:, : each.shape[1] - PROBE_LENGTH] = 0
+            with self._own_settings():
+                output = self.model.generate(
+                    input_ids=each.to(self.model.device), attention_mask=mask.to(self.model.device), max_new_tokens=1,
+                    output_logits=True, return_dict_in_generate=True,
+                )  # fmt: skip
+            found.append(output.logits[0])
+        return relative_error(found[1], found[0])
+
+    def _next_batch(self, waiting: Sequence[Request], size: int) -> list[Request]:
+        """Return the rows that are begun together: the first ones, of those that share a length where pads show."""
+        if self.hides_pads:
+            return list(waiting[:size])
+        length = len(self.rendering.prompts[waiting[0].index].ids)
+        return [each for each in waiting if len(self.rendering.prompts[each.index].ids) == length][:size]
 
     def answers(self, requests: Sequence[Request], limit: BatchLimit) -> Iterator[list[Answer]]:
         waiting = sorted(requests, key=lambda request: -request.expected_tokens)
         while waiting:
             size = limit()
-            batch, waiting = waiting[:size], waiting[size:]
+            batch = self._next_batch(waiting, size)
+            waiting = [request for request in waiting if request not in batch]
             answers = None
             try:
                 answers = self._generate(batch, size)

@@ -1,5 +1,6 @@
 """What a decoder is asked and what it answers, whichever way it works."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -107,6 +108,20 @@ class RowInFlight:
             duration=share - self.share_started,
             batch_duration=now - self.started,
         )
+
+
+# relative error that rounding may cause between two ways of computing the same logits
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return how far logits are from what they should be; infinite where either is no number."""
+    error = float((found.float() - expected.float()).norm() / expected.float().norm())
+    return error if math.isfinite(error) else math.inf
+
+
+class RowsUnsupported(Exception):
+    """The model's cache or masks cannot be edited row by row; the message says why."""
 
 
 # of the CPU's allocator, the CUDA driver, and cuBLAS and its kin

@@ -22,6 +22,7 @@ from .prompts import Prompt, load_prompts, picture_path
 from .records import config_hash, row_key
 from .rendering import Rendering, file_sha256, load_picture, render_prompts
 from .sampling import occurrences, sampling_key
+from .text_probe import window_of
 
 # Where a configuration lies and who wrote it says nothing about the model.
 NO_IDENTITY = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"})
@@ -77,6 +78,15 @@ class Experiment:
     def fills_masks(self) -> bool:
         """Whether the model fills in masked tokens instead of continuing a text."""
         return fills_masks(self.model_config)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model has positions for; None where they are computed, or there are none."""
+        config = self.model_config.get_text_config()
+        limit = position_limit(config)
+        if limit is None or limit < 0:  # XLNet says -1
+            return None
+        return limit - (config.pad_token_id + 1) if config.model_type in SKIPS_POSITIONS else limit
 
     @property
     def prompt_group(self) -> str:
@@ -225,10 +235,12 @@ def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = N
         ValueError: a prompt is longer than max_seq_length, or with its answer longer than the model's positions.
     """
     config, texts = experiment.config, [prompt.text for prompt in experiment.prompts]
-    limit = position_limit(experiment.model_config.get_text_config())
+    limit = experiment.positions
+    if config.perplexity:
+        window_of(WINDOW, limit, sum(map(len, surroundings(tokenizer))) if experiment.fills_masks else 0)
     if experiment.fills_masks:
         rendering = render_texts(texts, tokenizer, config.max_seq_length)
-        check_masked_length(experiment, rendering, limit, sum(map(len, surroundings(tokenizer))))
+        check_masked_length(experiment, rendering, limit)
         return rendering
     rendering = render_prompts(
         texts,
@@ -240,28 +252,21 @@ def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = N
     )
     longest = max(len(row.ids) for row in rendering.prompts)
     if limit is not None and longest + config.max_new_tokens > limit:
+        room = limit - longest
+        way_out = f"lower it to {room}" if room > 0 else "shorten the prompts, or take a model with more positions"
         raise ValueError(
             f"max_new_tokens={config.max_new_tokens} behind a prompt of {longest} tokens needs more than the {limit} "
-            f"positions of {experiment.model_name}: lower it to {limit - longest}."
+            f"positions of {experiment.model_name}: {way_out}."
         )
     return rendering
 
 
-def check_masked_length(experiment: Experiment, rendering: Rendering, limit: int | None, special: int) -> None:
-    """Raise ValueError where a prompt, or a window of the perplexity text, is longer than the model's positions."""
-    if limit is None:
-        return
-    config = experiment.model_config
-    if config.model_type in SKIPS_POSITIONS:
-        limit -= config.pad_token_id + 1
+def check_masked_length(experiment: Experiment, rendering: Rendering, limit: int | None) -> None:
+    """Raise ValueError where a prompt is longer than the model's positions."""
     longest = max(len(row.ids) for row in rendering.prompts)
-    if longest > limit:
+    if limit is not None and longest > limit:
         raise ValueError(
             f"a prompt has {longest} tokens, more than the {limit} positions of {experiment.model_name}: shorten it."
-        )
-    if experiment.config.perplexity and WINDOW + special > limit:
-        raise ValueError(
-            f"perplexity needs {WINDOW + special} positions, {experiment.model_name} has {limit}: set perplexity=False."
         )
 
 

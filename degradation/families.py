@@ -70,12 +70,14 @@ class Family:
             otherwise (mixtures of experts) every layer has at least one hit among them.
         shared_kv: configuration field with the number of layers that have no keys and values of their own.
         equal_heads: all layers have heads of the configuration's number and width; sizes are checked against them.
+        everywhere: every layer has an attention and a feed-forward; where the layout is guessed, some may have neither.
     """
 
     groups: Mapping[str, tuple[Pick, ...]]
     uniform: bool = True
     shared_kv: str | None = None
     equal_heads: bool = True
+    everywhere: bool = True
 
 
 # --- cuts
@@ -242,9 +244,10 @@ STRUCTURAL = Family(
         "gate_proj",
     )
     | _tables(
-        r"text/(?:\w+\.)*?(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in)",
-        r"text/(?:lm_head|embed_out|output)",
-    )
+        r"text/(?:\w+\.)*?(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|embeddings|word_embedding|tokens_embed)",
+        r"text/(?:lm_head|embed_out|output|head|lm_loss)",
+    ),
+    everywhere=False,
 )  # fmt: skip
 
 # The same in every model. Norms are told by name (ln_1, q_norm, LayerNorm, ...); vision layers by SigLIP's and CLIP's.

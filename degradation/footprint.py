@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .configs import ExperimentConfig
-from .groups import Group, select_group
+from .groups import Group, attention_heads, select_group
 from .masked_probe import SCORED_EVERY, WINDOW
 from .model_checks import fills_masks
 from .noise import TORCH_CHUNK
@@ -56,8 +56,8 @@ def read_shape(empty: PreTrainedModel) -> Shape:
     config = empty.config.get_text_config()
     # fields that some families have and others do not
     fields = config.to_dict()
-    heads = config.num_attention_heads
-    width = fields.get("head_dim") or config.hidden_size // heads
+    heads = attention_heads(config) or 0  # a model without attention keeps a state, whose size is not known here
+    width = fields.get("head_dim") or (config.hidden_size // heads if heads else 0)
     key_value = fields.get("num_key_value_heads") or heads
     return Shape(
         hidden=config.hidden_size,

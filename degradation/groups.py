@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
 from ..modeling.checks import check_choice, suggest
 from .families import EVERYWHERE, FAMILIES, STRUCTURAL, Family, Heads, Pick, Slice
@@ -167,6 +168,13 @@ def describe_groups(model: nn.Module) -> list[dict]:
     return rows
 
 
+def attention_heads(config: PreTrainedConfig) -> int | None:
+    """Return how many heads every attention layer has; None where there are no such layers, or they differ."""
+    name = "num_attention_heads"
+    found = config.to_dict().get(config.attribute_map.get(name, name))
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def untie(model: nn.Module) -> Callable[[], None]:
     """Give the output head a copy of the table it shares with the input; return the function that undoes it."""
     model = unwrap(model)
@@ -272,6 +280,9 @@ class _Finder:
         if self.family is not None and self.family.shared_kv and name in ("attn_k", "attn_only"):
             shared = self.fields[self.family.shared_kv]
         expected = layers[: len(layers) - shared]
+        if self.family is not None and not self.family.everywhere:
+            # of a guessed layout it is not known which layers are of which kind: hybrids mix attention with recurrences
+            expected = [layer for layer in layers if hits[layer]]
         exact = name.startswith("vision") or (self.family is not None and self.family.uniform)
         per_layer = len(self.table[name]) if exact else 1
         wrong = [layer for layer in expected if (hits[layer] != per_layer if exact else not hits[layer])]
@@ -313,9 +324,15 @@ class _Finder:
             return self._heads_of_parent(group, entry)
         if not self.family.equal_heads:
             return None
-        query = self.config.num_attention_heads
+        query = attention_heads(self.config)
+        if query is None:
+            return None
         width = self.fields.get("head_dim") or self.config.hidden_size // query
-        return Heads(query, self.fields.get("num_key_value_heads") or query, width)
+        heads = Heads(query, self.fields.get("num_key_value_heads") or query, width)
+        part, axis = HEADED.get(group), int(group == "attn_o")
+        # where the layout is guessed, heads of another size are not known rather than wrong
+        fits = part is None or entry.shape[axis] == heads.rows("q" if part == "o" else part)
+        return heads if fits or self.family.everywhere else None
 
     def _heads_of_parent(self, group: str, entry: Entry) -> Heads | None:
         parent = self.model.get_submodule(entry.name.rpartition(".")[0].rpartition(".")[0])

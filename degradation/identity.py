@@ -45,6 +45,8 @@ def reading_identity(
         fills_masks: the model is shown texts without a template, and never stops.
     """
     template = None if fills_masks else (tokenizer if processor is None else processor).chat_template
+    if not fills_masks:
+        check_defaults(generation)
     sampling = resolve_sampling(config, GenerationConfig() if fills_masks else generation)
     return {
         "tokenizer": tokenizer_digest(tokenizer),
@@ -57,6 +59,18 @@ def reading_identity(
         "adapter": None if adapter is None else digest(adapter),
         "code": code,
     }
+
+
+def check_defaults(generation: GenerationConfig) -> None:
+    """Raise ValueError for settings of a checkpoint that no token can be drawn with."""
+    for name, kind, low, high in (
+        ("top_k", int, 0, 1 << 31),
+        ("top_p", (int, float), 0, 1),
+        ("min_p", (int, float), 0, 1),
+    ):
+        value = getattr(generation, name)
+        if value is not None and not (isinstance(value, kind) and low <= value <= high):
+            raise ValueError(f"{name}={value!r} in generation_config.json must be a number from {low} to {high}.")
 
 
 def digest(value: Any) -> str:
@@ -104,10 +118,17 @@ def processor_digest(processor: Any) -> str:
 
 
 def stop_ids(generation: GenerationConfig, tokenizer: Any) -> list[int]:
-    """Return the tokens that end an answer, ascending: those of the generation config and the tokenizer's."""
+    """Return the tokens that end an answer, ascending: those of the generation config and the tokenizer's.
+
+    Raises:
+        ValueError: the generation config names something that is no token id.
+    """
     found = generation.eos_token_id
-    ids = set(found) if isinstance(found, (list, tuple)) else {found}
-    return sorted((ids | {tokenizer.eos_token_id}) - {None})
+    ids = list(found) if isinstance(found, (list, tuple)) else [found]
+    odd = [each for each in ids if each is not None and (not isinstance(each, int) or each < 0)]
+    if odd:
+        raise ValueError(f"eos_token_id={found!r} in generation_config.json: {odd[0]!r} is no token id.")
+    return sorted({*ids, tokenizer.eos_token_id} - {None})
 
 
 def read_generation(place: str, config: PreTrainedConfig) -> GenerationConfig:

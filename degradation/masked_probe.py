@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from .mask_filling import masked_copies, masked_logits, surroundings
-from .text_probe import KEPT_POSITIONS, Probe, TextScore, divergence, finite_or_none
+from .text_probe import KEPT_POSITIONS, Probe, TextScore, divergence, finite_or_none, window_of
 
 WINDOW = 64
 # Every scored token takes a pass over its window, so only one of four is; the same ones at every level.
@@ -19,20 +19,21 @@ class MaskedTextProbe(Probe):
     """Scores one text in windows of 64 tokens by the mean of -log p(token | the others of its window).
 
     That is the pseudo-log-likelihood of Salazar et al. 2020, arXiv:1910.14659, by token, of every fourth token, each
-    masked alone; `perplexity` is its exponential.
+    masked alone; `perplexity` is its exponential. Windows are shorter where the model has fewer positions.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, text: str):
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, text: str, positions: int | None = None):
         self.model, self.mask_id = model, tokenizer.mask_token_id
         self.ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         self.before, self.behind = surroundings(tokenizer)
+        self.window = window_of(WINDOW, positions, len(self.before) + len(self.behind))
         self.kept_every = max(1, len(self.ids) // SCORED_EVERY // KEPT_POSITIONS)
 
     @torch.inference_mode()
     def _measure(self, undamaged: torch.Tensor | None) -> tuple[TextScore, torch.Tensor]:
         loss, scored, kept = 0.0, 0, []
-        for start in range(0, len(self.ids), WINDOW):
-            window = self.ids[start : start + WINDOW]
+        for start in range(0, len(self.ids), self.window):
+            window = self.ids[start : start + self.window]
             places = range(0, len(window), SCORED_EVERY)
             predictions = self._predictions(window, places)
             targets = torch.tensor([window[place] for place in places], device=predictions.device)

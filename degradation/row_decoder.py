@@ -6,7 +6,6 @@ picture's own features are computed once per run where damage does not reach wha
 """
 
 import inspect
-import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,13 +17,16 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from .decoding import (
+    PROBE_TOLERANCE,
     Answer,
     BatchLimit,
     DecoderSettings,
     Request,
     RowInFlight,
+    RowsUnsupported,
     forward_logits,
     is_out_of_memory,
+    relative_error,
 )
 from .rendering import Rendering
 from .rowcache import SlotCache, additive_mask, sequence_places, shared_beginning, visible_columns
@@ -35,12 +37,6 @@ ADMIT_SHARE = 6
 PROBE_LENGTHS = (3, 7)
 # inputs with a picture that need no others to be turned into features
 PLAIN = {"pixel_values", "token_type_ids", "mm_token_type_ids"}
-# relative error that rounding may cause between two ways of computing the same logits
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}
-
-
-class RowsUnsupported(Exception):
-    """The model's cache or masks cannot be edited row by row; the message says why."""
 
 
 class Masks:
@@ -135,10 +131,8 @@ class RowDecoder:
         worst = 0.0
         for place, row in enumerate(rows):
             alone = torch.tensor([[*row, following[place]]], device=self.device)
-            expected = self.model(input_ids=alone).logits[0, -2:].float()
-            found = torch.stack([first[place], second[place]]).float()
-            error = float((found - expected).norm() / expected.norm())
-            worst = max(worst, error if math.isfinite(error) else math.inf)
+            expected = self.model(input_ids=alone).logits[0, -2:]
+            worst = max(worst, relative_error(torch.stack([first[place], second[place]]), expected))
         return worst
 
     # --- rows

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from ..trainer_ext.cli import user_mistakes
 from .batch_decoder import BatchDecoder
-from .decoding import Answer, Decoder, DecoderSettings, Request
+from .decoding import Answer, Decoder, DecoderSettings, Request, RowsUnsupported
 from .errors import MemoryStop
 from .experiment import Experiment, Plan, render_experiment
 from .groups import select_group
@@ -30,9 +30,10 @@ from .memory import MemoryPolicy
 from .methods import MethodOptions
 from .rendering import Rendering
 from .restore import Baseline, apply_damage, check_damage
-from .row_decoder import RowDecoder, RowsUnsupported
+from .row_decoder import RowDecoder
 from .rows import RowMaker
 from .sampling import Sampler, resolve_sampling
+from .state_decoder import StateDecoder
 from .store import Store
 from .text_probe import Probe, TextProbe, TextScore
 
@@ -116,7 +117,8 @@ class ExperimentRun:
                 yield Subject(baseline, None, None)
             else:
                 kind = MaskedTextProbe if self.experiment.fills_masks else TextProbe
-                probe = kind(model, self.loaded.tokenizer, perplexity_text())
+                with user_mistakes():
+                    probe = kind(model, self.loaded.tokenizer, perplexity_text(), self.experiment.positions)
                 yield Subject(baseline, probe, probe.remember())
         finally:
             baseline.restore()
@@ -235,12 +237,15 @@ class ExperimentRun:
 
 
 def make_decoder(loaded: Loaded, rendering: Rendering, settings: DecoderSettings) -> Decoder:
-    """Return the row loop where the model's cache allows it, else the library's generate in batches."""
-    try:
-        return RowDecoder(loaded.model, rendering, settings)
-    except RowsUnsupported as reason:
-        logger.info("rows are written in batches of generate(), not one by one: %s", reason)
-        return BatchDecoder(loaded.model, rendering, settings)
+    """Return the loop in which rows come and go, else that in which they only go, else generate() in batches."""
+    reasons = []
+    for loop in (RowDecoder, StateDecoder):
+        try:
+            return loop(loaded.model, rendering, settings)
+        except RowsUnsupported as reason:
+            reasons.append(str(reason))
+    logger.info("rows are written in batches of generate(), not one by one: %s", "; ".join(reasons))
+    return BatchDecoder(loaded.model, rendering, settings)
 
 
 def stops_of(loaded: Loaded) -> frozenset[int]:

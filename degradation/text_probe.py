@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 CONTEXT = 512
-STRIDE = 256
+SHORTEST = 2  # tokens of a window: one to read and one to predict
 # positions whose undamaged distribution is kept, in float32: 134 MB for a vocabulary of 262,144
 KEPT_POSITIONS = 128
 
@@ -52,9 +52,14 @@ class Probe:
 
 
 class TextProbe(Probe):
-    """Scores one text with windows of 512 tokens that move on by 256; every token is scored once, BOS in front."""
+    """Scores one text with windows of 512 tokens that move on by 256; every token is scored once, BOS in front.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Any, text: str):
+    Args:
+        positions: how many tokens the model has positions for; where that is less, windows are as long as it is.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, text: str, positions: int | None = None):
+        self.context = window_of(CONTEXT, positions)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if tokenizer.bos_token_id is not None:
             ids = [tokenizer.bos_token_id, *ids]
@@ -65,8 +70,8 @@ class TextProbe(Probe):
     def _measure(self, undamaged: list[torch.Tensor] | None) -> tuple[TextScore, list[torch.Tensor]]:
         loss, tokens, distances, kept = 0.0, 0, [], []
         scored_to = 1  # the first token has nothing to be predicted from
-        for window, start in enumerate(range(0, max(1, len(self.ids) - 1), STRIDE)):
-            end = min(start + CONTEXT, len(self.ids))
+        for window, start in enumerate(range(0, max(1, len(self.ids) - 1), self.context // 2)):
+            end = min(start + self.context, len(self.ids))
             ids = self.ids[None, start:end].to(self.model.device)
             logits = self.model(input_ids=ids, use_cache=False).logits[0, scored_to - start - 1 : -1]
             predictions = F.log_softmax(logits.float(), dim=-1)
@@ -83,6 +88,21 @@ class TextProbe(Probe):
                 break
         kl = finite_or_none(torch.cat(distances).double().mean().item()) if distances else None
         return TextScore(finite_or_none(loss / tokens), kl), kept
+
+
+def window_of(window: int, positions: int | None, special: int = 0) -> int:
+    """Return how many tokens of a text are read at once: `window`, or what a model has positions for.
+
+    Args:
+        special: tokens that stand around the text.
+
+    Raises:
+        ValueError: that is too few to score any.
+    """
+    fitting = window if positions is None else min(window, positions - special)
+    if fitting < SHORTEST:
+        raise ValueError(f"perplexity needs {SHORTEST + special} positions, the model has {positions}: leave it out.")
+    return fitting
 
 
 def divergence(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

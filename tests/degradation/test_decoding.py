@@ -14,6 +14,7 @@ from frankenlm.degradation.decoding import DecoderSettings, Request, is_out_of_m
 from frankenlm.degradation.rendering import render_prompts
 from frankenlm.degradation.row_decoder import RowDecoder, RowsUnsupported
 from frankenlm.degradation.sampling import Sampler, SamplingSettings, sampling_key
+from frankenlm.degradation.state_decoder import StateDecoder
 
 TEXTS = ["Hello there", "Tell me", "A dream of someone walking about", "x", "Say a number.", "Yes?", "Where to?"]
 SAMPLED = SamplingSettings(True, 1.0, 64, 0.95, None, 1.0)
@@ -22,7 +23,7 @@ ROWS = (
     "gemma3", "gemma3_mm", "gemma2", "llama", "llama_tied", "mistral", "qwen2", "qwen3", "qwen3_moe", "gpt2",
     "gpt_neox", "phi3", "mixtral",
 )  # fmt: skip
-BATCHES = ("frankenstein", "infinito", "legacy_1bit")
+STATES = ("frankenstein", "infinito", "legacy_1bit")
 
 
 @dataclass
@@ -105,14 +106,63 @@ def test_text_does_not_change_with_the_batch(name, fixed_shape, lay_out):
         assert all(answer.batch_size <= size for answer in answers.values())
 
 
-@pytest.mark.parametrize("name", BATCHES)
-def test_models_with_other_caches_go_through_generate(name, lay_out):
+@pytest.mark.parametrize("name", STATES)
+def test_models_with_caches_of_their_own_let_rows_go(name, lay_out):
+    """Rows leave one by one, and write what they write alone, by the plain forward, and in batches of generate()."""
     with pytest.raises(RowsUnsupported):
         lay_out(name)
-    decoder = lay_out(name, BatchDecoder)
-    alone = decode_with(decoder, 1)
-    assert texts(decode_with(decoder, 4)) == texts(alone)
-    assert texts(alone)[0] == recomputed(decoder, 0)
+    decoder = lay_out(name, StateDecoder)
+    alone = texts(decode_with(decoder, 1))
+    together = decode_with(decoder, 4)
+    assert texts(together) == alone == texts(decode_with(lay_out(name, BatchDecoder), 4))
+    assert alone[0] == recomputed(decoder, 0)
+    assert len({answer.batch_shape for answer in together.values()}) == 2  # 7 rows, 4 at once
+
+
+def test_a_row_that_has_left_costs_nothing(lay_out, monkeypatch):
+    long = texts(decode_with(lay_out("legacy_1bit", StateDecoder, new_tokens=8), len(TEXTS)))
+    decoder, rows, step = lay_out("legacy_1bit", StateDecoder, new_tokens=8, stop=long[0][3]), [], StateDecoder.step
+    monkeypatch.setattr(
+        StateDecoder, "step", lambda self, state, tokens: rows.append(len(tokens)) or step(self, state, tokens)
+    )
+    answers = decode_with(decoder, len(TEXTS))
+    assert rows == sorted(rows, reverse=True) and rows[0] > rows[-1]
+    # the first token of a row comes with the prompt, and the stop token is read by nobody
+    assert sum(rows) == sum(len(each.tokens) - (each.finish_reason == "length") for each in answers.values())
+
+
+def test_lack_of_memory_begins_the_rows_in_flight_anew(lay_out, monkeypatch):
+    decoder, calls = lay_out("infinito", StateDecoder), []
+    expected, step = texts(decode_with(decoder, 4)), StateDecoder.step
+
+    def fail_once(self, state, ids):
+        calls.append(len(ids))
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return step(self, state, ids)
+
+    monkeypatch.setattr(StateDecoder, "step", fail_once)
+    limit = Limit(4)
+    answers = [answer for group in decoder.answers(requests(), limit) for answer in group]
+    assert {answer.index: answer.tokens for answer in answers} == expected and len(answers) == len(TEXTS)
+    assert limit.size == 2
+
+
+@pytest.mark.parametrize("fixed_shape", [False, True])
+def test_prompts_of_unequal_length_stay_apart_where_pads_are_read(fixed_shape, tiny_model, lay_out, monkeypatch):
+    model = tiny_model("legacy_1bit")
+    expected = texts(decode_with(lay_out("legacy_1bit", BatchDecoder), 1))
+    plain = type(model).forward
+
+    def forward(self, input_ids=None, attention_mask=None, **kwargs):
+        return plain(self, input_ids=input_ids, attention_mask=None, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    decoder = lay_out("legacy_1bit", BatchDecoder, fixed_shape=fixed_shape)
+    assert not decoder.hides_pads
+    assert texts(decode_with(decoder, 4)) == expected
+    with pytest.raises(RowsUnsupported, match="logits differ"):
+        lay_out("legacy_1bit", StateDecoder)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
