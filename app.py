@@ -57,16 +57,21 @@ def check_sentence(fill_mask, sentence: str) -> None:
         raise gr.Error(f"The sentence is {len(ids):,} tokens long; this model reads at most {limit:,}: shorten it.")
 
 
+def guess(fill_mask, sentence: str) -> dict[str, float]:
+    """Return the most probable tokens for the first mask of a sentence, with their probabilities."""
+    check_sentence(fill_mask, sentence)
+    guesses = fill_mask(sentence)
+    first = guesses[0] if isinstance(guesses[0], list) else guesses
+    return {each["token_str"].strip() or repr(each["token_str"]): each["score"] for each in first}
+
+
 def build_page(fill_mask) -> gr.Blocks:
     """Lay the page out around a fill-mask pipeline."""
     mask = fill_mask.tokenizer.mask_token
 
     def fill(sentence: str) -> dict[str, float]:
         """Return the most probable tokens for the first mask of a sentence, with their probabilities."""
-        check_sentence(fill_mask, sentence)
-        guesses = fill_mask(sentence)
-        first = guesses[0] if isinstance(guesses[0], list) else guesses
-        return {guess["token_str"].strip() or repr(guess["token_str"]): guess["score"] for guess in first}
+        return guess(fill_mask, sentence)
 
     with gr.Blocks(title="frankenlm") as page:
         gr.Markdown(f"# frankenlm\nWrite a sentence with `{mask}` in place of a word.")
