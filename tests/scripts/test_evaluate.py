@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from frankenlm.trainer_ext.cli import UserError
+from frankenlm.trainer_ext.cli import Failed, UserError
 from frankenlm.trainer_ext.continuations import choose_lengths
 from frankenlm.trainer_ext.scoring import LIKELIHOOD, choose_method, fitting_metrics, parse_metrics
 
@@ -64,6 +66,76 @@ def test_causal(evaluate, causal, held_out, tmp_path):
     assert "perplexity" in facts and "loss" not in facts
 
 
+def test_one_text(evaluate, causal, tmp_path):
+    """The figure of the whole text read in windows that do not overlap: lm-evaluation-harness's, see its definition in
+    tests/trainer_ext/test_metrics_language.py. Per word it does not depend on the tokenizer."""
+    text, report = tmp_path / "text.txt", tmp_path / "report.json"
+    text.write_text("the cat sat on a mat\n\nbirds sang of rain in spring\n\n" * 4)
+    words = ["--model", causal, "--dataset", text, "--one_text", "--max_length", 16, "--report", report]
+    assert evaluate(*words, "--metrics", "loss,perplexity,word_perplexity,bits_per_byte") == 0
+    facts = read(report)
+    raw = text.read_text()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(causal).eval(), AutoTokenizer.from_pretrained(causal)
+    ids = tokenizer(raw, add_special_tokens=False)["input_ids"]
+    stream, nats = [tokenizer.bos_token_id, *ids], 0.0
+    for done in range(0, len(ids), 16):
+        end = min(done + 16, len(ids))
+        inputs = stream[max(0, end - 16) : end]
+        with torch.no_grad():
+            log_p = model(input_ids=torch.tensor([inputs])).logits[0].log_softmax(-1)
+        nats -= sum(float(log_p[place - end, ids[place]]) for place in range(done, end))
+    assert facts["documents"] == 1 and facts["one_text"] is True
+    assert (facts["tokens"], facts["bytes"], facts["words"]) == (len(ids), len(raw.encode()), len(raw.split()))
+    assert facts["loss"] == pytest.approx(nats / len(ids), rel=1e-5)
+    assert facts["word_perplexity"] == pytest.approx(math.exp(nats / len(raw.split())), rel=1e-5)
+    assert facts["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(raw.encode()), rel=1e-5)
+    assert (facts["context_length"], facts["stride"]) == (16, 16)
+    assert evaluate(*words, "--metrics", "loss", "--stride", 4) == 0
+    assert read(report)["loss"] != facts["loss"] and read(report)["stride"] == 4
+
+
+def test_a_report_names_no_place_and_shows_no_secret(evaluate, causal, held_out, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HF_TOKEN", "planted-secret-0123")
+    report = tmp_path / "report.json"
+    words = ["--dataset", held_out, "--metrics", "loss", "--report", report, "--log_level", "debug"]
+    assert evaluate("--model", causal, *words) == 0
+    facts = read(report)
+    assert (facts["model"], facts["dataset"]) == (causal.name, held_out.name)
+    assert str(causal.parent) not in report.read_text()
+    assert evaluate("--model", "https://me:planted-secret-0123@hub/m", *words) == 2
+    assert "planted-secret" not in "".join(capfd.readouterr()) + report.read_text()
+
+
+def test_what_was_scored_is_reported_where_writing_fails(evaluate, causal, corpus, tmp_path, monkeypatch, capfd):
+    def fail(*args, **kwargs):
+        raise Failed("no token can be drawn")
+
+    monkeypatch.setattr("frankenlm.trainer_ext.continuations.generate_texts", fail)
+    report = tmp_path / "report.json"
+    words = ["--max_length", 32, "--continuations", 1, "--prompt_tokens", 4, "--max_new_tokens", 4]
+    assert evaluate("--model", causal, "--dataset", corpus, *words, "--report", report) == 1
+    assert read(report)["perplexity"] > 1 and "bleu_1" not in read(report)
+    assert capfd.readouterr().err.splitlines()[-1] == "stopped: no token can be drawn"
+
+
+def test_nothing_to_score(evaluate, unbroken, tmp_path, capfd):
+    """A text of special tokens alone leaves pseudo-perplexity nothing to mask."""
+    text = tmp_path / "special.txt"
+    text.write_text("<|endoftext|>\n")
+    assert evaluate("--model", unbroken, "--dataset", text, "--method", "pseudo") == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: --method pseudo: the text has no token to score")
+
+
+def test_a_tokenizer_of_another_model(evaluate, causal, tmp_path, held_out, capfd):
+    folder = tmp_path / "mixed"
+    shutil.copytree(causal, folder)
+    tokenizer = AutoTokenizer.from_pretrained(causal)
+    tokenizer.add_tokens(["cat sat"])
+    tokenizer.save_pretrained(folder)
+    assert evaluate("--model", folder, "--dataset", held_out, "--metrics", "loss") == 2
+    assert "is of another model" in capfd.readouterr().err.splitlines()[-1]
+
+
 def test_continuations(evaluate, causal, corpus, tmp_path, capsys):
     report, again = tmp_path / "report.json", tmp_path / "again.json"
     words = ["--model", causal, "--dataset", corpus, "--max_length", 32]
@@ -116,6 +188,13 @@ def test_lengths_that_fit():
         (["--batch_size", "0"], "at least 1"),
         (["--mlm_probability", "1"], "between 0 and 1"),
         (["--modle", "x"], "Did you mean '--model'"),
+        (["--one_text"], "a text is scored as one by causal models"),
+        (["--one_text", "--max_documents", "3"], "leave out --max_documents"),
+        (["--one_text", "--split", "validation"], "leave out --split"),
+        (["--metrics", "word_perplexity"], "is of causal models"),
+        (["--device", "banana"], "no such device"),
+        (["--device", "meta"], "no such device"),
+        (["--device", "cpu:banana"], "no such device"),
         (["--max_documents", "few"], "invalid int value"),
     ],
 )
