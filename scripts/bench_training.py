@@ -13,17 +13,30 @@ import argparse
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
+from frankenlm.trainer_ext.cli import (
+    Failed,
+    OneLineParser,
+    UserError,
+    check_new_file,
+    check_numbers,
+    check_threads,
+    path_value,
+    run_command,
+)
 from frankenlm.trainer_ext.timing import median_ratio, write_report
 
 VOCABULARY = 50_259  # GPT-2's, with mask and pad
 MASKED = 0.15
+LONGEST = 512  # positions of every model here
 
 
 def make_mini():
@@ -78,17 +91,16 @@ def run(arguments) -> list[dict]:
         pipes[name], theirs = spawn.Pipe()
         settings = (arguments.threads, arguments.batch, arguments.length, arguments.bf16)
         spawn.Process(target=worker, args=(theirs, name, *settings), daemon=True).start()
+        theirs.close()  # or the end of the process would not be noticed
         seconds[name] = []
     for number in range(arguments.rounds + 1):
         for name, pipe in pipes.items():
-            pipe.send("step")
-            elapsed = pipe.recv()
+            elapsed = ask(pipe, "step", name)
             if number > 0:  # the first round warms up
                 seconds[name].append(elapsed)
     rows = []
     for name, pipe in pipes.items():
-        pipe.send("stop")
-        parameters, peak = pipe.recv()
+        parameters, peak = ask(pipe, "stop", name)
         rows.append(
             {
                 "model": name,
@@ -101,16 +113,43 @@ def run(arguments) -> list[dict]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=8, help="sequences a step (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=512, help="tokens a sequence (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="timed rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
-    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--output", type=Path, default=Path("runs/bench/training.json"), help="JSON file to write")
-    parser.add_argument("--record", type=Path, help="Markdown file to append the table to")
-    arguments = parser.parse_args()
+def ask(pipe, question: str, name: str):
+    """The answer of a model's process.
+
+    Raises:
+        Failed: the process has ended, most likely for want of memory.
+    """
+    try:
+        pipe.send(question)
+        return pipe.recv()
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise Failed(f"the process of {name!r} ended early; a smaller --batch takes less memory.") from error
+
+
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--batch", type=int, default=8, help="sequences a step (default: %(default)s)")
+    add("--length", type=int, default=512, help="tokens a sequence (default: %(default)s)")
+    add("--rounds", type=int, default=4, help="timed rounds (default: %(default)s)")
+    add("--threads", type=int, default=2, help="torch threads (default: %(default)s)")
+    add("--bf16", action="store_true", help="autocast to bfloat16")
+    add("--output", type=path_value, default=Path("runs/bench/training.json"), help="JSON file to write")
+    add("--record", type=path_value, help="Markdown file to append the table to")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
+    check_numbers(arguments, least={"batch": 1, "length": 2, "rounds": 1})
+    check_threads(arguments.threads)
+    if arguments.length > LONGEST:
+        raise UserError(f"--length {arguments.length}: the models have {LONGEST} positions.")
+    for option, path in (("--output", arguments.output), ("--record", arguments.record)):
+        if path is not None:
+            check_new_file(option, path)
     torch.set_num_threads(arguments.threads)
     kind = "bfloat16 autocast" if arguments.bf16 else "float32"
     title = f"A training step, {kind}, batch {arguments.batch} x {arguments.length}"
@@ -118,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

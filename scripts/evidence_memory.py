@@ -18,13 +18,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from transformers.utils import logging as transformers_logging
 
 from frankenlm.modeling.checks import suggest
-from frankenlm.trainer_ext.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
+from frankenlm.trainer_ext.cli import (
+    OneLineParser,
+    UserError,
+    check_new_file,
+    check_numbers,
+    check_output_dir,
+    check_seeds,
+    check_threads,
+    path_value,
+    run_command,
+    user_mistakes,
+)
 from frankenlm.trainer_ext.evidence import (
     SEEDS,
     TABLES,
@@ -46,8 +56,8 @@ def build_parser() -> OneLineParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--output_dir", type=Path, help="folder of the runs, the kept checkpoints and the report")
-    add("--data", type=Path, help="folder with train, validation and test.jsonl, a document a line; "
+    add("--output_dir", type=path_value, help="folder of the runs, the kept checkpoints and the report")
+    add("--data", type=path_value, help="folder with train, validation and test.jsonl, a document a line; "
         f"for the table {', '.join(NEED_DATA)}")  # fmt: skip
     add("--tables", nargs="+",
         help=f"some of {', '.join(TABLES)} (default: all with --data; without it, those that need none)")  # fmt: skip
@@ -66,14 +76,20 @@ def build_parser() -> OneLineParser:
     add("--threads", type=int, help="torch threads (default: torch's own)")
     add("--smoke", action="store_true", help="tiny models, tiny text, four steps: does everything work?")
     add("--report_only", action="store_true", help="train nothing, report on the finished runs")
-    add("--report_dir", type=Path, help="where report.json, the tables and figures go (default: output_dir/report)")
-    add("--card", type=Path, help="Markdown file to write the report to, in words")
-    add("--from_report", type=Path, help="write --card from this report.json, without runs; figures lie beside it")
+    add(
+        "--report_dir",
+        type=path_value,
+        help="folder of report.json, tables and figures (default: output_dir/report)",
+    )
+    add("--card", type=path_value, help="Markdown file to write the report to, in words")
+    add("--from_report", type=path_value, help="write --card from this report.json; its figures lie beside it")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
+    if args.card:
+        check_new_file("--card", args.card)
     if args.from_report:
         rewrite_card(args)
         return
@@ -81,9 +97,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--output_dir is missing: the folder of the runs, the kept checkpoints and the report.")
     args.tables = choose_tables(args)
     check_choices("--models", args.models, MODELS)
-    check_numbers(args)
+    check_numbers(args, least={"tokens": 1})
+    check_threads(args.threads)
+    check_seeds(args.seeds)
+    for rate in args.learning_rates or ():
+        if not 0 < rate < 1:
+            raise UserError(f"--learning_rates {rate:g}: must lie between 0 and 1.")
     report_dir = args.report_dir or args.output_dir / "report"
-    for folder in (args.output_dir, report_dir, *([args.card.absolute().parent] if args.card else [])):
+    for folder in (args.output_dir, report_dir):
         check_output_dir(folder)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -111,8 +132,9 @@ def rewrite_card(args: argparse.Namespace) -> None:
     """
     if args.card is None:
         raise UserError("--from_report needs --card FILE to write to.")
+    if args.card.absolute() == args.from_report.absolute():
+        raise UserError(f"--card {args.card}: is the report itself; name another file.")
     report = read_report(args.from_report)
-    check_output_dir(args.card.absolute().parent)
     write_card(report, args.from_report.parent, args.card)
     print(f"card: {args.card}")
 
@@ -148,19 +170,6 @@ def check_choices(option: str, given: Sequence[str], known: Sequence[str]) -> No
     for name in given:
         if name not in known:
             raise UserError(f"{option}: unknown name {name!r}.{suggest(name, known)} Known: {', '.join(known)}.")
-
-
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that nothing can be measured with."""
-    for name in ("tokens", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1.")
-    for rate in args.learning_rates or ():
-        if not 0 < rate < 1:
-            raise UserError(f"--learning_rates {rate:g}: must lie between 0 and 1.")
-    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
-        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: must be different whole numbers from 0 up.")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,20 @@ trainer_ext/recall_evidence.py, the task in trainer_ext/recall.py.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from frankenlm.modeling.checks import suggest
-from frankenlm.trainer_ext.cli import OneLineParser, UserError, check_output_dir, run_command
+from frankenlm.trainer_ext.cli import (
+    OneLineParser,
+    UserError,
+    check_numbers,
+    check_output_dir,
+    check_seeds,
+    check_threads,
+    path_value,
+    run_command,
+)
 from frankenlm.trainer_ext.files import write_text
 from frankenlm.trainer_ext.recall import RecallTask
 from frankenlm.trainer_ext.recall_evidence import MODELS, read_rows, recall_table, run_row, write_rows
@@ -25,7 +33,7 @@ def build_parser() -> OneLineParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--output_dir", type=Path, required=True, help="folder of runs.csv and table.md")
+    add("--output_dir", type=path_value, required=True, help="folder of runs.csv and table.md")
     add("--models", nargs="+", default=list(MODELS), help=f"some of {'; '.join(MODELS)} (default: all)")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of weights and sequences (default: 0 1 2)")
     add("--steps", type=int, default=290, help="steps of a training (default: %(default)s)")
@@ -63,14 +71,9 @@ def check(args: argparse.Namespace) -> None:
     for name in args.models:
         if name not in MODELS:
             raise UserError(f"--models: unknown name {name!r}.{suggest(name, MODELS)} Known: {'; '.join(MODELS)}.")
-    for name in ("steps", "batch", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: must be at least 1.")
-    if not 0 < args.learning_rate < 1:
-        raise UserError(f"--learning_rate {args.learning_rate:g}: must lie between 0 and 1.")
-    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
-        raise UserError(f"--seeds {' '.join(map(str, args.seeds))}: must be different whole numbers from 0 up.")
+    check_numbers(args, least={"steps": 1, "batch": 1}, between=("learning_rate",))
+    check_threads(args.threads)
+    check_seeds(args.seeds)
 
 
 if __name__ == "__main__":

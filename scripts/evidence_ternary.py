@@ -10,9 +10,8 @@ report.json (the runs with all figures, and the bigram entropies) and table.md, 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from frankenlm.trainer_ext.cli import OneLineParser, check_output_dir, run_command, user_mistakes
+from frankenlm.trainer_ext.cli import OneLineParser, check_output_dir, path_value, run_command, user_mistakes
 from frankenlm.trainer_ext.data import iter_texts, load_splits
 from frankenlm.trainer_ext.ternary_evidence import bigram_entropies, read_run, report_text, write_report
 
@@ -22,10 +21,16 @@ def build_parser() -> OneLineParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--runs", nargs="+", type=Path, required=True, help="output folders of finished runs, in the table's order")
+    add(
+        "--runs",
+        nargs="+",
+        type=path_value,
+        required=True,
+        help="folders of finished runs, in the table's order",
+    )
     add("--dataset", required=True, help="the text they were trained on, given as to scripts/train.py")
     add("--validation_dataset", help="the text they were evaluated on (default: split off the training text)")
-    add("--output_dir", type=Path, required=True, help="folder of the report")
+    add("--output_dir", type=path_value, required=True, help="folder of the report")
     return parser
 
 

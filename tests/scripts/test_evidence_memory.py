@@ -248,21 +248,27 @@ def test_a_damaged_run_is_named(command, smoke, finished, tmp_path, capfd):
         (["--tokens", "0"], "--tokens 0: must be at least 1"),
         (["--tokens", "100"], "one step takes 512 tokens"),
         (["--learning_rates", "0"], "--learning_rates 0: must lie between 0 and 1"),
-        (["--threads", "0"], "--threads 0: must be at least 1"),
-        (["--seeds", "0", "0"], "different whole numbers"),
-        (["--seeds", "-1"], "from 0 up"),
+        (["--threads", "0"], "--threads 0: must lie between 1 and 1024"),
+        (["--threads", "100000"], "--threads 100000: must lie between"),
+        (["--seeds", "0", "0"], "--seeds 0 0: must be different numbers"),
+        (["--seeds", "-1"], "--seeds -1: must lie between 0 and 2^63 - 1"),
+        (["--seeds", "1e3"], "invalid int value"),
+        (["--seeds", "9" * 30], "must lie between 0 and 2^63 - 1"),
+        (["--data", ""], "argument --data: is empty"),
+        (["--card", "{folder}"], "is a folder; name a file in it"),
+        (["--from_report", "{file}", "--card", "{file}"], "is the report itself"),
         (["--data", "/no/such/folder"], "there is no train.jsonl"),
         (["--from_report", "{file}"], "--from_report needs --card FILE"),
         (["--from_report", "{file}", "--card", "{file}.md"], "is not JSON"),
         (["--from_report", "{file}/no", "--card", "{file}.md"], "cannot be read"),
         (["--report_only"], "no finished run"),
-        (["--card", "{file}/card.md"], "cannot write to"),
+        (["--card", "{file}/card.md"], "cannot"),
         (["--output", "x"], "unknown argument '--output'"),
     ],
 )
 def test_mistakes(words, message, command, smoke, tmp_path, untrained, capfd):
     (tmp_path / "file").write_text("")
-    words = [word.format(file=tmp_path / "file") for word in words]
+    words = [word.format(file=tmp_path / "file", folder=tmp_path) for word in words]
     assert command("--output_dir", tmp_path / "out", *smoke, *words) == 2
     error = capfd.readouterr().err
     assert message in error and error.count("\n") == 1

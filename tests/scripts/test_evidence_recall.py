@@ -69,9 +69,10 @@ def test_table_by_hand():
     [
         (["--models", "titan, windw"], "Did you mean 'titan, window'"),
         (["--steps", "0"], "--steps 0: must be at least 1"),
-        (["--learning_rate", "2"], "--learning_rate 2: must lie between 0 and 1"),
-        (["--seeds", "1", "1"], "different whole numbers"),
-        (["--seeds", "-1"], "from 0 up"),
+        (["--learning_rate", "2"], "--learning_rate 2.0: must lie between 0 and 1"),
+        (["--threads", "0"], "--threads 0: must lie between 1 and 1024"),
+        (["--seeds", "1", "1"], "--seeds 1 1: must be different numbers"),
+        (["--seeds", "-1"], "--seeds -1: must lie between 0 and 2^63 - 1"),
     ],
 )
 def test_mistakes(words, message, command, tmp_path, capfd):
@@ -94,3 +95,9 @@ def test_other_tables_are_refused_and_kept(content, message, command, tmp_path, 
     error = capfd.readouterr().err
     assert message in error and error.count("\n") == 1
     assert (tmp_path / "runs.csv").read_text() == content
+
+
+def test_an_empty_folder_name_is_not_the_folder_one_stands_in(command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert command("--output_dir", "", *TINY) == 2
+    assert "argument --output_dir: is empty" in capfd.readouterr().err and not list(tmp_path.iterdir())

@@ -141,6 +141,15 @@ def test_table_of_two_runs(folder, capsys):
     assert table.count("\n| ") == 3 and "Bigram models" in table and table in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--runs", "--dataset", "--output_dir"])
+def test_an_empty_name_is_a_mistake(option, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = {"--runs": folder / "twin", "--dataset": "builtin", "--output_dir": "out", option: ""}
+    assert load("evidence_ternary")(*(word for pair in options.items() for word in pair)) == 2
+    error = capsys.readouterr().err
+    assert f"{option}" in error and "is empty" in error and not list(tmp_path.iterdir())
+
+
 def test_a_folder_without_a_run_is_a_mistake(tmp_path, capsys):
     code = load("evidence_ternary")("--runs", tmp_path, "--dataset", "builtin", "--output_dir", tmp_path / "out")
     assert code == 2 and "metrics.json is missing" in capsys.readouterr().err
