@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from frankenlm.trainer_ext.cli import UserError, run_command
+from frankenlm.trainer_ext.cli import Failed, UserError, run_command
 from frankenlm.trainer_ext.comparing import METRICS, PANELS, choose_metrics, format_value, make_labels, markdown_report
 from frankenlm.trainer_ext.metrics.text import bleu
 from frankenlm.trainer_ext.tokenizers import train_tokenizer
@@ -166,6 +167,66 @@ def test_different_tokenizers_are_said(compare, models, tmp_path):
     words = ["--metrics", "vocabulary", "--max_new_tokens", 3, "--output_dir", tmp_path / "o"]
     assert compare("--models", models[0], other, *words) == 0
     assert "different tokenizers" in (tmp_path / "o" / "compare.md").read_text()
+
+
+def test_half_a_surrogate_pair_is_refused_before_the_work(compare, models, tmp_path, capfd):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "the cat", "reference": "half \\ud835 here"}\n')
+    assert compare("--models", *models, "--prompts", prompts, "--output_dir", tmp_path / "o") == 2
+    err = capfd.readouterr().err.splitlines()
+    assert len(err) == 1 and "line 1" in err[0] and "surrogate" in err[0]
+    assert not (tmp_path / "o").exists()
+
+
+def test_models_that_are_measured_are_reported_whatever_ends_the_work(compare, models, tmp_path, monkeypatch, capfd):
+    from frankenlm.trainer_ext import comparing
+
+    measure, done = comparing.measure, []
+
+    def once(*args):
+        if done:
+            raise Failed("no token can be drawn")
+        done.append(True)
+        return measure(*args)
+
+    monkeypatch.setattr(comparing, "measure", once)
+    words = ["--max_new_tokens", 3, "--metrics", "repetition", "--output_dir", tmp_path / "o"]
+    assert compare("--models", *models, *words) == 1
+    facts = read(tmp_path / "o" / "compare.json")
+    assert [row["label"] for row in facts["models"]] == ["one"] and facts["models_asked_for"] == 2
+    assert (tmp_path / "o" / "compare.md").exists()
+    assert capfd.readouterr().err.splitlines()[-1] == "stopped: no token can be drawn"
+
+
+@pytest.mark.parametrize("name", ["two words", 'it\'s "quoted"', "a\nb", "größe 🌍", "$x|y`"])
+def test_names_that_tables_must_bear(compare, models, name, tmp_path):
+    folder = tmp_path / name
+    shutil.copytree(models[0], folder)
+    output = tmp_path / f"out {name}"
+    words = ["--max_new_tokens", 2, "--metrics", "repetition", "--output_dir", output]
+    assert compare("--models", folder, *words) == 0
+    (row,) = read(output / "compare.json")["models"]
+    assert row["model"] == name and "\n" not in row["label"]
+    assert len((output / "compare.csv").read_text().splitlines()) == 2 + name.count("\n")
+    assert sorted(file.name for file in output.iterdir()) == [
+        "compare.csv",
+        "compare.json",
+        "compare.md",
+        "compare.png",
+    ]
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_a_report(compare, models, tmp_path, monkeypatch, capfd):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    words = ["--max_new_tokens", 2, "--metrics", "repetition", "--output_dir", tmp_path / "o"]
+    assert compare("--models", models[0], *words) == 0
+    before = {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()}
+    monkeypatch.setattr("frankenlm.trainer_ext.files.os.fsync", full)
+    assert compare("--models", models[1], *words) == 6
+    assert capfd.readouterr().err.splitlines()[-1].startswith("storage: ")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()} == before
 
 
 def test_panels_draw_measures():

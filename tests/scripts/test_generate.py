@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import importlib.util
 import io
 import json
@@ -92,11 +93,16 @@ def infinito(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generate():
-    """generate(*words) runs the script in this process and returns its exit code."""
+    """generate(*words) runs the script, generate.script, in this process and returns its exit code."""
     spec = importlib.util.spec_from_file_location("script_generate", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return lambda *words: run_command(module.main, [str(word) for word in words])
+
+    def run(*words) -> int:
+        return run_command(module.main, [str(word) for word in words])
+
+    run.script = module
+    return run
 
 
 @pytest.fixture
@@ -353,6 +359,59 @@ def test_report(generate, gpt2, tmp_path):
     assert facts["settings"]["top_k"] == 9 and facts["settings"]["seed"] == 3
     assert facts["model"] == gpt2.name and facts["tokens"] == 5 and facts["tokens_per_second"] > 0
     assert facts["versions"]["transformers"] and facts["dtype"] == "float32"
+
+
+def test_texts_are_kept_whatever_ends_the_work(generate, gpt2, tmp_path, monkeypatch, capsys):
+    report = tmp_path / "r.json"
+    whole, calls = generate.script.generate_texts, []
+
+    def twice(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(generate.script, "generate_texts", twice)
+    words = ["--prompt", "the cat", "--prompt", "birds", "--max_new_tokens", 3, "--json", report]
+    assert generate("--model", gpt2, *words) == 130
+    assert [row["prompt"] for row in read(report)["texts"]] == ["the cat"]
+
+
+def test_a_reader_who_leaves_ends_what_is_only_shown(generate, gpt2, tmp_path, monkeypatch):
+    class Closed(io.StringIO):
+        encoding = "utf-8"
+
+        def write(self, text):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    words = ["--model", gpt2, "--prompt", "the cat", "--max_new_tokens", 3]
+    monkeypatch.setattr("sys.stdout", Closed())
+    assert generate(*words) == 141
+    assert generate(*words, "--json", tmp_path / "r.json") == 0
+    assert read(tmp_path / "r.json")["tokens"] == 3
+
+
+def test_logits_that_are_no_numbers(generate, gpt2, monkeypatch, capsys):
+    def draw(self, *args, **kwargs):
+        raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+
+    monkeypatch.setattr("transformers.GPT2LMHeadModel.generate", draw)
+    assert generate("--model", gpt2, "--prompt", "the cat") == 1
+    assert "stopped: the model's logits are NaN or infinite" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("line", ["/seed ²", "/seed " + "9" * 5000, "/seed -1", "/seed x"])
+def test_odd_seeds_end_no_talk(generate, gpt2, monkeypatch, capsys, line):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{line}\nthe cat\n"))
+    assert generate("--model", gpt2, "--interactive", "--max_new_tokens", 3) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() and "unknown command" in err
+
+
+def test_no_standard_input(generate, gpt2, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stdin", None)
+    assert generate("--model", gpt2, "--interactive", "--json", tmp_path / "r.json") == 0
+    assert read(tmp_path / "r.json")["texts"] == []
 
 
 def test_attention_map(texts, tmp_path, tokenizer):

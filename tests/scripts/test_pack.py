@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -162,6 +164,35 @@ def test_bitnet_with_int8_ends(tie, pack, tmp_path):
     tables = [tensor for tensor in load_file(output / "model.safetensors").values() if tensor.dtype == torch.int8]
     assert len(tables) == (1 if tie else 2)
     assert pack("--model", output, "--output", tmp_path / "back", "--to", "bitnet") == 2
+
+
+@pytest.mark.parametrize("number", [28, 30])
+def test_a_full_or_read_only_disk_leaves_nothing(number, pack, legacy, tmp_path, monkeypatch, capsys):
+    """The checkpoint is written beside and renamed, so the same command can be given again."""
+
+    def full(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("frankenlm.trainer_ext.packed_checkpoints.write_json", full)
+    assert pack("--model", legacy, "--output", tmp_path / "new" / "packed") == 6
+    assert os.strerror(number) in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cards_and_reports_name_no_place(pack, legacy, tmp_path):
+    assert pack("--model", legacy, "--output", tmp_path / "packed") == 0
+    for name in ("README.md", "packing.json", "config.json"):
+        assert str(legacy.parent) not in (tmp_path / "packed" / name).read_text(), name
+    assert json.loads((tmp_path / "packed" / "packing.json").read_text())["model"] == legacy.name
+    assert f"The ternary weights of `{legacy.name}`" in (tmp_path / "packed" / "README.md").read_text()
+
+
+def test_a_damaged_tokenizer_is_found_before_anything_is_written(pack, legacy, tmp_path, capsys):
+    shutil.copytree(legacy, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    assert pack("--model", tmp_path / "model", "--output", tmp_path / "packed") == 2
+    assert "its tokenizer cannot be used" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "packed").exists()
 
 
 def test_a_damaged_bitnet_checkpoint_is_named(main, tmp_path):
