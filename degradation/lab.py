@@ -124,9 +124,11 @@ class Lab:
         check_given(model, config)
         found = config_of(model)
         check_inputs(self.name, found, config)
+        inner, masked = unwrap(model), fills_masks(found)
+        generation = GenerationConfig() if masked else inner.generation_config
         reading = reading_identity(
-            config, tokenizer, processor, unwrap(model).generation_config or GenerationConfig(),
-            attention=attention_of(unwrap(model)), adapter=adapter_of(model), fills_masks=fills_masks(found),
+            config, tokenizer, processor, generation,
+            attention=attention_of(inner), adapter=adapter_of(model), fills_masks=masked,
         )  # fmt: skip
         return found, fingerprint_model(model), tokenizer, processor, reading
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from frankenlm.degradation.measures import perplexity_text
-from frankenlm.degradation.text_probe import CONTEXT, STRIDE, TextProbe, divergence
+from frankenlm.degradation.text_probe import CONTEXT, TextProbe, divergence
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_long_texts_score_every_token_once_with_what_stands_before_it(probe_of, 
     total, count = losses(probe.model, ids[:CONTEXT]).sum(), CONTEXT - 1
     end = CONTEXT
     while end < len(ids):
-        start = end - CONTEXT + STRIDE
+        start = end - CONTEXT + CONTEXT // 2
         window = ids[start : start + CONTEXT]
         fresh = losses(probe.model, window)[-(start + len(window) - end) :]
         total, count, end = total + fresh.sum(), count + len(fresh), start + len(window)
