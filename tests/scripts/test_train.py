@@ -23,6 +23,8 @@ from frankenlm.trainer_ext.folder_lock import locked_folder
 from frankenlm.trainer_ext.preflight import check_data_arguments
 from frankenlm.trainer_ext.recipe import hold_output_dir
 
+from .conftest import write_corpus
+
 ROOT = Path(__file__).resolve().parents[2]
 # what a resumed run must repeat bit for bit; the rest are timings
 CURVES = ("step", "tokens_seen", "loss", "eval_loss", "learning_rate", "grad_norm", "aux_loss", "expert_load_min")
@@ -223,6 +225,7 @@ def odd_files(tmp_path):
     (tmp_path / "corrupt.jsonl").write_text('{"text": "one document"}\n{"text": "two"\n')
     (tmp_path / "run.yaml").write_text("training: {learning_rte: 1}")
     (tmp_path / "file").write_text("no folder")
+    write_corpus(tmp_path / "other.jsonl", documents=40, seed=9)
     return tmp_path
 
 
@@ -249,6 +252,25 @@ def test_an_objective_that_the_family_has_no_head_for(objective, run_train, tmp_
         (["--resume_from_checkpoint", "{dir}"], "not a checkpoint folder"),
         (["--resume_from_checkpoint", "last", "--overwrite_output_dir"], "exclude each other"),
         (["--resume_from_checkpoint", "{unbroken}/checkpoint-3", "--model.hidden_size", "32"], "has hidden_size=16"),
+        (["--resume_from_checkpoint", "{unbroken}/checkpoint-3", "--seed", "7"], "seed=42, now 7"),
+        (
+            [
+                "--resume_from_checkpoint",
+                "{unbroken}/checkpoint-3",
+                "--max_steps",
+                "6",
+                "--dataset",
+                "{dir}/other.jsonl",
+            ],
+            "the rows of the dataset are not those it was trained with",
+        ),
+        (["--output_dir", "{unbroken}", "--overwrite_output_dir", "--report_to", "wandb"], "requires wandb"),
+        (["--output_dir", "{unbroken}", "--overwrite_output_dir", "--optim", "galore_adamw"], "galore_torch"),
+        (["--output_dir", "{unbroken}", "--overwrite_output_dir", "--dataset", "{dir}/missing.txt"], "missing.txt"),
+        (["--learning_rate", "nan"], "learning_rate nan"),
+        (["--max_steps", "-5"], "--max_steps -5: must be at least 1, or -1"),
+        (["--dataset", ""], "--dataset is empty"),
+        (["--dataloader_drop_last", "--batch_size", "5000"], "leaves nothing to train on"),
         (["--fp16"], "fp16 needs a GPU"),
         (["--ternary_training", "sign_accum"], "this model has none: set use_bitnet"),
         (["--ternary_training", "sign_accum", "--model.use_bitnet", "true", "--model.w_scheme", "binary"], "w_scheme"),
@@ -282,6 +304,17 @@ def test_an_earlier_run_is_replaced_only_when_asked(train, unbroken, tmp_path):
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-1"}
     assert (folder / "mine.txt").read_text() == "keep"
     assert metrics(folder)["steps"] == 1
+
+
+def test_secrets_reach_no_file_and_no_console(train, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HF_TOKEN", "planted-in-the-environment")
+    words = ["--hub_token", "planted-in-a-flag", "--optim_args", "token=planted-in-options", "--save_steps", 1]
+    assert train(tmp_path / "out", "--max_steps", 1, *words) == 0
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"README.md", "metrics.json", "training.log", "training_args.bin"}
+    assert not [path for path in files if b"planted" in path.read_bytes()]
+    out, err = capfd.readouterr()
+    assert "planted" not in out + err
 
 
 def test_full_storage_has_its_own_exit_code(train, tmp_path, monkeypatch, capsys):
