@@ -175,11 +175,12 @@ def test_the_count_is_known_when_the_data_comes_from_the_cache(tmp_path, load, m
         load(path)
 
 
-def test_rows_read_more_than_once_count_once(tmp_path):
+def test_rows_read_more_than_once_count_once(tmp_path, caplog):
     path = mixed(tmp_path / "a.jsonl")
     splits = load_splits(path, skip_bad_rows=True, streaming=True)
     for _ in range(2):
         assert sum(len(list(iter_texts(split))) for split in splits.values()) == 40
+    assert len([record for record in caplog.records if "a bad row is left out" in record.message]) == 3
     assert skipped_rows() == len(BAD_LINES) + 1
 
 
