@@ -225,7 +225,7 @@ def odd_files(tmp_path):
     (tmp_path / "corrupt.jsonl").write_text('{"text": "one document"}\n{"text": "two"\n')
     (tmp_path / "run.yaml").write_text("training: {learning_rte: 1}")
     (tmp_path / "file").write_text("no folder")
-    write_corpus(tmp_path / "other.jsonl", documents=40, seed=9)
+    write_corpus(tmp_path / "o.jsonl", documents=40, seed=9)
     return tmp_path
 
 
@@ -260,7 +260,7 @@ def test_an_objective_that_the_family_has_no_head_for(objective, run_train, tmp_
                 "--max_steps",
                 "6",
                 "--dataset",
-                "{dir}/other.jsonl",
+                "{dir}/o.jsonl",
             ],
             "the rows of the dataset are not those it was trained with",
         ),
