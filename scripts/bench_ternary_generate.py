@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
 from frankenlm.kernels.ops import load, which_path
 from frankenlm.modeling import Legacy1BitForCausalLM
@@ -106,7 +107,7 @@ class Ours(Torch):
 def twins(config) -> dict[str, Legacy1BitForCausalLM]:
     """The full-precision model in each of torch's formats."""
     wide = Legacy1BitForCausalLM(config).eval()
-    narrow = Legacy1BitForCausalLM._from_config(config, dtype=torch.bfloat16).eval()
+    narrow = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     return dict(zip(TWINS, (wide, narrow), strict=True))
 
 

@@ -1,7 +1,14 @@
-"""What every test shares: one thread (the suite runs on small machines) and the same random numbers each time."""
+"""What every test shares: one thread (the suite runs on small machines), the same random numbers each time, and an end
+where another library no longer has what we use: tests/test_platform.py then says what, and nothing else runs.
+"""
+
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
+
+PLATFORM = Path(__file__).with_name("test_platform.py")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -12,3 +19,24 @@ def single_thread():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path != PLATFORM)  # stable: the rest keeps its order
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and item.path == PLATFORM and "fact" in item.fixturenames:
+        item.session.shouldfail = "another library has changed: the failures of test_platform.py say where"
+    return report
+
+
+def pytest_collectreport(report):
+    """A file that cannot be imported may be the first to meet a rename, before any test runs."""
+    if report.failed:
+        facts = runpy.run_path(str(PLATFORM))
+        broken = [sentence for sentence in map(facts["broken"], sorted(facts["NEEDS"])) if sentence]
+        if broken:
+            pytest.exit("another library has changed:\n" + "\n".join(broken), returncode=1)

@@ -1,0 +1,148 @@
+"""The set-up: the lock covers what setup.cfg asks for, and what goes wrong on the way is one line."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts" / "packages"
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # install.py imports its sibling by name
+    spec.loader.exec_module(module)
+    return module
+
+
+requirements = load("requirements")
+install = load("install")
+
+
+def versions(lines, python):
+    """Return what the lines say for a Python, by name."""
+    found = {}
+    for line in lines:
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
+            (only,) = requirement.specifier
+            assert only.operator == "==", line
+            found[canonicalize_name(requirement.name)] = only.version.removesuffix("+cpu")
+    return found
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_meets_every_requirement(python):
+    locked = versions(requirements.locked(), python)
+    for line in requirements.requirements():
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), line
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_a_space_installs_the_locks_versions_and_no_cuda(python):
+    locked = versions(requirements.locked(), python)
+    lines = [line for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    space = versions(lines, python)
+    assert space.items() <= locked.items()
+    assert {canonicalize_name(Requirement(line).name) for line in requirements.requirements("app")} <= set(space)
+    assert f"torch=={locked['torch']}+cpu" in lines
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "requirements.txt"])
+def test_no_line_names_an_index_a_hash_or_cuda(name):
+    for line in (ROOT / name).read_text("utf-8").splitlines():
+        assert line.startswith("#") or not any(word in line for word in ("--", "://", "nvidia", "cuda", "triton")), line
+
+
+def test_every_requirement_has_a_floor_that_its_range_contains():
+    floors = {
+        canonicalize_name(name): version for name, version in (line.split("==") for line in requirements.floors())
+    }
+    for line in requirements.requirements():
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(floors[canonicalize_name(requirement.name)]), line
+
+
+def test_a_requirement_without_a_floor_is_refused(monkeypatch):
+    monkeypatch.setattr(requirements, "requirements", lambda *extras: ["tqdm"])
+    with pytest.raises(ValueError, match="'tqdm' without a floor: write tqdm>=VERSION"):
+        requirements.floors()
+
+
+def test_an_old_python_is_told_in_one_line():
+    with pytest.raises(install.InstallError, match=r"^python3 is Python 3\.10, .* make install PYTHON=python3\.11$"):
+        install.check_python((3, 10, 4), "python3")
+    install.check_python((3, 11), "python3")
+
+
+def test_the_scripts_can_be_read_by_pythons_that_are_too_old():
+    """They must get as far as saying so."""
+    import ast
+
+    for name in ("install", "requirements"):
+        ast.parse((SCRIPTS / f"{name}.py").read_text("utf-8"), feature_version=(3, 8))
+
+
+NO_NETWORK = """\
+WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(<...>: Failed to establish)': /simple/
+ERROR: Could not find a version that satisfies the requirement torch==2.13.0 (from versions: none)
+ERROR: No matching distribution found for torch==2.13.0
+"""
+CONFLICT = """\
+ERROR: Cannot install frankenlm because these package versions have conflicting dependencies.
+The conflict is caused by:
+    frankenlm[train] 0.1.0 depends on tqdm>=4.67
+    The user requested (constraint) tqdm==4.1.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("output", "line"),
+    [
+        (NO_NETWORK, "pip cannot reach the package index: is there a network?"),
+        ("ERROR: No matching distribution found for torch==2.99.0+cpu", "no torch==2.99.0+cpu, the build without CUDA"),
+        ("ERROR: No matching distribution found for tqdm==99.0 ", "tqdm==99.0 of constraints.txt cannot be had"),
+        (CONFLICT, "tqdm==4.1.0 of constraints.txt cannot be had"),
+        ("ERROR: No space left on device", "ERROR: No space left on device (all it said: x.log)"),
+        ("", "pip failed (all it said: x.log)"),
+    ],
+)
+def test_what_pip_says_becomes_one_line(output, line):
+    told = install.explain(output, Path("x.log"))
+    assert line in told and "\n" not in told
+    assert ("make update" in told) == ("constraints.txt cannot be had" in line)
+
+
+def test_a_torch_that_was_asked_for_is_remembered(tmp_path):
+    choice = tmp_path / "torch.txt"
+    assert install.remembered(choice, None) is None
+    assert install.remembered(choice, "torch==2.13.0") == "torch==2.13.0"
+    assert install.remembered(choice, None) == "torch==2.13.0"
+    assert install.remembered(choice, "cpu") is None and install.remembered(choice, None) is None
+
+
+def test_the_locks_torch_gives_way_to_the_one_that_is_asked_for(tmp_path):
+    def names(torch):
+        lines = install.constraints_of(tmp_path, "lock", torch).read_text("utf-8").splitlines()
+        return {line.partition("==")[0] for line in lines}
+
+    assert names(None) - names("torch==2.99.0") == {"torch"}
+
+
+def test_a_clone_is_the_package_from_the_folder_it_lies_in(tmp_path):
+    """Python finds the clone itself there, not the package inside, and would make it an empty namespace."""
+    (tmp_path / "frankenlm").symlink_to(ROOT)
+    code = "import frankenlm, frankenlm.modeling, frankenlm.kernels.ops; print(frankenlm.__version__)"
+    done = subprocess.run([sys.executable, "-S", "-c", "import frankenlm; print(frankenlm.__version__)"],
+                          cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr  # nothing installed: -S
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr

@@ -1,0 +1,191 @@
+"""What we stand on in other libraries, fact by fact: it runs first, and where it fails nothing else runs.
+
+A library that renames something we use then reads as one sentence here, and not as thousands of failures. Two kinds of
+facts: every name that our code imports from another library (found in the code itself), and every private name that it
+overrides, reads or calls (FACTS, which the last tests hold complete).
+"""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import platform
+import re
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("modeling", "trainer_ext", "degradation", "kernels", "scripts")
+LIBRARIES = (
+    "accelerate", "bitsandbytes", "datasets", "evaluate", "gradio", "huggingface_hub", "peft", "safetensors",
+    "tokenizers", "transformers",
+)  # fmt: skip
+
+# "module:attribute.attribute" of another library: who needs it, and what for
+FACTS = {
+    "transformers:PreTrainedModel._init_weights": "our models initialise what transformers does not know",
+    "transformers:PreTrainedModel._tied_weights_keys": "our heads name what they share with the embedding",
+    "transformers:PreTrainedModel._no_split_modules": "our blocks stay whole under a device map",
+    "transformers:PreTrainedModel._keep_in_fp32_modules": "packed_checkpoints.py leaves out what stays wide",
+    "transformers:PreTrainedModel._keep_in_fp32_modules_strict": "Mamba-2's scalars stay in float32",
+    "transformers:PreTrainedModel._supports_sdpa": "our models offer it",
+    "transformers:PreTrainedModel._is_stateful": "generation.py refuses assisted decoding with it",
+    "transformers:Trainer._issue_warnings_after_load": "trainer.py says which missing keys matter",
+    "transformers:PreTrainedConfig._attn_implementation": "our models ask which attention runs",
+    "transformers:PreTrainedConfig._commit_hash": "fingerprint.py records which revision was damaged",
+    "transformers:Trainer._get_train_sampler": "trainer.py repeats the order of batches by length on resume",
+    "transformers:Trainer._get_output_dir": "trainer.py looks at a checkpoint's folder before it is written",
+    "transformers:Trainer._prepare_inputs": "trainer.py brings a batch to the model's device",
+    "transformers:Trainer._save": "trainer.py writes what belongs into a checkpoint",
+    "transformers:Trainer._loss_shifts_labels": "trainer.py smooths labels as the loss shifts them",
+    "transformers:Trainer._tr_loss": "trainer.py reports the loss since the last row",
+    "transformers:Trainer._globalstep_last_logged": "trainer.py reports the loss since the last row",
+    "transformers:AutoModelForImageTextToText._model_mapping": "model_checks.py tells kinds of models apart",
+    "transformers:AutoModelForMaskedLM._model_mapping": "model_checks.py tells kinds of models apart",
+    "transformers.generation:GenerationMixin._prepare_cache_for_generation": "generation.py brings our cache",
+    "transformers.generation:GenerationMixin._expand_inputs_for_generation": "Infinito repeats its memory for beams",
+    "transformers.cache_utils:Cache.is_croppable": "cache.py says what can be taken back",
+    "transformers.cache_utils:Cache.activate_past_recording": "generate() calls it on our cache",
+    "transformers.quantizers.base:HfQuantizer._process_model_before_weight_loading": "quantizer_ternary.py",
+    "transformers.quantizers.base:HfQuantizer._process_model_after_weight_loading": "quantizer_ternary.py",
+    "transformers.utils:ModelOutput.past_key_values": "outputs are still read under the old name",
+    "datasets:Dataset._fingerprint": "packing.py names prepared data by it",
+    "argparse:ArgumentParser._actions": "cli.py and presets.py find a command's flags",
+    "argparse:HelpFormatter._format_args": "presets.py writes the help of long lists",
+    "torch:_int_mm": "bench_contestants.py measures torch's own int8 product",
+    "torch.nn:Module._backward_hooks": "layer_calls.py calls a module where somebody listens",
+    "torch.nn:Module._backward_pre_hooks": "layer_calls.py calls a module where somebody listens",
+    "torch.nn:Module._forward_hooks": "layer_calls.py calls a module where somebody listens",
+    "torch.nn:Module._forward_pre_hooks": "layer_calls.py calls a module where somebody listens",
+    "torch.nn:Module._modules": "parameter_index.py looks into wrappers",
+    "torch.nn:Module._parameters": "groups.py replaces a parameter in its place",
+}
+# attributes that objects get when they are made, which only their class's source shows
+OF_INSTANCES = {
+    "transformers:PreTrainedConfig._attn_implementation", "transformers:PreTrainedConfig._commit_hash",
+    "transformers:Trainer._loss_shifts_labels", "transformers:Trainer._tr_loss",
+    "transformers:Trainer._globalstep_last_logged", "datasets:Dataset._fingerprint",
+    "argparse:ArgumentParser._actions",
+    *(f"torch.nn:Module.{name}" for name in (
+        "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters"
+    )),
+}  # fmt: skip
+
+
+def broken(fact: str) -> str | None:
+    """Return the sentence that says what is missing, or None."""
+    module_name, _, path = fact.partition(":")
+    library = module_name.partition(".")[0]
+    try:
+        found = importlib.import_module(module_name)
+        *owners, last = path.split(".")
+        for name in owners:
+            found = getattr(found, name)
+        if fact not in OF_INSTANCES:
+            if not hasattr(found, last) and not owners:
+                return importlib.import_module(f"{module_name}.{last}") and None  # a module of a package
+            getattr(found, last)
+        elif not re.search(rf"\b{last}\b", inspect.getsource(found)):
+            raise AttributeError(last)
+    except (ImportError, AttributeError):
+        return f"{library} {version_of(library)} has no {fact.replace(':', '.')}: {NEEDS[fact]}"
+    return None
+
+
+def version_of(library: str) -> str:
+    return platform.python_version() if library in sys.stdlib_module_names else version(library)
+
+
+@cache
+def imported_facts() -> dict[str, str]:
+    """Return every name our code imports from LIBRARIES, as facts, with the files that do so."""
+    files: dict[str, list[str]] = {}
+    for path in our_files():
+        for fact in imports_of(path):
+            files.setdefault(fact, []).append(path.relative_to(ROOT).as_posix())
+    return {fact: f"imported by {', '.join(paths)}" for fact, paths in files.items()}
+
+
+def our_files() -> list[Path]:
+    return [ROOT / "app.py", *(path for part in PARTS for path in sorted((ROOT / part).rglob("*.py")))]
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module.partition(".")[0] in LIBRARIES:
+            found |= {f"{node.module}:{alias.name}" for alias in node.names}
+    return found
+
+
+NEEDS = {**imported_facts(), **FACTS}
+
+# what libraries warn of while they are imported is not our business
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("fact", sorted(NEEDS))
+def test_a_name_we_use_is_there(fact):
+    sentence = broken(fact)
+    assert sentence is None, sentence
+
+
+def test_a_rename_is_told_in_one_sentence(monkeypatch):
+    import transformers
+
+    monkeypatch.delattr(transformers.Trainer, "_get_train_sampler")
+    assert broken("transformers:Trainer._get_train_sampler") == (
+        f"transformers {transformers.__version__} has no transformers.Trainer._get_train_sampler: "
+        "trainer.py repeats the order of batches by length on resume"
+    )
+
+
+# --- the table of private names is complete
+
+
+def private_names(path: Path) -> tuple[set[str], set[str]]:
+    """Return the private names that a file defines, and the private attributes that it reads."""
+    defined, read = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute):
+            (read if isinstance(node.ctx, ast.Load) else defined).add(node.attr)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+    return tuple({name for name in names if re.match("_[a-z]", name)} for names in (defined, read))
+
+
+def test_every_private_name_that_is_not_ours_is_a_fact():
+    files = {path: private_names(path) for path in our_files()}
+    ours = set().union(*(defined for defined, _ in files.values()))
+    known = {fact.rpartition(".")[2].rpartition(":")[2] for fact in FACTS}
+    foreign = {name: path.name for path, (_, read) in files.items() for name in read - ours - known}
+    assert not foreign, f"private names of other libraries without a line in FACTS: {foreign}"
+
+
+def our_classes() -> set[type]:
+    found: set[type] = set()
+    for package in ("modeling", "trainer_ext", "degradation"):
+        folder = importlib.import_module(f"frankenlm.{package}")
+        for module in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):
+            for value in vars(importlib.import_module(module.name)).values():
+                if isinstance(value, type) and value.__module__.startswith("frankenlm."):
+                    found.add(value)
+    return found
+
+
+def test_every_private_name_that_we_override_is_a_fact():
+    known = {fact.rpartition(".")[2] for fact in FACTS}
+    for each in our_classes():
+        theirs = {
+            name for base in each.__mro__ if base.__module__.partition(".")[0] in LIBRARIES for name in vars(base)
+        }
+        ours = {name for name in vars(each) if re.match("_[a-z]", name)} - {"_auto_class"}  # registering sets it
+        assert not (ours & theirs) - known, f"{each.__name__} overrides {(ours & theirs) - known}: add lines to FACTS"
