@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from .journal import (
-    TEMPORARY_ENDING,
     JournalReader,
     encode_line,
     read_rows,
@@ -148,9 +147,10 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_temporaries(folder: Path, json_path: Path) -> None:
-    """Remove what a kill during an export left behind."""
-    for path in (temporary_of(json_path), *folder.glob(f".*{TEMPORARY_ENDING}")):
-        path.unlink(missing_ok=True)
+    """Remove what a kill during an export left behind; nothing else of that ending is ours."""
+    written = (*(f"{name}.jsonl" for name in SIDE_FILES), "manifest.json", "manifest.json.damaged")
+    for path in (json_path, *(folder / name for name in written)):
+        temporary_of(path).unlink(missing_ok=True)
 
 
 def side_key(name: str, record: Mapping[str, Any]) -> tuple[str, str, str, int]:

@@ -1,6 +1,7 @@
 """What the figures of the analysis share: colours, panels, axes of levels, files. Draws without a display."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ..trainer_ext.files import replaced_file, write_text
 from .curves import Curve
 from .level_axis import LevelAxis
 from .tables import Series
@@ -139,7 +141,8 @@ def legend(figure: Figure, axes: Sequence, columns: int = 2) -> None:
 def save(figure: Figure, folder: Path, name: str, rows: Sequence[Mapping[str, Any]], title: str, caption: str) -> Plot:
     """Write NAME.png and NAME.csv, equal numbers giving equal bytes."""
     plot = Plot(name, title, caption, folder / f"{name}.png", folder / f"{name}.csv")
-    figure.savefig(plot.png, metadata={"Software": None})
+    with replaced_file(plot.png) as scratch:
+        figure.savefig(scratch, metadata={"Software": None})
     write_csv(plot.csv, rows)
     return plot
 
@@ -147,10 +150,11 @@ def save(figure: Figure, folder: Path, name: str, rows: Sequence[Mapping[str, An
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows as CSV; their columns are joined, numbers have six digits, and nothing stands for no value."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
+    write_text(path, text.getvalue())
 
 
 def _cell(value: Any) -> Any:

@@ -34,6 +34,7 @@ from .plot_style import (
     save,
     value_axis,
 )
+from .statistics import COVERAGE
 from .tables import Series
 
 PERPLEXITIES = ("perplexity", "kl_to_baseline")
@@ -249,8 +250,8 @@ def plot_ranking(curves: Sequence[Curve], names: Sequence[str], folder: Path, na
             for place, row in enumerate(entries)
         ]  # fmt: skip
     return save(figure, folder, name, rows, "Which group is most vulnerable",
-                "L50 with its 95 % interval, most vulnerable group on top. A triangle stands where the levels ended "
-                "before L50 was reached, an arrow where an interval goes on beyond them.")  # fmt: skip
+                "L50 with its interval, most vulnerable group on top. A triangle stands where the levels ended "
+                f"before L50 was reached, an arrow where an interval goes on beyond them. {COVERAGE}")  # fmt: skip
 
 
 def curves_label(curves: Sequence[Curve], measure: str) -> str:

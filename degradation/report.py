@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy
 
+from ..trainer_ext.files import write_text
 from .curves import Curve, by_task, make_curves
 from .measure_names import BREAKS, CORRECT, PER_SKILL, RANKED, Measure, known_measures, meaning
 from .measures import measure_cell, measure_row
@@ -235,13 +236,13 @@ def write_report(results: Sequence[str | Path], output_dir: str | Path, **option
     write_csv(folder / "curves.csv", [row for curve in analysis.curves for row in curve_rows(curve)])
     write_json(folder / "report.json", said)
     page = folder / "report.html"
-    page.write_text(build_page(said, by_task(analysis.curves), drawn, folder), encoding="utf-8")
+    write_text(page, build_page(said, by_task(analysis.curves), drawn, folder))
     return page
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON: numbers that are not finite become null."""
-    path.write_text(json.dumps(_clean(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(_clean(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def _clean(value: Any) -> Any:

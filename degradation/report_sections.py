@@ -24,9 +24,10 @@ from .report_page import (
     warning_box,
 )
 from .result_files import common
+from .statistics import COVERAGE
 
 SHOWN_SENTENCES = 8
-L50_CAPTION = "L50: half way from the baseline to the floor, with the 95 % interval over repeats."
+L50_CAPTION = f"L50: half way from the baseline to the floor, with the interval over repeats. {COVERAGE}"
 EFFECT_CAPTION = "d-crit: where Cohen's d against the baseline first reaches 0.8, by the spread between answers."
 BETTER = {1: "more", -1: "less", None: "neither"}
 Tasks = Mapping[tuple[str, str], Sequence[Curve]]

@@ -10,7 +10,7 @@ from .curves import Curve
 from .level_axis import level_text
 from .measure_names import Measure
 from .result_files import ResultFile
-from .statistics import FEW
+from .statistics import COVERAGE, FEW
 from .tables import MODEL_MEASURES, Series
 
 CERTAIN = 0.975  # share of draws from which an order is called certain
@@ -170,8 +170,8 @@ def _few_repeats(series: Sequence[Series]) -> list[str]:
     if few == {1}:
         return ["There is one repeat only, so no interval and no spread. Repeats differ a lot: run at least 5."]
     return [
-        f"n_rep = {', '.join(map(str, sorted(few)))} is below {FEW}: repeats differ a lot, and intervals from so few "
-        "are too narrow (at 3 repeats a 95 % interval covers about 75 %, at 5 about 84 %, at 10 about 91 %)."
+        f"n_rep = {', '.join(map(str, sorted(few)))} is below {FEW}: repeats differ a lot, so the intervals of means "
+        f"are wide; those of critical levels and medians are too narrow. {COVERAGE}"
     ]
 
 

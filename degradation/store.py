@@ -16,7 +16,9 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -51,6 +53,7 @@ from .recovery import (
 logger = logging.getLogger(__name__)
 
 BYTES_PER_ROW = 3000
+CLAIM = re.compile(r"[0-9a-f]{40}")
 COPIES = 2  # every row is in the journal and in the JSON file
 EXPORT_SHARE = 20  # export_if_due spends at most 1/20 of the time on exports
 UNRECORDED = "unrecorded"  # in the manifest: fields that the first rows were written without, as first seen
@@ -150,6 +153,7 @@ class Store:
 
     def _open_first(self, manifest: Mapping[str, Any], wait_lock: bool, rebuild: bool) -> None:
         self._make_folder(rebuild)
+        self._check_places()
         self._lock.acquire(wait_lock)
         remove_temporaries(self.journal_dir, self.json_path)
         known = read_manifest(self.files.manifest_path)
@@ -181,6 +185,16 @@ class Store:
             refuse_lost_rows(f"{self.journal_dir.name} is gone", self.json_path, exported_rows(self.json_path))
         self.journal_dir.mkdir(exist_ok=True)
         sync_folder(self.files.results_dir)
+
+    def _check_places(self) -> None:
+        """Raise ValueError where a folder, a link or a device stands in the place of a file that is to be written."""
+        journals = (f"{name}-{rank:05d}.jsonl" for name in ("rank", *SIDE_FILES) for rank in range(self.world_size))
+        names = ("lock", "manifest.json", "rebuilding", *(f"{name}.jsonl" for name in SIDE_FILES), *journals)
+        for path in (self.journal_dir / name for name in names):
+            if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+                raise ValueError(f"{path} is no file of this program (a folder or a link): move it away.")
+        if self.json_path.is_dir():
+            raise ValueError(f"{self.json_path} is a folder where the results belong: move it away.")
 
     def _check_config(self, known: Mapping[str, Any]) -> None:
         fields = {**known["config_fields"], **known.get(UNRECORDED, {})}
@@ -423,8 +437,11 @@ class Store:
     def clear_claims(self) -> None:
         """Forget the claims of an earlier run; done by rank 0 when it opens."""
         claims = self.journal_dir / "claims"
-        if claims.is_dir():
-            shutil.rmtree(claims)
+        if not claims.is_dir() or claims.is_symlink():
+            return
+        for path in claims.iterdir():
+            if CLAIM.fullmatch(path.name) and path.is_file():  # what else lies there is not ours
+                path.unlink()
 
     # --- export and end
 

@@ -268,7 +268,9 @@ def test_a_model_in_memory_is_checked_too(tiny_model, reader):
     assert Lab(model, tokenizer=reader).plan(SMALL).fills_masks
 
 
-@pytest.mark.parametrize(("limit", "message"), [(12, "more than the 12 positions"), (3, "perplexity needs 4 positions")])
+@pytest.mark.parametrize(
+    ("limit", "message"), [(12, "more than the 12 positions"), (3, "perplexity needs 4 positions")]
+)
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_positions_are_counted_as_the_model_counts_them(name, limit, message, tiny_model, reader):
     offset = 257 if name == "roberta" else 0  # positions of RoBERTa begin behind the padding token, here 256

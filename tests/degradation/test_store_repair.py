@@ -242,3 +242,30 @@ def test_crlf_in_every_file(filled):
         assert len(opened.finished) == 18
         opened.export()
     assert json_path.read_bytes() == before
+
+
+# --- what is not ours
+
+
+@pytest.mark.parametrize("name", ["lock", "manifest.json", "rank-00000.jsonl", "cells-00000.jsonl", "lesions.jsonl"])
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_folder_or_link_in_the_place_of_a_file_is_one_line(name, kind, tmp_path):
+    with open_store(tmp_path) as opened:
+        place, theirs = opened.journal_dir / name, tmp_path / "theirs"
+    place.unlink(missing_ok=True)
+    theirs.write_text("precious")
+    place.mkdir() if kind == "folder" else place.symlink_to(theirs)
+    with pytest.raises(ValueError, match="is no file of this program"):
+        open_store(tmp_path)
+    assert theirs.read_text() == "precious"
+
+
+def test_strangers_in_the_journals_folder_stay(tmp_path):
+    with open_store(tmp_path) as opened:
+        opened.claim("a cell")
+        strangers = [opened.journal_dir / name for name in (".notes.tmp", "claims/theirs", "README")]
+        for path in strangers:
+            path.write_text("precious")
+    with open_store(tmp_path) as opened:
+        assert opened.claim("a cell")  # those of an earlier run are forgotten
+    assert [path.read_text() for path in strangers] == ["precious"] * 3
