@@ -1,7 +1,7 @@
 """Do the memories and the mixers help? Tables of equal runs, and the order in which they are made.
 
     mixers     the standard library's documentation, windows of 256 packed tokens: a hybrid, plain attention with the
-               same safeguards, GPT-2, plain attention without the safeguards
+               same safeguards, GPT-2
     wikipedia  short articles, windows of 256 packed tokens: infinito-small, its memory-off twin, a hybrid, plain
                attention with the same safeguards, GPT-2
     code       long files, 1,024 tokens of one file, attention window 64: infinito-small, memory-off, Titan attention
@@ -29,7 +29,6 @@ from .evidence_comparisons import SHUFFLED
 from .evidence_data import Corpus, load_code, load_documentation, load_wikipedia
 from .evidence_models import (
     ATTENTION,
-    BARE_ATTENTION,
     GPT2,
     HYBRID_VARIANT,
     INFINITO,
@@ -83,7 +82,7 @@ class Table:
 MIXERS = Table(
     name="mixers",
     title="Mixers against plain attention: the standard library's documentation",
-    variants=(HYBRID_VARIANT, ATTENTION, GPT2, BARE_ATTENTION),
+    variants=(HYBRID_VARIANT, ATTENTION, GPT2),
     shape=Shape(2_000_000, 8192, 128, 4, positions=1024, attention_window=None),
     recipe=Recipe(MIXERS_TOKENS, length=256, batch_rows=8, eval_rows=16),
     learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),

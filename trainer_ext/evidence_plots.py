@@ -14,7 +14,6 @@ COLOURS = {
     "shuffled-memory": "#edae49",
     "hybrid": "#3a7d44",
     "attention": "#f58518",
-    "attention-bare": "#b279a2",
     "gpt2": "#666666",
     "titan": "#8d6a9f",
     "titan-memory": "#00798c",

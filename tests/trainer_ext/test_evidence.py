@@ -11,7 +11,6 @@ from frankenlm.trainer_ext.evidence_comparisons import COMPARISONS, verdict
 from frankenlm.trainer_ext.evidence_data import HeldOut, document_rows, packed_rows
 from frankenlm.trainer_ext.evidence_models import (
     ATTENTION,
-    BARE_ATTENTION,
     GPT2,
     HYBRID_VARIANT,
     TITAN,
@@ -54,15 +53,11 @@ def test_twins_have_one_width_and_the_window_reaches_every_model():
 
 
 def test_hybrid_and_plain_attention_differ_in_their_mixers_alone():
-    hybrid, plain, bare = (
-        variant.configure(MIXERS.shape, IDS).to_dict() for variant in (HYBRID_VARIANT, ATTENTION, BARE_ATTENTION)
-    )
+    hybrid, plain = (variant.configure(MIXERS.shape, IDS).to_dict() for variant in (HYBRID_VARIANT, ATTENTION))
     assert changed(hybrid, plain) == {"layer_pattern", "position_type", "intermediate_size"}
     assert set(plain["layer_pattern"]) == {"standard_attn"} and plain["norm_type"] == "derf"
     assert plain["embedding_norm"] == "rms" and plain["embedding_conv_kernel"] == 3 and plain["head_bias"]
-    assert changed(plain, bare) == {"embedding_norm", "embedding_conv_kernel", "head_bias", "intermediate_size"}
-    assert HYBRID_VARIANT.unigram_bias and ATTENTION.unigram_bias
-    assert not BARE_ATTENTION.unigram_bias and not GPT2.unigram_bias
+    assert HYBRID_VARIANT.unigram_bias and ATTENTION.unigram_bias and not GPT2.unigram_bias
 
 
 def test_every_table_with_the_hybrid_has_its_baseline():

@@ -28,7 +28,8 @@ def trial(model: str, rate: float, by_seed: dict[str, float], known: bool = True
     return {**entry, "by_seed": by_seed} if known else entry
 
 
-def table(rows, *, rates=(0.003,), sweep=None, trials=(), differences=(), positions=(), window=64, missing=()) -> dict:
+def table(rows, *, rates=(0.003,), sweep=None, trials=(), differences=(), positions=(), window=64, missing=(),
+          unigram=9.0) -> dict:  # fmt: skip
     """A report's table; the sweep is the first seed of the rows unless it is given."""
     sweep = sweep or {one["model"]: [one["by_seed"].get("0")] for one in rows}
     return {
@@ -40,6 +41,9 @@ def table(rows, *, rates=(0.003,), sweep=None, trials=(), differences=(), positi
         "positions": list(positions),
         "attention_window": window,
         "missing": list(missing),
+        "data": {"unigram": {"validation": unigram}},
+        "recipe": {"steps": 40, "batch_rows": 8, "length": 256},
+        "budget": 2_000_000,
     }
 
 
@@ -108,7 +112,8 @@ def test_the_edge_of_the_sweep_is_told(best, edge):
     rates = (1e-3, 3e-3, 1e-2)
     swept = [5.4 if rate == best else 5.9 for rate in rates]
     made = table([row("titan", best, losses(5.4))], rates=rates, sweep={"titan": swept})
-    assert [edge in line for line in findings(made, 0)] == ([True] if edge else [])
+    lines = [line for line in findings(made, 0) if "at the edge" in line]
+    assert [edge in line for line in lines] == ([True] if edge else [])
 
 
 def test_a_trial_beyond_the_edge_counts_as_run():
@@ -116,9 +121,9 @@ def test_a_trial_beyond_the_edge_counts_as_run():
         [row("titan", 1e-2, losses(5.4))], rates=(3e-3, 1e-2), sweep={"titan": [5.9, 5.4]},
         trials=[trial("titan", 3e-2, losses(6.0))],
     )  # fmt: skip
-    assert findings(made, 0) == []
+    assert not any("at the edge" in line for line in findings(made, 0))
     made["other_rates"] = [trial("titan", 3e-2, losses(5.0))]
-    assert "titan (0.03, the highest)" in findings(made, 0)[0]
+    assert any("titan (0.03, the highest)" in line for line in findings(made, 0))
 
 
 def test_one_rate_alone_is_told():
@@ -140,11 +145,30 @@ def test_gpt2_without_the_fair_baseline_proves_nothing():
     ],
 )
 def test_the_share_of_the_lead_that_a_fair_baseline_leaves(hybrid, told):
-    rows = [("hybrid", hybrid), ("attention", 5.5), ("gpt2", 6.3)]
-    lines = findings(table([row(model, 0.003, losses(mean)) for model, mean in rows]), 0)
+    rows = [("hybrid", hybrid, 0.01), ("attention", 5.5, 0.02), ("gpt2", 6.3, 0.01)]
+    lines = findings(table([row(model, 0.003, losses(mean, spread)) for model, mean, spread in rows]), 0)
     assert lines[0].startswith("hybrid minus attention")
     (line,) = (line for line in lines if "of validation loss, hybrid minus plain attention" in line)
     assert line.endswith(told)
+
+
+def test_a_share_within_the_spread_of_seeds_is_told_as_that():
+    losses_of = {"hybrid": losses(5.3, 0.5), "attention": losses(5.5, -0.5), "gpt2": losses(6.3)}
+    lines = findings(table([row(model, 0.003, by_seed) for model, by_seed in losses_of.items()]), 0)
+    assert "no effect of the hybrid's mixers is shown" in lines[0]
+    assert any("20% of the lead over gpt2 is left" in line and "not shown to be more" in line for line in lines)
+
+
+@pytest.mark.parametrize(("loss", "told"), [(6.72, True), (6.69, False)])
+def test_a_model_that_has_not_learnt_the_frequencies_is_named(loss, told):
+    lines = findings(table([row("gpt2", 0.003, losses(loss))], unigram=6.7), 0)
+    assert any("gpt2 at its best" in line and "unigram cross-entropy of 6.7000" in line for line in lines) is told
+
+
+def test_the_scale_is_told():
+    lines = findings(table([row("titan", 0.003, losses(5.4))]), 0)
+    assert lines[-1].startswith("every run is 40 steps, 81,920 tokens, of a model of 2,000,000 parameters: nothing")
+    assert ", one seed: nothing" in findings(table([row("titan", 0.003, {"0": 5.4})]), 0)[-1]
 
 
 def memory_row(slots: float, rotation: float) -> dict:
@@ -177,7 +201,7 @@ def test_what_is_missing_is_told():
     assert "**incomplete**, runs that are missing: 2 (listed below)." in lines
 
 
-@pytest.mark.parametrize("name", ["memory_evidence"])
+@pytest.mark.parametrize("name", ["memory_evidence", "mixer_evidence"])
 def test_the_committed_card_is_what_the_rules_make_of_the_committed_report(name):
     card, folder = ROOT / "model_cards" / f"{name}.md", ROOT / "results" / "samples" / name
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -188,3 +212,12 @@ def test_the_committed_card_tells_the_cost_of_the_delta_memory_first():
     lines = (ROOT / "model_cards" / "memory_evidence.md").read_text(encoding="utf-8").splitlines()
     (first, *_) = (line for line in lines if "titan-memory minus titan" in line)
     assert "each at its best rate (0.003 and 0.01), validation loss: +0.0242 nats, a higher loss" in first
+
+
+def test_the_committed_mixer_card_compares_with_a_fair_baseline_in_one_run():
+    report = json.loads((ROOT / "results/samples/mixer_evidence/report.json").read_text(encoding="utf-8"))
+    (made,) = report["tables"].values()
+    assert {row["model"] for row in made["rows"]} == {"hybrid", "attention", "gpt2"} and not made["missing"]
+    assert {len(row["by_seed"]) for row in made["rows"]} == {3} and len(report["versions"]) == 1
+    card = (ROOT / "model_cards" / "mixer_evidence.md").read_text(encoding="utf-8")
+    assert card.index("hybrid minus attention, each at its best rate") < card.index("hybrid minus gpt2")
