@@ -62,6 +62,7 @@ COMMON_TRAINING_FLAGS = frozenset(
         "save_total_limit",
         "early_stopping_patience",
         "resume_from_checkpoint",
+        "allow_inexact_resume",
         "log_level",
         "use_cpu",
         "activation_checkpointing",

@@ -153,7 +153,7 @@ def loss_by_hand(model, rows, shifts: bool, smoothing: float) -> float:
 def test_what_the_loss_does_is_found_out(case):
     model, conduct, classes = case
     model.train()
-    random_numbers, problem = torch.get_rng_state(), getattr(model.config, "problem_type", None)
+    random_numbers, problem = torch.get_rng_state(), model.config.to_dict().get("problem_type")
     assert ask_model(model, collate(rows_for(classes).to_list()), takes_count=True) == conduct
     assert all(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), random_numbers)
