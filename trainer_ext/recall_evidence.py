@@ -22,6 +22,7 @@ from .recall import RecallTask, recall_accuracy, train_recall
 from .timing import markdown_table
 
 WINDOW = 16
+SOLVED = 0.95
 COLUMNS = ("model", "seed", "steps", "batch", "learning_rate", "parameters", "accuracy", "chance", "cpu_seconds")
 SHARED = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
@@ -124,4 +125,36 @@ def recall_table(rows: Sequence[dict]) -> str:
         f"{steps} steps of {batch} sequences, learning rate {rate:g}; chance is {chance:g}"
         for steps, batch, rate, chance in sorted(settings)
     )
-    return f"{markdown_table(lines)}\n\nShare of the asked values that come first, mean ± sd over seeds. {told}.\n"
+    notes = "\n".join(f"- {line}" for line in recall_findings(rows))
+    told = f"Share of the asked values that come first, mean ± sd over seeds. {told}."
+    return f"{markdown_table(lines)}\n\n{told}\n\n{notes}\n"
+
+
+def recall_findings(rows: Sequence[dict]) -> list[str]:
+    """What the rows say, by rule: for each memory whether it solves the task, and whether the task can tell at all.
+
+    A memory whose trunk does not solve the task with the whole row in view was not put to the test by it.
+    """
+    accuracy = {model: [row["accuracy"] for row in rows if row["model"] == model] for model in MODELS}
+    lines = []
+    for model, ours in accuracy.items():
+        family = model.partition(",")[0]
+        floor, ceiling = accuracy[f"{family}, window"], accuracy[f"{family}, whole row"]
+        if "memory" not in model or not (ours and floor and ceiling):
+            continue
+        solved = sum(accuracy > SOLVED for accuracy in ours)
+        line = (
+            f"{model}: more than {SOLVED} with {solved} of {len(ours)} seed{'s' * (len(ours) > 1)} "
+            f"(mean {_mean(ours):.3f}; without memory {_mean(floor):.3f})"
+        )
+        if not solved and max(ceiling) <= SOLVED:
+            line += (
+                f"; its trunk with the whole row in view fails too ({_mean(ceiling):.3f}), so this says little of the "
+                "memory"
+            )
+        lines.append(f"{line}.")
+    return lines
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

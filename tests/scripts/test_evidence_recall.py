@@ -10,9 +10,10 @@ import torch
 from frankenlm.trainer_ext import recall_evidence
 from frankenlm.trainer_ext.cli import run_command
 from frankenlm.trainer_ext.recall import RecallTask
-from frankenlm.trainer_ext.recall_evidence import COLUMNS, MODELS, recall_table
+from frankenlm.trainer_ext.recall_evidence import COLUMNS, MODELS, read_rows, recall_findings, recall_table
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evidence_recall.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "evidence_recall.py"
 TINY = ["--steps", 2, "--batch", 2, "--models", "titan, window", "infinito, window"]
 
 
@@ -62,6 +63,31 @@ def test_table_by_hand():
     assert "| infinito, whole row |  | missing | 0 |" in table
     assert "2 steps of 2 sequences, learning rate 0.003; chance is 0.0625" in table
     assert "| titan, window | 1,234 | 0.100 | 1 |" in recall_table([row])  # one seed has no spread
+
+
+@pytest.mark.parametrize(
+    ("memory", "whole", "told"),
+    [
+        (1.0, 0.99, "delta memory: more than 0.95 with 1 of 1 seed (mean 1.000; without memory 0.060)."),
+        (0.2, 0.99, "delta memory: more than 0.95 with 0 of 1 seed (mean 0.200; without memory 0.060)."),
+        (0.2, 0.13, "its trunk with the whole row in view fails too (0.130), so this says little of the memory."),
+    ],
+)
+def test_what_a_table_says(memory, whole, told):
+    accuracy = {"titan, window": 0.06, "titan, window, delta memory": memory, "titan, whole row": whole}
+    rows = [{"model": model, "accuracy": value} for model, value in accuracy.items()]
+    (line,) = recall_findings(rows)
+    assert told in line and ("says little" in line) is (whole < 0.95)
+    assert recall_findings(rows[:2]) == []  # without a ceiling nothing is said
+    (both,) = recall_findings([*rows, {**rows[1], "accuracy": 0.97}])
+    assert f"with {1 + (memory > 0.95)} of 2 seeds" in both
+
+
+def test_the_committed_table_and_card_are_what_the_rules_make_of_the_committed_rows():
+    folder = ROOT / "results" / "samples" / "recall"
+    table = recall_table(read_rows(folder / "runs.csv"))
+    assert (folder / "table.md").read_text(encoding="utf-8") == table
+    assert table in (ROOT / "model_cards" / "infinito.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
