@@ -23,6 +23,7 @@ from .journal import (
 )
 from .locks import ExperimentLock
 from .records import FINISHED
+from .row_checks import JOURNAL, SIDE
 
 JOURNAL_ENDING = ".journal"
 # what lies beside the rows, one file a rank, merged at export: file name -> fields a record must have
@@ -63,7 +64,7 @@ class RowIndex:
             DamagedRecords: a row of a newer schema.
         """
         for rank, path in rank_files(self.folder, "rank").items():
-            reader = self._readers.setdefault(rank, JournalReader(path))
+            reader = self._readers.setdefault(rank, JournalReader(path, JOURNAL))
             for line in reader.new_lines():
                 self._add(rank, line.offset, line.length, line.row)
 
@@ -74,7 +75,7 @@ class RowIndex:
 
     def add_written(self, rank: int, path: Path, places: list[tuple[int, int]], rows: list[dict[str, Any]]) -> None:
         """Take in rows this process has just written, without reading them."""
-        reader = self._readers.setdefault(rank, JournalReader(path))
+        reader = self._readers.setdefault(rank, JournalReader(path, JOURNAL))
         for (offset, length), row in zip(places, rows, strict=True):
             self._add(rank, offset, length, row)
             reader.good_end = offset + length
@@ -169,7 +170,7 @@ def side_records(folder: Path, name: str) -> list[dict[str, Any]]:
     group, method = SIDE_FILES[name][:2]
     latest: dict[tuple, dict[str, Any]] = {}
     for path in rank_files(folder, name).values():
-        for record in read_rows(path):
+        for record in read_rows(path, SIDE[name]):
             key = side_key(name, record)
             if key not in latest or attempt_of(record) >= attempt_of(latest[key]):
                 latest[key] = record

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from .errors import DamagedRecords, ExperimentLocked
 from .locks import lock_descriptor
 from .records import SCHEMA_VERSION, load_json
+from .row_checks import Rule, misfit
 
 logger = logging.getLogger(__name__)
 
@@ -106,13 +107,17 @@ def refuse_newer(what: str, version: int) -> None:
 class JournalReader:
     """Reads the good lines of one file, from where it stopped the last time.
 
+    Args:
+        rules: what the fields of its rows must be, see row_checks.py; a line whose row breaks one is bad, too.
+
     Attributes:
         good_end: the offset after the last good line read so far.
         bad: the bad lines found so far, by offset; those beyond `good_end` may be the work of a writer in progress.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, rules: Mapping[str, Rule] | None = None):
         self.path = path
+        self.rules = rules or {}
         self.good_end = 0
         self.bad: dict[int, Line] = {}
 
@@ -126,7 +131,7 @@ class JournalReader:
                     # a line that is being written: what comes next is its rest, to be read as a whole next time
                     self.bad[offset] = Line(offset, len(raw), None)
                     return
-                line = Line(offset, len(raw), _parsed(row_bytes(raw)))
+                line = Line(offset, len(raw), self._parsed(row_bytes(raw)))
                 offset += len(raw)
                 if line.row is None:
                     self.bad[line.offset] = line
@@ -135,20 +140,20 @@ class JournalReader:
                 self.good_end = offset
                 yield line
 
+    def _parsed(self, row: bytes | None) -> dict[str, Any] | None:
+        """Return a row, None where there is none or its JSON is none, whatever its checksum says."""
+        if row is None:
+            return None
+        try:
+            parsed = load_json(row)
+        except ValueError:
+            return None
+        return None if self.rules and misfit(parsed, self.rules) else parsed
 
-def _parsed(row: bytes | None) -> dict[str, Any] | None:
-    """Return a row, None where there is none or its JSON is none, whatever its checksum says."""
-    if row is None:
-        return None
-    try:
-        return load_json(row)
-    except ValueError:
-        return None
 
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, rules: Mapping[str, Rule] | None = None) -> list[dict[str, Any]]:
     """Return the good rows of a small journal; nothing is repaired. A file that is not there holds none."""
-    return [line.row for line in JournalReader(path).new_lines()] if path.exists() else []
+    return [line.row for line in JournalReader(path, rules).new_lines()] if path.exists() else []
 
 
 # --- repair

@@ -13,6 +13,7 @@ from .export import JOURNAL_ENDING, SIDE_FILES, rank_files
 from .journal import Journal, JournalReader, repair, sync_folder
 from .manifest import ExperimentFiles
 from .records import check_row, load_json, row_key
+from .row_checks import SIDE
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ def repair_side_files(folder: Path) -> None:
     """Repair all ranks' lesion and cell files."""
     for name in SIDE_FILES:
         for path in rank_files(folder, name).values():
-            reader = JournalReader(path)
+            reader = JournalReader(path, SIDE[name])
             for _ in reader.new_lines():
                 pass
             repair(reader)

@@ -8,13 +8,8 @@ from typing import Any
 from .errors import DamagedRecords
 from .journal import JournalReader
 from .records import load_json
-
-# Without these there is no telling what a row is.
-NEEDED = (
-    "model_name", "experiment_id", "prompt_group", "prompt_id", "prompt_text", "completion", "level_value",
-    "repeat_index", "param_group_name", "degradation_method", "status",
-)  # fmt: skip
-DATA = frozenset({"ok", "nan_logits"})  # the other rows hold no answer
+from .row_checks import DATA, SIDE, check_result_row
+DEEPEST = 50  # of a manifest; ours are 6 deep
 
 
 @dataclass
@@ -65,12 +60,34 @@ def _read(path: Path) -> ResultFile:
     if not journal.is_dir():
         file.problems.append("no journal lies beside it, so versions, log-perplexity and KL may be missing.")
         return file
-    file.lesions = _journal_rows(journal / "lesions.jsonl", file.problems)
-    file.cells = _journal_rows(journal / "cells.jsonl", file.problems)
-    manifest = journal / "manifest.json"
-    if manifest.is_file():
-        file.manifest = _load(manifest)
+    file.lesions = _journal_rows(journal, "lesions", file.problems)
+    file.cells = _journal_rows(journal, "cells", file.problems)
+    file.manifest = _read_manifest(journal / "manifest.json")
     return file
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest as far as a report tells of it: whatever checksum it has, but of the shape it is written in.
+
+    Raises:
+        DamagedRecords: it is no JSON, or of another shape.
+    """
+    if not path.is_file():
+        return {}
+    manifest = _load(path, "The next run of the experiment makes it anew; or move it away to do without.")
+    runs = manifest.get("runs", []) if isinstance(manifest, dict) else None
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs) or _depth(manifest) > DEEPEST:
+        raise DamagedRecords(f"{path}: this is no manifest of an experiment: move it away to do without.")
+    return manifest
+
+
+def _depth(value: Any) -> int:
+    """How many lists and objects lie in each other; without recursion, whose own limit is what deep ones meet."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+        depth += 1
+    return depth
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -80,20 +97,15 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise DamagedRecords(f"{path}: a result file is a JSON list of rows.")
     for place, row in enumerate(rows):
-        for name in NEEDED:
-            if name not in row:
-                raise ValueError(
-                    f"{path}: row {place} has no field {name!r}. Files of the original program are read after "
-                    "import-legacy."
-                )
+        check_result_row(row, f"{path}: row {place}")
     return rows
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, way_out: str = "The command export writes it anew.") -> Any:
     try:
         return load_json(path.read_bytes())
     except ValueError as error:
-        raise DamagedRecords(f"{path}: this is no JSON ({error}). The command export writes it anew.") from error
+        raise DamagedRecords(f"{path}: this is no JSON ({error}). {way_out}") from error
 
 
 def _drop_twice(file: ResultFile) -> None:
@@ -128,11 +140,12 @@ def damage_level(record: Mapping[str, Any]) -> float | None:
     return float(f"{level:.12g}")
 
 
-def _journal_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The good records of a journal file; repairing it is the next run's work, here bad lines are only mentioned."""
+def _journal_rows(folder: Path, name: str, problems: list[str]) -> list[dict[str, Any]]:
+    """The good records of a side file; repairing it is the next run's work, here bad lines are only mentioned."""
+    path = folder / f"{name}.jsonl"
     if not path.is_file():
         return []
-    reader = JournalReader(path)
+    reader = JournalReader(path, SIDE[name])
     rows = [line.row for line in reader.new_lines()]
     if reader.bad:
         problems.append(f"{len(reader.bad)} damaged lines of the journal's {path.name} were left out.")
