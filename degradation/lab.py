@@ -25,7 +25,7 @@ from .experiment import Experiment, read_inputs, render_experiment
 from .facts import run_facts
 from .fingerprint import fingerprint_model, fingerprint_name
 from .identity import adapter_of, code_of, read_generation, reading_identity
-from .legacy import LegacyCount, import_legacy
+from .legacy import LegacyCount, adopt_legacy, match_legacy, read_legacy
 from .limits import Signals, make_policy
 from .loading import Loaded, check_model, load_model, location, short_name, wrap_model
 from .manifest import ExperimentFiles
@@ -145,10 +145,12 @@ class Lab:
 
     def adopt(self, experiment: Experiment, file: str | os.PathLike) -> LegacyCount:
         """Take rows of the original program's JSON file into an experiment; see `legacy.import_legacy`."""
+        rows = read_legacy(file)
+        match_legacy(rows, file, experiment.planned_rows())  # what is wrong with them is told before a folder is made
         with self._open(experiment, self._processes()) as store:
             experiment = as_stored(experiment, store)
             renumber(experiment, store)
-            count = import_legacy(file, store, experiment.planned_rows())
+            count = adopt_legacy(rows, file, store, experiment.planned_rows())
             store.export()
             return count
 

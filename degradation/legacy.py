@@ -6,11 +6,12 @@ fields the original does not have are null. Levels closer than two decimals go t
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .records import LEGACY_SAMPLER, ROW_FIELDS, load_json
+from .records import LEGACY_SAMPLER, ROW_FIELDS, SCHEMA_VERSION, check_row, load_json
+from .row_checks import check_legacy_row
 from .store import Store
 
 BATCH = 1000  # rows written at once
@@ -43,14 +44,43 @@ def import_legacy(file: str | os.PathLike, store: Store, planned: Mapping[str, M
             param_group_name, degradation_method.
 
     Raises:
-        ValueError: the file is no JSON list of rows, its rows are of another model, or one lacks its output.
+        ValueError: the file is no JSON list of rows, its rows are of another model, or one lacks its output or holds
+            what no row may hold; nothing was written.
         OSError: the file cannot be read, or the storage is full.
+    """
+    return adopt_legacy(read_legacy(file), file, store, planned)
+
+
+def adopt_legacy(
+    old_rows: Sequence[Mapping[str, Any]],
+    file: str | os.PathLike,
+    store: Store,
+    planned: Mapping[str, Mapping[str, Any]],
+) -> LegacyCount:
+    """Adopt rows that `read_legacy` has read from a file; see `import_legacy`."""
+    adopted, known, unmatched = match_legacy(old_rows, file, planned, store.finished)
+    rows = list(adopted.values())
+    for start in range(0, len(rows), BATCH):
+        store.append(rows[start : start + BATCH])
+    return LegacyCount(len(rows), known, unmatched)
+
+
+def match_legacy(
+    old_rows: Sequence[Mapping[str, Any]],
+    file: str | os.PathLike,
+    planned: Mapping[str, Mapping[str, Any]],
+    finished: Container[str] = (),
+) -> tuple[dict[str, dict[str, Any]], int, int]:
+    """Return the rows to adopt by their row_key, how many are finished already, and how many are of no planned row.
+
+    Raises:
+        ValueError: a row that matches is of another model, lacks its output or breaks the contract.
     """
     by_key: dict[tuple, list[str]] = {}
     for key, plan in planned.items():
         by_key.setdefault(legacy_key(plan), []).append(key)
-    finished, adopted, known, unmatched = store.finished, {}, 0, 0
-    for number, old in enumerate(_read(file)):
+    adopted, known, unmatched = {}, 0, 0
+    for number, old in enumerate(old_rows):
         keys = by_key.get(legacy_key(old))
         if not keys:
             unmatched += 1
@@ -60,19 +90,23 @@ def import_legacy(file: str | os.PathLike, store: Store, planned: Mapping[str, M
             known += 1
             continue
         adopted[key] = _adopt(old, {**planned[key], "row_key": key}, f"{file}, row {number}")
-    rows = list(adopted.values())
-    for start in range(0, len(rows), BATCH):
-        store.append(rows[start : start + BATCH])
-    return LegacyCount(len(rows), known, unmatched)
+    return adopted, known, unmatched
 
 
-def _read(file: str | os.PathLike) -> list[dict[str, Any]]:
+def read_legacy(file: str | os.PathLike) -> list[dict[str, Any]]:
+    """Return the rows of a file of the original program, each checked to be one.
+
+    Raises:
+        ValueError: the file is no JSON list of rows, or a row holds what no row may hold.
+    """
     try:
         rows = load_json(Path(file).read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is no JSON: {error}.") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file} must hold a list of rows, one object each.")
+    for number, row in enumerate(rows):
+        check_legacy_row(row, f"{file}: row {number}")
     return rows
 
 
@@ -105,7 +139,12 @@ def _adopt(old: Mapping[str, Any], plan: Mapping[str, Any], where: str) -> dict[
     fixed = {
         name: derived[name] for name in ("completion", "is_baseline", "std_dev", "degrad_level", "status", "sampler")
     }
-    return {**dict.fromkeys(ROW_FIELDS), **derived, **theirs, **fixed, **plan}
+    row = {**dict.fromkeys(ROW_FIELDS), **derived, **theirs, **fixed, **plan}
+    try:
+        check_row({**row, "schema_version": SCHEMA_VERSION, "rank": 0, "attempt": 1})  # the store puts its own there
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return row
 
 
 def completion_of(output: str, prompt: str) -> str:

@@ -8,6 +8,7 @@ Origins: `original` are the names of the thesis' files, `seed` those of the publ
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -180,7 +181,7 @@ def check_row(row: Mapping[str, Any]) -> None:
             if not (field.nullable or (legacy and name not in KNOWN_IN_LEGACY)):
                 raise ValueError(f"{name} must not be null in a row.")
         elif not _fits(value, field):
-            raise ValueError(f"{name}={value!r} does not fit its field in a row: {_wanted(field)}.")
+            raise ValueError(f"{name}={reprlib.repr(value)} does not fit its field in a row: {_wanted(field)}.")
 
 
 def _fits(value: Any, field: Field) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 from .errors import DamagedRecords
 from .journal import JournalReader
 from .records import load_json
-from .row_checks import DATA, SIDE, check_result_row
+from .row_checks import DATA, SIDE, check_result_row, depth
+
 DEEPEST = 50  # of a manifest; ours are 6 deep
 
 
@@ -76,18 +77,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         return {}
     manifest = _load(path, "The next run of the experiment makes it anew; or move it away to do without.")
     runs = manifest.get("runs", []) if isinstance(manifest, dict) else None
-    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs) or _depth(manifest) > DEEPEST:
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs) or depth(manifest) > DEEPEST:
         raise DamagedRecords(f"{path}: this is no manifest of an experiment: move it away to do without.")
     return manifest
-
-
-def _depth(value: Any) -> int:
-    """How many lists and objects lie in each other; without recursion, whose own limit is what deep ones meet."""
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
-        depth += 1
-    return depth
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:

@@ -41,6 +41,23 @@ def is_level(value: Any) -> bool:
     return value is None or (is_number(value) and 0 <= value <= LARGEST_LEVEL)
 
 
+def is_flat_object(value: Any) -> bool:
+    return isinstance(value, dict) and depth(value) == 1
+
+
+def is_flat_list(value: Any) -> bool:
+    return isinstance(value, list) and depth(value) == 1
+
+
+def depth(value: Any) -> int:
+    """How many lists and objects lie in each other; without recursion, whose own limit is what deep ones meet."""
+    found, inside = 0, [value]
+    while inside := [item for item in inside if isinstance(item, (dict, list))]:
+        inside = [inner for item in inside for inner in (item.values() if isinstance(item, dict) else item)]
+        found += 1
+    return found
+
+
 def or_null(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.fits(value), f"{rule.wanted} or null")
 
@@ -67,11 +84,12 @@ USED: dict[str, Rule] = {
     "mean_logprob": or_null(NUMBER), "mean_entropy": or_null(NUMBER), "perplexity": or_null(POSITIVE),
     "damage_rel_l2": or_null(NUMBER),
 }  # fmt: skip
-# What the original program knows a row by, and what of it is looked into; the rest is copied.
+# What the original program knows a row by, and what of it is looked into; the rest must fit the contract.
 LEGACY: dict[str, Rule] = {
-    "prompt_text": or_null(TEXT), "std_dev": or_null(NUMBER), "level_value": or_null(NUMBER),
+    **USED, "prompt_text": or_null(TEXT), "std_dev": or_null(NUMBER), "level_value": or_null(NUMBER),
     "repeat_index": or_null(COUNT), "param_group_name": or_null(NAME), "degradation_method": or_null(NAME),
-    "model_name": or_null(TEXT), "gen_params": or_null(Rule(lambda value: isinstance(value, dict), "an object")),
+    "model_name": or_null(TEXT), "gen_params": or_null(Rule(is_flat_object, "an object of plain values")),
+    "batch_shape": or_null(Rule(is_flat_list, "a list of plain values")),
 }  # fmt: skip
 # Records of the journal's side files, and what export orders rows by.
 _CELL = {"level_value": LEVEL, "level_index": COUNT, "repeat_index": COUNT, "attempt": or_null(COUNT)}
