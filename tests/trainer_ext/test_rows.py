@@ -58,7 +58,7 @@ RECORDS = [{"text": "one\n\ntwo", "label": "a"}, {"text": "thrée", "label": "b"
 )
 def test_kinds_of_files(tmp_path, name, content):
     plain = write(tmp_path / name, content)
-    packed = write(tmp_path / f"{name}.gz", gzip.compress(content.encode()))
+    packed = write(tmp_path / f"{name}.gz", gzip.compress(content.encode(), mtime=0))
     for path in (plain, packed):
         assert texts_of(path, "text", "label") == [("one\n\ntwo", "a"), ("thrée", "b")]
 
@@ -94,14 +94,14 @@ def test_a_document_may_be_longer_than_csv_expects(tmp_path):
         ("a.csv", 'text\n"x', "line 2: not a record"),
         ("a.csv", b"text\nx\ncaf\xe9\n", r"a\.csv, line 3: not UTF-8 \(byte 0xe9\)"),
         ("a.csv", "text\nx\n".encode("utf-16"), "UTF-16, not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99)[:-9], r"a\.jsonl\.gz: damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 99, mtime=0)[:-9], r"a\.jsonl\.gz: damaged or cut off"),
         ("a.jsonl.zst", b"junk", r"a\.jsonl\.zst: damaged or cut off"),
         ("a.parquet", b"", r"a\.parquet is empty"),
-        ("a.jsonl", gzip.compress(b'{"text": "x"}'), r"a\.jsonl: holds no text but \.gz data"),
+        ("a.jsonl", gzip.compress(b'{"text": "x"}', mtime=0), r"a\.jsonl: holds no text but \.gz data"),
         ("a.txt", b"PK\x03\x04 and so on", r"a\.txt: holds no text but \.zip data"),
         ("a.csv", "text,text\nx,y\n", "2 columns have the name 'text'"),
-        ("a.parquet.gz", gzip.compress(b"x"), "unknown file type"),
-        ("a.gz", gzip.compress(b"x"), "unknown file type"),
+        ("a.parquet.gz", gzip.compress(b"x", mtime=0), "unknown file type"),
+        ("a.gz", gzip.compress(b"x", mtime=0), "unknown file type"),
     ],
 )
 def test_bad_files(tmp_path, load, name, content, message, streaming):
@@ -296,7 +296,7 @@ def test_notes_beside_data_are_no_data(tmp_path, load):
 
 def test_a_packed_twin_is_not_read_twice(tmp_path, load):
     write(tmp_path / "d" / "a.jsonl", '{"text": "one"}\n')
-    write(tmp_path / "d" / "a.jsonl.gz", gzip.compress(b'{"text": "one"}\n'))
+    write(tmp_path / "d" / "a.jsonl.gz", gzip.compress(b'{"text": "one"}\n', mtime=0))
     with pytest.raises(ValueError, match=r"mixes \.jsonl and \.jsonl\.gz"):
         load(tmp_path / "d")
 
