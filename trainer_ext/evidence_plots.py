@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from .files import replaced_file
+
 COLOURS = {
     "infinito-small": "#4c78a8",
     "memory-off": "#d1495b",
@@ -39,7 +41,8 @@ def plot_training_runs(table: Mapping[str, Any], path: Path) -> None:
         axes[1].set(xscale="log", xlabel="peak learning rate", ylabel="validation loss, first seed", title="sweep")
     for one in axes:
         one.grid(alpha=0.25)
-    figure.savefig(path, metadata={"Software": None})
+    with replaced_file(path) as scratch:
+        figure.savefig(scratch, metadata={"Software": None})
 
 
 def plot_positions(table: Mapping[str, Any], path: Path) -> None:
@@ -61,12 +64,13 @@ def plot_positions(table: Mapping[str, Any], path: Path) -> None:
     gaps.axhline(0, color="#333333", lw=0.8)
     losses.set(title="Validation loss by position (dashed: the attention window)", ylabel="nats per token")
     gaps.set(xlabel="position in the row", ylabel="difference (nats)")
-    figure.savefig(path, metadata={"Software": None})
+    with replaced_file(path) as scratch:
+        figure.savefig(scratch, metadata={"Software": None})
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write rows of equal keys as CSV, floats with five decimals."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replaced_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         for row in rows:

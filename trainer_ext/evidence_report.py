@@ -319,8 +319,10 @@ def read_report(path: Path) -> dict[str, Any]:
         raise UserError(f"--from_report {path}: cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"--from_report {path}: is not JSON ({error}).") from error
-    if not isinstance(report, dict) or not {"tables", "seeds", "versions"} <= report.keys():
-        raise UserError(f"--from_report {path}: is no report of this script.")
+    try:
+        card_markdown(report, {}, path)  # a file that says less than a report cannot be put into words
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"--from_report {path}: is no report of this script ({type(error).__name__}).") from error
     return report
 
 

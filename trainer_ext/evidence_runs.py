@@ -16,8 +16,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from .cards import write_json
 from .cli import UserError
+from .files import write_json
+
+KEYS = {
+    "table", "model", "learning_rate", "seed", "settings", "processor", "threads", "versions", "parameters", "held_out",
+    "memory", "same_document_neighbours", "evaluation_cpu_seconds",
+}  # fmt: skip
+MEASURES = {"loss", "perplexity", "bits_per_byte"}
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,7 @@ class RunStore:
         """Write a finished run; the file is there whole or not at all."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}.tmp")
-        write_json(scratch, run)
-        os.replace(scratch, path)
+        write_json(path, run)
 
     def keep_model(self, key: RunKey, model: PreTrainedModel) -> None:
         """Save a model as safetensors, in place of what an interrupted run may have left there."""
@@ -107,11 +111,25 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it to run it again.") from error
-    if not isinstance(run, dict) or "settings" not in run:
+    if not _is_run(run):
         raise UserError(f"{path} holds no run; remove it to run it again.")
     return run
+
+
+def _is_run(run: Any) -> bool:
+    """Whether a file says what every run says, so that a report can read it."""
+    if not isinstance(run, dict) or not run.keys() >= KEYS:
+        return False
+    held_out, settings = run["held_out"], run["settings"]
+    return (
+        isinstance(settings, dict)
+        and {"recipe", "data", "config"} <= settings.keys()
+        and isinstance(held_out, dict)
+        and all(isinstance(split, dict) and split.keys() >= MEASURES for split in held_out.values())
+        and isinstance(held_out.get("validation"), dict)
+    )
 
 
 def _as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

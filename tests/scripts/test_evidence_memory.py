@@ -231,12 +231,34 @@ def test_a_missing_checkpoint_is_named(command, smoke, finished, tmp_path, capfd
     assert "infinito-small_lr0.003_seed0.json to train the model again" in capfd.readouterr().err
 
 
-def test_a_damaged_run_is_named(command, smoke, finished, tmp_path, capfd):
-    folder = shutil.copytree(finished, tmp_path / "copy")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ("\udcff", "is damaged"),
+        ("[]", "holds no run"),
+        ('{"settings": {}}', "holds no run"),
+    ],
+)
+def test_a_damaged_run_is_named(content, message, command, smoke, finished, tmp_path, capfd):
+    folder = shutil.copytree(finished, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
     damaged = folder / "runs" / "code" / "titan_lr0.003_seed0.json"
-    damaged.write_text(damaged.read_text()[:50])
-    assert command("--output_dir", folder, *smoke) == 2
-    assert "titan_lr0.003_seed0.json is damaged" in capfd.readouterr().err
+    damaged.write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert command("--output_dir", folder, *smoke, "--report_only") == 2
+    error = capfd.readouterr().err
+    assert f"titan_lr0.003_seed0.json {message}" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "1", '{"tables": {"x": {}}, "seeds": [0], "versions": []}',
+                '{"tables": {"code": {"rows": 1}}, "seeds": [], "versions": [{}]}', "[" * 100_000]
+)  # fmt: skip
+def test_a_file_that_is_no_report_is_one_line(content, command, tmp_path, capfd):
+    (tmp_path / "report.json").write_text(content)
+    assert command("--from_report", tmp_path / "report.json", "--card", tmp_path / "card.md") == 2
+    error = capfd.readouterr().err
+    assert "report.json: is no" in error and error.count("\n") == 1 and not (tmp_path / "card.md").exists()
 
 
 @pytest.mark.parametrize(
