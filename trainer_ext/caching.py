@@ -1,18 +1,66 @@
-"""Datasets cached on disk under keys of our own."""
+"""Datasets cached on disk under keys of our own.
 
+Where the cache of `datasets` cannot be written (no home folder, a read-only one), a folder for this process alone takes
+its place, and a warning says so. A full disk is an error there as everywhere.
+"""
+
+import atexit
+import functools
 import hashlib
 import json
+import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
 from datasets import Dataset, Features
 
+from .cli import FULL_ERRNOS, UserError, check_output_dir
+
+logger = logging.getLogger(__name__)
+
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
-    """Return the folder our caches lie in: below `cache_dir`, or below the cache of `datasets`."""
-    return Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "frankenlm"
+    """Return the folder our caches lie in: below `cache_dir`, or below the cache of `datasets`.
+
+    Raises:
+        UserError: nothing can be written below `cache_dir`.
+        OSError: its storage is full or read-only.
+    """
+    if cache_dir is None:
+        return _writable_or_temporary(Path(datasets.config.HF_DATASETS_CACHE) / "frankenlm")
+    try:
+        check_output_dir(cache_dir)
+    except UserError as error:
+        raise UserError(f"--cache_dir: {error}") from error
+    return Path(cache_dir) / "frankenlm"
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    """Return why no file can be made in a folder, which is made; None where one can, or where the disk is full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return None if error.errno in FULL_ERRNOS else error.strerror or str(error)
+
+
+@functools.cache
+def _writable_or_temporary(folder: Path) -> Path:
+    reason = _why_not_writable(folder)
+    if reason is None:
+        return folder
+    instead = Path(tempfile.mkdtemp(prefix="frankenlm-"))
+    atexit.register(shutil.rmtree, instead, ignore_errors=True)
+    logger.warning(
+        "%s cannot be written (%s): tokenised data lie in %s and go with this run; --cache_dir or HF_DATASETS_CACHE "
+        "names a folder that keeps them.", folder, reason, instead,
+    )  # fmt: skip
+    return instead
 
 
 def cache_key(*parts) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from frankenlm.modeling.checks import suggest
 
-from .output_streams import OutputClosed, SturdyStream, sturdy_output
+from .output_streams import OutputClosed, SturdyStream, say, sturdy_output
 from .redaction import redact
 
 LARGEST_NUMBER = 2**31 - 1  # of documents, tokens, rows
@@ -31,11 +31,12 @@ EXIT_SIGNAL_BASE = 128
 EXIT_OUTPUT_CLOSED = EXIT_SIGNAL_BASE + 13  # SIGPIPE, which Windows does not have
 
 # EFBIG: the limit on a file's size
-STORAGE_ERRNOS = frozenset({errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG})
+FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+STORAGE_ERRNOS = FULL_ERRNOS | {errno.EROFS, errno.EIO, errno.EFBIG}
 # safetensors and torch.save report a full disk as errors of their own, without an errno.
 STORAGE_TEXTS = ("No space left on device", "Read-only file system", "Disk quota exceeded")
-# torch says so in a RuntimeError on the CPU, in one of its own on a GPU.
-MEMORY_TEXTS = ("can't allocate memory", "out of memory")
+# torch says so in a RuntimeError on the CPU, in one of its own on a GPU; of a small /dev/shm in a third way.
+MEMORY_TEXTS = ("can't allocate memory", "out of memory", "out of shared memory")
 
 
 class UserError(ValueError):
@@ -89,13 +90,13 @@ def _run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | Non
     except UserError as error:
         # every process of a distributed run finds the same mistake; one of them says so
         if is_main_process():
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            say(f"error: {one_line(error)}")
         return EXIT_USER_MISTAKE
     except Interrupted as error:
-        print(f"interrupted: {one_line(error)}", file=sys.stderr)
+        say(f"interrupted: {one_line(error)}")
         return EXIT_SIGNAL_BASE + error.signum
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return EXIT_SIGNAL_BASE + 2
     except OutputClosed:
         return EXIT_OUTPUT_CLOSED
@@ -103,13 +104,13 @@ def _run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | Non
         if hasattr(error, "exit_code"):
             # an orderly end with a code of its own, as the degradation lab has them
             if is_main_process():
-                print(f"stopped: {one_line(error)}", file=sys.stderr)
+                say(f"stopped: {one_line(error)}")
             return error.exit_code
         if is_storage_error(error):
-            print(f"storage: {one_line(error)}", file=sys.stderr)
+            say(f"storage: {one_line(error)}")
             return EXIT_STORAGE
         if is_memory_error(error):
-            print(f"failed: the memory does not suffice: {one_line(error)}", file=sys.stderr)
+            say(f"failed: the memory does not suffice: {one_line(error)}")
             return EXIT_FAILED
         raise
     return 0

@@ -13,6 +13,7 @@ loader workers see it too. `for_evaluation()` gives the twin that never leaves e
 """
 
 import hashlib
+import mmap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -133,7 +134,8 @@ class MaskingCollator:
         self.is_special[special_token_ids(tokenizer)] = True
         ordinary = set(tokenizer.get_vocab().values()) - set(special_token_ids(tokenizer))
         self.ordinary_ids = torch.tensor(sorted(ordinary), dtype=torch.long)
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        # forked loader workers see it change; torch's own shared memory needs /dev/shm, which not every container has
+        self._epoch = torch.frombuffer(mmap.mmap(-1, 8), dtype=torch.long)
 
     @property
     def epoch(self) -> int:

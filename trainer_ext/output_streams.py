@@ -29,8 +29,11 @@ class SturdyStream:
     def __init__(self, beneath: TextIO | None):
         self.beneath = beneath
         self.failure: OSError | None = None
+        self.within_line = False
 
     def write(self, text: str) -> int:
+        if text:
+            self.within_line = not text.endswith(("\n", "\r"))  # a progress bar goes back to the start
         if self.beneath is not None and self.failure is None:
             try:
                 self._write_any(text)
@@ -77,6 +80,13 @@ class SturdyStream:
         # encoding, fileno, buffer and the like; a process without a stream has those of one into nowhere
         beneath = io.TextIOWrapper(io.BytesIO(), encoding="utf-8") if self.beneath is None else self.beneath
         return getattr(beneath, name)
+
+
+def say(line: str) -> None:
+    """Print a line on standard error, a new one where a progress bar has left the last one open."""
+    if isinstance(sys.stderr, SturdyStream) and sys.stderr.within_line:
+        print(file=sys.stderr)
+    print(line, file=sys.stderr)
 
 
 def stop_if_unread() -> None:

@@ -25,6 +25,7 @@ from .presets import RunSettings
 from .requirements import check_requirements
 from .resuming import check_settings, choose_checkpoint
 from .saved_checkpoints import SavedCheckpoint, checkpoint_folders
+from .shared_memory import check_processes
 from .sign_training import SCHEMES as SIGN_SCHEMES
 
 logger = logging.getLogger("frankenlm.preflight")
@@ -68,10 +69,12 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
 
 
 def check_data_arguments(run: RunSettings) -> None:
-    """Check the numbers of the data arguments, and what streams can do."""
+    """Check the numbers of the data arguments, what streams can do, and that the processes asked for can start."""
     data = run.data
     with user_mistakes():
         check_ranges(data, DATA_RANGES)
+    check_processes("--num_proc", data.num_proc, alone=1)
+    check_processes("--dataloader_num_workers", run.training.dataloader_num_workers, alone=0)
     if data.streaming and run.training.world_size > 1:
         raise UserError("--streaming works in one process only: leave it out (tokenised data is cached), or use one.")
     if data.streaming and run.training.max_steps <= 0:

@@ -61,10 +61,10 @@ def lay_out(scratch: Path) -> None:
     Legacy1BitForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     rows = [json.dumps({"text": f"the cat {number} sat on the mat and saw the dog"}) for number in range(20)]
-    (folder / "t.jsonl").write_text("\n".join(rows))
-    (folder / "late.jsonl").write_text("\n".join([*rows[:2], "no JSON", *rows]))
-    (folder / "p.txt").write_text("the cat\nthe dog\n")
-    (folder / "rows.json").write_text("[]")
+    (folder / "t.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "late.jsonl").write_text("\n".join([*rows[:2], "no JSON", *rows]), encoding="utf-8")
+    (folder / "p.txt").write_text("the cat\nthe dog\n", encoding="utf-8")
+    (folder / "rows.json").write_text("[]", encoding="utf-8")
 
 
 def command_of(name: str) -> Callable[[list[str]], object]:
@@ -95,13 +95,14 @@ def base_of(name: str, scratch: Path) -> list[str]:
                      "--report", scratch / "out" / "r.json"],
         "generate": ["--model", model, "--prompt", "the", "--max_new_tokens", "2"],
         "compare": ["--models", model, model, "--prompts", prompts, "--max_new_tokens", "2",
-                    "--report", scratch / "out" / "c.json"],
+                    "--output_dir", scratch / "out" / "compared"],
         "pack": ["--model", model, "--output", scratch / "out" / "packed"],
         "app": ["--model", scratch / "precious" / "nothing"],  # a page that starts would not end
         "run": ["--config", "smoke", "--model", model, "--group", "mlp_only", "--method", "ablation", "--levels", "0",
                 "--n_rep", "1", "--max_new_tokens", "1", "--output_dir", scratch / "out" / "lab"],
         "groups": ["--model", model],
-        "dry-run": ["--config", "smoke", "--model", model, "--group", "mlp_only", "--output_dir", scratch / "out/lab"],
+        "dry-run": ["--config", "smoke", "--model", model, "--group", "mlp_only", "--max_new_tokens", "1",
+                    "--report", scratch / "out" / "estimate.json"],
         "measure": [rows],
         "report": [rows, "--output_dir", scratch / "out" / "report"],
         "export": [rows],
@@ -157,14 +158,14 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in sorted(folder.rglob("*"))}
 
 
-def run_line(main, line: list[str]) -> tuple[int | None, str, str | None]:
-    """Run one line; return its exit code, what it printed on stderr, and the fault or None."""
+def run_line(main, line: list[str], console: Callable = io.StringIO) -> tuple[int | None, str, str | None]:
+    """Run one line, printing to two streams that `console` makes; return exit code, stderr, and the fault or None."""
     from frankenlm.trainer_ext.cli import run_command
 
     def stop(signum, frame):
         raise TooLong
 
-    out, err = io.StringIO(), io.StringIO()
+    out, err = console(), console()
     signal.signal(signal.SIGALRM, stop)
     signal.alarm(LIMIT)
     code, fault = None, None
