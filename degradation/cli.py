@@ -29,6 +29,7 @@ from ..trainer_ext.cli import (
 )
 from ..trainer_ext.files import write_json
 from ..trainer_ext.logs import RunLog
+from ..trainer_ext.shared_memory import why_nothing_is_shared
 from .experiment import Experiment
 from .flags import add_experiment_flags, check_command, experiments_of, with_underscores
 from .records import load_json
@@ -317,7 +318,12 @@ def import_command(args: argparse.Namespace) -> None:
 
 def workers_for(paths: Sequence[Path]) -> int:
     """Return how many processes measure: starting them takes longer than measuring a small file in one."""
-    return os.cpu_count() or 1 if sum(path.stat().st_size for path in paths) > MANY_BYTES else 1
+    if sum(path.stat().st_size for path in paths) <= MANY_BYTES:
+        return 1
+    reason = why_nothing_is_shared()
+    if reason:
+        logger.warning("one process measures, the slow way: processes cannot share memory here (%s).", reason)
+    return 1 if reason else os.cpu_count() or 1
 
 
 def refuse_foreign(option: str, path: Path, key: str) -> None:
