@@ -185,11 +185,25 @@ def _reason(error: BaseException) -> str:
 def check_text(option: str, text: str) -> None:
     """Raises UserError for a value that is no text: bytes that were no UTF-8, which Python hands on as surrogates."""
     if any("\ud800" <= character <= "\udfff" for character in text):
+        if sys.getfilesystemencoding() != "utf-8" and _is_utf8(text):
+            raise UserError(
+                f"{option} {ascii(text)}: this process reads names as {sys.getfilesystemencoding()}: set PYTHONUTF8=1, "
+                "or a UTF-8 locale such as LC_ALL=C.UTF-8."
+            )
         raise UserError(
             f"{option} {ascii(text)}: is not valid UTF-8: convert it first, or rename the file that is meant."
         )
     if "\0" in text:
         raise UserError(f"{option} {text!r}: holds a NUL character, which no name and no text has.")
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a word of the command line, as Python hands it on, was valid UTF-8."""
+    try:
+        os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return False
+    return True
 
 
 def one_line(error: BaseException) -> str:
