@@ -255,9 +255,22 @@ def measure_command(args: argparse.Namespace) -> None:
     folders = [Path(args.output_dir) if args.output_dir else path.with_suffix(".measures") for path in paths]
     for folder in folders:
         check_output_dir(folder)
+    refuse_equal_outputs(paths, folders)
     for path, folder in zip(paths, folders, strict=True):
         with user_mistakes():
             print(measure_file(path, folder, workers=workers_for([path])))
+
+
+def refuse_equal_outputs(paths: Sequence[Path], folders: Sequence[Path]) -> None:
+    """Raise UserError where the measures of one file would take the place of those of another."""
+    places = [(folder.absolute(), path.stem) for path, folder in zip(paths, folders, strict=True)]
+    for number, (folder, stem) in enumerate(places):
+        if (folder, stem) in places[:number]:
+            first = paths[places.index((folder, stem))]
+            raise UserError(
+                f"{first} and {paths[number]}: both would be written to {folder / stem}_measures.json: give one of "
+                "them, or another --output_dir for each."
+            )
 
 
 def report_flags(parser: argparse.ArgumentParser) -> None:

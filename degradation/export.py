@@ -8,6 +8,7 @@ the largest experiments take seconds. Files are replaced whole; a kill leaves th
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,10 +23,12 @@ from .journal import (
     temporary_of,
 )
 from .locks import ExperimentLock
-from .records import FINISHED
+from .records import FINISHED, ROW_FIELDS
 from .row_checks import JOURNAL, SIDE
 
 JOURNAL_ENDING = ".journal"
+START = 1 << 20  # bytes of a JSON file in which its first row's key is found
+EXPORT_START = b'[\n{"%s":' % next(iter(ROW_FIELDS)).encode()  # where the file is cut off before that key
 # what lies beside the rows, one file a rank, merged at export: file name -> fields a record must have
 SIDE_FILES = {
     "lesions": ("group", "method", "level_value", "level_index", "repeat_index"),
@@ -187,6 +190,33 @@ def export_folder(folder: Path, json_path: Path, index: RowIndex) -> None:
                 file.writelines(map(encode_line, records))
 
 
+# --- what stands there already
+
+
+def check_places(folder: Path, json_path: Path, world_size: int = 1) -> None:
+    """Raise ValueError where a folder, a link or a device stands in the place of a file that is to be written."""
+    journals = (f"{name}-{rank:05d}.jsonl" for name in ("rank", *SIDE_FILES) for rank in range(world_size))
+    names = ("lock", "manifest.json", "rebuilding", *(f"{name}.jsonl" for name in SIDE_FILES), *journals)
+    others = (path for name in ("rank", *SIDE_FILES) for path in rank_files(folder, name).values())
+    for path in (json_path, *(folder / name for name in names), *others):
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise ValueError(f"{path} is no file of this program (a folder or a link): move it away.")
+
+
+def check_export(path: Path) -> None:
+    """Raise ValueError where there is a file that does not begin as an export does, be it cut off or damaged later.
+
+    Nothing, and the zeros that a crash of the system may leave, are nobody's.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = file.read(START).strip(b"\0 \r\n")
+    begun = start == b"[]" or EXPORT_START.startswith(start) or start.startswith(EXPORT_START)
+    if not begun and not (start.startswith(b"[") and b'"row_key"' in start):
+        raise ValueError(f"{path} is there already and holds no rows of this program: move it away.")
+
+
 # --- the command
 
 
@@ -200,21 +230,38 @@ def export_command(path: str | os.PathLike) -> Path:
         The JSON file.
 
     Raises:
-        ValueError: there is no journal.
+        ValueError: there is no journal, or something of somebody else is in the way; nothing was made.
         ExperimentLocked, DamagedRecords, OSError: as `Store.open`.
     """
     folder = journal_of(path)
     json_path = folder.with_name(folder.name.removesuffix(JOURNAL_ENDING) + ".json")
+    if not rank_files(folder, "rank") and not (folder / "manifest.json").is_file():
+        raise ValueError(f"{folder} holds no rank-00000.jsonl and no manifest, so it is no journal.")
+    check_places(folder, json_path)
+    check_export(json_path)
     lock = ExperimentLock(folder / "lock")
     lock.acquire()
     try:
         index = RowIndex(folder)
         index.refresh()
         index.repair()
+        _refuse_lost_rows(folder, json_path, index)
         export_folder(folder, json_path, index)
     finally:
         lock.release()
     return json_path
+
+
+def _refuse_lost_rows(folder: Path, json_path: Path, index: RowIndex) -> None:
+    """Raise DamagedRecords where the JSON file holds rows of a journal that is gone: they would go, too."""
+    from .manifest import read_manifest  # both stand on this module
+    from .recovery import exported_rows, refuse_lost_rows
+
+    known = read_manifest(folder / "manifest.json") or {}
+    gone = [name for name in known.get("rank_files", ()) if not (folder / name).exists()]
+    if not index.entries or gone:
+        rows = [row for row in exported_rows(json_path) if row.get("row_key") not in index.entries]
+        refuse_lost_rows(f"{', '.join(gone) or 'every row of the journal'} is gone", json_path, rows)
 
 
 def journal_of(path: str | os.PathLike) -> Path:

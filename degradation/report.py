@@ -15,12 +15,15 @@ from .measures import measure_cell, measure_row
 from .measuring import FindPrompt, MeasureCell, MeasureRow, add_accuracies, measure_rows
 from .plot_style import curve_rows, key_columns, write_csv
 from .prompts import find_prompt, load_prompts
-from .report_figures import draw_all
+from .report_figures import draw_all, figure_names
 from .report_sections import build_page
 from .report_text import NOT_SHOWN, ranking, warnings, what_broke_first
 from .result_files import ResultFile, common, read_results
 from .statistics import CONFIDENCE, DRAWS, SEED
 from .tables import Series, all_rows, build_series
+from .written_files import WRITTEN, check_free
+
+PAGE, RECORD = "report.html", "report.json"
 
 
 @dataclass
@@ -99,15 +102,21 @@ def measure_file(path: str | Path, output: str | Path, **options) -> Path:
 
     Args:
         options: as for `analyse`.
+
+    Raises:
+        ValueError: as `analyse`; or a file that no earlier run wrote is in the way, and nothing was written.
     """
     analysis = analyse([path], **options)
     folder, stem = Path(output), Path(path).stem
-    folder.mkdir(parents=True, exist_ok=True)
-    write_csv(folder / f"{stem}_rows.csv", row_table(analysis))
-    write_csv(folder / f"{stem}_cells.csv", cell_table(analysis.series))
-    write_csv(folder / f"{stem}_curves.csv", [row for curve in analysis.curves for row in curve_rows(curve)])
     target = folder / f"{stem}_measures.json"
-    write_json(target, facts(analysis))
+    rows, cells, curves = (f"{stem}_{kind}.csv" for kind in ("rows", "cells", "curves"))
+    earlier = check_free(folder, target.name, (rows, cells, curves))
+    said = facts(analysis) | {WRITTEN: common((rows, cells, curves, *earlier))}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(target, said)
+    write_csv(folder / rows, row_table(analysis))
+    write_csv(folder / cells, cell_table(analysis.series))
+    write_csv(folder / curves, [row for curve in analysis.curves for row in curve_rows(curve)])
     return target
 
 
@@ -219,11 +228,18 @@ def write_report(results: Sequence[str | Path], output_dir: str | Path, **option
 
     Args:
         options: as for `analyse`.
+
+    Raises:
+        ValueError: as `analyse`; or a file that no earlier run wrote is in the way, and nothing was written.
     """
     analysis = analyse(results, **options)
     folder = Path(output_dir)
+    planned = [f"plots/{name}.{kind}" for name in figure_names(analysis.curves).values() for kind in ("png", "csv")]
+    fixed = (PAGE, "cells.csv", "curves.csv")
+    earlier = check_free(folder, RECORD, (*fixed, *planned))
+    said = facts(analysis) | {WRITTEN: common((*fixed, *planned, *earlier))}
     (folder / "plots").mkdir(parents=True, exist_ok=True)
-    said = facts(analysis)
+    write_json(folder / RECORD, said)
     drawn, skipped = draw_all(analysis.curves, folder / "plots")
     said["plots"] = [
         {"model": model, "task": task, "name": plot.name, "title": plot.title, "png": f"plots/{plot.png.name}",
@@ -234,8 +250,10 @@ def write_report(results: Sequence[str | Path], output_dir: str | Path, **option
     said["plots_without_data"] = skipped
     write_csv(folder / "cells.csv", cell_table(analysis.series))
     write_csv(folder / "curves.csv", [row for curve in analysis.curves for row in curve_rows(curve)])
-    write_json(folder / "report.json", said)
-    page = folder / "report.html"
+    figures = [plot[kind] for plot in said["plots"] for kind in ("png", "csv")]
+    said[WRITTEN] = common((*fixed, *figures, *earlier))
+    write_json(folder / RECORD, said)
+    page = folder / PAGE
     write_text(page, build_page(said, by_task(analysis.curves), drawn, folder))
     return page
 

@@ -1,5 +1,6 @@
 """Which figures a report has, and what is missing for those that it has not."""
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -20,19 +21,39 @@ from .plots import (
 )
 from .result_files import common
 
+LONGEST = 180  # bytes of a figure's name; with its ending and a scratch name it stays below 255
+
 
 def draw_all(curves: Sequence[Curve], folder: Path) -> tuple[dict[tuple[str, str], list[Plot]], list[dict[str, str]]]:
     """Draw every figure that the results hold data for; return them by model and task, and what is missing and why."""
     drawn: dict[tuple[str, str], list[Plot]] = {}
     skipped = []
+    names = figure_names(curves)
     for (model, task), chosen in by_task(curves).items():
         drawn[model, task] = []
         for title, name, draw in _figures(chosen):
             try:
-                drawn[model, task].append(draw(folder, slug(f"{model}_{task}_{name}")))
+                drawn[model, task].append(draw(folder, names[model, task, name]))
             except NothingToDraw as reason:
                 skipped.append({"model": model, "task": task, "figure": title, "reason": str(reason)})
     return drawn, skipped
+
+
+def figure_names(curves: Sequence[Curve]) -> dict[tuple[str, str, str], str]:
+    """Return the files' name, without ending, of every figure that may be drawn, by model, task and figure.
+
+    One that file systems find too long, or that another figure has already, ends in a hash of what it stands for.
+    """
+    found: dict[tuple[str, str, str], str] = {}
+    for (model, task), chosen in by_task(curves).items():
+        for _, name, _ in _figures(chosen):
+            text = f"{model}_{task}_{name}"
+            stem = slug(text)
+            if len(stem.encode()) > LONGEST or stem in found.values():
+                digest = hashlib.sha1(repr((model, task, name)).encode()).hexdigest()[:10]
+                stem = f"{stem.encode()[:LONGEST].decode(errors='ignore')}-{digest}"
+            found[model, task, name] = stem
+    return found
 
 
 def _figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path, str], Plot]]]:

@@ -10,6 +10,7 @@ from .records import STATUSES
 DATA = frozenset({"ok", "nan_logits"})  # the other rows hold no answer
 MOST = 2**53  # from here on JSON's numbers are not whole in every reader
 LARGEST_LEVEL = 1e12  # far beyond what any method takes
+LARGEST = 1e100  # sums of squares of what is measured stay finite
 
 
 class Rule(NamedTuple):
@@ -31,6 +32,10 @@ def is_name(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is a number that fits a float: no NaN, no infinity, no whole number of 400 digits."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_measured(value: Any) -> bool:
+    return is_number(value) and abs(value) <= LARGEST
 
 
 def is_count(value: Any) -> bool:
@@ -64,7 +69,7 @@ def or_null(rule: Rule) -> Rule:
 
 TEXT = Rule(is_text, "a text")
 NAME = Rule(is_name, "a text of whole characters")
-NUMBER = Rule(is_number, "a finite number")
+NUMBER = Rule(is_measured, f"a number of at most {LARGEST:g}")
 COUNT = Rule(is_count, f"a whole number from 0, below {MOST}")
 LEVEL = Rule(is_level, f"a number from 0 to {LARGEST_LEVEL:g}, or null")
 TRUTH = Rule(lambda value: isinstance(value, bool), "true or false")

@@ -18,7 +18,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,6 +29,8 @@ from .export import (
     SIDE_FILES,
     RowIndex,
     attempt_of,
+    check_export,
+    check_places,
     export_folder,
     rank_files,
     remove_temporaries,
@@ -153,7 +154,7 @@ class Store:
 
     def _open_first(self, manifest: Mapping[str, Any], wait_lock: bool, rebuild: bool) -> None:
         self._make_folder(rebuild)
-        self._check_places()
+        check_places(self.journal_dir, self.json_path, self.world_size)
         self._lock.acquire(wait_lock)
         remove_temporaries(self.journal_dir, self.json_path)
         known = read_manifest(self.files.manifest_path)
@@ -166,6 +167,7 @@ class Store:
             self._check_rows(self.rows(), ((), READING_FIELDS))
         self._manifest = known or self._new_manifest()
         self._find_lost_rows(rebuild, known is None)
+        check_export(self.json_path)
         self._note_unrecorded()
         self._note_run(manifest)
         self.clear_claims()
@@ -185,16 +187,6 @@ class Store:
             refuse_lost_rows(f"{self.journal_dir.name} is gone", self.json_path, exported_rows(self.json_path))
         self.journal_dir.mkdir(exist_ok=True)
         sync_folder(self.files.results_dir)
-
-    def _check_places(self) -> None:
-        """Raise ValueError where a folder, a link or a device stands in the place of a file that is to be written."""
-        journals = (f"{name}-{rank:05d}.jsonl" for name in ("rank", *SIDE_FILES) for rank in range(self.world_size))
-        names = ("lock", "manifest.json", "rebuilding", *(f"{name}.jsonl" for name in SIDE_FILES), *journals)
-        for path in (self.journal_dir / name for name in names):
-            if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-                raise ValueError(f"{path} is no file of this program (a folder or a link): move it away.")
-        if self.json_path.is_dir():
-            raise ValueError(f"{self.json_path} is a folder where the results belong: move it away.")
 
     def _check_config(self, known: Mapping[str, Any]) -> None:
         fields = {**known["config_fields"], **known.get(UNRECORDED, {})}
