@@ -51,7 +51,8 @@ def _why_not_writable(folder: Path) -> str | None:
 
 @functools.cache
 def _writable_or_temporary(folder: Path) -> Path:
-    reason = _why_not_writable(folder)
+    # without a home folder and an entry for the user, `datasets` takes ~ as the name of a folder where we stand
+    reason = "there is no home folder" if folder.parts[0] == "~" else _why_not_writable(folder)
     if reason is None:
         return folder
     instead = Path(tempfile.mkdtemp(prefix="frankenlm-"))

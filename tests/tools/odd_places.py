@@ -118,12 +118,13 @@ class Places:
         code, said, fault = run_line(self.mains[verb], line, Console)
         if fault is None and code not in expected:
             fault = f"exit code {code}"
-        if fault is None and code and len(LAST_WORD.findall(said)) != 1:
+        told = LAST_WORD.findall(said)
+        if fault is None and code and len(told) != 1:
             fault = "not one line that says why"
         torn = torn_reports(out)
         if torn:
             fault = f"torn: {torn}; {fault}"
-        self.ends[f"{verb} {place}".strip()] = [code, round(time.process_time() - started, 1), said[-200:]]
+        self.ends[f"{verb} {place}".strip()] = [code, round(time.process_time() - started, 1), told]
         if fault:
             self.faults.append({"verb": verb, "place": place, "code": code, "fault": fault, "said": said[-600:]})
 
@@ -178,6 +179,8 @@ def main() -> None:
         places.run(verb, scratch / "out")
     if args.storage:
         places.storage()
+    if (scratch / "out" / "~").exists():
+        places.faults.append({"fault": "a folder named ~ was made where the commands stand"})
     json.dump({"ends": places.ends, "faults": places.faults}, sys.__stdout__)
 
 
