@@ -80,9 +80,8 @@ def prompt_finder(files: Sequence[ResultFile]) -> FindPrompt:
     """Return a function row -> its prompt: of the sets shipped, or of the file that the manifest names; else None."""
     own = {}
     for file in files:
-        for run in file.manifest.get("runs", ()):
-            name = run.get("manifest", {}).get("config", {}).get("prompts")
-            if isinstance(name, str) and Path(name).is_file():
+        for name in file.prompts:
+            if Path(name).is_file():
                 own |= {prompt.text: prompt for prompt in load_prompts(name)}
     return lambda row: own.get(row["prompt_text"]) or find_prompt(row)
 
@@ -106,12 +105,12 @@ def measure_file(path: str | Path, output: str | Path, **options) -> Path:
     Raises:
         ValueError: as `analyse`; or a file that no earlier run wrote is in the way, and nothing was written.
     """
-    analysis = analyse([path], **options)
     folder, stem = Path(output), Path(path).stem
     target = folder / f"{stem}_measures.json"
-    rows, cells, curves = (f"{stem}_{kind}.csv" for kind in ("rows", "cells", "curves"))
-    earlier = check_free(folder, target.name, (rows, cells, curves))
-    said = facts(analysis) | {WRITTEN: common((rows, cells, curves, *earlier))}
+    rows, cells, curves = names = [f"{stem}_{kind}.csv" for kind in ("rows", "cells", "curves")]
+    earlier = check_free(folder, target.name, names)
+    analysis = analyse([path], **options)
+    said = facts(analysis) | {WRITTEN: common((*names, *earlier))}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(target, said)
     write_csv(folder / rows, row_table(analysis))
@@ -232,10 +231,11 @@ def write_report(results: Sequence[str | Path], output_dir: str | Path, **option
     Raises:
         ValueError: as `analyse`; or a file that no earlier run wrote is in the way, and nothing was written.
     """
-    analysis = analyse(results, **options)
     folder = Path(output_dir)
-    planned = [f"plots/{name}.{kind}" for name in figure_names(analysis.curves).values() for kind in ("png", "csv")]
     fixed = (PAGE, "cells.csv", "curves.csv")
+    check_free(folder, RECORD, fixed)  # the figures' names are known after minutes of measuring only
+    analysis = analyse(results, **options)
+    planned = [f"plots/{name}.{kind}" for name in figure_names(analysis.curves).values() for kind in ("png", "csv")]
     earlier = check_free(folder, RECORD, (*fixed, *planned))
     said = facts(analysis) | {WRITTEN: common((*fixed, *planned, *earlier))}
     (folder / "plots").mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,14 @@ class ResultFile:
     manifest: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def prompts(self) -> list[str]:
+        """The sets or files of prompts that the manifest's runs name."""
+        found: list[Any] = list(self.manifest.get("runs", ()))
+        for name in ("manifest", "config", "prompts"):
+            found = [entry.get(name) if isinstance(entry, dict) else None for entry in found]
+        return [name for name in found if isinstance(name, str)]
+
 
 def read_results(paths: Iterable[str | Path]) -> list[ResultFile]:
     """Read result files, with the lesions, cells and manifest of `<name>.journal/` beside each.
