@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..trainer_ext.redaction import public_name
 from .cells import make_cells
 from .configs import ExperimentConfig
 from .experiment import Experiment
@@ -173,8 +174,8 @@ def _estimate(
     baseline = plan.fixed["baseline"]
     kept_in_host = 0 if plan.baseline_on_device else baseline
     return Estimate(
-        name, config.group, group.numel, config.dtype, on_gpu, batch, plan.parts(batch), plan.device(batch),
-        device_total, plan.fixed["predictions"] + kept_in_host if on_gpu else 0, host_total,
+        public_name(name), config.group, group.numel, config.dtype, on_gpu, batch, plan.parts(batch),
+        plan.device(batch), device_total, plan.fixed["predictions"] + kept_in_host if on_gpu else 0, host_total,
         plan.largest_batch(limit, device_total), length.prompt, cells * len(prompts), cells,
         "masked copies" if shape.fills_masks else "answers",
     )  # fmt: skip

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ..trainer_ext.cli import one_line, user_mistakes
+from ..trainer_ext.redaction import redact
 from .cells import Cell, cell_levels
 from .configs import ExperimentConfig, level_key
 from .decoding import is_out_of_memory
@@ -318,9 +319,12 @@ def config_of(model: PreTrainedModel) -> PreTrainedConfig:
 
 
 def known_as(name: str) -> str:
-    """Return what rows call a model: a hub name as it is, a folder by its last part, from wherever it is opened."""
+    """Return what rows call a model: a hub name as it is, a folder by its last part, from wherever it is opened.
+
+    Rows and their files are published; what looks like a token in a name is not.
+    """
     folder = Path(name).expanduser()
-    return short_name(name) if folder.is_dir() else name
+    return redact(short_name(name) if folder.is_dir() else name)
 
 
 def as_stored(experiment: Experiment, store: Store) -> Experiment:

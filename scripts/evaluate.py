@@ -49,7 +49,7 @@ from frankenlm.trainer_ext.continuations import (
 from frankenlm.trainer_ext.files import write_json
 from frankenlm.trainer_ext.logs import RunLog
 from frankenlm.trainer_ext.metrics.text import TEXT_MEASURES
-from frankenlm.trainer_ext.redaction import public_name
+from frankenlm.trainer_ext.redaction import public_name, redact
 from frankenlm.trainer_ext.sampling import DEFAULT_TEMPERATURE, Sampling
 from frankenlm.trainer_ext.scoring import (
     LIKELIHOOD,
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             failure = error
 
     shown = {name: result[name] for name in (*measures(metrics), "tokens", "words", "bytes") if name in result}
-    print(table(args.model, scorer.method, shown))
+    print(table(redact(args.model), scorer.method, shown))
     if args.report:
         write_report(args, scorer, split, metrics, result)
         print(f"report: {args.report}")

@@ -22,7 +22,8 @@ _SECRET_PAIR = re.compile(
 )
 _PATTERNS = (
     (re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{6,}"), HIDDEN),  # of the Hugging Face hub
-    (re.compile(r"(?<=://)[^/\s@]+@"), HIDDEN + "@"),  # a name and a password in an address
+    # a name and a password in an address; one that was taken for a path has a single slash
+    (re.compile(r"(\b[A-Za-z][\w+.-]+://?)[^/\s@]+@"), rf"\1{HIDDEN}@"),
     (re.compile(r"(?i)([?&][\w-]*(?:token|key|secret|password|signature|sig)=)[^&\s#'\"]+"), r"\1" + HIDDEN),
 )
 

@@ -89,8 +89,8 @@ def base_of(name: str, scratch: Path) -> list[str]:
             "--max_length", "16", "--batch_size", "4", "--max_steps", "1", "--cpu_threads", "1"]  # fmt: skip
     lines = {
         "train": [*tiny, "--dataset", late, "--output_dir", scratch / "out" / "run"],
-        "train on": ["--model_name_or_path", model, *tiny[-8:], "--dataset", text, "--output_dir", scratch / "out/on",
-                     "--overwrite_output_dir"],
+        "train on": ["--model_name_or_path", model, "--objective", "causal", *tiny[-8:], "--dataset", text,
+                     "--output_dir", scratch / "out" / "on", "--overwrite_output_dir"],
         "evaluate": ["--model", model, "--dataset", text, "--metrics", "perplexity", "--max_documents", "2",
                      "--report", scratch / "out" / "r.json"],
         "generate": ["--model", model, "--prompt", "the", "--max_new_tokens", "2"],
