@@ -11,7 +11,7 @@ import pytest
 
 from frankenlm.trainer_ext import output_streams
 from frankenlm.trainer_ext.cli import EXIT_OUTPUT_CLOSED, EXIT_STORAGE, run_command
-from frankenlm.trainer_ext.output_streams import OutputClosed, SturdyStream, stop_if_unread
+from frankenlm.trainer_ext.output_streams import OutputClosed, SturdyStream, say, stop_if_unread
 
 ODD = "größe 🌍 \u2028 \udcff end"
 
@@ -129,3 +129,14 @@ def test_real_streams_leave_no_traceback(target, code):
     words = ["bash", "-c", line, sys.executable, PRINTING, output_streams.__file__]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, "")
+
+
+@pytest.mark.parametrize(
+    "before, shown", [("50%|##", "50%|##\nfailed"), ("done\n", "done\nfailed"), ("\r  \r", "\r  \rfailed")]
+)
+def test_what_ends_a_run_stands_on_a_line_of_its_own(monkeypatch, before, shown):
+    beneath = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", SturdyStream(beneath))
+    sys.stderr.write(before)
+    say("failed")
+    assert beneath.getvalue() == shown + "\n"
