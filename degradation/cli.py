@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("frankenlm.degradation")
 
+LOGS = "logs"
 LONGEST_LOG_NAME = 200
 ESTIMATES = "estimates"  # the key of a dry run's report
 MOST_GB = 1_000_000
@@ -87,6 +88,7 @@ def run_command(args: argparse.Namespace) -> None:
     )
     with user_mistakes():
         check_output_dir(args.output_dir)
+        check_output_dir(Path(args.output_dir) / LOGS)
         lab = Lab(args.model, options)
         experiments = [lab.plan(config) for config in configs]
     failures = run_all(experiments, args, lab)
@@ -134,7 +136,7 @@ class SomeFailed(Exception):
 
 def log_path(output_dir: Path, experiment: Experiment) -> Path:
     """Return results/logs/{experiment_id}_{time}.log, without what file names cannot hold."""
-    folder = output_dir / "logs"
+    folder = output_dir / LOGS
     folder.mkdir(parents=True, exist_ok=True)
     # the group may name many layers, and a name holds 255 bytes
     name = re.sub(r"[^\w.+@-]+", "_", f"{experiment.experiment_id}_{experiment.config.group}")

@@ -195,6 +195,8 @@ def export_folder(folder: Path, json_path: Path, index: RowIndex) -> None:
 
 def check_places(folder: Path, json_path: Path, world_size: int = 1) -> None:
     """Raise ValueError where a folder, a link or a device stands in the place of a file that is to be written."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder, and the journal belongs there: move it away.")
     journals = (f"{name}-{rank:05d}.jsonl" for name in ("rank", *SIDE_FILES) for rank in range(world_size))
     names = ("lock", "manifest.json", "rebuilding", *(f"{name}.jsonl" for name in SIDE_FILES), *journals)
     others = (path for name in ("rank", *SIDE_FILES) for path in rank_files(folder, name).values())

@@ -153,8 +153,8 @@ class Store:
             self._journals[name] = Journal(self.journal_dir / f"{name}-{self.rank:05d}.jsonl")
 
     def _open_first(self, manifest: Mapping[str, Any], wait_lock: bool, rebuild: bool) -> None:
-        self._make_folder(rebuild)
         check_places(self.journal_dir, self.json_path, self.world_size)
+        self._make_folder(rebuild)
         self._lock.acquire(wait_lock)
         remove_temporaries(self.journal_dir, self.json_path)
         known = read_manifest(self.files.manifest_path)

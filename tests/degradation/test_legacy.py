@@ -99,12 +99,64 @@ def test_rows_of_another_model_are_refused_and_nothing_is_written(tmp_path, stor
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("[{", "is no JSON"), ('{"a": 1}', "list of rows"), ("[1]", "list of rows")]
+    ("content", "message"),
+    [
+        ("[{", "is no JSON"),
+        ('{"a": 1}', "list of rows"),
+        ("[1]", "list of rows"),
+        ("[null, {}]", "list of rows"),
+        ("[" * 100_000, "is no JSON"),
+        ("[" + "1" * 5000 + "]", "is no JSON"),
+        ("", "no JSON"),
+    ],
 )
 def test_files_that_are_none(tmp_path, store, content, message):
     (tmp_path / "old.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         import_legacy(tmp_path / "old.json", store, {})
+
+
+DEEP = json.loads("[" * 400 + "]" * 400)
+ODD = [
+    *(("std_dev", value) for value in ("0.1", [0.1], float("nan"), float("inf"), 10**400, True)),
+    *(("level_value", value) for value in ("0.1", {}, float("nan"))),
+    *(("repeat_index", value) for value in ([0], -1, 0.5, "0", 10**400)),
+    *(("param_group_name", value) for value in (["attn_only"], 3, "half \ud800")), ("degradation_method", {}),
+    ("prompt_text", 5), ("prompt_text", ["a"]), ("model_name", ["org/tiny"]), ("gen_params", [1]), ("gen_params", "x"),
+    ("gen_params", {"temperature": DEEP}), ("batch_shape", DEEP), ("perplexity", -1), ("mean_logprob", "x"),
+]  # fmt: skip
+# told as soon as a row is one of those planned
+ODD_IN_A_MATCH = [
+    ("tokens", "30"), ("tokens", -1), ("device", 5), ("timestamp", DEEP), ("image_used", "no"),
+    ("gen_params", {"temperature": "hot"}), ("duration", "1"), ("output", 5), ("dtype", {}), ("usar_4bit", 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), ODD, ids=lambda value: ascii(value)[:40])
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_odd_field_of_any_row_is_named_and_nothing_is_written(field, value, place, tmp_path, store):
+    row, strange = make_row(1), old_row(make_row(2), param_group_name="of no plan")
+    rows = [old_row(row), strange]
+    rows[place] = {**rows[place], field: value}
+    with pytest.raises(ValueError, match=rf"row {place} has {field}=.*must be") as refused:
+        adopt(tmp_path, store, rows, planned(row))
+    assert len(str(refused.value)) < 500 and not store.finished
+
+
+@pytest.mark.parametrize(("field", "value"), ODD_IN_A_MATCH, ids=lambda value: ascii(value)[:40])
+def test_an_odd_field_of_a_row_to_adopt_is_named_and_nothing_is_written(field, value, tmp_path, store):
+    rows = [make_row(1), make_row(2)]
+    old = [old_row(rows[0]), {**old_row(rows[1]), field: value}]
+    with pytest.raises(ValueError, match=rf"row 1\b.*({field}|temperature|load_4bit)") as refused:
+        adopt(tmp_path, store, old, planned(*rows))
+    assert len(str(refused.value)) < 500 and not store.finished
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_the_other_encodings_of_json_are_read(encoding, tmp_path, store):
+    row = make_row(1)
+    (tmp_path / "old.json").write_bytes(json.dumps([old_row(row)]).encode(encoding))
+    assert import_legacy(tmp_path / "old.json", store, planned(row)).adopted == 1
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,8 @@ ODD_FLAGS = {
     "dry-run device_gb inf": (["dry-run", "--config", "smoke", "--device_gb", "inf"], "no size in GB"),
     "dry-run report": (["dry-run", "--config", "smoke", "--report", ""], "--report is empty"),
     "dry-run report onto another's": (["dry-run", "--config", "smoke", "--report", "theirs.json"], "no report of this"),
-    "dry-run report onto a folder": (["dry-run", "--config", "smoke", "--report", "."], "is a folder"),
+    "dry-run report onto a folder": (["dry-run", "--config", "smoke", "--report", ".."], "is a folder"),
+    "dry-run report onto nothing": (["dry-run", "--config", "smoke", "--report", "."], "names no file"),
     "groups device": (["groups", "--device", "banana"], "device='banana'"),
 }
 
@@ -169,19 +170,87 @@ def test_odd_values_of_the_other_commands_flags(name, degrade, model, tmp_path, 
     assert (tmp_path / "theirs.json").read_text() == '{"precious": 1}'
 
 
+RESULT_FILES = {
+    "deep": ("[" * 100_000, 7), "cut": ("{", 7), "number": ("7", 7), "empty": ("", 7), "numbers": ("[1, 2]", 7),
+    "mixed": ('[{}, null, "a", []]', 7), "object": ('{"rows": []}', 7), "bare": ("[{}]", 2), "none": ("[]", 2),
+    "odd": ('[{"status": ["ok"], "level_value": NaN}]', 2),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("command", ["measure", "report", "export"])
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [("[" * 100_000, 7), ("{", 7), ("7", 7), ("", 7), ("[{}]", 2)],
-    ids=["deep", "cut", "number", "empty", "bare"],
-)
-def test_files_that_are_no_results(command, text, code, degrade, tmp_path, capsys):
+@pytest.mark.parametrize("name", RESULT_FILES)
+def test_files_that_are_no_results(command, name, degrade, tmp_path, capsys):
+    text, code = RESULT_FILES[name]
     path = tmp_path / "outputs_x.json"
     path.write_text(text)
-    assert degrade(command, path, *(["--output_dir", tmp_path / "report"] if command != "export" else [])) == (
-        2 if command == "export" else code
-    )
-    assert one_line(capsys)
+    words = [command, path, *(["--output_dir", tmp_path / "report"] if command != "export" else [])]
+    assert degrade(*words) == (2 if command == "export" else code)
+    assert path.name in one_line(capsys)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name] and path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{", "7", "", "[1]", "[{}, null]", '{"rows": []}', '[{"std_dev": "0.1"}]',
+             '[{"repeat_index": [0]}]', '[{"std_dev": NaN}]', '[{"prompt_text": 5}]', f'[{{"std_dev": 1{"0" * 400}}}]'],
+    ids=lambda text: text[:30],
+)  # fmt: skip
+def test_files_that_are_none_of_the_original_program(text, degrade, model, tmp_path, capsys):
+    path = tmp_path / "old.json"
+    path.write_text(text)
+    flags = ["--model", model, "--config", "smoke", "--group", "attn_only", "--output_dir", tmp_path / "results"]
+    assert degrade("import-legacy", path, *flags) == 2
+    assert path.name in one_line(capsys)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_rows_of_another_model_are_told_before_a_folder_is_made(degrade, model, tmp_path, capsys):
+    from frankenlm.degradation.configs import get_config
+    from frankenlm.degradation.prompts import load_prompts
+
+    config = get_config("smoke") | {"group": "attn_only"}
+    prompt = load_prompts(config.prompts)[0]
+    row = {"model_name": "org/other", "param_group_name": "attn_only", "degradation_method": config.method,
+           "std_dev": 0.0, "repeat_index": 0, "prompt_text": prompt.text, "output": "x"}  # fmt: skip
+    (tmp_path / "old.json").write_text(json.dumps([row]))
+    flags = ["--model", model, "--config", "smoke", "--group", "attn_only", "--output_dir", tmp_path / "results"]
+    assert degrade("import-legacy", tmp_path / "old.json", *flags) == 2
+    assert "row 0 is of the model 'org/other'" in one_line(capsys)
+    assert [file.name for file in tmp_path.iterdir()] == ["old.json"]
+
+
+@pytest.mark.parametrize(("command", "name"), [("report", "report.html"), ("measure", "outputs_x_rows.csv")])
+def test_somebody_elses_file_in_an_output_folder_is_a_mistake(command, name, degrade, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("precious")
+    (tmp_path / "outputs_x.json").write_text("[]")
+    assert degrade(command, tmp_path / "outputs_x.json", "--output_dir", tmp_path / "out") == 2
+    assert re.search(rf"{name} is there already.*move it away", one_line(capsys))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_measures_of_files_of_one_name_do_not_replace_each_other(degrade, tmp_path, capsys):
+    paths = [tmp_path / folder / "outputs_x.json" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("[]")
+    assert degrade("measure", *paths, "--output_dir", tmp_path / "out") == 2
+    assert "both would be written to" in one_line(capsys) and not (tmp_path / "out").exists()
+
+
+IN_THE_WAY = {
+    "logs": "cannot write to", "outputs_mult_gauss_tiny_smoke.journal": "is no folder",
+    "outputs_mult_gauss_tiny_smoke.json": "is no file of this program",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_what_is_in_the_way_of_a_run_is_told_and_stays(name, run, tmp_path, capsys):
+    place = tmp_path / "results" / name
+    place.parent.mkdir()
+    place.mkdir() if name.endswith(".json") else place.write_text("precious")
+    assert run() == 2
+    assert re.search(rf"{IN_THE_WAY[name]}.*(move it away|another folder)", one_line(capsys))
+    assert {path.name for path in place.parent.iterdir()} <= {name, "logs"}
 
 
 def test_a_mistake_that_only_the_weights_tell_costs_no_row(run, tmp_path, capsys):
