@@ -96,8 +96,9 @@ def broken(fact: str) -> str | None:
             getattr(found, last)
         elif not re.search(rf"\b{last}\b", inspect.getsource(found)):
             raise AttributeError(last)
-    except (ImportError, AttributeError):
-        return f"{library} {version_of(library)} has no {fact.replace(':', '.')}: {NEEDS[fact]}"
+    except (ImportError, AttributeError) as error:
+        cause = f" ({error})" if isinstance(error, ImportError) else ""
+        return f"{library} {version_of(library)} has no {fact.replace(':', '.')}: {NEEDS[fact]}{cause}"
     return None
 
 
@@ -140,11 +141,10 @@ def test_a_name_we_use_is_there(fact):
 
 
 def test_a_rename_is_told_in_one_sentence(monkeypatch):
-    import transformers
-
-    monkeypatch.delattr(transformers.Trainer, "_get_train_sampler")
-    assert broken("transformers:Trainer._get_train_sampler") == (
-        f"transformers {transformers.__version__} has no transformers.Trainer._get_train_sampler: "
+    fact = "transformers:Trainer._a_name_of_yesterday"
+    monkeypatch.setitem(NEEDS, fact, "trainer.py repeats the order of batches by length on resume")
+    assert broken(fact) == (
+        f"transformers {version('transformers')} has no transformers.Trainer._a_name_of_yesterday: "
         "trainer.py repeats the order of batches by length on resume"
     )
 
