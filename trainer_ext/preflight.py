@@ -11,7 +11,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     PreTrainedConfig,
 )
 
@@ -20,6 +19,7 @@ from frankenlm.modeling import read_preset
 from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_ranges
 from .checkpoint_record import read_record_or_none
 from .cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
+from .opening import read_config
 from .output_folder import RUN_FILES, check_links, is_run, taken_names
 from .presets import RunSettings
 from .requirements import check_requirements
@@ -29,6 +29,8 @@ from .shared_memory import check_processes
 from .sign_training import SCHEMES as SIGN_SCHEMES
 
 logger = logging.getLogger("frankenlm.preflight")
+
+SAVED = "--model_name_or_path"
 
 HEADS = {
     "mlm": MODEL_FOR_MASKED_LM_MAPPING,
@@ -50,13 +52,14 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
     if training.output_dir == "trainer_output":
         raise UserError("--output_dir is missing: a folder for the checkpoint and its records.")
     check_data_arguments(run)
+    check_workers(run)
     with user_mistakes():
         check_ranges(run.model, MODEL_RANGES)
     check_requirements(training)
     if run.model.preset:
         check_config(run)
     else:
-        check_model_name("--model_name_or_path", run.model.model_name_or_path)
+        check_model_name(SAVED, run.model.model_name_or_path)
         check_saved_config(run)
     if is_main_process():
         check_output_dir(training.output_dir)
@@ -69,16 +72,20 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
 
 
 def check_data_arguments(run: RunSettings) -> None:
-    """Check the numbers of the data arguments, what streams can do, and that the processes asked for can start."""
+    """Check the numbers of the data arguments, and what streams can do."""
     data = run.data
     with user_mistakes():
         check_ranges(data, DATA_RANGES)
-    check_processes("--num_proc", data.num_proc, alone=1)
-    check_processes("--dataloader_num_workers", run.training.dataloader_num_workers, alone=0)
     if data.streaming and run.training.world_size > 1:
         raise UserError("--streaming works in one process only: leave it out (tokenised data is cached), or use one.")
     if data.streaming and run.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps: the length of a stream is not known.")
+
+
+def check_workers(run: RunSettings) -> None:
+    """Raises UserError where the processes that are asked for cannot share memory."""
+    check_processes("--num_proc", run.data.num_proc, alone=1)
+    check_processes("--dataloader_num_workers", run.training.dataloader_num_workers, alone=0)
 
 
 def check_config(run: RunSettings) -> None:
@@ -117,10 +124,9 @@ def check_ternary_training(run: RunSettings, config: PreTrainedConfig) -> None:
 
 
 def check_saved_config(run: RunSettings) -> None:
-    """Check that the sequences fit the positions of the saved model."""
+    """Check that the saved model can be read, and that the sequences fit its positions."""
     name = run.model.model_name_or_path
-    with user_mistakes():
-        config = AutoConfig.from_pretrained(name, trust_remote_code=run.model.trust_remote_code)
+    config = read_config(name, option=SAVED, trust_remote_code=run.model.trust_remote_code)
     positions = config.to_dict().get("max_position_embeddings")
     if positions is not None and run.data.max_length > positions:
         raise UserError(

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -27,6 +26,7 @@ from transformers import (
     set_seed,
 )
 
+from . import opening
 from .arguments import FrankenTrainingArguments
 from .callbacks import CsvLog, EarlyStopping, ExplorationSchedule, SignalStop
 from .checkpoint_record import RunRecord
@@ -35,7 +35,7 @@ from .collators import MaskingEpochs, build_collator
 from .data import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
 from .folder_lock import locked_folder
 from .metrics.language import unigram_cross_entropy
-from .preflight import preset_config
+from .preflight import SAVED, preset_config
 from .presets import RunSettings
 from .requirements import needed_packages
 from .resuming import check_data, fingerprint, run_settings
@@ -207,15 +207,17 @@ def load_model(run: RunSettings, data: PreparedData, auto_model: Callable) -> Pr
     """Load saved weights; the embedding grows when the tokenizer got new special tokens.
 
     Raises:
-        UserError: --vocab_size would cut tokens off.
+        UserError: the saved model is damaged, or --vocab_size would cut tokens off.
     """
     name, trust = run.model.model_name_or_path, run.model.trust_remote_code
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust)
+    config = opening.read_config(name, option=SAVED, trust_remote_code=trust)
     if hasattr(type(config), "from_preset") and run.data.objective != "classification":
         # one parameter set serves both directions of our families
         config.is_decoder = run.data.objective == "causal"
     config = with_labels(config, data.labels)
-    model = auto_model.from_pretrained(name, config=config, trust_remote_code=trust)
+    with opening.reading(f"{SAVED} {name}", "weights"):
+        opening.check_size(auto_model, name, config, f"{SAVED} {name}", trust)
+        model = auto_model.from_pretrained(opening.location(name), config=config, trust_remote_code=trust)
     size = run.model.vocab_size or max(len(data.tokenizer), config.vocab_size)
     if size < config.vocab_size:
         raise UserError(f"--vocab_size {size}: the weights of {name} have {config.vocab_size} tokens; they only grow.")
