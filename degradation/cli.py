@@ -294,7 +294,7 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def export_command(args: argparse.Namespace) -> None:
-    from .export import export_command as export
+    from .export_again import export_command as export
 
     for path in existing(args.experiments):
         with user_mistakes():

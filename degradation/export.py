@@ -22,7 +22,6 @@ from .journal import (
     sync_folder,
     temporary_of,
 )
-from .locks import ExperimentLock
 from .records import FINISHED, ROW_FIELDS
 from .row_checks import JOURNAL, SIDE
 
@@ -217,64 +216,3 @@ def check_export(path: Path) -> None:
     begun = start == b"[]" or EXPORT_START.startswith(start) or start.startswith(EXPORT_START)
     if not begun and not (start.startswith(b"[") and b'"row_key"' in start):
         raise ValueError(f"{path} is there already and holds no rows of this program: move it away.")
-
-
-# --- the command
-
-
-def export_command(path: str | os.PathLike) -> Path:
-    """Write the JSON file of an experiment anew from its journal.
-
-    Args:
-        path: the JSON file, the journal's folder, or a file in it.
-
-    Returns:
-        The JSON file.
-
-    Raises:
-        ValueError: there is no journal, or something of somebody else is in the way; nothing was made.
-        ExperimentLocked, DamagedRecords, OSError: as `Store.open`.
-    """
-    folder = journal_of(path)
-    json_path = folder.with_name(folder.name.removesuffix(JOURNAL_ENDING) + ".json")
-    if not rank_files(folder, "rank") and not (folder / "manifest.json").is_file():
-        raise ValueError(f"{folder} holds no rank-00000.jsonl and no manifest, so it is no journal.")
-    check_places(folder, json_path)
-    check_export(json_path)
-    lock = ExperimentLock(folder / "lock")
-    lock.acquire()
-    try:
-        index = RowIndex(folder)
-        index.refresh()
-        index.repair()
-        _refuse_lost_rows(folder, json_path, index)
-        export_folder(folder, json_path, index)
-    finally:
-        lock.release()
-    return json_path
-
-
-def _refuse_lost_rows(folder: Path, json_path: Path, index: RowIndex) -> None:
-    """Raise DamagedRecords where the JSON file holds rows of a journal that is gone: they would go, too."""
-    from .manifest import read_manifest  # both stand on this module
-    from .recovery import exported_rows, refuse_lost_rows
-
-    known = read_manifest(folder / "manifest.json") or {}
-    gone = [name for name in known.get("rank_files", ()) if not (folder / name).exists()]
-    if not index.entries or gone:
-        rows = [row for row in exported_rows(json_path) if row.get("row_key") not in index.entries]
-        refuse_lost_rows(f"{', '.join(gone) or 'every row of the journal'} is gone", json_path, rows)
-
-
-def journal_of(path: str | os.PathLike) -> Path:
-    """Return the journal's folder of a JSON file, of itself, or of a file in it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = Path(path)
-    beside = path.with_name(path.name.removesuffix(".json") + JOURNAL_ENDING)
-    for folder in (path, beside, path.parent):
-        if folder.name.endswith(JOURNAL_ENDING) and folder.is_dir():
-            return folder
-    raise ValueError(f"{path} is no journal, and there is none beside it (a folder named OUTPUTS{JOURNAL_ENDING}).")

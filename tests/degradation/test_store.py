@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from frankenlm.degradation.errors import ConfigConflict, ExperimentLocked
-from frankenlm.degradation.export import export_command
+from frankenlm.degradation.export_again import export_command
 from frankenlm.degradation.journal import read_rows
 from frankenlm.degradation.records import ROW_FIELDS
 from frankenlm.degradation.store import Store

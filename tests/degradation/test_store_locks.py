@@ -15,7 +15,7 @@ import pytest
 
 from frankenlm.degradation import locks
 from frankenlm.degradation.errors import ExperimentLocked
-from frankenlm.degradation.export import export_command
+from frankenlm.degradation.export_again import export_command
 from frankenlm.degradation.locks import ExperimentLock
 
 helper = runpy.run_path(str(Path(__file__).with_name("store_files.py")))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from frankenlm.degradation.errors import DamagedRecords
-from frankenlm.degradation.export import export_command
+from frankenlm.degradation.export_again import export_command
 from frankenlm.degradation.plot_style import Plot
 from frankenlm.degradation.report import analyse, measure_file, write_report
 from frankenlm.degradation.report_figures import LONGEST, figure_names
