@@ -28,6 +28,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Half surrogate pairs in what a test printed would end a run in several processes, which exchange UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item, nextitem):
     """Go on to the other tests only when every fact of test_platform.py holds."""
     before = item.session.testsfailed
