@@ -2,12 +2,15 @@
 where another library no longer has what we use: tests/test_platform.py then says what, and nothing else runs.
 """
 
+import os
 import runpy
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's library reads it: no test waits for a network
 
 PLATFORM = Path(__file__).with_name("test_platform.py")
 BROKEN = pytest.StashKey[bool]()  # a fact about another library no longer holds
@@ -20,6 +23,7 @@ def single_thread():
 
 @pytest.fixture(autouse=True)
 def seeded():
+    torch.set_num_threads(1)  # again: a command that ran in this process may have set its own number
     torch.manual_seed(0)
 
 

@@ -52,7 +52,7 @@ def test_gradients_of_a_shared_layer_add_up(tiny_model, tokens):
 def test_index_trace(tiny_model, tokens):
     model, trace = tiny_model(PATTERN, num_loops=3), []
     for physical, layer in enumerate(model.model.layers):
-        layer.mixer.register_forward_pre_hook(lambda module, args, physical=physical: trace.append((physical, args[3])))
+        layer.mixer.register_forward_pre_hook(lambda module, args, physical=physical: trace.append((physical, args[2])))
     model(tokens(1, 5))
     assert trace == [(physical, 4 * loop + physical) for loop in range(3) for physical in range(4)]
 

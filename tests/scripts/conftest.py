@@ -7,12 +7,19 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from transformers.utils import logging as transformers_logging
 
 from frankenlm.trainer_ext.cli import run_command
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TEXT = "the cat sat on a mat and saw dogs run over green hills while birds sang of rain in spring"
 WORDS = TEXT.split()
+
+
+@pytest.fixture(autouse=True)
+def quiet_transformers():
+    """What a command's own process begins with: a training run in this process may have left its level behind."""
+    transformers_logging.set_verbosity_warning()
 
 
 def load_script(name: str) -> ModuleType:

@@ -209,6 +209,8 @@ class Fuzzer:
 
     def damaged_models(self, count: int) -> None:
         verbs = [verb for verb in self.verbs if verb in LOADING]
+        if not verbs:
+            return
         kinds = damages(self.scratch / "precious" / "model")
         for number, damage in enumerate(self.chance.sample(kinds, min(count, len(kinds)))):
             verb = verbs[number % len(verbs)]

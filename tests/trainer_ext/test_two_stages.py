@@ -68,5 +68,5 @@ def test_dropped():
     ("name", "value"), [("learning_rate_drop", 0.0), ("learning_rate_drop", 1.5), ("weight_decay_share", -0.1)]
 )
 def test_impossible_settings_are_refused(name, value, tmp_path):
-    with pytest.raises(ValueError, match=f"--{name} {value}: must lie in"):
+    with pytest.raises(ValueError, match=f"--{name} {value}: must be in"):
         FrankenTrainingArguments(output_dir=str(tmp_path), **{name: value})
