@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,28 @@ def test_a_space_installs_the_locks_versions_and_no_cuda(python):
     assert space.items() <= locked.items()
     assert {canonicalize_name(Requirement(line).name) for line in requirements.requirements("app")} <= set(space)
     assert f"torch=={locked['torch']}+cpu" in lines
+
+
+WITHOUT = """
+import runpy, sys
+for name in sys.argv[1:]:
+    sys.modules[name] = None
+sys.argv = ["app.py"]
+assert "build_page" in runpy.run_path("app.py")
+"""
+
+
+def test_the_page_needs_nothing_that_a_space_does_not_install():
+    lines = [line for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    space = versions(lines, f"{sys.version_info.major}.{sys.version_info.minor}")
+    absent = {
+        name
+        for name, owners in packages_distributions().items()
+        if not {canonicalize_name(owner) for owner in owners} & {*space, "frankenlm", "pip"} and name.isidentifier()
+    }
+    assert {"matplotlib", "peft"} <= absent
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *sorted(absent)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "requirements.txt"])

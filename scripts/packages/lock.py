@@ -116,22 +116,27 @@ def missing(chosen: dict[str, dict], python: str) -> set[str]:
 
 
 def closure(wanted: list[str], chosen: dict[str, dict], python: str) -> dict[str, dict]:
-    """Return those of the chosen packages that `wanted` needs, directly or not."""
-    found: dict[str, dict] = {}
-    waiting = [canonicalize_name(Requirement(line).name) for line in wanted]
+    """Return those of the chosen packages that `wanted` needs, directly or not, extras included."""
+    found: dict[tuple[str, frozenset[str]], dict] = {}
+    waiting = [Requirement(line) for line in wanted]
     while waiting:
-        name = waiting.pop()
-        if name in chosen and name not in found:
-            found[name] = chosen[name]
-            waiting += [canonicalize_name(requirement.name) for requirement in needs(chosen[name], python)]
-    return found
+        requirement = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if name in chosen and (name, extras) not in found:
+            found[name, extras] = chosen[name]
+            waiting += needs(chosen[name], python, extras)
+    return {name: item for (name, _), item in found.items()}
 
 
-def needs(item: dict, python: str) -> list[Requirement]:
-    """Return the requirements of a package that hold on a Python, extras aside."""
-    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0", "extra": ""}
+def needs(item: dict, python: str, extras: Iterable[str] = ()) -> list[Requirement]:
+    """Return the requirements of a package that hold on a Python, with some of its extras."""
+    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
     requirements = [Requirement(line) for line in item.get("requires_dist", ())]
-    return [each for each in requirements if each.marker is None or each.marker.evaluate(environment)]
+    return [
+        each
+        for each in requirements
+        if each.marker is None or any(each.marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras))
+    ]
 
 
 def with_build(line: str) -> str:
