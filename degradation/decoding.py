@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -108,6 +109,19 @@ class RowInFlight:
             duration=share - self.share_started,
             batch_duration=now - self.started,
         )
+
+
+def choose_tokens(
+    logits: torch.Tensor, rows: Sequence[RowInFlight], rendering: Rendering, settings: DecoderSettings
+) -> list[str | None]:
+    """Choose the next token of each row from logits [rows, vocabulary]; return why each ends with it, or None."""
+    keys = np.array([row.request.key for row in rows], dtype=np.uint32)
+    positions = np.array([len(row.tokens) for row in rows])
+    seen = None
+    if settings.sampler.settings.repetition_penalty != 1:
+        seen = [(*rendering.prompts[row.request.index].ids, *row.tokens) for row in rows]
+    choice = settings.sampler.choose(logits, keys, positions, seen)
+    return [row.take(choice, place, settings) for place, row in enumerate(rows)]
 
 
 # relative error that rounding may cause between two ways of computing the same logits

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
@@ -24,6 +23,7 @@ from .decoding import (
     Request,
     RowInFlight,
     RowsUnsupported,
+    choose_tokens,
     forward_logits,
     is_out_of_memory,
     relative_error,
@@ -275,15 +275,8 @@ class _Batch:
     def _choose(self, logits: torch.Tensor, slots: Sequence[int]) -> dict[int, str]:
         """Choose the next token of the rows in `slots`; return which of them end, and why."""
         rows = [self.slots[slot] for slot in slots]
-        keys = np.array([row.request.key for row in rows], dtype=np.uint32)
-        positions = np.array([len(row.tokens) for row in rows])
-        seen = None
-        if self.settings.sampler.settings.repetition_penalty != 1:
-            seen = [(*self.rendering.prompts[row.request.index].ids, *row.tokens) for row in rows]
-        choice = self.settings.sampler.choose(logits, keys, positions, seen)
-        reasons = {slot: row.take(choice, place, self.settings)
-                   for place, (slot, row) in enumerate(zip(slots, rows, strict=True))}  # fmt: skip
-        return {slot: reason for slot, reason in reasons.items() if reason is not None}
+        reasons = zip(slots, choose_tokens(logits, rows, self.rendering, self.settings), strict=True)
+        return {slot: reason for slot, reason in reasons if reason is not None}
 
     def _retire(self, ended: dict[int, str], now: float) -> list[Answer]:
         answers = [self.slots[slot].answer(reason, now, self.share) for slot, reason in ended.items()]

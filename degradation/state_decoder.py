@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Cache, PreTrainedModel
 
@@ -23,6 +22,7 @@ from .decoding import (
     Request,
     RowInFlight,
     RowsUnsupported,
+    choose_tokens,
     is_out_of_memory,
     relative_error,
 )
@@ -149,7 +149,7 @@ class _Batch:
     """The rows in flight."""
 
     def __init__(self, decoder: StateDecoder, requests: Sequence[Request]):
-        self.decoder, self.settings, self.prompts = decoder, decoder.settings, decoder.rendering.prompts
+        self.decoder = decoder
         self.requests = list(requests)
         self.rows: list[RowInFlight] = []
         self.state: State | None = None
@@ -159,26 +159,16 @@ class _Batch:
         """Add a token to every row; return the rows that are finished."""
         started = time.perf_counter()
         if self.state is None:
-            prompts = [self.prompts[request.index].ids for request in self.requests]
+            prompts = [self.decoder.rendering.prompts[request.index].ids for request in self.requests]
             logits, self.state = self.decoder.begin(prompts)
             shape = len(prompts), max(map(len, prompts))
             self.rows = [RowInFlight(request, len(prompts), shape, started, 0.0) for request in self.requests]
         else:
             logits = self.decoder.step(self.state, [row.tokens[-1] for row in self.rows])
-        reasons = self._choose(logits)
+        reasons = choose_tokens(logits, self.rows, self.decoder.rendering, self.decoder.settings)
         now = time.perf_counter()
         self.share += (now - started) / len(self.rows)
         return self._retire(reasons, now)
-
-    def _choose(self, logits: torch.Tensor) -> list[str | None]:
-        """Choose the next token of every row; return why each ends with it, or None."""
-        keys = np.array([row.request.key for row in self.rows], dtype=np.uint32)
-        positions = np.array([len(row.tokens) for row in self.rows])
-        sampler, seen = self.settings.sampler, None
-        if sampler.settings.repetition_penalty != 1:
-            seen = [(*self.prompts[row.request.index].ids, *row.tokens) for row in self.rows]
-        choice = sampler.choose(logits, keys, positions, seen)
-        return [row.take(choice, place, self.settings) for place, row in enumerate(self.rows)]
 
     def _retire(self, reasons: Sequence[str | None], now: float) -> list[Answer]:
         ended = [(row, reason) for row, reason in zip(self.rows, reasons, strict=True) if reason is not None]

@@ -131,10 +131,9 @@ def closure(wanted: list[str], chosen: dict[str, dict], python: str) -> dict[str
 def needs(item: dict, python: str, extras: Iterable[str] = ()) -> list[Requirement]:
     """Return the requirements of a package that hold on a Python, with some of its extras."""
     environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
-    requirements = [Requirement(line) for line in item.get("requires_dist", ())]
     return [
         each
-        for each in requirements
+        for each in map(Requirement, item.get("requires_dist", ()))
         if each.marker is None or any(each.marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras))
     ]
 
