@@ -92,14 +92,14 @@ lint: $(READY)
 
 # FULL=1 for every table in full; GGML_LIB and LLAMA_PYTHON name an installed llama-cpp-python to compare with
 bench: $(READY)
-	$(BIN)/python scripts/bench_mixers.py
-	$(BIN)/python scripts/bench_training.py
-	$(BIN)/python scripts/bench_decode.py --threads 2 --rounds 5
-	$(BIN)/python scripts/bench_ternary.py $(if $(FULL),--full) $(if $(GGML_LIB),--ggml_lib $(GGML_LIB))
-	$(BIN)/python scripts/bench_damage.py
-	$(if $(FULL),$(MAKE) $(REAL_MODEL)/config.json && $(BIN)/python scripts/bench_degrade.py --model $(REAL_MODEL))
-	$(if $(FULL),$(BIN)/python scripts/bench_ternary_training.py)
-	$(if $(FULL),$(BIN)/python scripts/bench_ternary_generate.py $(if $(LLAMA_PYTHON),--llama_python $(LLAMA_PYTHON)))
+	$(BIN)/python scripts/bench/mixers.py
+	$(BIN)/python scripts/bench/training.py
+	$(BIN)/python scripts/bench/decode.py --threads 2 --rounds 5
+	$(BIN)/python scripts/bench/ternary.py $(if $(FULL),--full) $(if $(GGML_LIB),--ggml_lib $(GGML_LIB))
+	$(BIN)/python scripts/bench/damage.py
+	$(if $(FULL),$(MAKE) $(REAL_MODEL)/config.json && $(BIN)/python scripts/bench/degrade.py --model $(REAL_MODEL))
+	$(if $(FULL),$(BIN)/python scripts/bench/ternary_training.py)
+	$(if $(FULL),$(BIN)/python scripts/bench/ternary_generate.py $(if $(LLAMA_PYTHON),--llama_python $(LLAMA_PYTHON)))
 
 app: $(READY)
 	$(BIN)/python app.py

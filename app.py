@@ -16,9 +16,9 @@ import gradio as gr
 from transformers import AutoModelForMaskedLM, pipeline
 
 import frankenlm.modeling  # noqa: F401  registers the architectures
-from frankenlm.trainer_ext.cli import OneLineParser, UserError, one_line, run_command, user_mistakes
-from frankenlm.trainer_ext.opening import check_runs, read_config, read_tokenizer, read_weights
-from frankenlm.trainer_ext.scoring import choose_method, usable_positions
+from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, one_line, run_command, user_mistakes
+from frankenlm.trainer_ext.common.opening import check_runs, read_config, read_tokenizer, read_weights
+from frankenlm.trainer_ext.evaluation.scoring import choose_method, usable_positions
 
 DEFAULT_MODEL = "runs/demo"
 LONGEST_SENTENCE = 100_000  # characters; what a visitor sends is tokenised before it can be counted in tokens

@@ -12,20 +12,20 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Baseline": "restore",
+    "Baseline": "weights.restore",
     "ExperimentConfig": "configs",
     "Lab": "lab",
-    "MethodOptions": "methods",
+    "MethodOptions": "damage.methods",
     "RunOptions": "lab",
-    "Store": "store",
-    "apply_damage": "restore",
-    "describe_groups": "groups",
+    "Store": "records.store",
+    "apply_damage": "weights.restore",
+    "describe_groups": "weights.groups",
     "get_config": "configs",
     "load_prompts": "prompts",
-    "measure_row": "measures",
+    "measure_row": "measures.measure",
     "run_experiment": "lab",
-    "select_group": "groups",
-    "write_report": "report",
+    "select_group": "weights.groups",
+    "write_report": "report.write",
 }
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from ..trainer_ext.cli import (
+from frankenlm.trainer_ext.common.cli import (
     Interrupted,
     OneLineParser,
     UserError,
@@ -27,16 +27,17 @@ from ..trainer_ext.cli import (
     one_line,
     user_mistakes,
 )
-from ..trainer_ext.files import write_json
-from ..trainer_ext.logs import RunLog
-from ..trainer_ext.shared_memory import why_nothing_is_shared
-from .experiment import Experiment
+from frankenlm.trainer_ext.common.files import write_json
+from frankenlm.trainer_ext.common.logs import RunLog
+from frankenlm.trainer_ext.common.shared_memory import why_nothing_is_shared
+
 from .flags import add_experiment_flags, check_command, experiments_of, with_underscores
-from .records import load_json
+from .records.row_keys import load_json
+from .run.plan import Experiment
 
 if TYPE_CHECKING:
-    from .estimate import Estimate
     from .lab import Lab
+    from .run.estimate import Estimate
 
 logger = logging.getLogger("frankenlm.degradation")
 
@@ -152,8 +153,8 @@ def groups_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def groups_command(args: argparse.Namespace) -> None:
-    from .groups import describe_groups
-    from .model_checks import check_language_model, empty_model, read_config, resolve_device
+    from .weights.groups import describe_groups
+    from .weights.model_checks import check_language_model, empty_model, read_config, resolve_device
 
     with user_mistakes():
         resolve_device(args.device)
@@ -187,8 +188,8 @@ def gigabytes(text: str) -> float:
 
 
 def dry_run_command(args: argparse.Namespace) -> None:
-    from .estimate import dry_run
     from .lab import Lab, RunOptions
+    from .run.estimate import dry_run
 
     configs = experiments_of(args)
     if args.report:
@@ -222,8 +223,8 @@ def dry_run_command(args: argparse.Namespace) -> None:
 
 def probe(lab: "Lab", experiment: Experiment, estimate: "Estimate") -> tuple[float, float]:
     """Load the model, time one batch of undamaged answers, and return the range of seconds for all rows."""
-    from .experiment import Plan
     from .lab import Lab
+    from .run.plan import Plan
 
     with tempfile.TemporaryDirectory() as folder:
         options = dataclasses.replace(lab.options, output_dir=folder, progress=False)
@@ -251,7 +252,7 @@ def measure_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def measure_command(args: argparse.Namespace) -> None:
-    from .report import measure_file
+    from .report.write import measure_file
 
     paths = existing(args.results)
     folders = [Path(args.output_dir) if args.output_dir else path.with_suffix(".measures") for path in paths]
@@ -281,7 +282,7 @@ def report_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def report_command(args: argparse.Namespace) -> None:
-    from .report import write_report
+    from .report.write import write_report
 
     paths = existing(args.results)
     check_output_dir(args.output_dir)
@@ -294,7 +295,7 @@ def export_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def export_command(args: argparse.Namespace) -> None:
-    from .export_again import export_command as export
+    from .records.export_again import export_command as export
 
     for path in existing(args.experiments):
         with user_mistakes():

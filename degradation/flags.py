@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
-from ..modeling.checks import suggest
-from ..trainer_ext.cli import UserError
+from frankenlm.modeling.checks import suggest
+from frankenlm.trainer_ext.common.cli import UserError
+
 from .configs import CONFIGS, ExperimentConfig, get_config
 
 # one experiment for each combination of these

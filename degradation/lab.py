@@ -16,27 +16,28 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from ..trainer_ext.cli import one_line, user_mistakes
-from ..trainer_ext.redaction import redact
+from frankenlm.trainer_ext.common.cli import one_line, user_mistakes
+from frankenlm.trainer_ext.common.redaction import redact
+
+from .answers.requests import is_out_of_memory
 from .cells import Cell, cell_levels
 from .configs import ExperimentConfig, level_key
-from .decoding import is_out_of_memory
+from .damage.methods import MethodOptions, check_method
+from .damage.quant4 import check_requantise, is_4bit
 from .errors import MemoryStop
-from .experiment import Experiment, read_inputs, render_experiment
-from .facts import run_facts
-from .fingerprint import fingerprint_model, fingerprint_name
-from .identity import adapter_of, code_of, read_generation, reading_identity
-from .legacy import LegacyCount, adopt_legacy, match_legacy, read_legacy
-from .limits import Signals, make_policy
-from .loading import Loaded, check_model, load_model, location, short_name, wrap_model
-from .manifest import ExperimentFiles
-from .methods import MethodOptions, check_method
-from .model_checks import attention_of, check_inputs, fills_masks, read_tokenizer, resolve_device
-from .parameter_index import unwrap
 from .prompts import load_prompts
-from .quant4 import check_requantise, is_4bit
-from .runner import ExperimentRun
-from .store import Store
+from .records.manifest import ExperimentFiles
+from .records.store import Store
+from .run.identity import adapter_of, code_of, read_generation, reading_identity
+from .run.legacy import LegacyCount, adopt_legacy, match_legacy, read_legacy
+from .run.limits import Signals, make_policy
+from .run.plan import Experiment, read_inputs, render_experiment
+from .run.run_facts import run_facts
+from .run.runner import ExperimentRun
+from .weights.fingerprint import fingerprint_model, fingerprint_name
+from .weights.loading import Loaded, check_model, load_model, location, short_name, wrap_model
+from .weights.model_checks import attention_of, check_inputs, fills_masks, read_tokenizer, resolve_device
+from .weights.parameter_index import unwrap
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Names for groups of weights, for tools that damage, count or freeze them (see degradation/groups.py)."""
+"""Names for groups of weights, for tools that damage, count or freeze them (see degradation/weights/groups.py)."""
 
 LAYER = r"text/layers\.\d+\."
 

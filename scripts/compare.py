@@ -19,10 +19,8 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
-from frankenlm.trainer_ext.articles import JOIN_ARTICLES
-from frankenlm.trainer_ext.builtin_text import BUILTIN_NAMES
 from frankenlm.trainer_ext.cards import library_versions
-from frankenlm.trainer_ext.checkpoints import (
+from frankenlm.trainer_ext.common.checkpoints import (
     DTYPES,
     Checkpoint,
     check_device,
@@ -30,7 +28,7 @@ from frankenlm.trainer_ext.checkpoints import (
     load_model,
     open_checkpoint,
 )
-from frankenlm.trainer_ext.cli import (
+from frankenlm.trainer_ext.common.cli import (
     OneLineParser,
     UserError,
     check_model_name,
@@ -39,7 +37,12 @@ from frankenlm.trainer_ext.cli import (
     run_command,
     user_mistakes,
 )
-from frankenlm.trainer_ext.comparing import (
+from frankenlm.trainer_ext.common.files import replaced_file, write_json, write_text
+from frankenlm.trainer_ext.common.logs import RunLog
+from frankenlm.trainer_ext.common.redaction import public_name
+from frankenlm.trainer_ext.data.articles import JOIN_ARTICLES
+from frankenlm.trainer_ext.data.builtin_text import BUILTIN_NAMES
+from frankenlm.trainer_ext.evaluation.comparing import (
     LIKELIHOOD,
     METRICS,
     Contestant,
@@ -54,13 +57,10 @@ from frankenlm.trainer_ext.comparing import (
     text_table,
     write_csv,
 )
-from frankenlm.trainer_ext.files import replaced_file, write_json, write_text
-from frankenlm.trainer_ext.generating import encode_prompt
-from frankenlm.trainer_ext.logs import RunLog
-from frankenlm.trainer_ext.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
-from frankenlm.trainer_ext.redaction import public_name
-from frankenlm.trainer_ext.sampling import DEFAULT_TEMPERATURE, Sampling
-from frankenlm.trainer_ext.scoring import default_device, load_text
+from frankenlm.trainer_ext.evaluation.scoring import default_device, load_text
+from frankenlm.trainer_ext.generation.generate import encode_prompt
+from frankenlm.trainer_ext.generation.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
+from frankenlm.trainer_ext.generation.sampling import DEFAULT_TEMPERATURE, Sampling
 
 logger = logging.getLogger("frankenlm.compare")
 
@@ -225,7 +225,7 @@ def report_facts(
 
 def write_reports(args: argparse.Namespace, rows: list[dict], facts: dict) -> None:
     # the figure's library takes its time to import; mistakes are told before
-    from frankenlm.trainer_ext.barcharts import plot_comparison
+    from frankenlm.trainer_ext.evaluation.barcharts import plot_comparison
 
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

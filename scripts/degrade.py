@@ -16,7 +16,7 @@ import sys
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
 from frankenlm.degradation.cli import main
-from frankenlm.trainer_ext.cli import run_command
+from frankenlm.trainer_ext.common.cli import run_command
 
 if __name__ == "__main__":
     sys.exit(run_command(lambda argv: main(argv, __doc__)))

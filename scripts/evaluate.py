@@ -24,11 +24,9 @@ from datasets import Dataset
 from transformers.utils import logging as transformers_logging
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
-from frankenlm.trainer_ext.articles import JOIN_ARTICLES
-from frankenlm.trainer_ext.builtin_text import BUILTIN_NAMES
 from frankenlm.trainer_ext.cards import library_versions
-from frankenlm.trainer_ext.checkpoints import check_device, check_sacrebleu
-from frankenlm.trainer_ext.cli import (
+from frankenlm.trainer_ext.common.checkpoints import check_device, check_sacrebleu
+from frankenlm.trainer_ext.common.cli import (
     Failed,
     OneLineParser,
     UserError,
@@ -38,7 +36,12 @@ from frankenlm.trainer_ext.cli import (
     run_command,
     user_mistakes,
 )
-from frankenlm.trainer_ext.continuations import (
+from frankenlm.trainer_ext.common.files import write_json
+from frankenlm.trainer_ext.common.logs import RunLog
+from frankenlm.trainer_ext.common.redaction import public_name, redact
+from frankenlm.trainer_ext.data.articles import JOIN_ARTICLES
+from frankenlm.trainer_ext.data.builtin_text import BUILTIN_NAMES
+from frankenlm.trainer_ext.evaluation.continuations import (
     NEW_TOKENS,
     PROMPT_TOKENS,
     Beginning,
@@ -46,12 +49,7 @@ from frankenlm.trainer_ext.continuations import (
     find_beginnings,
     measure_continuations,
 )
-from frankenlm.trainer_ext.files import write_json
-from frankenlm.trainer_ext.logs import RunLog
-from frankenlm.trainer_ext.metrics.text import TEXT_MEASURES
-from frankenlm.trainer_ext.redaction import public_name, redact
-from frankenlm.trainer_ext.sampling import DEFAULT_TEMPERATURE, Sampling
-from frankenlm.trainer_ext.scoring import (
+from frankenlm.trainer_ext.evaluation.scoring import (
     LIKELIHOOD,
     METHODS,
     METRICS,
@@ -64,6 +62,8 @@ from frankenlm.trainer_ext.scoring import (
     parse_metrics,
     score,
 )
+from frankenlm.trainer_ext.generation.sampling import DEFAULT_TEMPERATURE, Sampling
+from frankenlm.trainer_ext.metrics.text import TEXT_MEASURES
 
 logger = logging.getLogger("frankenlm.evaluate")
 

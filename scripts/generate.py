@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
 from frankenlm.trainer_ext.cards import library_versions
-from frankenlm.trainer_ext.checkpoints import (
+from frankenlm.trainer_ext.common.checkpoints import (
     DTYPES,
     Checkpoint,
     check_device,
@@ -32,16 +32,22 @@ from frankenlm.trainer_ext.checkpoints import (
     load_model,
     open_checkpoint,
 )
-from frankenlm.trainer_ext.cli import OneLineParser, UserError, check_model_name, run_command, user_mistakes
-from frankenlm.trainer_ext.conversation import HELP, Conversation, converse, typed_lines
-from frankenlm.trainer_ext.files import write_json
-from frankenlm.trainer_ext.generating import Text, check_chat_template, encode_prompt, generate_texts, measure_texts
-from frankenlm.trainer_ext.logs import RunLog
-from frankenlm.trainer_ext.output_streams import stop_if_unread
-from frankenlm.trainer_ext.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
-from frankenlm.trainer_ext.redaction import public_name
-from frankenlm.trainer_ext.sampling import DEFAULT_EXPLORATION, DEFAULT_TEMPERATURE, Sampling
-from frankenlm.trainer_ext.scoring import default_device
+from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_model_name, run_command, user_mistakes
+from frankenlm.trainer_ext.common.files import write_json
+from frankenlm.trainer_ext.common.logs import RunLog
+from frankenlm.trainer_ext.common.output_streams import stop_if_unread
+from frankenlm.trainer_ext.common.redaction import public_name
+from frankenlm.trainer_ext.evaluation.scoring import default_device
+from frankenlm.trainer_ext.generation.conversation import HELP, Conversation, converse, typed_lines
+from frankenlm.trainer_ext.generation.generate import (
+    Text,
+    check_chat_template,
+    encode_prompt,
+    generate_texts,
+    measure_texts,
+)
+from frankenlm.trainer_ext.generation.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
+from frankenlm.trainer_ext.generation.sampling import DEFAULT_EXPLORATION, DEFAULT_TEMPERATURE, Sampling
 
 logger = logging.getLogger("frankenlm.generate")
 
@@ -112,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ids = [encode_prompt(checkpoint, prompt.text, chat=args.chat_template) for prompt in prompts]
             model = load_model(checkpoint, device=args.device, dtype=args.dtype)
             if args.attention_map:
-                from frankenlm.trainer_ext.inspection import check_attention
+                from frankenlm.trainer_ext.generation.inspection import check_attention
 
                 check_attention(model, checkpoint, ids[0])
         rows: list[dict] = []
@@ -273,8 +279,8 @@ def draw_maps(args, model, checkpoint, ids, suffix: str) -> None:
     if not (args.attention_map or args.memory_map):
         return
     # Figures take their time to import; only who draws waits for them.
-    from frankenlm.trainer_ext.heatmaps import plot_attention, plot_memory
-    from frankenlm.trainer_ext.inspection import attention_weights, memory_reads, token_texts
+    from frankenlm.trainer_ext.generation.heatmaps import plot_attention, plot_memory
+    from frankenlm.trainer_ext.generation.inspection import attention_weights, memory_reads, token_texts
 
     tokens, name = token_texts(checkpoint.tokenizer, ids), public_name(args.model)
     if args.attention_map:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from frankenlm.trainer_ext.cli import OneLineParser, run_command, user_mistakes
-from frankenlm.trainer_ext.logs import RunLog
+from frankenlm.trainer_ext.common.cli import OneLineParser, run_command, user_mistakes
+from frankenlm.trainer_ext.common.logs import RunLog
 from frankenlm.trainer_ext.packed_checkpoints import (
     FORMATS,
     FRANKENLM,

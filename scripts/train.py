@@ -18,9 +18,10 @@ from pathlib import Path
 
 from frankenlm.trainer_ext import FrankenTrainer
 from frankenlm.trainer_ext.callbacks import SignalStop
-from frankenlm.trainer_ext.cli import Interrupted, UserError, run_command, user_mistakes
-from frankenlm.trainer_ext.logs import RunLog
-from frankenlm.trainer_ext.output_folder import clear
+from frankenlm.trainer_ext.common.cli import Interrupted, UserError, run_command, user_mistakes
+from frankenlm.trainer_ext.common.logs import RunLog
+from frankenlm.trainer_ext.common.text_files import BadRowError
+from frankenlm.trainer_ext.data.skipping import skipped_rows
 from frankenlm.trainer_ext.preflight import check_run
 from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.recipe import (
@@ -35,9 +36,8 @@ from frankenlm.trainer_ext.recipe import (
     use_hardware,
 )
 from frankenlm.trainer_ext.results import final_loss, run_facts, write_results
-from frankenlm.trainer_ext.saved_checkpoints import SavedCheckpoint, checkpoint_folders
-from frankenlm.trainer_ext.skipping import skipped_rows
-from frankenlm.trainer_ext.text_files import BadRowError
+from frankenlm.trainer_ext.saving.output_folder import clear
+from frankenlm.trainer_ext.saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
 
 logger = logging.getLogger("frankenlm.train")
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback, TrainerState
 
-from .cli import is_main_process
-from .files import replaced_file
+from .common.cli import is_main_process
+from .common.files import replaced_file
 
 logger = logging.getLogger("frankenlm.training")
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from .files import write_json
+from .common.files import write_json
 
 __all__ = ["library_versions", "model_card", "write_json"]
 

@@ -32,19 +32,10 @@ from frankenlm.modeling.quantizer_ternary import (
 )
 
 from .cards import library_versions
-from .cli import UserError, check_output_dir
-from .files import write_json, write_text
-from .opening import (
-    INDEX,
-    WEIGHTS,
-    check_runs,
-    location,
-    read_config,
-    read_tokenizer,
-    read_weights,
-    reading,
-)
-from .redaction import public_name
+from .common.cli import UserError, check_output_dir
+from .common.files import write_json, write_text
+from .common.opening import INDEX, WEIGHTS, check_runs, location, read_config, read_tokenizer, read_weights, reading
+from .common.redaction import public_name
 
 logger = logging.getLogger("frankenlm.pack")
 

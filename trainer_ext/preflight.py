@@ -17,16 +17,16 @@ from transformers import (
 from frankenlm.modeling import read_preset
 
 from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_ranges
-from .checkpoint_record import read_record_or_none
-from .cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
-from .opening import read_config
-from .output_folder import RUN_FILES, check_links, is_run, taken_names
+from .common.cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
+from .common.opening import read_config
+from .common.shared_memory import check_processes
+from .optim.sign_training import SCHEMES as SIGN_SCHEMES
 from .presets import RunSettings
 from .requirements import check_requirements
 from .resuming import check_settings, choose_checkpoint
-from .saved_checkpoints import SavedCheckpoint, checkpoint_folders
-from .shared_memory import check_processes
-from .sign_training import SCHEMES as SIGN_SCHEMES
+from .saving.checkpoint_record import read_record_or_none
+from .saving.output_folder import RUN_FILES, check_links, is_run, taken_names
+from .saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
 
 logger = logging.getLogger("frankenlm.preflight")
 

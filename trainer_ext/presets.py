@@ -23,9 +23,9 @@ from frankenlm.modeling.checks import check_keys
 from frankenlm.modeling.yaml_text import YamlFloat, YamlInt, YamlWord, load_yaml, plain
 
 from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
-from .cli import OneLineParserMixin, UserError, user_mistakes
-from .redaction import learn_secrets, redact_words
-from .text_files import read_text
+from .common.cli import OneLineParserMixin, UserError, user_mistakes
+from .common.redaction import learn_secrets, redact_words
+from .common.text_files import read_text
 
 SECTIONS = {"model": ModelArguments, "data": DataArguments, "training": FrankenTrainingArguments}
 MODEL_PREFIX = "--model."

@@ -26,23 +26,23 @@ from transformers import (
     set_seed,
 )
 
-from . import opening
 from .arguments import FrankenTrainingArguments
 from .callbacks import CsvLog, EarlyStopping, ExplorationSchedule, SignalStop
-from .checkpoint_record import RunRecord
-from .cli import UserError, is_main_process, user_mistakes
-from .collators import MaskingEpochs, build_collator
-from .data import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
-from .folder_lock import locked_folder
+from .common import opening
+from .common.cli import UserError, is_main_process, user_mistakes
+from .common.folder_lock import locked_folder
+from .data.collators import MaskingEpochs, build_collator
+from .data.splits import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
+from .data.tokenizers import load_tokenizer, special_token_ids
 from .metrics.language import unigram_cross_entropy
+from .optim.schedule import TwoStages
 from .preflight import SAVED, preset_config
 from .presets import RunSettings
 from .requirements import needed_packages
 from .resuming import check_data, fingerprint, run_settings
-from .saved_checkpoints import STATE, SavedCheckpoint, checkpoint_folders
-from .tokenizers import load_tokenizer, special_token_ids
+from .saving.checkpoint_record import RunRecord
+from .saving.saved_checkpoints import STATE, SavedCheckpoint, checkpoint_folders
 from .trainer import FrankenTrainer
-from .two_stages import TwoStages
 
 logger = logging.getLogger("frankenlm.recipe")
 

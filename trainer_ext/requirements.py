@@ -14,7 +14,7 @@ from transformers.utils import is_liger_kernel_available
 from frankenlm.modeling.checks import suggest
 
 from .arguments import FrankenTrainingArguments
-from .cli import UserError, one_line
+from .common.cli import UserError, one_line
 
 # Steps of the trial of a schedule.
 TRIAL_STEPS = 20

@@ -9,11 +9,11 @@ import torch
 
 from .callbacks import CsvLog
 from .cards import library_versions, model_card
-from .files import replaced_file, write_json, write_text
+from .common.files import replaced_file, write_json, write_text
+from .common.redaction import redact_facts
 from .plots import plot_training
 from .presets import RunSettings
 from .recipe import Unigram
-from .redaction import redact_facts
 from .trainer import FrankenTrainer
 
 

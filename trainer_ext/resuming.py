@@ -20,11 +20,11 @@ from transformers import CONFIG_MAPPING
 from frankenlm.modeling import read_preset
 
 from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
-from .checkpoint_record import CheckpointRecord
-from .cli import UserError, is_main_process
+from .common.cli import UserError, is_main_process
+from .common.redaction import redact_facts
 from .presets import RunSettings
-from .redaction import redact_facts
-from .saved_checkpoints import SavedCheckpoint, examine, examined
+from .saving.checkpoint_record import CheckpointRecord
+from .saving.saved_checkpoints import SavedCheckpoint, examine, examined
 
 logger = logging.getLogger("frankenlm.resuming")
 

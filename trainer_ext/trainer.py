@@ -20,11 +20,11 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
-from .checkpoint_record import RunRecord, snapshot, write_record
+from .common.redaction import without_secrets
 from .loss_conduct import IGNORE_INDEX, LossConduct, ask_model, smoothing_term
-from .output_folder import rotate
-from .redaction import without_secrets
-from .sign_training import SideBySide, build_code_optimizer, without_gradient
+from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
+from .saving.checkpoint_record import RunRecord, snapshot, write_record
+from .saving.output_folder import rotate
 from .ternary_stats import LowBitProbe
 
 logger = logging.getLogger("frankenlm.trainer")

@@ -20,8 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ...modeling.checks import check_choice, check_keys, suggest
-from ...trainer_ext.text_files import check_characters, parse_json, read_text, text_lines
+from frankenlm.modeling.checks import check_choice, check_keys, suggest
+from frankenlm.trainer_ext.common.text_files import check_characters, parse_json, read_text, text_lines
 
 FOLDER = Path(__file__).parent
 PROMPT_SETS = ("dreams_it", "iq_it", "cookie_theft_it", "smoke")

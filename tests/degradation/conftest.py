@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from frankenlm.degradation import limits
+from frankenlm.degradation.run import limits
 from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig
 from frankenlm.modeling.tokenization_bytes import byte_letters
 

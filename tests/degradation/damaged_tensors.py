@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from frankenlm.degradation.methods import damage_tensor
-from frankenlm.degradation.noise import field_key
+from frankenlm.degradation.damage.methods import damage_tensor
+from frankenlm.degradation.damage.noise import field_key
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = {"mult_gauss": 0.3, "ablation": 0.3, "uni_quant": 16, "add_gauss": 0.3}

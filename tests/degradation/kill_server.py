@@ -27,8 +27,8 @@ import traceback
 
 from record_rows import CONFIG, NAMES, lesion, make_row
 
-from frankenlm.degradation import store
-from frankenlm.degradation.store import Store
+from frankenlm.degradation.records import store
+from frankenlm.degradation.records.store import Store
 
 # an export after every cell, not when it is due by the clock: every run makes the same calls
 store.EXPORT_SHARE = 0
@@ -74,7 +74,7 @@ def load(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import frankenlm.degradation.lab  # noqa: F401
-    from frankenlm.degradation import limits
+    from frankenlm.degradation.run import limits
 
     limits.HostReader = lambda: lambda: 0.2  # what else the machine's memory holds must not end a child
     torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 import torch
 
-from frankenlm.degradation.restore import apply_damage
+from frankenlm.degradation.weights.restore import apply_damage
 
 LEVELS = {"mult_gauss": (0.05, 0.3, 1.4), "ablation": (0.05, 0.5, 1.0), "uni_quant": (2, 16, 1024), "add_gauss": (0.2,)}
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}

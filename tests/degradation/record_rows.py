@@ -2,7 +2,7 @@
 
 import hashlib
 
-from frankenlm.degradation.records import ROW_FIELDS, config_hash, row_key
+from frankenlm.degradation.records.row_keys import ROW_FIELDS, config_hash, row_key
 
 CONFIG = {"model": "org/tiny", "temperature": 1.0, "top_k": 64, "max_new_tokens": 8}
 NAMES = ("mult_gauss", "tiny", "test")  # method, model, suffix

@@ -6,8 +6,8 @@ import math
 
 import numpy
 
-from frankenlm.degradation.journal import encode_line
 from frankenlm.degradation.prompts import load_prompts
+from frankenlm.degradation.records.journal import encode_line
 
 PROMPTS = load_prompts("iq_it")[:60:5]
 LEVELS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation.store import Store
+from frankenlm.degradation.records.store import Store
 
 helper = runpy.run_path(str(Path(__file__).with_name("record_rows.py")))
 make_row, lesion, CONFIG, NAMES = (helper[name] for name in ("make_row", "lesion", "CONFIG", "NAMES"))

@@ -5,7 +5,8 @@ import math
 import numpy
 import pytest
 
-from frankenlm.degradation.critical import (
+from frankenlm.degradation.report.bootstrap import draw_counts, drawn_means, drawn_weights
+from frankenlm.degradation.report.critical import (
     AT_CHANCE,
     NO_BASELINE,
     NO_CHANGE,
@@ -17,9 +18,8 @@ from frankenlm.degradation.critical import (
     first_reached,
     half_level,
 )
-from frankenlm.degradation.isotonic import isotonic_fit
-from frankenlm.degradation.level_axis import LevelAxis
-from frankenlm.degradation.statistics import draw_counts, drawn_means, drawn_weights
+from frankenlm.degradation.report.isotonic import isotonic_fit
+from frankenlm.degradation.report.level_axis import LevelAxis
 
 NAN = numpy.nan
 SIGMA = LevelAxis.of("mult_gauss", numpy.linspace(0.05, 1, 20).tolist(), True)

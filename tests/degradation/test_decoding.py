@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from frankenlm.degradation.batch_decoder import BatchDecoder
-from frankenlm.degradation.decoding import DecoderSettings, Request, is_out_of_memory
-from frankenlm.degradation.rendering import render_prompts
-from frankenlm.degradation.row_decoder import RowDecoder, RowsUnsupported
-from frankenlm.degradation.sampling import Sampler, SamplingSettings, sampling_key
-from frankenlm.degradation.state_decoder import StateDecoder
+from frankenlm.degradation.answers.batch_decoder import BatchDecoder
+from frankenlm.degradation.answers.rendering import render_prompts
+from frankenlm.degradation.answers.requests import DecoderSettings, Request, is_out_of_memory
+from frankenlm.degradation.answers.row_decoder import RowDecoder, RowsUnsupported
+from frankenlm.degradation.answers.sampling import Sampler, SamplingSettings, sampling_key
+from frankenlm.degradation.answers.state_decoder import StateDecoder
 
 TEXTS = ["Hello there", "Tell me", "A dream of someone walking about", "x", "Say a number.", "Yes?", "Where to?"]
 SAMPLED = SamplingSettings(True, 1.0, 64, 0.95, None, 1.0)

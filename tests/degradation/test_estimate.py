@@ -12,10 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig
 
-from frankenlm.degradation import estimate as estimate_module
 from frankenlm.degradation.configs import ExperimentConfig
-from frankenlm.degradation.estimate import dry_run, loaded_bytes
-from frankenlm.degradation.footprint import (
+from frankenlm.degradation.run import estimate as estimate_module
+from frankenlm.degradation.run.estimate import dry_run, loaded_bytes
+from frankenlm.degradation.run.footprint import (
     PromptLength,
     Shape,
     baseline_bytes,
@@ -25,10 +25,10 @@ from frankenlm.degradation.footprint import (
     read_shape,
     weight_bytes,
 )
-from frankenlm.degradation.groups import select_group
-from frankenlm.degradation.limits import make_policy
-from frankenlm.degradation.loading import open_model
-from frankenlm.degradation.model_checks import empty_model, read_config
+from frankenlm.degradation.run.limits import make_policy
+from frankenlm.degradation.weights.groups import select_group
+from frankenlm.degradation.weights.loading import open_model
+from frankenlm.degradation.weights.model_checks import empty_model, read_config
 
 REAL_MODEL = os.environ.get("DEGRADATION_TEST_MODEL")
 PROMPTS = [SimpleNamespace(text=f"{number} tell a dream") for number in range(6)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from frankenlm.degradation import apply_damage, get_config, run_experiment
-from frankenlm.degradation.memory import GpuReader, MemoryPolicy
-from frankenlm.degradation.restore import Baseline
+from frankenlm.degradation.weights.memory import GpuReader, MemoryPolicy
+from frankenlm.degradation.weights.restore import Baseline
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import pytest
 
-from frankenlm.degradation.choices import chosen, plain
-from frankenlm.degradation.graders import GRADERS, GRADES, grade, grade_alias, has_letters, list_items
-from frankenlm.degradation.numerals import numbers, numbers_in_digits, numbers_in_words
+from frankenlm.degradation.measures.choices import chosen, plain
+from frankenlm.degradation.measures.graders import GRADERS, GRADES, grade, grade_alias, has_letters, list_items
+from frankenlm.degradation.measures.numerals import numbers, numbers_in_digits, numbers_in_words
 from frankenlm.degradation.prompts import GRADER_NAMES, Prompt, load_prompts
 
 

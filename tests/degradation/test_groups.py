@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from frankenlm.degradation.groups import GROUPS, canonical_name, describe_groups, select_group
+from frankenlm.degradation.weights.groups import GROUPS, canonical_name, describe_groups, select_group
 from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig, list_presets, read_preset
 from frankenlm.modeling.quantizer_ternary import pack_model
 

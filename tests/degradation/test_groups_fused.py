@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from frankenlm.degradation.groups import select_group
+from frankenlm.degradation.weights.groups import select_group
 
 helper = runpy.run_path(str(Path(__file__).with_name("meta_models.py")))
 H, LAYERS, Q, KV, meta_model = (helper[name] for name in ("H", "LAYERS", "Q", "KV", "meta_model"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation.groups import parse_layers, select_group
+from frankenlm.degradation.weights.groups import parse_layers, select_group
 
 helper = runpy.run_path(str(Path(__file__).with_name("meta_models.py")))
 meta_model = helper["meta_model"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from frankenlm.degradation.groups import gain_offset, select_group, untie
+from frankenlm.degradation.weights.groups import gain_offset, select_group, untie
 
 helper = runpy.run_path(str(Path(__file__).with_name("meta_models.py")))
 meta_model = helper["meta_model"]

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, normalizers
 
+from frankenlm.degradation.answers.rendering import apply_template
 from frankenlm.degradation.errors import ConfigConflict
-from frankenlm.degradation.experiment import Experiment
-from frankenlm.degradation.identity import adapter_of, code_of, processor_digest, reading_identity
 from frankenlm.degradation.lab import Lab, RunOptions
-from frankenlm.degradation.manifest import differences, read_manifest, without
-from frankenlm.degradation.records import READING_FIELDS, config_hash
-from frankenlm.degradation.rendering import apply_template
+from frankenlm.degradation.records.manifest import differences, read_manifest, without
+from frankenlm.degradation.records.row_keys import READING_FIELDS, config_hash
+from frankenlm.degradation.run.identity import adapter_of, code_of, processor_digest, reading_identity
+from frankenlm.degradation.run.plan import Experiment
 
 helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
 SMALL, rows_of = helper["SMALL"], helper["rows_of"]

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation import journal
 from frankenlm.degradation.errors import DamagedRecords, ExperimentLocked
-from frankenlm.degradation.journal import (
+from frankenlm.degradation.records import journal
+from frankenlm.degradation.records.journal import (
     Journal,
     JournalReader,
     encode_line,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation.journal import JournalReader
-from frankenlm.degradation.records import FINISHED
+from frankenlm.degradation.records.journal import JournalReader
+from frankenlm.degradation.records.row_keys import FINISHED
 
 SERVER = Path(__file__).with_name("kill_server.py")
 # how a row may differ from the one of an unbroken run: when, by which try, in which batch

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from frankenlm.degradation.answers.row_decoder import RowDecoder
 from frankenlm.degradation.configs import NOT_IN_HASH, ExperimentConfig
 from frankenlm.degradation.errors import ConfigConflict, MemoryStop
 from frankenlm.degradation.lab import Lab
-from frankenlm.degradation.memory import MemoryPolicy
-from frankenlm.degradation.row_decoder import RowDecoder
-from frankenlm.degradation.runner import ExperimentRun
-from frankenlm.degradation.store import Store
-from frankenlm.trainer_ext.cli import Interrupted
+from frankenlm.degradation.records.store import Store
+from frankenlm.degradation.run.runner import ExperimentRun
+from frankenlm.degradation.weights.memory import MemoryPolicy
+from frankenlm.trainer_ext.common.cli import Interrupted
 
 helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
 SMALL, rows_of, essence, lab, unbroken = (helper[name] for name in ("SMALL", "rows_of", "essence", "lab", "unbroken"))

@@ -8,8 +8,8 @@ import pytest
 
 from frankenlm.degradation.cells import level_places
 from frankenlm.degradation.lab import Lab, RunOptions
-from frankenlm.degradation.report import analyse
-from frankenlm.degradation.result_files import read_results
+from frankenlm.degradation.report.result_files import read_results
+from frankenlm.degradation.report.write import analyse
 
 helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
 SMALL, rows_of, lab = (helper[name] for name in ("SMALL", "rows_of", "lab"))

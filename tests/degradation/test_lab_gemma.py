@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from frankenlm.degradation import get_config, run_experiment
+from frankenlm.degradation.answers.row_decoder import RowDecoder
 from frankenlm.degradation.lab import Lab, RunOptions
-from frankenlm.degradation.row_decoder import RowDecoder
 
 helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
 rows_of = helper["rows_of"]

@@ -14,8 +14,8 @@ import pytest
 from frankenlm.degradation import cli
 from frankenlm.degradation.errors import ConfigConflict
 from frankenlm.degradation.lab import Lab, RunOptions, renumber
-from frankenlm.degradation.limits import Signals
-from frankenlm.trainer_ext.cli import Interrupted
+from frankenlm.degradation.run.limits import Signals
+from frankenlm.trainer_ext.common.cli import Interrupted
 
 helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
 SMALL, rows_of, essence, unbroken = (helper[name] for name in ("SMALL", "rows_of", "essence", "unbroken"))
@@ -25,8 +25,8 @@ SMALL, rows_of, essence, unbroken = (helper[name] for name in ("SMALL", "rows_of
 TAKES_TURNS = """
 import sys, time
 from frankenlm.degradation.cli import main
-from frankenlm.degradation.store import Store
-from frankenlm.trainer_ext.cli import run_command
+from frankenlm.degradation.records.store import Store
+from frankenlm.trainer_ext.common.cli import run_command
 
 claim = Store.claim
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from frankenlm.degradation.blocks import damage_rows
-from frankenlm.degradation.layout import Layout, draw_words
-from frankenlm.degradation.methods import METHODS, MethodOptions, Request, prepare
-from frankenlm.degradation.noise import words
-from frankenlm.degradation.summary import Summary
+from frankenlm.degradation.damage.blocks import damage_rows
+from frankenlm.degradation.damage.layout import Layout, draw_words
+from frankenlm.degradation.damage.methods import METHODS, MethodOptions, Request, prepare
+from frankenlm.degradation.damage.noise import words
+from frankenlm.degradation.damage.tensor_summary import Summary
 
 helper = runpy.run_path(str(Path(__file__).with_name("damaged_tensors.py")))
 DTYPES, LEVELS, KEY, weights = (helper[name] for name in ("DTYPES", "LEVELS", "KEY", "weights"))
@@ -82,7 +82,7 @@ def test_cuda_gives_the_same_bits(method, dtype):
 
 FORKED = """
 import multiprocessing, sys, torch
-from frankenlm.degradation.methods import damage_tensor
+from frankenlm.degradation.damage.methods import damage_tensor
 given, found, key = sys.argv[1], sys.argv[2], tuple(map(int, sys.argv[3:]))
 tensor = torch.load(given, weights_only=True)
 damage_tensor(tensor, "ablation", 0.3, key, threads=2)  # the threads are there before the fork

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation.legacy import LegacyCount, completion_of, import_legacy
-from frankenlm.degradation.store import Store
+from frankenlm.degradation.records.store import Store
+from frankenlm.degradation.run.legacy import LegacyCount, completion_of, import_legacy
 
 helper = runpy.run_path(str(Path(__file__).with_name("record_rows.py")))
 make_row, CONFIG, NAMES = helper["make_row"], helper["CONFIG"], helper["NAMES"]

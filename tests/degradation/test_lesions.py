@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from frankenlm.degradation.groups import select_group
-from frankenlm.degradation.methods import METHODS
-from frankenlm.degradation.restore import Baseline
+from frankenlm.degradation.damage.methods import METHODS
+from frankenlm.degradation.weights.groups import select_group
+from frankenlm.degradation.weights.restore import Baseline
 
 helper = runpy.run_path(str(Path(__file__).with_name("model_damage.py")))
 LEVELS, damage = (helper[name] for name in ("LEVELS", "damage"))

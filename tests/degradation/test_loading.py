@@ -15,7 +15,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from frankenlm.degradation.configs import ExperimentConfig
-from frankenlm.degradation.loading import (
+from frankenlm.degradation.weights.loading import (
     check_model,
     keep_4bit_weights_readable,
     load_model,
@@ -23,7 +23,7 @@ from frankenlm.degradation.loading import (
     short_name,
     wrap_model,
 )
-from frankenlm.degradation.model_checks import resolve_device
+from frankenlm.degradation.weights.model_checks import resolve_device
 from frankenlm.modeling import byte_tokenizer
 from frankenlm.modeling.quantizer_ternary import pack_model
 

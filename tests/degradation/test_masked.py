@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from frankenlm.degradation import get_config, run_experiment, runner
-from frankenlm.degradation.decoding import DecoderSettings, Request
-from frankenlm.degradation.estimate import dry_run
+from frankenlm.degradation import get_config, run_experiment
+from frankenlm.degradation.answers.mask_filling import MaskDecoder, render_texts
+from frankenlm.degradation.answers.masked_probe import SCORED_EVERY, WINDOW, MaskedTextProbe
+from frankenlm.degradation.answers.requests import DecoderSettings, Request
+from frankenlm.degradation.answers.sampling import Sampler, SamplingSettings
 from frankenlm.degradation.lab import Lab
-from frankenlm.degradation.mask_filling import MaskDecoder, render_texts
-from frankenlm.degradation.masked_probe import SCORED_EVERY, WINDOW, MaskedTextProbe
-from frankenlm.degradation.measures import perplexity_text
-from frankenlm.degradation.model_checks import fills_masks
-from frankenlm.degradation.records import check_row
-from frankenlm.degradation.report import write_report
-from frankenlm.degradation.result_files import read_results
-from frankenlm.degradation.sampling import Sampler, SamplingSettings
+from frankenlm.degradation.measures.measure import perplexity_text
+from frankenlm.degradation.records.row_keys import check_row
+from frankenlm.degradation.report.result_files import read_results
+from frankenlm.degradation.report.write import write_report
+from frankenlm.degradation.run import runner
+from frankenlm.degradation.run.estimate import dry_run
+from frankenlm.degradation.weights.model_checks import fills_masks
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
 
 MODELS = ("bert", "roberta", "frankenstein")

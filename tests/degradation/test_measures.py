@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation.loops import MIN_LOOP_CHARACTERS, find_loop, periodic_end
-from frankenlm.degradation.measures import (
+from frankenlm.degradation.measures.loops import MIN_LOOP_CHARACTERS, find_loop, periodic_end
+from frankenlm.degradation.measures.measure import (
     CELL_MEASURES,
     ROW_MEASURES,
     carry_over,
@@ -27,8 +27,7 @@ from frankenlm.degradation.measures import (
     self_bleu_4,
     sentence_overlap,
 )
-from frankenlm.degradation.prompts import Prompt, load_prompts, picture_path
-from frankenlm.degradation.text_words import (
+from frankenlm.degradation.measures.text_words import (
     ASSETS,
     STOPWORDS,
     content_stems,
@@ -38,6 +37,7 @@ from frankenlm.degradation.text_words import (
     word_frequency,
     words,
 )
+from frankenlm.degradation.prompts import Prompt, load_prompts, picture_path
 from frankenlm.trainer_ext.metrics.text import self_bleu
 
 DREAM = "Tell me a dream."

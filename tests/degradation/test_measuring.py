@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy
 import pytest
 
-from frankenlm.degradation import measures
-from frankenlm.degradation.measuring import measure_rows
+from frankenlm.degradation.measures import measure as measures
 from frankenlm.degradation.prompts import find_prompt
-from frankenlm.degradation.report import analyse, measure_file
+from frankenlm.degradation.report.columns import measure_rows
+from frankenlm.degradation.report.write import analyse, measure_file
 
 helper = runpy.run_path(str(Path(__file__).with_name("simulated_results.py")))
 PROMPTS, simulated_rows, measure = (helper[name] for name in ("PROMPTS", "simulated_rows", "measure"))

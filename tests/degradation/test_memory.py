@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from frankenlm.degradation import memory
-from frankenlm.degradation.memory import GpuReader, HostMemory, HostReader, MemoryPolicy, host_memory
+from frankenlm.degradation.weights import memory
+from frankenlm.degradation.weights.memory import GpuReader, HostMemory, HostReader, MemoryPolicy, host_memory
 
 
 class Faked:

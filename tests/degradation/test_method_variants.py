@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from frankenlm.degradation.configs import get_config
-from frankenlm.degradation.layout import Layout
-from frankenlm.degradation.methods import MethodOptions, legacy_damage
-from frankenlm.degradation.noise import words
-from frankenlm.degradation.words import exact_limit
+from frankenlm.degradation.damage.layout import Layout
+from frankenlm.degradation.damage.methods import MethodOptions, legacy_damage
+from frankenlm.degradation.damage.noise import words
+from frankenlm.degradation.damage.words import exact_limit
 
 helper = runpy.run_path(str(Path(__file__).with_name("damaged_tensors.py")))
 KEY, weights, damaged = (helper[name] for name in ("KEY", "weights", "damaged"))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from frankenlm.degradation.configs import METHODS as METHOD_NAMES
-from frankenlm.degradation.layout import Layout
-from frankenlm.degradation.methods import METHODS, damage_tensor
-from frankenlm.degradation.noise import gaussians, words
-from frankenlm.degradation.rounding import round_once
+from frankenlm.degradation.damage.layout import Layout
+from frankenlm.degradation.damage.methods import METHODS, damage_tensor
+from frankenlm.degradation.damage.noise import gaussians, words
+from frankenlm.degradation.damage.rounding import round_once
 
 helper = runpy.run_path(str(Path(__file__).with_name("damaged_tensors.py")))
 DTYPES, LEVELS, KEY = (helper[name] for name in ("DTYPES", "LEVELS", "KEY"))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from frankenlm.degradation import noise, quantiles
-from frankenlm.degradation.noise import (
+from frankenlm.degradation.damage import noise, quantiles
+from frankenlm.degradation.damage.noise import (
     MASK,
     derive_key,
     field_key,

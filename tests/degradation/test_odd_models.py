@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers
 
+from frankenlm.degradation.answers.masked_probe import WINDOW, MaskedTextProbe
+from frankenlm.degradation.answers.text_probe import TextProbe, window_of
 from frankenlm.degradation.cli import main
-from frankenlm.degradation.groups import attention_heads, describe_groups
-from frankenlm.degradation.masked_probe import WINDOW, MaskedTextProbe
-from frankenlm.degradation.text_probe import TextProbe, window_of
-from frankenlm.trainer_ext.cli import run_command
+from frankenlm.degradation.weights.groups import attention_heads, describe_groups
+from frankenlm.trainer_ext.common.cli import run_command
 
 VOCABULARY = {"vocab_size": 272, "pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_one_line(name, broken, tmp_path):
 
 def test_weights_that_the_method_cannot_take_are_told_before_any_row(tiny_model, tiny_tokenizer, tmp_path):
     from frankenlm.degradation import get_config, run_experiment
-    from frankenlm.trainer_ext.cli import UserError
+    from frankenlm.trainer_ext.common.cli import UserError
 
     model = tiny_model("llama")
     model.model.layers[1].self_attn.v_proj.weight.data[0, 0] = torch.inf

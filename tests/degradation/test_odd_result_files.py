@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from frankenlm.degradation.errors import DamagedRecords
-from frankenlm.degradation.journal import encode_line
-from frankenlm.degradation.report import analyse, write_report
-from frankenlm.degradation.row_checks import depth
+from frankenlm.degradation.records.journal import encode_line
+from frankenlm.degradation.records.row_checks import depth
+from frankenlm.degradation.report.write import analyse, write_report
 
 here = Path(__file__)
 helper = runpy.run_path(str(here.with_name("simulated_results.py")))

@@ -11,9 +11,10 @@ from fractions import Fraction
 
 import pytest
 
-from frankenlm.degradation.graders import grade, has_letters
-from frankenlm.degradation.measures import named_units
-from frankenlm.degradation.numerals import numbers
+from frankenlm.degradation.measures.graders import grade, has_letters
+from frankenlm.degradation.measures.measure import named_units
+from frankenlm.degradation.measures.numerals import numbers
+from frankenlm.degradation.measures.text_words import words
 from frankenlm.degradation.prompts import (
     FOLDER,
     PROMPT_SETS,
@@ -24,7 +25,6 @@ from frankenlm.degradation.prompts import (
     picture_units,
     shipped_units,
 )
-from frankenlm.degradation.text_words import words
 
 COUNTS = {"dreams_it": 38, "iq_it": 65, "cookie_theft_it": 20, "smoke": 4}
 SKILLS = {
@@ -290,7 +290,7 @@ def test_the_picture_is_what_the_script_draws():
     image = pytest.importorskip("PIL.Image", reason="the drawing needs Pillow")
     from PIL import ImageChops, ImageStat
 
-    from frankenlm.degradation.prompts.draw_kitchen import draw_kitchen
+    from frankenlm.scripts.pictures.draw_kitchen import draw_kitchen
 
     drawn, shipped = draw_kitchen(), image.open(picture_path("kitchen"))
     assert drawn.size == shipped.size == (896, 896) and drawn.mode == shipped.mode == "RGB"

@@ -5,13 +5,13 @@ import logging
 import pytest
 import torch
 
-from frankenlm.degradation import quant4
-from frankenlm.degradation.groups import select_group
-from frankenlm.degradation.loading import open_model
-from frankenlm.degradation.methods import MethodOptions, damage_tensor
-from frankenlm.degradation.noise import field_key
-from frankenlm.degradation.quant4 import DenseTarget, dequantise, is_4bit, packed_crc
-from frankenlm.degradation.restore import Baseline, apply_damage
+from frankenlm.degradation.damage import quant4
+from frankenlm.degradation.damage.methods import MethodOptions, damage_tensor
+from frankenlm.degradation.damage.noise import field_key
+from frankenlm.degradation.damage.quant4 import DenseTarget, dequantise, is_4bit, packed_crc
+from frankenlm.degradation.weights.groups import select_group
+from frankenlm.degradation.weights.loading import open_model
+from frankenlm.degradation.weights.restore import Baseline, apply_damage
 
 bnb = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'frankenlm[lab]'")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from frankenlm.degradation import apply_damage, get_config, run_experiment
-from frankenlm.degradation.experiment import render_experiment
+from frankenlm.degradation.answers.text_probe import TextProbe
 from frankenlm.degradation.lab import Lab, RunOptions
-from frankenlm.degradation.loading import open_model
-from frankenlm.degradation.measures import perplexity_text
-from frankenlm.degradation.restore import Baseline
-from frankenlm.degradation.text_probe import TextProbe
+from frankenlm.degradation.measures.measure import perplexity_text
+from frankenlm.degradation.run.plan import render_experiment
+from frankenlm.degradation.weights.loading import open_model
+from frankenlm.degradation.weights.restore import Baseline
 
 FOLDER = os.environ.get("DEGRADATION_TEST_MODEL")
 pytestmark = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation.records import (
+from frankenlm.degradation.records.row_keys import (
     KNOWN_IN_LEGACY,
     ROW_FIELDS,
     SCHEMA_FILE,
@@ -148,7 +148,7 @@ def test_the_hash_of_a_configuration_is_that_of_its_values():
 
 def test_reading_results_needs_no_torch():
     code = (
-        "import sys; import frankenlm.degradation.store, frankenlm.degradation.legacy; "
+        "import sys; import frankenlm.degradation.records.store, frankenlm.degradation.run.legacy; "
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -156,7 +156,7 @@ def test_reading_results_needs_no_torch():
 
 
 def test_the_thesis_is_its_authors():
-    folder = SCHEMA_FILE.parent
-    texts = "\n".join(path.read_text("utf-8") for path in (*folder.glob("*.md"), *folder.glob("*.py")))
+    folder = SCHEMA_FILE.parents[1]
+    texts = "\n".join(path.read_text("utf-8") for path in (*folder.rglob("*.md"), *folder.rglob("*.py")))
     assert "Alejandro Wainstock's thesis" in texts and "supervised by Enzo Tagliazucchi" in texts
     assert not re.search(r"\bLewain\b", texts)

@@ -5,7 +5,7 @@ import logging
 import pytest
 from PIL import Image
 
-from frankenlm.degradation.rendering import load_picture, render_prompts, warn_once
+from frankenlm.degradation.answers.rendering import load_picture, render_prompts, warn_once
 
 TEXTS = ["Hello there", "A second, longer prompt", "x"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy
 import pytest
 
-from frankenlm.degradation.plots import layer_subset
-from frankenlm.degradation.report import write_report
+from frankenlm.degradation.report.plots import layer_subset
+from frankenlm.degradation.report.write import write_report
 
 helper = runpy.run_path(str(Path(__file__).with_name("simulated_results.py")))
 PROMPTS, simulated_rows, measure = (helper[name] for name in ("PROMPTS", "simulated_rows", "measure"))

@@ -8,8 +8,8 @@ import numpy
 import pytest
 
 from frankenlm.degradation.errors import DamagedRecords
-from frankenlm.degradation.journal import encode_line
-from frankenlm.degradation.report import analyse, write_report
+from frankenlm.degradation.records.journal import encode_line
+from frankenlm.degradation.report.write import analyse, write_report
 
 helper = runpy.run_path(str(Path(__file__).with_name("simulated_results.py")))
 PROMPTS, LEVELS, simulated_rows = (helper[name] for name in ("PROMPTS", "LEVELS", "simulated_rows"))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation.journal import encode_line
-from frankenlm.degradation.report import analyse, facts
-from frankenlm.degradation.report_text import ranking, what_broke_first
+from frankenlm.degradation.records.journal import encode_line
+from frankenlm.degradation.report.sentences import ranking, what_broke_first
+from frankenlm.degradation.report.write import analyse, facts
 
 helper = runpy.run_path(str(Path(__file__).with_name("simulated_results.py")))
 simulated_rows, write_experiment, cell_records, measure = (

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from frankenlm.degradation.methods import METHODS, MethodOptions
-from frankenlm.degradation.restore import RESTORE_STRATEGIES, Baseline
+from frankenlm.degradation.damage.methods import METHODS, MethodOptions
+from frankenlm.degradation.weights.restore import RESTORE_STRATEGIES, Baseline
 
 helper = runpy.run_path(str(Path(__file__).with_name("model_damage.py")))
 LEVELS, bits_of, raw = (helper[name] for name in ("LEVELS", "bits_of", "raw"))

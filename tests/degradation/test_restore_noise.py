@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from frankenlm.degradation.configs import level_key
-from frankenlm.degradation.groups import Group, select_group
-from frankenlm.degradation.methods import MethodOptions, damage_tensor
-from frankenlm.degradation.noise import field_key
-from frankenlm.degradation.restore import Baseline
-from frankenlm.degradation.saved import layout_of
+from frankenlm.degradation.damage.methods import MethodOptions, damage_tensor
+from frankenlm.degradation.damage.noise import field_key
+from frankenlm.degradation.weights.groups import Group, select_group
+from frankenlm.degradation.weights.restore import Baseline
+from frankenlm.degradation.weights.undamaged import layout_of
 
 helper = runpy.run_path(str(Path(__file__).with_name("model_damage.py")))
 damage = helper["damage"]

@@ -14,8 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from frankenlm.degradation.configs import get_config
-from frankenlm.degradation.sampling import (
+from frankenlm.degradation.answers.sampling import (
     Sampler,
     SamplingSettings,
     gumbel,
@@ -23,6 +22,7 @@ from frankenlm.degradation.sampling import (
     resolve_sampling,
     sampling_key,
 )
+from frankenlm.degradation.configs import get_config
 
 OFF = SamplingSettings(
     do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_p=None, repetition_penalty=1.0

@@ -9,8 +9,7 @@ import sys
 import numpy
 import pytest
 
-from frankenlm.degradation.isotonic import crossings, isotonic_fit
-from frankenlm.degradation.statistics import (
+from frankenlm.degradation.report.bootstrap import (
     draw_counts,
     drawn_effects,
     drawn_means,
@@ -24,6 +23,7 @@ from frankenlm.degradation.statistics import (
     ranks,
     spearman,
 )
+from frankenlm.degradation.report.isotonic import crossings, isotonic_fit
 
 NAN = numpy.nan
 
@@ -238,7 +238,7 @@ def test_spearman_is_exact_for_few_levels(y, direction):
 def test_permuted_p_is_near_the_exact_one_and_never_zero(generator, monkeypatch):
     x, y = numpy.arange(8.0), numpy.array([1.0, 0.0, 3.0, 2.0, 2.5, 5.0, 3.5, 4.5])
     exact = spearman(x, y, 1)
-    monkeypatch.setattr("frankenlm.degradation.statistics.EXACT_UP_TO", 7)
+    monkeypatch.setattr("frankenlm.degradation.report.bootstrap.EXACT_UP_TO", 7)
     # a seed not used before, as orders are cached
     drawn = spearman(x, y, 1, seed=11)
     assert drawn["test"] == "permutation" and drawn["rho"] == exact["rho"]
@@ -331,7 +331,7 @@ def test_crossings_of_unusable_curves_are_unknown():
 
 def test_statistics_need_no_torch():
     code = (
-        "import sys, frankenlm.degradation.critical; "
+        "import sys, frankenlm.degradation.report.critical; "
         "assert not {'torch', 'transformers', 'scipy', 'sklearn'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr == ""

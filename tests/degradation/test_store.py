@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from frankenlm.degradation.errors import ConfigConflict, ExperimentLocked
-from frankenlm.degradation.export_again import export_command
-from frankenlm.degradation.journal import read_rows
-from frankenlm.degradation.records import ROW_FIELDS
-from frankenlm.degradation.store import Store
+from frankenlm.degradation.records.export_again import export_command
+from frankenlm.degradation.records.journal import read_rows
+from frankenlm.degradation.records.row_keys import ROW_FIELDS
+from frankenlm.degradation.records.store import Store
 
 helper = runpy.run_path(str(Path(__file__).with_name("store_files.py")))
 ROWS, make_row, lesion, CONFIG, NAMES = (helper[name] for name in ("ROWS", "make_row", "lesion", "CONFIG", "NAMES"))

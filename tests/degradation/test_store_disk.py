@@ -49,7 +49,7 @@ def test_a_full_disk_keeps_the_rows_and_says_what_is_needed(filled):
 
 IN_A_MOUNT = """
 import errno, json, os, runpy, subprocess, sys
-from frankenlm.degradation.store import Store
+from frankenlm.degradation.records.store import Store
 helper = runpy.run_path(sys.argv[1])
 folder, mode = sys.argv[2:]
 def open_store():

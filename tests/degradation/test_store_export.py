@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation import store
-from frankenlm.degradation.export_again import export_command, journal_of
+from frankenlm.degradation.records import store
+from frankenlm.degradation.records.export_again import export_command, journal_of
 
 helper = runpy.run_path(str(Path(__file__).with_name("store_files.py")))
 ROWS, make_row = (helper[name] for name in ("ROWS", "make_row"))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation import locks
 from frankenlm.degradation.errors import ExperimentLocked
-from frankenlm.degradation.export_again import export_command
-from frankenlm.degradation.locks import ExperimentLock
+from frankenlm.degradation.records import locks
+from frankenlm.degradation.records.export_again import export_command
+from frankenlm.degradation.records.locks import ExperimentLock
 
 helper = runpy.run_path(str(Path(__file__).with_name("store_files.py")))
 open_store, paths, make_row = (helper[name] for name in ("open_store", "paths", "make_row"))
@@ -35,7 +35,7 @@ def test_one_process_at_a_time(tmp_path):
 
 HOLDER = """
 import runpy, sys, time
-from frankenlm.degradation.store import Store
+from frankenlm.degradation.records.store import Store
 helper = runpy.run_path(sys.argv[1])
 store = Store.open(sys.argv[2], *helper["NAMES"], config_fields=helper["CONFIG"], manifest={})
 store.append([helper["make_row"]()])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from frankenlm.degradation.errors import ExperimentLocked
-from frankenlm.degradation.journal import read_rows
+from frankenlm.degradation.records.journal import read_rows
 
 helper = runpy.run_path(str(Path(__file__).with_name("store_files.py")))
 ROWS, make_row, lesion = (helper[name] for name in ("ROWS", "make_row", "lesion"))

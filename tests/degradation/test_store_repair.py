@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation import store
 from frankenlm.degradation.errors import ConfigConflict, DamagedRecords
-from frankenlm.degradation.journal import encode_line
+from frankenlm.degradation.records import store
+from frankenlm.degradation.records.journal import encode_line
 
 helper = runpy.run_path(str(Path(__file__).with_name("store_files.py")))
 ROWS, make_row, lesion, CONFIG = (helper[name] for name in ("ROWS", "make_row", "lesion", "CONFIG"))
@@ -215,14 +215,14 @@ def test_white_space_in_the_manifest_is_no_damage(filled):
 @pytest.mark.parametrize("what", ["manifest", "row"])
 def test_files_of_a_newer_schema_are_refused_and_kept(filled, monkeypatch, what):
     _, folder = paths(filled)
-    module = {"manifest": "manifest", "row": "journal"}[what]
+    module = {"manifest": "records.manifest", "row": "records.journal"}[what]
     monkeypatch.setattr(f"frankenlm.degradation.{module}.SCHEMA_VERSION", 2)
     if what == "row":
         line = encode_line(ROWS[0])
         with open(folder / "rank-00000.jsonl", "ab") as file:
             file.write(line)
     else:
-        from frankenlm.degradation.manifest import read_manifest, write_manifest
+        from frankenlm.degradation.records.manifest import read_manifest, write_manifest
 
         known = read_manifest(folder / "manifest.json")
         write_manifest(folder / "manifest.json", known | {"schema_version": 2})

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from frankenlm.degradation.measures import perplexity_text
-from frankenlm.degradation.text_probe import CONTEXT, TextProbe, divergence
+from frankenlm.degradation.answers.text_probe import CONTEXT, TextProbe, divergence
+from frankenlm.degradation.measures.measure import perplexity_text
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from frankenlm.degradation.layout import Layout
-from frankenlm.degradation.methods import MethodOptions, QuantDamage
-from frankenlm.degradation.summary import Ranges
+from frankenlm.degradation.damage.layout import Layout
+from frankenlm.degradation.damage.methods import MethodOptions, QuantDamage
+from frankenlm.degradation.damage.tensor_summary import Ranges
 
 helper = runpy.run_path(str(Path(__file__).with_name("damaged_tensors.py")))
 DTYPES, weights, same_bits = (helper[name] for name in ("DTYPES", "weights", "same_bits"))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from frankenlm.degradation.errors import DamagedRecords
-from frankenlm.degradation.export_again import export_command
-from frankenlm.degradation.plot_style import Plot
-from frankenlm.degradation.report import analyse, measure_file, write_report
-from frankenlm.degradation.report_figures import LONGEST, figure_names
-from frankenlm.degradation.written_files import check_free
+from frankenlm.degradation.records.export_again import export_command
+from frankenlm.degradation.report.figures import LONGEST, figure_names
+from frankenlm.degradation.report.plot_style import Plot
+from frankenlm.degradation.report.write import analyse, measure_file, write_report
+from frankenlm.degradation.report.written_files import check_free
 
 helper = runpy.run_path(str(Path(__file__).with_name("simulated_results.py")))
 PROMPTS, simulated_rows, write_experiment = (helper[n] for n in ("PROMPTS", "simulated_rows", "write_experiment"))
@@ -35,7 +35,7 @@ def quick_figures(monkeypatch):
             drawn.setdefault((model, task), []).append(plot)
         return drawn, []
 
-    monkeypatch.setattr("frankenlm.degradation.report.draw_all", draw_all)
+    monkeypatch.setattr("frankenlm.degradation.report.write.draw_all", draw_all)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_figures_that_a_later_report_lacks_stay_known_as_ours(results, tmp_path)
 
 @pytest.mark.parametrize("write", [report, measures])
 def test_what_a_killed_run_left_is_known_as_ours(write, results, tmp_path, monkeypatch):
-    module = "frankenlm.degradation.report.write_csv"
+    module = "frankenlm.degradation.report.write.write_csv"
 
     def killed(*words):
         raise KeyboardInterrupt
@@ -172,7 +172,7 @@ def test_figures_of_names_that_look_alike_or_are_long_have_files_of_their_own(tm
 @pytest.fixture
 def experiment(tmp_path):
     """A finished experiment of two rows: (JSON file, journal)."""
-    from frankenlm.degradation.store import Store
+    from frankenlm.degradation.records.store import Store
 
     with Store.open(tmp_path, *records["NAMES"], config_fields=records["CONFIG"], manifest={}) as store:
         store.append([records["make_row"](1), records["make_row"](2)])
@@ -184,7 +184,7 @@ def experiment(tmp_path):
     "content", [b"precious", b'{"a": 1}', b"[1, 2]", b'[{"timestamp": "2025", "std_dev": 0}]', b"\x89PNG"]
 )
 def test_export_leaves_a_file_of_somebody_else_alone(content, experiment, tmp_path):
-    from frankenlm.degradation.store import Store
+    from frankenlm.degradation.records.store import Store
 
     experiment[0].write_bytes(content)
     before = picture(tmp_path)
@@ -243,7 +243,7 @@ def test_export_does_not_put_nothing_in_the_place_of_rows(experiment):
     "changes", [{"param_group_name": 3}, {"level_index": None}, {"attempt": "1"}, {"row_key": ["a"]}, {"status": {}}]
 )
 def test_a_row_of_the_journal_that_cannot_be_placed_is_set_aside(changes, experiment):
-    from frankenlm.degradation.journal import encode_line, read_rows
+    from frankenlm.degradation.records.journal import encode_line, read_rows
 
     json_path, journal = experiment
     path = journal / "rank-00000.jsonl"

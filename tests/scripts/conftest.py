@@ -1,6 +1,6 @@
-"""Tiny corpora and in-process runs of the scripts; loading them by path is what `python scripts/x.py` does too."""
+"""Tiny corpora and in-process runs of the scripts."""
 
-import importlib.util
+import importlib
 import json
 import random
 from pathlib import Path
@@ -9,9 +9,8 @@ from types import ModuleType
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from frankenlm.trainer_ext.cli import run_command
+from frankenlm.trainer_ext.common.cli import run_command
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TEXT = "the cat sat on a mat and saw dogs run over green hills while birds sang of rain in spring"
 WORDS = TEXT.split()
 
@@ -23,10 +22,7 @@ def quiet_transformers():
 
 
 def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"frankenlm.scripts.{name}")
 
 
 def write_corpus(path: Path, documents: int, seed: int) -> Path:

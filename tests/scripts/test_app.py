@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, RobertaConfig, RobertaForMaskedLM
 
-from frankenlm.trainer_ext.cli import run_command
-from frankenlm.trainer_ext.tokenizers import train_tokenizer
+from frankenlm.trainer_ext.common.cli import run_command
+from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 
 gr = pytest.importorskip("gradio", reason="needs gradio: pip install 'frankenlm[app]'")
 POSITIONS = 24

@@ -1,23 +1,17 @@
-"""scripts/bench_damage.py: a tiny run with every table, and mistakes as one line."""
+"""scripts/bench/damage.py: a tiny run with every table, and mistakes as one line."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from frankenlm.trainer_ext.cli import run_command
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_damage.py"
+from frankenlm.scripts.bench import damage as script_module
+from frankenlm.trainer_ext.common.cli import run_command
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("bench_damage", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module
 
 
 def test_tiny_run(script, tmp_path, capsys):

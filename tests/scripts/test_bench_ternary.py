@@ -1,16 +1,16 @@
-"""scripts/bench_ternary.py and the modules below it: the limit by hand, a tiny run with every key, the mistakes."""
+"""scripts/bench/ternary.py and the modules below it: the limit by hand, a tiny run with every key, the mistakes."""
 
 import csv
-import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from frankenlm.kernels import bench_suite
-from frankenlm.kernels.bench_cells import (
+from frankenlm.kernels.build import NoCompilerError, compiler
+from frankenlm.scripts.bench import suite as bench_suite
+from frankenlm.scripts.bench import ternary as script_module
+from frankenlm.scripts.bench.cells import (
     LONGEST_CELL,
     MOST_ROUNDS,
     Cell,
@@ -23,15 +23,13 @@ from frankenlm.kernels.bench_cells import (
     rows_of,
     takes_part,
 )
-from frankenlm.kernels.bench_contestants import TORCH_KINDS, Weights, int8_linear_of_torch, torch_contestant
-from frankenlm.kernels.bench_library import BenchLibrary, Places, Times, ternary_problem
-from frankenlm.kernels.bench_suite import INSTRUCTIONS, NOT_VECTORISED, PEERS, Selection, Suite
-from frankenlm.kernels.bench_tables import tables_of
-from frankenlm.kernels.build import NoCompilerError, compiler
-from frankenlm.trainer_ext.cli import run_command
-from frankenlm.trainer_ext.timing import write_report
+from frankenlm.scripts.bench.contestants import TORCH_KINDS, Weights, int8_linear_of_torch, torch_contestant
+from frankenlm.scripts.bench.library import BenchLibrary, Places, Times, ternary_problem
+from frankenlm.scripts.bench.suite import INSTRUCTIONS, NOT_VECTORISED, PEERS, Selection, Suite
+from frankenlm.scripts.bench.tables import tables_of
+from frankenlm.trainer_ext.common.cli import run_command
+from frankenlm.trainer_ext.common.timing import write_report
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_ternary.py"
 CELL = Cell(inputs=64, outputs=48, tokens=2, threads=1, memory="cache")
 ROW_KEYS = {
     "contestant", "inputs", "outputs", "tokens", "threads", "memory", "us", "p20_us", "p80_us", "wall_us", "rounds",
@@ -254,10 +252,7 @@ def test_slow_contestants_are_left_out_with_a_reason(library, monkeypatch):
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location("script_bench_ternary", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return script_module.main
 
 
 def test_a_tiny_run_writes_everything(library, main, tmp_path):

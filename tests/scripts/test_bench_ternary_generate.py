@@ -1,6 +1,5 @@
-"""scripts/bench_ternary_generate.py on a tiny decoder: the random checkpoint, the recorded operators, the report."""
+"""scripts/bench/ternary_generate.py on a tiny decoder: the random checkpoint, the recorded operators, the report."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import torch
 
 from frankenlm.kernels.ops import REFERENCE, load, which_path
 from frankenlm.modeling import Legacy1BitForCausalLM
-from frankenlm.trainer_ext.cli import run_command
-from frankenlm.trainer_ext.packed_generation import (
+from frankenlm.scripts.bench import ternary_generate as script_module
+from frankenlm.scripts.bench.packed_generation import (
     DecodingStep,
     decoder_config,
     generation,
@@ -20,18 +19,15 @@ from frankenlm.trainer_ext.packed_generation import (
     ternary_weights,
     write_packed_checkpoint,
 )
+from frankenlm.trainer_ext.common.cli import run_command
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_ternary_generate.py"
 SIZES = {"hidden": 32, "layers": 2, "heads": 2, "feedforward": 48, "vocabulary": 70}
 WEIGHTS = 2 * (4 * 32 * 32 + 2 * 32 * 48)
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("script_bench_ternary_generate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +119,7 @@ def test_a_tiny_run(script, tmp_path):
     ],
 )
 def test_mistakes(script, words, message, tmp_path, capfd):
-    words = [word.format(script=SCRIPT) for word in words]
+    words = [word.format(script=script_module.__file__) for word in words]
     assert run_command(script.main, ["--output", str(tmp_path / "o.json"), *words]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1 and message in lines[0]

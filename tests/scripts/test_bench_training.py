@@ -1,23 +1,17 @@
-"""scripts/bench_training.py: mistakes come before the models; a round of tiny models; a process that ends early."""
+"""scripts/bench/training.py: mistakes come before the models; a round of tiny models; a process that ends early."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
 
-from frankenlm.trainer_ext.cli import Failed, run_command
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_training.py"
+from frankenlm.scripts.bench import training as script_module
+from frankenlm.trainer_ext.common.cli import Failed, run_command
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("script_bench_training", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """scripts/compare.py: the numbers of one model are those of the other commands; the four files; the mistakes."""
 
 import csv
-import importlib.util
 import json
 import shutil
 import sys
@@ -11,12 +10,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from frankenlm.trainer_ext.cli import Failed, UserError, run_command
-from frankenlm.trainer_ext.comparing import METRICS, PANELS, choose_metrics, format_value, make_labels, markdown_report
+from frankenlm.scripts import compare as script_module
+from frankenlm.trainer_ext.common.cli import Failed, UserError, run_command
+from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
+from frankenlm.trainer_ext.evaluation.comparing import (
+    METRICS,
+    PANELS,
+    choose_metrics,
+    format_value,
+    make_labels,
+    markdown_report,
+)
 from frankenlm.trainer_ext.metrics.text import bleu
-from frankenlm.trainer_ext.tokenizers import train_tokenizer
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "compare.py"
 TEXT = "the cat sat on a mat and saw dogs run over green hills while birds sang of rain in spring"
 
 
@@ -60,10 +66,7 @@ def held_out(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def compare():
     """compare(*words) runs the script in this process and returns its exit code."""
-    spec = importlib.util.spec_from_file_location("script_compare", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *words: run_command(module.main, [str(word) for word in words])
+    return lambda *words: run_command(script_module.main, [str(word) for word in words])
 
 
 def read(path: Path) -> dict:
@@ -179,7 +182,7 @@ def test_half_a_surrogate_pair_is_refused_before_the_work(compare, models, tmp_p
 
 
 def test_models_that_are_measured_are_reported_whatever_ends_the_work(compare, models, tmp_path, monkeypatch, capfd):
-    from frankenlm.trainer_ext import comparing
+    from frankenlm.trainer_ext.evaluation import comparing
 
     measure, done = comparing.measure, []
 
@@ -223,7 +226,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_a_report(compare, models, tmp_pa
     words = ["--max_new_tokens", 2, "--metrics", "repetition", "--output_dir", tmp_path / "o"]
     assert compare("--models", models[0], *words) == 0
     before = {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()}
-    monkeypatch.setattr("frankenlm.trainer_ext.files.os.fsync", full)
+    monkeypatch.setattr("frankenlm.trainer_ext.common.files.os.fsync", full)
     assert compare("--models", models[1], *words) == 6
     assert capfd.readouterr().err.splitlines()[-1].startswith("storage: ")
     assert {file.name: file.read_bytes() for file in (tmp_path / "o").iterdir()} == before

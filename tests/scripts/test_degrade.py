@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from frankenlm.degradation.journal import checksum
-from frankenlm.degradation.locks import ExperimentLock
+from frankenlm.degradation.records.journal import checksum
+from frankenlm.degradation.records.locks import ExperimentLock
 
 
 @pytest.fixture(autouse=True)
 def plenty_of_memory(monkeypatch):
     """What else the machine's memory holds must not stop or slow a tiny experiment."""
-    monkeypatch.setattr("frankenlm.degradation.limits.HostReader", lambda: lambda: 0.2)
+    monkeypatch.setattr("frankenlm.degradation.run.limits.HostReader", lambda: lambda: 0.2)
 
 
 @pytest.fixture(scope="session")
@@ -295,8 +295,8 @@ def test_other_weights_under_the_same_name_are_a_conflict(run, model, tmp_path, 
 
 def test_a_picture_counts_by_its_content():
     from frankenlm.degradation.configs import get_config
-    from frankenlm.degradation.experiment import Experiment, read_inputs
     from frankenlm.degradation.prompts import picture_path
+    from frankenlm.degradation.run.plan import Experiment, read_inputs
 
     named = get_config("cookie_theft_it")
     by_path = named | {"image": str(picture_path("kitchen"))}
@@ -380,7 +380,7 @@ def test_a_folder_that_cannot_be_written(run, tmp_path, monkeypatch, capsys):
 
 
 def test_one_failed_experiment_does_not_keep_the_others_from_running(run, tmp_path, monkeypatch, capsys):
-    from frankenlm.degradation.runner import ExperimentRun
+    from frankenlm.degradation.run.runner import ExperimentRun
 
     work = ExperimentRun.work
 

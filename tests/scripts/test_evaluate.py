@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from frankenlm.trainer_ext.cli import Failed, UserError
-from frankenlm.trainer_ext.continuations import choose_lengths
-from frankenlm.trainer_ext.scoring import LIKELIHOOD, choose_method, fitting_metrics, parse_metrics
+from frankenlm.trainer_ext.common.cli import Failed, UserError
+from frankenlm.trainer_ext.evaluation.continuations import choose_lengths
+from frankenlm.trainer_ext.evaluation.scoring import LIKELIHOOD, choose_method, fitting_metrics, parse_metrics
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_what_was_scored_is_reported_where_writing_fails(evaluate, causal, corpu
     def fail(*args, **kwargs):
         raise Failed("no token can be drawn")
 
-    monkeypatch.setattr("frankenlm.trainer_ext.continuations.generate_texts", fail)
+    monkeypatch.setattr("frankenlm.trainer_ext.evaluation.continuations.generate_texts", fail)
     report = tmp_path / "report.json"
     words = ["--max_length", 32, "--continuations", 1, "--prompt_tokens", 4, "--max_new_tokens", 4]
     assert evaluate("--model", causal, "--dataset", corpus, *words, "--report", report) == 1

@@ -1,6 +1,5 @@
-"""scripts/evidence_memory.py: one smoke run of everything, resumed, contradicted, reported with a gap."""
+"""scripts/evidence/memory.py: one smoke run of everything, resumed, contradicted, reported with a gap."""
 
-import importlib.util
 import json
 import random
 import shutil
@@ -8,20 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.trainer_ext import evidence
-from frankenlm.trainer_ext.cli import run_command
+from frankenlm.scripts.evidence import memory as script_module
+from frankenlm.scripts.evidence import plan as evidence
+from frankenlm.trainer_ext.common.cli import run_command
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evidence_memory.py"
 TEXT = "the cat sat on a mat and saw dogs run over green hills while birds sang of rain in spring"
 WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("script_evidence_memory", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module
 
 
 @pytest.fixture(scope="module")

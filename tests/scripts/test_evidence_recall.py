@@ -1,28 +1,24 @@
-"""scripts/evidence_recall.py: a table of tiny trainings, resumed, contradicted."""
+"""scripts/evidence/recall.py: a table of tiny trainings, resumed, contradicted."""
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
-from frankenlm.trainer_ext import recall_evidence
-from frankenlm.trainer_ext.cli import run_command
-from frankenlm.trainer_ext.recall import RecallTask
-from frankenlm.trainer_ext.recall_evidence import COLUMNS, MODELS, read_rows, recall_findings, recall_table
+from frankenlm.scripts.evidence import recall as script_module
+from frankenlm.scripts.evidence import recall_table as recall_evidence
+from frankenlm.scripts.evidence.recall_table import COLUMNS, MODELS, read_rows, recall_findings, recall_table
+from frankenlm.scripts.evidence.recall_task import RecallTask
+from frankenlm.trainer_ext.common.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "scripts" / "evidence_recall.py"
 TINY = ["--steps", 2, "--batch", 2, "--models", "titan, window", "infinito, window"]
 
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location("script_evidence_recall", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda *words: run_command(module.main, [str(word) for word in words])
+    return lambda *words: run_command(script_module.main, [str(word) for word in words])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,7 +1,7 @@
-"""scripts/evidence_ternary.py: bigram entropies worked out by hand, and a table of two tiny runs."""
+"""scripts/evidence/ternary.py: bigram entropies worked out by hand, and a table of two tiny runs."""
 
 import csv
-import importlib.util
+import importlib
 import json
 import math
 import shutil
@@ -9,19 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.trainer_ext.cli import run_command
-from frankenlm.trainer_ext.ternary_evidence import bigram_entropies, describe_weights, report_text
-from frankenlm.trainer_ext.ternary_findings import ternary_findings
+from frankenlm.scripts.evidence.ternary_findings import ternary_findings
+from frankenlm.scripts.evidence.ternary_table import bigram_entropies, describe_weights, report_text
+from frankenlm.trainer_ext.common.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ROOT / "scripts"
 BIGRAM = {"conditional_entropy": 2.0, "cross_entropy": 2.1}
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module(f"frankenlm.scripts.{name}")
     return lambda *words: run_command(module.main, [str(word) for word in words])
 
 
@@ -124,7 +121,7 @@ def folder(tmp_path_factory):
 
 def test_table_of_two_runs(folder, capsys):
     report = folder / "report"
-    code = load("evidence_ternary")(
+    code = load("evidence.ternary")(
         "--runs", folder / "ternary", folder / "twin", "--dataset", folder / "text.jsonl", "--output_dir", report
     )
     assert code == 0
@@ -145,13 +142,13 @@ def test_table_of_two_runs(folder, capsys):
 def test_an_empty_name_is_a_mistake(option, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = {"--runs": folder / "twin", "--dataset": "builtin", "--output_dir": "out", option: ""}
-    assert load("evidence_ternary")(*(word for pair in options.items() for word in pair)) == 2
+    assert load("evidence.ternary")(*(word for pair in options.items() for word in pair)) == 2
     error = capsys.readouterr().err
     assert f"{option}" in error and "is empty" in error and not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_a_run_is_a_mistake(tmp_path, capsys):
-    code = load("evidence_ternary")("--runs", tmp_path, "--dataset", "builtin", "--output_dir", tmp_path / "out")
+    code = load("evidence.ternary")("--runs", tmp_path, "--dataset", "builtin", "--output_dir", tmp_path / "out")
     assert code == 2 and "metrics.json is missing" in capsys.readouterr().err
 
 
@@ -166,6 +163,6 @@ def test_a_folder_without_a_run_is_a_mistake(tmp_path, capsys):
 def test_a_damaged_run_is_one_line(name, content, message, folder, tmp_path, capsys):
     run = shutil.copytree(folder / "twin", tmp_path / "run")
     (run / name).write_text(content)
-    code = load("evidence_ternary")("--runs", run, "--dataset", "builtin", "--output_dir", tmp_path / "out")
+    code = load("evidence.ternary")("--runs", run, "--dataset", "builtin", "--output_dir", tmp_path / "out")
     error = capsys.readouterr().err
     assert code == 2 and message in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

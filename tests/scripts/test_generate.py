@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import errno
-import importlib.util
 import io
 import json
 import signal
@@ -14,17 +13,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, InfinitoConfig, InfinitoForCausalLM
-from frankenlm.trainer_ext.checkpoints import load_model, open_checkpoint
-from frankenlm.trainer_ext.cli import UserError, run_command
-from frankenlm.trainer_ext.conversation import Conversation
-from frankenlm.trainer_ext.generating import derive_seed
-from frankenlm.trainer_ext.heatmaps import readable
-from frankenlm.trainer_ext.prompts import Prompt, read_prompts
-from frankenlm.trainer_ext.sampling import Sampling
-from frankenlm.trainer_ext.streaming import StopAtText, TextStream, continuation_text, cut_at_stop
-from frankenlm.trainer_ext.tokenizers import train_tokenizer
+from frankenlm.scripts import generate as script_module
+from frankenlm.trainer_ext.common.checkpoints import load_model, open_checkpoint
+from frankenlm.trainer_ext.common.cli import UserError, run_command
+from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
+from frankenlm.trainer_ext.generation.conversation import Conversation
+from frankenlm.trainer_ext.generation.generate import derive_seed
+from frankenlm.trainer_ext.generation.heatmaps import readable
+from frankenlm.trainer_ext.generation.prompts import Prompt, read_prompts
+from frankenlm.trainer_ext.generation.sampling import Sampling
+from frankenlm.trainer_ext.generation.streaming import StopAtText, TextStream, continuation_text, cut_at_stop
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
 TEXT = "the cat sat on a mat and saw dogs run over green hills while birds sang of rain in spring, größer"
 POSITIONS = 48
 
@@ -94,14 +93,11 @@ def infinito(tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def generate():
     """generate(*words) runs the script, generate.script, in this process and returns its exit code."""
-    spec = importlib.util.spec_from_file_location("script_generate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def run(*words) -> int:
-        return run_command(module.main, [str(word) for word in words])
+        return run_command(script_module.main, [str(word) for word in words])
 
-    run.script = module
+    run.script = script_module
     return run
 
 

@@ -1,11 +1,9 @@
 """scripts/pack.py: what it writes, from frankenlm's and from transformers' BitNet checkpoints, and the mistakes."""
 
-import importlib.util
 import json
 import os
 import shutil
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,10 +21,10 @@ from frankenlm.modeling import Legacy1BitConfig, Legacy1BitForCausalLM
 from frankenlm.modeling.bitnet_conversion import pack_bitnet
 from frankenlm.modeling.quantizer_ternary import packed_layers
 from frankenlm.modeling.ternary import quantize_weight
-from frankenlm.trainer_ext.cli import UserError, run_command
-from frankenlm.trainer_ext.tokenizers import train_tokenizer
+from frankenlm.scripts import pack as script_module
+from frankenlm.trainer_ext.common.cli import UserError, run_command
+from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "pack.py"
 IDS = torch.arange(3, 20)[None]
 SIZES = {
     "vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0,
@@ -36,10 +34,7 @@ SIZES = {
 
 @pytest.fixture(scope="module")
 def main():
-    spec = importlib.util.spec_from_file_location("script_pack", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return script_module.main
 
 
 @pytest.fixture(scope="module")

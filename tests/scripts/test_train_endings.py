@@ -9,9 +9,9 @@ from datasets import IterableDataset
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
 from frankenlm.trainer_ext.callbacks import SignalStop
-from frankenlm.trainer_ext.cli import UserError
-from frankenlm.trainer_ext.saved_checkpoints import examine
-from frankenlm.trainer_ext.text_files import BadRowError
+from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.common.text_files import BadRowError
+from frankenlm.trainer_ext.saving.saved_checkpoints import examine
 
 from .conftest import load_script
 

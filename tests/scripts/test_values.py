@@ -8,8 +8,10 @@ from types import ModuleType
 
 import pytest
 
-from frankenlm.trainer_ext import checkpoints, opening, packed_checkpoints, scoring
-from frankenlm.trainer_ext.cli import run_command
+from frankenlm.trainer_ext import packed_checkpoints
+from frankenlm.trainer_ext.common import checkpoints, opening
+from frankenlm.trainer_ext.common.cli import run_command
+from frankenlm.trainer_ext.evaluation import scoring
 
 from .conftest import load_script
 

@@ -10,7 +10,7 @@ in SCRATCH/precious, which lay_out() fills.
 
 import argparse
 import contextlib
-import importlib.util
+import importlib
 import io
 import json
 import os
@@ -26,7 +26,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from damages import damages  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 60  # seconds, on a busy machine
 CODES = {0, 1, 2, 3, 4, 5, 6, 7, 141}
 ODD = [
@@ -70,10 +69,7 @@ def lay_out(scratch: Path) -> None:
 def command_of(name: str) -> Callable[[list[str]], object]:
     """Return main(argv) of scripts/NAME.py, app.py or a verb of the lab."""
     script = "degrade" if name in LAB else name
-    path = ROOT / ("app.py" if name == "app" else f"scripts/{script}.py")
-    spec = importlib.util.spec_from_file_location(f"fuzzed_{script}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("frankenlm.app" if name == "app" else f"frankenlm.scripts.{script}")
     if name in LAB:
         return lambda argv: module.main([name, *argv], module.__doc__)
     return module.main
@@ -160,7 +156,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
 
 def run_line(main, line: list[str], console: Callable = io.StringIO) -> tuple[int | None, str, str | None]:
     """Run one line, printing to two streams that `console` makes; return exit code, stderr, and the fault or None."""
-    from frankenlm.trainer_ext.cli import run_command
+    from frankenlm.trainer_ext.common.cli import run_command
 
     def stop(signum, frame):
         raise TooLong

@@ -11,7 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from frankenlm.degradation.text_words import words
+from frankenlm.degradation.measures.text_words import words
 
 AT_LEAST = 2
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from frankenlm.trainer_ext import FrankenTrainingArguments
-from frankenlm.trainer_ext.cli import (
+from frankenlm.trainer_ext.common.cli import (
     Interrupted,
     OneLineParser,
     UserError,

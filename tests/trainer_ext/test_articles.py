@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from frankenlm.modeling import byte_tokenizer
-from frankenlm.trainer_ext.articles import as_lines, is_heading, is_title, looks_like_articles
-from frankenlm.trainer_ext.data import iter_texts, load_documents, load_splits, prepare_dataset
+from frankenlm.trainer_ext.data.articles import as_lines, is_heading, is_title, looks_like_articles
+from frankenlm.trainer_ext.data.splits import iter_texts, load_documents, load_splits, prepare_dataset
 
 # As in WikiText's raw files: every line begins with a space and ends with one, blank lines are a space.
 NORTH = (

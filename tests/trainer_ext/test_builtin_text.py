@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from frankenlm.trainer_ext.builtin_text import _read_builtin, builtin_documents
+from frankenlm.trainer_ext.data.builtin_text import _read_builtin, builtin_documents
 
 read = _read_builtin.__wrapped__  # without the cache
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from frankenlm.trainer_ext import caching
-from frankenlm.trainer_ext.caching import cache_folder
-from frankenlm.trainer_ext.cli import UserError
+from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.data import caching
+from frankenlm.trainer_ext.data.caching import cache_folder
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, TrainerState
 
-from frankenlm.trainer_ext.collators import IGNORED, MaskingEpochs, build_collator
+from frankenlm.trainer_ext.data.collators import IGNORED, MaskingEpochs, build_collator
 
 SPECIALS = ["[PAD]", "[EOS]", "[MASK]", "[EXTRA]"]
 PAD, EOS, MASK, EXTRA = range(4)

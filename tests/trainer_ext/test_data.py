@@ -16,8 +16,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from frankenlm.trainer_ext import data, documents, packing, rows
-from frankenlm.trainer_ext.data import (
+from frankenlm.trainer_ext.data import documents, packing, rows
+from frankenlm.trainer_ext.data import splits as data
+from frankenlm.trainer_ext.data.packing import pack_blocks, template_ids
+from frankenlm.trainer_ext.data.splits import (
     build_collator,
     count_bytes,
     count_tokens,
@@ -27,8 +29,7 @@ from frankenlm.trainer_ext.data import (
     load_splits,
     prepare_dataset,
 )
-from frankenlm.trainer_ext.packing import pack_blocks, template_ids
-from frankenlm.trainer_ext.tokenizers import train_tokenizer
+from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 
 WIKIPEDIA = Path(__file__).parents[3] / "shared" / "data" / "wikipedia-vital"
 TEXTS = [f"document number {i} says {'very ' * (i % 7)}little." for i in range(600)]
@@ -564,8 +565,8 @@ def test_cache_key_tells_tokenizers_apart(tmp_path, byte_level):
 OTHER_PROCESS = """
 import sys
 from transformers import AutoTokenizer
-from frankenlm.trainer_ext import packing, rows
-from frankenlm.trainer_ext.data import load_splits, prepare_dataset
+from frankenlm.trainer_ext.data import packing, rows
+from frankenlm.trainer_ext.data.splits import load_splits, prepare_dataset
 
 def refuse(*args, **kwargs):
     raise AssertionError("not from the cache")

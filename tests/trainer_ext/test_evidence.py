@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from frankenlm.modeling import InfinitoConfig
-from frankenlm.trainer_ext.evidence import CODE, MIXERS, TABLES, WIKIPEDIA, smoke_table
-from frankenlm.trainer_ext.evidence_comparisons import COMPARISONS, verdict
-from frankenlm.trainer_ext.evidence_data import HeldOut, document_rows, packed_rows
-from frankenlm.trainer_ext.evidence_models import (
+from frankenlm.scripts.evidence.comparisons import COMPARISONS, verdict
+from frankenlm.scripts.evidence.data import HeldOut, document_rows, packed_rows
+from frankenlm.scripts.evidence.models import (
     ATTENTION,
     GPT2,
     HYBRID_VARIANT,
@@ -21,9 +20,10 @@ from frankenlm.trainer_ext.evidence_models import (
     gpt2_config,
     infinito_config,
 )
-from frankenlm.trainer_ext.evidence_runs import differences
-from frankenlm.trainer_ext.evidence_statistics import paired_difference, plus_minus, summary, unpaired_difference
-from frankenlm.trainer_ext.evidence_training import Recipe, row_order, thin_out
+from frankenlm.scripts.evidence.plan import CODE, MIXERS, TABLES, WIKIPEDIA, smoke_table
+from frankenlm.scripts.evidence.runs import differences
+from frankenlm.scripts.evidence.seeds import paired_difference, plus_minus, summary, unpaired_difference
+from frankenlm.scripts.evidence.training import Recipe, row_order, thin_out
 
 IDS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0}
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.trainer_ext.evidence_card import card_markdown
-from frankenlm.trainer_ext.evidence_findings import findings
-from frankenlm.trainer_ext.evidence_report import figures_in
-from frankenlm.trainer_ext.evidence_statistics import paired_difference, summary
+from frankenlm.scripts.evidence.card import card_markdown
+from frankenlm.scripts.evidence.findings import findings
+from frankenlm.scripts.evidence.report import figures_in
+from frankenlm.scripts.evidence.seeds import paired_difference, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = ("0", "1", "2")

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from frankenlm.trainer_ext.files import replaced_file, write_json, write_text
+from frankenlm.trainer_ext.common.files import replaced_file, write_json, write_text
 
 HALF_PAIR, NOT_UTF8 = "half \ud835 here", os.fsdecode(b"caf\xe9")
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from frankenlm.trainer_ext.checkpoints import load_model, open_checkpoint
-from frankenlm.trainer_ext.cli import UserError, check_model_name
-from frankenlm.trainer_ext.opening import check_runs, held_back_logs, read_config, read_weights, reading
-from frankenlm.trainer_ext.tokenizers import train_tokenizer
+from frankenlm.trainer_ext.common.checkpoints import load_model, open_checkpoint
+from frankenlm.trainer_ext.common.cli import UserError, check_model_name
+from frankenlm.trainer_ext.common.opening import check_runs, held_back_logs, read_config, read_weights, reading
+from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 
 WEIGHTS = "model.safetensors"
 

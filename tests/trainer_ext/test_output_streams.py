@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.trainer_ext import output_streams
-from frankenlm.trainer_ext.cli import EXIT_OUTPUT_CLOSED, EXIT_STORAGE, run_command
-from frankenlm.trainer_ext.output_streams import OutputClosed, SturdyStream, say, stop_if_unread
+from frankenlm.trainer_ext.common import output_streams
+from frankenlm.trainer_ext.common.cli import EXIT_OUTPUT_CLOSED, EXIT_STORAGE, run_command
+from frankenlm.trainer_ext.common.output_streams import OutputClosed, SturdyStream, say, stop_if_unread
 
 ODD = "größe 🌍 \u2028 \udcff end"
 

@@ -3,7 +3,7 @@
 import pytest
 
 from frankenlm.modeling import list_presets, preset_files, read_preset
-from frankenlm.trainer_ext.cli import UserError
+from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.preflight import preset_config
 from frankenlm.trainer_ext.presets import parse_run, parse_scalar, preset_table
 

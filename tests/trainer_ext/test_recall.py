@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM
-from frankenlm.trainer_ext.recall import IGNORED, RecallTask, recall_accuracy, train_recall
+from frankenlm.scripts.evidence.recall_task import IGNORED, RecallTask, recall_accuracy, train_recall
 
 TASK = RecallTask()
 WINDOW, LAYERS = 16, 2

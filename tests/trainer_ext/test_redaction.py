@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from frankenlm.trainer_ext.cli import UserError, run_command
-from frankenlm.trainer_ext.logs import RunLog
-from frankenlm.trainer_ext.redaction import public_name, redact, secrets_in_environment
+from frankenlm.trainer_ext.common.cli import UserError, run_command
+from frankenlm.trainer_ext.common.logs import RunLog
+from frankenlm.trainer_ext.common.redaction import public_name, redact, secrets_in_environment
 
 PLANTED = "planted-secret-0123"
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frankenlm.trainer_ext import skipping
-from frankenlm.trainer_ext.data import BadRowError, iter_texts, load_documents, load_splits, skipped_rows
-from frankenlm.trainer_ext.rows import Row, read_rows
-from frankenlm.trainer_ext.sources import find_sources
+from frankenlm.trainer_ext.data import skipping
+from frankenlm.trainer_ext.data.rows import Row, read_rows
+from frankenlm.trainer_ext.data.sources import find_sources
+from frankenlm.trainer_ext.data.splits import BadRowError, iter_texts, load_documents, load_splits, skipped_rows
 
 DEEP = "[" * 100_000
 

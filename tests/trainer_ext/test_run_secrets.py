@@ -6,9 +6,9 @@ import logging
 import pytest
 import torch
 
-from frankenlm.trainer_ext.logs import FILE_FORMAT
+from frankenlm.trainer_ext.common.logs import FILE_FORMAT
+from frankenlm.trainer_ext.common.redaction import redact, redact_facts, redact_words, without_secrets
 from frankenlm.trainer_ext.presets import parse_run
-from frankenlm.trainer_ext.redaction import redact, redact_facts, redact_words, without_secrets
 
 RUN = ["--preset", "standard", "--dataset", "x.txt", "--output_dir", "out", "--max_steps", "10", "--use_cpu"]
 FLAGS = [

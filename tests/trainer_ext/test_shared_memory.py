@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from frankenlm.degradation import cli
-from frankenlm.trainer_ext.cli import EXIT_FAILED, UserError, run_command
-from frankenlm.trainer_ext.collators import MaskingCollator
+from frankenlm.trainer_ext.common.cli import EXIT_FAILED, UserError, run_command
+from frankenlm.trainer_ext.common.shared_memory import check_processes, why_nothing_is_shared
+from frankenlm.trainer_ext.data.collators import MaskingCollator
 from frankenlm.trainer_ext.preflight import check_workers
 from frankenlm.trainer_ext.presets import parse_run
-from frankenlm.trainer_ext.shared_memory import check_processes, why_nothing_is_shared
 
 RUN = ["--preset", "standard", "--dataset", "x.txt", "--output_dir", "out", "--max_steps", "10", "--use_cpu"]
 

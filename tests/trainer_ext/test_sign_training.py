@@ -13,7 +13,7 @@ from frankenlm.modeling import Legacy1BitConfig, Legacy1BitForCausalLM
 from frankenlm.modeling.bitlinear import BitLinear
 from frankenlm.modeling.ternary import quantize_weight
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
-from frankenlm.trainer_ext.sign_training import (
+from frankenlm.trainer_ext.optim.sign_training import (
     SCHEMES,
     SideBySide,
     SignAccum,

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 
 from frankenlm.degradation.prompts import load_prompts
-from frankenlm.trainer_ext.cli import UserError
-from frankenlm.trainer_ext.prompts import Prompt, read_prompts
-from frankenlm.trainer_ext.text_files import BadRowError, kind_of, parse_json, read_text, text_lines
+from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.common.text_files import BadRowError, kind_of, parse_json, read_text, text_lines
+from frankenlm.trainer_ext.generation.prompts import Prompt, read_prompts
 
 # What str.splitlines takes for the end of a line, and no text file does.
 NO_LINE_ENDS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
@@ -114,7 +114,7 @@ def test_a_bad_row_comes_home_from_a_loader_worker():
     told = (
         'Caught BadRowError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File "x"\n'
     )
-    error = BadRowError(f"{told}frankenlm.trainer_ext.text_files.BadRowError: a.jsonl, line 3: not JSON.\n")
+    error = BadRowError(f"{told}frankenlm.trainer_ext.common.text_files.BadRowError: a.jsonl, line 3: not JSON.\n")
     assert str(error) == "a.jsonl, line 3: not JSON."
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 

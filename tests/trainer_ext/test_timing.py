@@ -2,7 +2,7 @@
 
 import json
 
-from frankenlm.trainer_ext.timing import interleaved_seconds, markdown_table, median_ratio, write_report
+from frankenlm.trainer_ext.common.timing import interleaved_seconds, markdown_table, median_ratio, write_report
 
 
 def test_calls_take_turns_and_warm_up_untimed():

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from frankenlm.trainer_ext.tokenizers import (
+from frankenlm.trainer_ext.data.tokenizers import (
     add_special_tokens,
     load_tokenizer,
     separator_id,

@@ -6,7 +6,7 @@ from transformers import get_scheduler
 
 from frankenlm.modeling import Legacy1BitConfig, Legacy1BitForCausalLM
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
-from frankenlm.trainer_ext.two_stages import TwoStages, dropped
+from frankenlm.trainer_ext.optim.schedule import TwoStages, dropped
 
 
 @pytest.fixture

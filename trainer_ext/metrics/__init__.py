@@ -1,13 +1,6 @@
 """Measures of language models, as pure functions."""
 
-from .language import (
-    LossSum,
-    causal_nats,
-    masked_lm_nats,
-    perplexity_report,
-    pseudo_nats,
-    unigram_cross_entropy,
-)
+from .language import LossSum, causal_nats, masked_lm_nats, perplexity_report, pseudo_nats, unigram_cross_entropy
 from .text import bleu, diversity, repetition, vocabulary_use
 
 __all__ = [

@@ -1,0 +1,1 @@
+"""From result files to curves, critical levels, figures, sentences and a page."""

@@ -1,0 +1,130 @@
+"""Rows -> columns of measures, and measures of whole cells. Knows rows and texts, never a model."""
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+from tqdm import tqdm
+
+from ..measures.names import PER_SKILL
+from .result_files import damage_level, series_key
+
+Row = Mapping[str, Any]
+MeasureRow = Callable[[Row, Any], Mapping[str, Any]]
+MeasureCell = Callable[[Sequence[Row]], Mapping[str, Any]]
+FindPrompt = Callable[[Row], Any]
+ENDS = {"ended_by_itself": ("eos", "stop", "filled"), "cut_off": ("length",), "non_finite": ("nan",)}
+UNREAD = ("output", "gen_params")  # fields no measure looks at, left out of what goes to other processes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """columns: name -> float64 (rows,), NaN where a measure is not defined. cells: `cell_key` of a row -> measures."""
+
+    columns: dict[str, numpy.ndarray]
+    cells: dict[tuple, dict[str, float]]
+
+
+def cell_key(row: Row) -> tuple:
+    """Return the cell of a row: its series, level and repeat."""
+    return (*series_key(row), damage_level(row), row["repeat_index"])
+
+
+def measure_rows(
+    rows: Sequence[Row],
+    measure: MeasureRow,
+    find_prompt: FindPrompt,
+    measure_cell: MeasureCell | None = None,
+    workers: int = 1,
+    progress: bool | None = None,
+) -> Measured:
+    """Measure every row and every cell; measures that are texts are left out.
+
+    The reasons for which answers ended become three shares: ended by itself, cut off at the limit, not finite.
+
+    Args:
+        measure_cell: measures that need all texts of a cell at once.
+        workers: processes; 91,000 rows take two minutes in one. They start anew, so a script that asks for several
+            must have its work behind `if __name__ == "__main__"`, and the two functions must be importable.
+        progress: show a bar; None shows it on a terminal only.
+
+    Raises:
+        ValueError: `workers` is not positive.
+    """
+    if workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1.")
+    places: dict[tuple, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(cell_key(row), []).append(place)
+    tasks = (
+        (measure, measure_cell, [_slim(rows[i]) for i in chosen], [find_prompt(rows[i]) for i in chosen])
+        for chosen in places.values()
+    )
+    found = Measured({}, {})
+    hidden = None if progress is None else not progress
+    with tqdm(total=len(rows), desc="measuring", unit="row", disable=hidden) as bar:
+        for (key, chosen), (measured, cell) in zip(places.items(), _work(tasks, workers), strict=True):
+            found.cells[key] = cell
+            for place, values in zip(chosen, measured, strict=True):
+                for name, value in values.items():
+                    if name not in found.columns:
+                        found.columns[name] = numpy.full(len(rows), numpy.nan)
+                    found.columns[name][place] = value
+            bar.update(len(chosen))
+    return found
+
+
+def _slim(row: Row) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in UNREAD}
+
+
+def _work(tasks: Iterable[tuple], workers: int) -> Iterator[tuple[list[dict], dict]]:
+    if workers == 1:
+        yield from map(_measure, tasks)
+        return
+    # a fork would copy the locks of threads that torch has started
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_measure, tasks, chunksize=16)
+
+
+def _measure(task: tuple) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Measure the rows of one cell, and the cell."""
+    measure, measure_cell, rows, prompts = task
+    found = [
+        _numbers({**measure(row, prompt), **_ending(row.get("finish_reason"))})
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+    return found, _numbers(measure_cell(rows)) if measure_cell else {}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, (bool, int, float))}
+
+
+def _ending(reason: str | None) -> dict[str, float | None]:
+    return {name: None if reason is None else float(reason in reasons) for name, reasons in ENDS.items()}
+
+
+def add_accuracies(
+    columns: dict[str, numpy.ndarray], rows: Sequence[Row], find_prompt: FindPrompt, correct: str
+) -> numpy.ndarray:
+    """Turn the column `correct` into `accuracy` and `accuracy/<skill>`; return the chance level of each row, (rows,).
+
+    Only graded rows count; an answer without anything that could be one is wrong. Chance is that of the prompt's
+    choices, 0 for an open question, NaN for a row without a key.
+    """
+    chance = numpy.full(len(rows), numpy.nan)
+    if correct not in columns:
+        return chance
+    right = columns["accuracy"] = columns.pop(correct)
+    for place in numpy.flatnonzero(numpy.isfinite(right)):
+        prompt = find_prompt(rows[place])
+        name = PER_SKILL + prompt.skill
+        if name not in columns:
+            columns[name] = numpy.full(len(rows), numpy.nan)
+        columns[name][place] = right[place]
+        chance[place] = prompt.chance or 0.0
+    return chance

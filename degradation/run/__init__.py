@@ -1,0 +1,1 @@
+"""The flow of an experiment: its plan and cost before a model is loaded, then the loop that fills rows."""

@@ -1,0 +1,297 @@
+"""An experiment, planned: its prompts, its picture, its cells, and the key of every row it will write."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from frankenlm.modeling.checks import check_choice
+from frankenlm.trainer_ext.common.checkpoints import position_limit
+
+from ..answers.mask_filling import render_texts, surroundings
+from ..answers.masked_probe import WINDOW
+from ..answers.rendering import Rendering, file_sha256, load_picture, render_prompts
+from ..answers.sampling import occurrences, sampling_key
+from ..answers.text_probe import window_of
+from ..cells import Cell, level_places, make_cells
+from ..configs import ExperimentConfig, level_key
+from ..prompts import Prompt, load_prompts, picture_path
+from ..records.row_keys import config_hash, row_key
+from ..weights.families import SKIPS_POSITIONS
+from ..weights.model_checks import fills_masks
+
+# Where a configuration lies and who wrote it says nothing about the model.
+NO_IDENTITY = frozenset({"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_attn_implementation"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One cell with the prompts (0-based places) that have no finished row yet."""
+
+    cell: Cell
+    missing: tuple[int, ...]
+
+
+def read_inputs(config: ExperimentConfig) -> tuple[tuple[Prompt, ...], Path | None]:
+    """Read the prompts and find the picture.
+
+    Raises:
+        ValueError: there is no such prompt set or picture, it is no picture, or force_where names no rows.
+    """
+    parse_where(config.force_where)
+    prompts = load_prompts(config.prompts)[: config.max_prompts]
+    if config.image is None:
+        return prompts, None
+    picture = picture_path(config.image)
+    load_picture(picture)
+    return prompts, picture
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is known before the model's weights are read."""
+
+    config: ExperimentConfig
+    model_name: str  # a hub name as given; of a folder the last part, wherever it lies
+    model_config: PreTrainedConfig
+    weights: str  # the fingerprint of the model's weights
+    prompts: tuple[Prompt, ...]
+    picture: Path | None
+    reading: Mapping[str, Any] = field(default_factory=dict)  # see `identity.reading_identity`
+    other_levels: tuple[float | int | None, ...] = ()  # that have rows; known when the files are open
+    rows_hash: str | None = None  # of the configuration that rows are known by, once the files are open
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the model's name, as in the names of files."""
+        return Path(self.model_name).name
+
+    @property
+    def experiment_id(self) -> str:
+        return f"{self.config.method}|{self.model_name}|{self.config.name_suffix}"
+
+    @property
+    def fills_masks(self) -> bool:
+        """Whether the model fills in masked tokens instead of continuing a text."""
+        return fills_masks(self.model_config)
+
+    @property
+    def positions(self) -> int | None:
+        """How many tokens the model has positions for; None where they are computed, or there are none."""
+        config = self.model_config.get_text_config()
+        limit = position_limit(config)
+        if limit is None or limit < 0:  # XLNet says -1
+            return None
+        return limit - (config.pad_token_id + 1) if config.model_type in SKIPS_POSITIONS else limit
+
+    @property
+    def prompt_group(self) -> str:
+        return self.config.prompt_group or self.prompts[0].set
+
+    @cached_property
+    def picture_sha256(self) -> str | None:
+        return None if self.picture is None else file_sha256(self.picture)
+
+    @cached_property
+    def config_fields(self) -> dict[str, Any]:
+        """All that decides what a row holds, apart from its cell and prompt: the experiment's fields and the model."""
+        identity = {name: value for name, value in self.model_config.to_diff_dict().items() if name not in NO_IDENTITY}
+        text = json.dumps(identity, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return {
+            **self.config.result_fields(),
+            "image": self.picture_sha256,
+            "model": self.short_name,
+            "model_config": digest,
+            "weights": self.weights,
+            **self.reading,
+        }
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        return make_cells(self.config, self.other_levels)
+
+    @property
+    def level_places(self) -> dict[str, int]:
+        """The level_index of every level, of those with rows too, by its key."""
+        return level_places(self.config, self.other_levels)
+
+    @cached_property
+    def occurrences(self) -> list[int]:
+        return occurrences([prompt.text for prompt in self.prompts])
+
+    @cached_property
+    def _hash(self) -> str:
+        return self.rows_hash or config_hash(self.config_fields)
+
+    def key(self, cell: Cell, place: int) -> str:
+        """Return the key of a row: of a cell and a prompt (0-based place)."""
+        prompt, occurrence = self.prompts[place], self.occurrences[place]
+        return row_key(
+            self._hash, self.config.group, self.config.method, cell.key, cell.repeat_index, prompt.text, occurrence,
+            self.picture_sha256,
+        )  # fmt: skip
+
+    def noise_key(self, cell: Cell, place: int) -> tuple[int, int]:
+        """Return the key of a row's sampling noise."""
+        return sampling_key(
+            self.config.seed_base,
+            cell.repeat_index,
+            self.prompts[place].text,
+            self.occurrences[place],
+            None if self.config.couple_levels else cell.key,
+        )
+
+    def numbering(self, others: Iterable[Cell] = ()) -> dict[str, tuple[int, int]]:
+        """Return row_key -> (level_index, prompt_id) of every row of the experiment, and of other cells."""
+        return {
+            self.key(cell, place): (cell.level_index, place + 1)
+            for cell in {*self.cells, *others}
+            for place in range(len(self.prompts))
+        }
+
+    def planned_rows(self) -> dict[str, dict[str, Any]]:
+        """Return row_key -> what is known of a row before it is generated."""
+        return {
+            self.key(cell, place): {**self.cell_fields(cell), **self.prompt_fields(place)}
+            for cell in self.cells
+            for place in range(len(self.prompts))
+        }
+
+    def cell_fields(self, cell: Cell) -> dict[str, Any]:
+        """Return the fields of a row that its cell decides."""
+        config, level = self.config, cell.level
+        return {
+            "model_name": self.model_name,
+            "model_variant": config.model_variant,
+            "experiment_id": self.experiment_id,
+            "config_name": config.config_name,
+            "prompt_group": self.prompt_group,
+            "std_dev": level,
+            "level_value": level,
+            "degrad_level": level,
+            "level_index": cell.level_index,
+            "repeat_index": cell.repeat_index,
+            "param_group_name": config.group,
+            "degradation_method": config.method,
+            "seed": config.seed_base + cell.repeat_index,
+            "noise_coupling": config.noise_coupling,
+            "quant_target_mode": config.quant_target_mode,
+            "tied_policy": config.tied_policy,
+            "is_baseline": cell.is_baseline,
+        }
+
+    def prompt_fields(self, place: int) -> dict[str, Any]:
+        """Return the fields of a row that its prompt (0-based place) decides."""
+        prompt, picture = self.prompts[place], self.picture
+        return {
+            "prompt_id": place + 1,
+            "prompt_skill": prompt.skill,
+            "prompt_text": prompt.text,
+            "image_used": picture is not None,
+            "image_filename": None if picture is None else picture.name,
+            "image_sha256": self.picture_sha256,
+        }
+
+    def pending(self, finished: Mapping[str, int]) -> list[Plan]:
+        """Return the cells that miss rows; with force_run, the rows it chooses are missing whatever is there."""
+        forced = self._forced()
+        plans = []
+        for cell in self.cells:
+            missing = tuple(
+                place
+                for place in range(len(self.prompts))
+                if self.key(cell, place) not in finished or forced(cell, place)
+            )
+            if missing:
+                plans.append(Plan(cell, missing))
+        return plans
+
+    def _forced(self):
+        """Return the test whether force_run writes a row again."""
+        if not self.config.force_run:
+            return lambda cell, place: False
+        wanted = parse_where(self.config.force_where)
+        return lambda cell, place: all(str(self._facts(cell, place)[name]) in values for name, values in wanted.items())
+
+    def _facts(self, cell: Cell, place: int) -> dict[str, Any]:
+        return {
+            "level": cell.key,
+            "level_index": cell.level_index,
+            "repeat_index": cell.repeat_index,
+            "prompt_id": place + 1,
+            "group": self.config.group,
+        }
+
+
+def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = None) -> Rendering:
+    """Render an experiment's prompts, with its picture if it has one.
+
+    Raises:
+        ValueError: a prompt is longer than max_seq_length, or with its answer longer than the model's positions.
+    """
+    config, texts = experiment.config, [prompt.text for prompt in experiment.prompts]
+    limit = experiment.positions
+    if config.perplexity:
+        window_of(WINDOW, limit, sum(map(len, surroundings(tokenizer))) if experiment.fills_masks else 0)
+    if experiment.fills_masks:
+        rendering = render_texts(texts, tokenizer, config.max_seq_length)
+        check_masked_length(experiment, rendering, limit)
+        return rendering
+    rendering = render_prompts(
+        texts,
+        tokenizer,
+        system_prompt=config.system_prompt,
+        max_length=config.max_seq_length,
+        processor=processor,
+        picture=load_picture(experiment.picture) if experiment.picture is not None else None,
+    )
+    longest = max(len(row.ids) for row in rendering.prompts)
+    if limit is not None and longest + config.max_new_tokens > limit:
+        room = limit - longest
+        way_out = f"lower it to {room}" if room > 0 else "shorten the prompts, or take a model with more positions"
+        raise ValueError(
+            f"max_new_tokens={config.max_new_tokens} behind a prompt of {longest} tokens needs more than the {limit} "
+            f"positions of {experiment.model_name}: {way_out}."
+        )
+    return rendering
+
+
+def check_masked_length(experiment: Experiment, rendering: Rendering, limit: int | None) -> None:
+    """Raise ValueError where a prompt is longer than the model's positions."""
+    longest = max(len(row.ids) for row in rendering.prompts)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"a prompt has {longest} tokens, more than the {limit} positions of {experiment.model_name}: shorten it."
+        )
+
+
+WHERE_FIELDS = ("group", "level", "level_index", "prompt_id", "repeat_index")
+
+
+def parse_where(text: str | None) -> dict[str, set[str]]:
+    """Read `field=value`, with commas between several; a field named twice takes either value.
+
+    Raises:
+        ValueError: no such field, or no value.
+    """
+    wanted: dict[str, set[str]] = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise ValueError(f"force_where={text!r}: write field=value, with commas between several.")
+        check_choice("force_where", name, WHERE_FIELDS)
+        if name == "level":
+            try:
+                value = value if value == "null" else level_key(float(value))
+            except ValueError:
+                raise ValueError(f"force_where={text!r}: {value!r} is no level.") from None
+        wanted.setdefault(name, set()).add(value)
+    return wanted

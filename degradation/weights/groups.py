@@ -1,0 +1,416 @@
+"""Parameter groups: which weights a lesion touches, found by full match on canonical names and checked.
+
+    group = select_group(model, "attn_only@first25%+mlp_down")
+    for target in group.targets:
+        target.select(target.parameter).zero_()
+
+The groups are GROUPS; README.md says what each means. A suffix takes layers: `@L0-5`, `@L3,7`, `@first25%`,
+`@last25%`, `@every6+5` (every sixth from layer 5 on). `a+b` is a union, its parts disjoint. Which names belong to a
+group is said by the model's class (`degradation_groups`, group -> patterns), else by the table of families.py for its
+`model_type`, else by the usual names of children. Each storage is there once.
+"""
+
+import copy
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from frankenlm.modeling.checks import check_choice, suggest
+
+from .families import EVERYWHERE, FAMILIES, STRUCTURAL, Family, Heads, Pick, Slice
+from .layer_subsets import parse_layers
+from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, unwrap
+
+COMPOSITES = {
+    "attn_qkvo": ("attn_q", "attn_k", "attn_only", "attn_o"),
+    "mlp_only": ("mlp_gate", "mlp_up", "mlp_down"),
+}
+GROUPS = (
+    "attn_only", "attn_q", "attn_k", "attn_o", "attn_qkvo", "mlp_only", "mlp_gate", "mlp_up", "mlp_down",
+    "mlp_experts", "router", "embed_only", "lm_head", "norm", "bias", "vision_attn", "vision_mlp", "projector",
+)  # fmt: skip
+ALIASES = {"vision": "vision_attn"}  # attn_only+vision: what a rule by name endings hits in a multimodal model
+TIED_POLICIES = ("both", "input_only", "output_only")
+
+# Groups that have a part in every layer of the modality.
+LAYERED = frozenset(
+    {"attn_only", "attn_q", "attn_k", "attn_o", "mlp_gate", "mlp_up", "mlp_down", "vision_attn", "vision_mlp"}
+)
+HEADED = {"attn_q": "q", "attn_k": "k", "attn_only": "v", "attn_o": "o", "vision_attn": "v"}
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One parameter, or a part of it, that a lesion touches.
+
+    Attributes:
+        name: in the model. `canonical`: see `canonical_name`; with the flat index it keys the noise.
+        root: the model without wrappers. `module` and `parameter` are looked up in it each time, so that replaced
+            modules are found.
+        shape: of the whole tensor as the layer computes with it, also where it is stored packed in 4 bits.
+        numel: elements that are touched.
+        slice: the part, None for all; `part` is its name (q, k, v, gate, up).
+        group: the group it was found for. `layer`: index of its layer, or None.
+        transposed: the weight is stored (inputs, outputs), as in a Conv1D; else (outputs, inputs).
+        head_dim: width of an attention head, None where heads are not known; `head_axis`: the axis of `shape` along
+            which heads lie, one after the other. The head of an element is its index there // head_dim.
+        gain_offset: the layer scales by `parameter + gain_offset`: 1.0 for norms that do so, else 0.0.
+    """
+
+    name: str
+    canonical: str
+    root: nn.Module
+    shape: tuple[int, ...]
+    numel: int
+    slice: Slice | None = None
+    part: str | None = None
+    group: str = ""
+    layer: int | None = None
+    transposed: bool = False
+    head_dim: int | None = None
+    head_axis: int | None = None
+    gain_offset: float = 0.0
+
+    @property
+    def module(self) -> nn.Module:
+        return self.root.get_submodule(self.name.rpartition(".")[0])
+
+    @property
+    def attribute(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.module._parameters[self.attribute]
+
+    @property
+    def label(self) -> str:
+        """The canonical name, with the part in brackets: unique within a group."""
+        return self.canonical if self.part is None else f"{self.canonical}[{self.part}]"
+
+    def select(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the touched part of a tensor of the whole parameter's `shape`, as a view."""
+        if self.slice is None:
+            return tensor
+        return tensor.view(self.slice.view_shape).narrow(self.slice.dim, self.slice.start, self.slice.length)
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Yield (flat start in the whole tensor, length) of each contiguous run of touched elements, ascending."""
+        if self.slice is None:
+            yield 0, math.prod(self.shape)
+        else:
+            yield from self.slice.runs()
+
+
+@dataclass(frozen=True)
+class Group:
+    """What a lesion touches. `needs_untie`: `untie` has to be called before the weights are changed."""
+
+    name: str
+    targets: tuple[Target, ...]
+    needs_untie: bool = False
+
+    @property
+    def numel(self) -> int:
+        return sum(target.numel for target in self.targets)
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """Elements by the label of each target."""
+        return {target.label: target.numel for target in self.targets}
+
+    @property
+    def tensors(self) -> int:
+        """Number of different parameters."""
+        return len({target.name for target in self.targets})
+
+
+def select_group(model: nn.Module, group: str, *, tied_policy: str = "both", norm_gain: bool = True) -> Group:
+    """Return the weights of a group, in the model's order.
+
+    Works on the meta device, on wrapped and compiled models, and where linear layers are held in 4 bits.
+
+    Args:
+        group: name, with layers, as a union; see the module.
+        tied_policy: which side of tied embeddings embed_only and lm_head mean; anything but "both" asks for `untie`.
+        norm_gain: group norm: targets of norms that scale by 1 + w say so in `gain_offset`.
+
+    Raises:
+        ValueError: unknown group or layers, nothing matches, a layer is missed, sizes that disagree with the
+            configuration, parts that overlap, or packed weights. The message names what was near.
+    """
+    check_choice("tied_policy", tied_policy, TIED_POLICIES)
+    finder = _Finder(model, tied_policy, norm_gain)
+    targets: list[Target] = []
+    for part in re.split(r"\+(?!\d)", group):
+        name, at, layers = part.partition("@")
+        found = finder.find(ALIASES.get(name, name))
+        targets += _keep_layers(found, part, layers, finder) if at else found
+    _check_disjoint(group, targets)
+    targets.sort(key=lambda target: (finder.order[target.name], target.slice.start if target.slice else 0))
+    return Group(group, tuple(targets), needs_untie=any(target.name in finder.untied for target in targets))
+
+
+def describe_groups(model: nn.Module) -> list[dict]:
+    """Return {group, tensors, elements, share} for every group that the model has; share of all its elements."""
+    finder = _Finder(model, "both", norm_gain=False)
+    total = sum(math.prod(entry.shape) for entry in finder.entries)
+    rows = []
+    for name in finder.available():
+        group = Group(name, tuple(finder.find(name)))
+        rows.append({"group": name, "tensors": group.tensors, "elements": group.numel, "share": group.numel / total})
+    return rows
+
+
+def attention_heads(config: PreTrainedConfig) -> int | None:
+    """Return how many heads every attention layer has; None where there are no such layers, or they differ."""
+    name = "num_attention_heads"
+    found = config.to_dict().get(config.attribute_map.get(name, name))
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def untie(model: nn.Module) -> Callable[[], None]:
+    """Give the output head a copy of the table it shares with the input; return the function that undoes it."""
+    model = unwrap(model)
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not table.weight:
+        raise ValueError("the embeddings of this model are not tied.")
+    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
+    flags = [(config, config.tie_word_embeddings) for config in configs]
+    head.weight = nn.Parameter(table.weight.detach().clone(), requires_grad=table.weight.requires_grad)
+    for config, _ in flags:
+        config.tie_word_embeddings = False
+
+    def tie_again() -> None:
+        head.weight = table.weight
+        for config, flag in flags:
+            config.tie_word_embeddings = flag
+
+    return tie_again
+
+
+class _Finder:
+    """Looks up one group after the other in one model."""
+
+    def __init__(self, model: nn.Module, tied_policy: str, norm_gain: bool):
+        self.model, self.policy, self.norm_gain = unwrap(model), tied_policy, norm_gain
+        self.entries = index_parameters(self.model)
+        self.order = {entry.name: index for index, entry in enumerate(self.entries)}
+        self.config = self.model.config.get_text_config()
+        # fields that some families have and others do not
+        self.fields = self.config.to_dict()
+        self.family, self.table = self._table()
+        self.untied: set[str] = set()
+        self._check_number_of_layers()
+
+    def _table(self) -> tuple[Family | None, dict[str, tuple[Pick, ...]]]:
+        declared = getattr(type(self.model), "degradation_groups", None)
+        if declared is not None:
+            picks = {group: tuple(Pick(pattern) for pattern in patterns) for group, patterns in declared.items()}
+            return None, EVERYWHERE | picks
+        family = FAMILIES.get(self.config.model_type, STRUCTURAL)
+        return family, EVERYWHERE | dict(family.groups)
+
+    def layers(self, modality: str) -> list[int]:
+        """Return the indices of the layers that have parameters of their own."""
+        found = {entry.layer for entry in self.entries if entry.modality == modality}
+        return sorted(found - {None})
+
+    def _check_number_of_layers(self) -> None:
+        found, said = len(self.layers("text")), self.config.num_hidden_layers
+        if not found or said % found:
+            raise ValueError(f"num_hidden_layers={said}, but {found} layers with parameters were found in the model.")
+
+    def known(self) -> list[str]:
+        """Return the names of all groups there are, and of those that the model's class adds."""
+        return [*GROUPS, *(name for name in self.table if name not in GROUPS)]
+
+    def available(self) -> list[str]:
+        return [name for name in self.known() if any(self._matches(pick) for pick in self._picks(name))]
+
+    def _picks(self, name: str) -> Iterable[Pick]:
+        if name in COMPOSITES and name not in self.table:
+            return [pick for part in COMPOSITES[name] for pick in self.table.get(part, ())]
+        return self.table.get(name, ())
+
+    def _matches(self, pick: Pick) -> list[Entry]:
+        pattern = re.compile(pick.pattern)
+        return [entry for entry in self.entries if pattern.fullmatch(entry.canonical)]
+
+    def find(self, name: str) -> list[Target]:
+        """Return the targets of one group without suffix, checked against the layers and heads of the model."""
+        check_choice("group", name, [*self.known(), *ALIASES])
+        if name in COMPOSITES and name not in self.table:
+            parts = [part for part in COMPOSITES[name] if part in self.available()]
+            if not parts:
+                self._nothing(name)
+            return [target for part in parts for target in self.find(part)]
+        if name in ("embed_only", "lm_head") and self._is_tied():
+            return [self._tied_target(name)]
+        if name == "embed_only" and self.policy == "output_only":
+            raise ValueError("tied_policy='output_only': this model's embeddings are not tied; use group lm_head.")
+        targets = [self._target(name, pick, entry) for pick in self._picks(name) for entry in self._matches(pick)]
+        if not targets:
+            self._nothing(name)
+        if name in LAYERED and (self.family is not None or name.startswith("vision")):
+            self._check_layers(name, targets)
+        return targets
+
+    def _nothing(self, name: str) -> None:
+        wanted = " ".join(re.sub(r"\\d\+", "0", pick.pattern).replace("\\", "") for pick in self._picks(name)) or name
+        # one example of each kind of parameter
+        kinds = {re.sub(r"\.\d+\.", ".0.", entry.canonical): entry.canonical for entry in reversed(self.entries)}
+        near = difflib.get_close_matches(wanted, list(kinds), n=3, cutoff=0.0)
+        raise ValueError(
+            f"group {name!r} matches no parameter of this model ({self.config.model_type}). Nearest parameters: "
+            f"{', '.join(kinds[kind] for kind in near)}. Groups it has: {', '.join(self.available())}."
+            f"{suggest(name, self.available())}"
+        )
+
+    def _check_layers(self, name: str, targets: list[Target]) -> None:
+        layers = self.layers("vision" if name.startswith("vision") else "text")
+        hits = Counter(target.layer for target in targets)
+        shared = 0
+        if self.family is not None and self.family.shared_kv and name in ("attn_k", "attn_only"):
+            shared = self.fields[self.family.shared_kv]
+        expected = layers[: len(layers) - shared]
+        if self.family is not None and not self.family.everywhere:
+            # of a guessed layout it is not known which layers are of which kind: hybrids mix attention with recurrences
+            expected = [layer for layer in layers if hits[layer]]
+        exact = name.startswith("vision") or (self.family is not None and self.family.uniform)
+        per_layer = len(self.table[name]) if exact else 1
+        wrong = [layer for layer in expected if (hits[layer] != per_layer if exact else not hits[layer])]
+        if wrong or len(hits) != len(expected):
+            where = wrong or sorted(hits.keys() - set(expected))
+            raise ValueError(
+                f"group {name!r}: {len(targets)} parameters in {len(hits)} layers, where {per_layer} in each of "
+                f"{len(expected)} layers was expected; layer {where[0]} differs."
+            )
+
+    # --- one target
+
+    def _target(self, group: str, pick: Pick, entry: Entry) -> Target:
+        heads = self._heads(group, entry)
+        cut = pick.cut(entry.shape, heads) if pick.cut else None
+        if cut is not None and math.prod(cut.view_shape) != math.prod(entry.shape):
+            raise ValueError(f"{entry.canonical}: shape {entry.shape} does not hold the heads {heads}.")
+        # a Conv1D of transformers is the one linear layer whose weight is (inputs, outputs)
+        transposed = type(entry.module).__name__ == "Conv1D"
+        # q, k and v have heads along their outputs, o along its inputs
+        head_axis = int((group == "attn_o") != transposed)
+        has_heads = heads is not None and group in HEADED
+        if has_heads:
+            self._check_heads(group, entry, heads, head_axis, cut)
+        return Target(
+            entry.name, entry.canonical, self.model, entry.shape,
+            cut.numel if cut else math.prod(entry.shape), slice=cut, part=pick.part, group=group, layer=entry.layer,
+            transposed=transposed, head_dim=heads.width if has_heads else None,
+            head_axis=head_axis if has_heads else None,
+            gain_offset=gain_offset(entry.module) if group == "norm" and self.norm_gain else 0.0,
+        )  # fmt: skip
+
+    def _heads(self, group: str, entry: Entry) -> Heads | None:
+        """Return the heads of the attention layer a parameter belongs to, as far as they are known."""
+        if entry.modality == "vision":
+            config = self.model.config.vision_config
+            return Heads(*[config.num_attention_heads] * 2, config.hidden_size // config.num_attention_heads)
+        if self.family is None:
+            return self._heads_of_parent(group, entry)
+        if not self.family.equal_heads:
+            return None
+        query = attention_heads(self.config)
+        if query is None:
+            return None
+        width = self.fields.get("head_dim") or self.config.hidden_size // query
+        heads = Heads(query, self.fields.get("num_key_value_heads") or query, width)
+        part, axis = HEADED.get(group), int(group == "attn_o")
+        # where the layout is guessed, heads of another size are not known rather than wrong
+        fits = part is None or entry.shape[axis] == heads.rows("q" if part == "o" else part)
+        return heads if fits or self.family.everywhere else None
+
+    def _heads_of_parent(self, group: str, entry: Entry) -> Heads | None:
+        parent = self.model.get_submodule(entry.name.rpartition(".")[0].rpartition(".")[0])
+        number = parent.__dict__.get("num_heads")
+        if group not in HEADED or not isinstance(number, int):
+            return None
+        return Heads(number, number, entry.shape[1 if group == "attn_o" else 0] // number)
+
+    def _check_heads(self, group: str, entry: Entry, heads: Heads, head_axis: int, cut: Slice | None) -> None:
+        part, size = HEADED[group], entry.shape[head_axis]
+        expected = sum(heads.rows(each) for each in "qkv") if cut else heads.rows("q" if part == "o" else part)
+        if size != expected:
+            raise ValueError(
+                f"{entry.canonical}: {size} of shape {entry.shape} should be {expected}, for the {heads.query} heads, "
+                f"{heads.key_value} of them for keys and values, of width {heads.width} that the configuration names."
+            )
+
+    # --- tied embeddings
+
+    def _is_tied(self) -> bool:
+        head = self.model.get_output_embeddings()
+        return head is not None and head.weight is self.model.get_input_embeddings().weight
+
+    def _tied_target(self, group: str) -> Target:
+        if group == "lm_head" and self.policy != "output_only":
+            raise ValueError(
+                f"group 'lm_head', tied_policy={self.policy!r}: the head shares its weights with the token table. "
+                "Use group embed_only, or tied_policy='output_only'."
+            )
+        wanted = "output" if self.policy == "output_only" else "input"
+        module = getattr(self.model, f"get_{wanted}_embeddings")()
+        name = next(f"{path}.weight" for path, each in self.model.named_modules() if each is module)
+        self.order.setdefault(name, len(self.order))
+        if self.policy != "both":
+            self.untied.add(name)
+        shape = logical_shape(module, "weight")
+        return Target(name, canonical_name(name), self.model, shape, math.prod(shape), group=group)
+
+
+@torch.no_grad()
+def gain_offset(norm: nn.Module) -> float:
+    """Return 1.0 if a norm scales by 1 + weight, 0.0 if by its weight: a copy with weight 0 is asked.
+
+    Raises:
+        ValueError: the layer cannot be called with a single tensor.
+    """
+    probe = copy.deepcopy(norm).to_empty(device="cpu").float()
+    for parameter in probe.parameters():
+        parameter.fill_(0.0)
+    width = norm._parameters["weight"].numel()
+    try:
+        response = probe(torch.linspace(-1.0, 2.0, width).view(1, 1, width))
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"group 'norm': cannot tell how {type(norm).__name__} scales ({error}); set norm_gain=False."
+        ) from error
+    return 1.0 if response.abs().max() > 0 else 0.0
+
+
+def _keep_layers(targets: list[Target], part: str, spec: str, finder: _Finder) -> list[Target]:
+    modality = targets[0].canonical.partition("/")[0]
+    layers = finder.layers(modality)
+    if not any(target.layer is not None for target in targets):
+        raise ValueError(f"group {part!r}: {part.partition('@')[0]} does not lie in layers; leave out '@{spec}'.")
+    wanted = parse_layers(spec, layers)
+    kept = [target for target in targets if target.layer in wanted]
+    if not kept:
+        raise ValueError(f"group {part!r}: nothing of it lies in these layers.")
+    return kept
+
+
+def _check_disjoint(group: str, targets: list[Target]) -> None:
+    """Raise ValueError if an element belongs to two targets."""
+    by_name: dict[str, list[Target]] = {}
+    for target in targets:
+        by_name.setdefault(target.name, []).append(target)
+    for same in by_name.values():
+        runs = sorted(run for target in same for run in target.runs()) if len(same) > 1 else []
+        if any(start + length > after for (start, length), (after, _) in zip(runs, runs[1:], strict=False)):
+            raise ValueError(f"group {group!r}: its parts overlap in {same[0].canonical}; name each weight once.")

@@ -1,0 +1,140 @@
+"""Saved causal models, first what can be known without their weights, then the weights; and checks before the work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from frankenlm.modeling.packed_operators import has_native_operators
+from frankenlm.modeling.quantizer_ternary import packed_layers
+
+from ..evaluation.scoring import is_kind
+from ..metrics.text import NEED_SACREBLEU, require_sacrebleu
+from .cli import UserError, check_new_file
+from .opening import check_runs, read_config, read_tokenizer, read_weights
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known of a saved model before its weights are loaded.
+
+    limit: tokens its position table has room for; None where positions have no end.
+    """
+
+    name: str
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    limit: int | None
+    trust_remote_code: bool
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it has a slot memory to carry from window to window."""
+        return hasattr(self.config, "memory_layers") and bool(self.config.memory_layers)
+
+
+def open_checkpoint(name: str, *, option: str = "--model", trust_remote_code: bool = False) -> Checkpoint:
+    """Read configuration and tokenizer of a causal language model, by folder or hub name.
+
+    Raises:
+        UserError: no such model, files of it that cannot be used, or one that does not generate.
+    """
+    config = read_config(name, option=option, trust_remote_code=trust_remote_code)
+    architectures = config.architectures or []
+    if architectures and not any(is_kind(architecture, "CausalLM") for architecture in architectures):
+        raise UserError(f"{option} {name}: holds {', '.join(architectures)}; only causal language models generate.")
+    tokenizer = read_tokenizer(name, option=option, trust_remote_code=trust_remote_code)
+    return Checkpoint(name, config, tokenizer, position_limit(config), trust_remote_code)
+
+
+def position_limit(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a model has positions for; None where they are computed, or there are none."""
+    if not hasattr(config, "max_position_embeddings"):
+        return None
+    if hasattr(config, "position_type") and config.position_type != "learned":
+        return None
+    return config.max_position_embeddings
+
+
+def check_memory_switch(checkpoint: Checkpoint, option: str) -> None:
+    """Raises UserError where an option about the slot memory is given for a model without one."""
+    if not checkpoint.has_memory:
+        raise UserError(f"{option}: {checkpoint.name} ({checkpoint.config.model_type}) has no slot memory.")
+
+
+def load_model(checkpoint: Checkpoint, *, device: str, dtype: str = "auto", option: str = "--model") -> PreTrainedModel:
+    """Load the weights, ready to generate; of its generation settings only the token ids are kept.
+
+    Raises:
+        UserError: weights that are missing, damaged or of another architecture, or that cannot be run.
+    """
+    model = read_weights(
+        AutoModelForCausalLM,
+        checkpoint.name,
+        checkpoint.config,
+        option=option,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        trust_remote_code=checkpoint.trust_remote_code,
+    )
+    keep_token_ids_only(model, checkpoint.tokenizer)
+    if packed_layers(model):
+        has_native_operators()  # so that what they run on is said now, not amid the text
+    model = model.to(device)
+    check_runs(model, checkpoint.name, option=option)
+    return model
+
+
+def keep_token_ids_only(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Forget the sampling defaults that came with a model; its ids of end, begin and pad stay."""
+    own = model.generation_config
+    end = tokenizer.eos_token_id if own.eos_token_id is None else own.eos_token_id
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = end[0] if isinstance(end, list) else end
+    model.generation_config = GenerationConfig(eos_token_id=end, bos_token_id=own.bos_token_id, pad_token_id=pad)
+
+
+def check_device(device: str) -> None:
+    """Raises UserError for a device that is not here."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"--device {device}: no such device; use cpu or cuda.") from error
+    own = torch.accelerator.current_accelerator()
+    known = ["cpu"] if own is None else ["cpu", own.type]
+    if kind in ("cuda", "mps", "xpu") and kind not in known:
+        raise UserError(f"--device {device}: there is no GPU here; use cpu.")
+    if kind not in known:
+        raise UserError(f"--device {device}: no such device; use cpu or cuda.")
+    if kind != "cpu" and (torch.device(device).index or 0) >= torch.accelerator.device_count():
+        raise UserError(f"--device {device}: there are {torch.accelerator.device_count()} here, counted from 0.")
+
+
+def check_sacrebleu(metrics: Sequence[str]) -> None:
+    """Raises UserError, before the work, where BLEU is asked for and its library is missing."""
+    if any(name in metrics for name in NEED_SACREBLEU):
+        try:
+            require_sacrebleu()
+        except ImportError as error:
+            raise UserError(str(error)) from error
+
+
+def check_output_file(option: str, path: Path, suffix: str) -> None:
+    """Make sure, before the work, that a file can be written.
+
+    Raises:
+        UserError: another ending than `suffix`, a folder, or a place that cannot be written.
+    """
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{option} {path}: name a file that ends in {suffix}.")
+    check_new_file(option, path)

@@ -1,0 +1,1 @@
+"""From saved models and texts to figures: likelihood, continuations, several models side by side."""

@@ -1,0 +1,1 @@
+"""What the optimizer does that torch does not: two-stage schedules, signs that flip."""

@@ -1,0 +1,103 @@
+"""resume.json, which a run leaves in each of its checkpoints: what it wrote there, and what it was told to do.
+
+With it a checkpoint that was damaged, or that belongs to another run, is known without reading a pickle; a folder of
+somebody else is never taken for one of this program's; and a run that is continued is compared with what it was.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..common.files import write_json
+
+RECORD = "resume.json"
+FORMAT = 1
+
+# name -> (size, time of the last change, inode)
+Snapshot = Mapping[str, tuple[int, int, int]]
+
+
+@dataclass
+class RunRecord:
+    """What every checkpoint of a run carries.
+
+    settings: what decides the result, see resuming.py. data: fingerprints of the rows. run: an id of its own.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """A checkpoint's resume.json.
+
+    files: (size, SHA-256) of everything that the run wrote. saved: nanoseconds since 1970.
+    """
+
+    settings: Mapping[str, Any]
+    data: Mapping[str, str]
+    run: str
+    step: int
+    saved: int
+    files: Mapping[str, tuple[int, str]]
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """Return what lies in a folder and below, links not followed; {} where there is none."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_file():
+            continue
+        status = path.stat()
+        found[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
+
+
+def write_record(folder: Path, record: RunRecord, step: int, before: Snapshot, saved: int) -> None:
+    """Write resume.json: the files of `folder` that are new or were written since `before` are the run's."""
+    known = read_record(folder)
+    earlier = set(known.files) if known is not None and known.run == record.run else set()
+    after = snapshot(folder)
+    written = {name for name, status in after.items() if before.get(name) != status}
+    files = {name: digest(folder / name) for name in sorted(written | (earlier & after.keys())) if name != RECORD}
+    write_json(folder / RECORD, {"format": FORMAT, "step": step, "saved": saved, "files": files, **asdict(record)})
+
+
+def read_record(folder: Path) -> CheckpointRecord | None:
+    """Return a checkpoint's record; None where there is none (an older version's checkpoint, or a stranger's folder).
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        return None
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] > FORMAT:
+            raise ValueError(f"{RECORD} was written by a newer version")
+        files = {str(name): (int(size), str(digest)) for name, (size, digest) in raw["files"].items()}
+        settings, data = dict(raw["settings"]), dict(raw["data"])
+        return CheckpointRecord(settings, data, str(raw["run"]), int(raw["step"]), int(raw["saved"]), files)
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        raise ValueError(f"{RECORD} is damaged ({type(error).__name__}: {error})") from error
+
+
+def read_record_or_none(folder: Path) -> CheckpointRecord | None:
+    """As `read_record`, with None for a damaged one too: for what must not be deleted on its word."""
+    try:
+        return read_record(folder)
+    except ValueError:
+        return None
+
+
+def digest(path: Path) -> tuple[int, str]:
+    """Return a file's size and SHA-256."""
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
