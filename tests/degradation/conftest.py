@@ -12,9 +12,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from frankenlm.degradation import run_experiment
 from frankenlm.degradation.run import limits
 from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig
 from frankenlm.modeling.tokenization_bytes import byte_letters
+from small_runs import SMALL, rows_of
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 IMAGE = {"boi_token": "<image>", "image_token": "<patch>", "eoi_token": "</image>"}
@@ -209,3 +211,26 @@ def tiny_dir(tmp_path_factory):
         return made[name]
 
     return make
+
+
+@pytest.fixture
+def lab(tiny_model, tiny_tokenizer, tmp_path):
+    """lab(config, folder="results") runs an experiment on a tiny Llama in this process, returns its rows."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+
+    def run(config=SMALL, folder="results", **options):
+        options = {"model": model, "tokenizer": tokenizer, "progress": False, **options}
+        return rows_of(run_experiment(config, output_dir=tmp_path / folder, **options))
+
+    run.model = model
+    return run
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_model, tiny_tokenizer, tmp_path_factory):
+    """The rows of SMALL, in one go."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    path = run_experiment(
+        SMALL, model=tiny_model("llama"), tokenizer=tiny_tokenizer(), output_dir=folder, progress=False
+    )  # fmt: skip
+    return rows_of(path)

@@ -14,7 +14,7 @@ import pytest
 from frankenlm.degradation.records.journal import JournalReader
 from frankenlm.degradation.records.row_keys import FINISHED
 
-SERVER = Path(__file__).with_name("kill_server.py")
+SERVER = Path(__file__).resolve().parents[1] / "helpers" / "kill_server.py"
 # how a row may differ from the one of an unbroken run: when, by which try, in which batch
 LOOSE = {
     "timestamp", "duration", "batch_duration", "attempt", "vram_usage_percent", "batch_size_effective", "batch_shape"

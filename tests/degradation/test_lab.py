@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import os
-import runpy
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +16,7 @@ from frankenlm.degradation.records.store import Store
 from frankenlm.degradation.run.runner import ExperimentRun
 from frankenlm.degradation.weights.memory import MemoryPolicy
 from frankenlm.trainer_ext.common.cli import Interrupted
-
-helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
-SMALL, rows_of, essence, lab, unbroken = (helper[name] for name in ("SMALL", "rows_of", "essence", "lab", "unbroken"))
+from small_runs import SMALL, essence, rows_of
 
 
 def test_rows_hold_what_was_done(unbroken):

@@ -1,8 +1,6 @@
 """Experiments that grow, shrink or change their prompts: which rows are written, and which numbers they carry."""
 
 import json
-import runpy
-from pathlib import Path
 
 import pytest
 
@@ -10,9 +8,7 @@ from frankenlm.degradation.cells import level_places
 from frankenlm.degradation.lab import Lab, RunOptions
 from frankenlm.degradation.report.result_files import read_results
 from frankenlm.degradation.report.write import analyse
-
-helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
-SMALL, rows_of, lab = (helper[name] for name in ("SMALL", "rows_of", "lab"))
+from small_runs import SMALL, rows_of
 
 
 def test_more_repeats_and_levels_add_exactly_theirs(lab):

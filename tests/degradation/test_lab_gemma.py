@@ -1,17 +1,11 @@
 """Tiny Gemma-3 models, text and multimodal, through the three configurations; pictures under damage."""
 
-import runpy
-from pathlib import Path
-
 import pytest
 
 from frankenlm.degradation import get_config, run_experiment
 from frankenlm.degradation.answers.row_decoder import RowDecoder
 from frankenlm.degradation.lab import Lab, RunOptions
-
-helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
-rows_of = helper["rows_of"]
-
+from small_runs import rows_of
 
 CONFIGS = ("dreams_it", "iq_it", "cookie_theft_it")
 LOADS = {

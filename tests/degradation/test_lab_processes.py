@@ -3,11 +3,9 @@
 import argparse
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,10 +14,7 @@ from frankenlm.degradation.errors import ConfigConflict
 from frankenlm.degradation.lab import Lab, RunOptions, renumber
 from frankenlm.degradation.run.limits import Signals
 from frankenlm.trainer_ext.common.cli import Interrupted
-
-helper = runpy.run_path(str(Path(__file__).with_name("small_runs.py")))
-SMALL, rows_of, essence, unbroken = (helper[name] for name in ("SMALL", "rows_of", "essence", "unbroken"))
-
+from small_runs import SMALL, essence, rows_of
 
 # scripts/degrade.py, but nobody works on a cell before two were claimed: a process that is slow to come gets its own
 TAKES_TURNS = """

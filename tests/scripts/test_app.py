@@ -1,6 +1,5 @@
 """app.py: what a visitor sees, and a user's mistakes."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -16,10 +15,9 @@ POSITIONS = 24
 
 @pytest.fixture(scope="module")
 def app():
-    spec = importlib.util.spec_from_file_location("app", Path(__file__).resolve().parents[2] / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from frankenlm import app
+
+    return app
 
 
 @pytest.fixture(scope="module")

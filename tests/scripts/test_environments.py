@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from odd_places import torn_reports
+
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "odd_places.py"
 ODD_NAME = 'it\'s "odd"\n%s $HOME caf\u00e9 \U0001f600'
 NOWHERE = os.devnull + "/nothing"  # no folder can be made there, not by root either
@@ -91,10 +93,7 @@ def test_more_surroundings(tmp_path, name):
     check(visit(tmp_path, *SLOW[name]))
 
 
-def test_the_tool_finds_torn_reports(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(TOOL.parent))
-    from odd_places import torn_reports
-
+def test_the_tool_finds_torn_reports(tmp_path):
     for name, text in {"cut.json": '{"a": ', "empty.html": "", "whole.json": "[]", "whole.md": "x"}.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     assert torn_reports(tmp_path) == ["cut.json", "empty.html"]

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import fuzz_command
+
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 COMMANDS = ("train", "evaluate", "generate", "compare", "pack", "degrade", "app")
 LINES = 400  # in all
@@ -55,9 +57,6 @@ def test_many_odd_lines_and_damages(tmp_path, seed):
 
 def test_the_fuzzer_finds_faults(tmp_path, monkeypatch):
     """A command that raises, one that hangs, one that takes a file away: each is a fault."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    import fuzz_command
-
     monkeypatch.setattr(fuzz_command, "LIMIT", 1)
     precious = tmp_path / "precious" / "kept.txt"
     precious.parent.mkdir()

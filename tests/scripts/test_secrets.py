@@ -2,12 +2,12 @@
 
 import io
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+import fuzz_command
+
 ENVIRONMENT = {name: f"planted-{name.lower()}-0123456789" for name in ("HF_TOKEN", "WANDB_API_KEY", "DB_PASSWORD")}
 FLAG, FILE, ADDRESS = "planted-by-flag-0123", "planted-by-file-0123", "planted-in-address-0123"
 FOLDER, MODEL = "hf_plantedFolder0123456789", "hf_plantedModel0123456789"  # tokens of the hub in a path
@@ -17,20 +17,10 @@ URL = f"https://me:{ADDRESS}@example.org/data.jsonl?token={FLAG}"
 
 
 @pytest.fixture(scope="module")
-def fuzz():
-    sys.path.insert(0, str(TOOLS))
-    try:
-        import fuzz_command
-    finally:
-        sys.path.remove(str(TOOLS))
-    return fuzz_command
-
-
-@pytest.fixture(scope="module")
-def place(fuzz, tmp_path_factory):
+def place(tmp_path_factory):
     """A folder whose model, texts and prompts lie in a folder that is named like a token."""
     scratch = tmp_path_factory.mktemp("secrets")
-    fuzz.lay_out(scratch / FOLDER)
+    fuzz_command.lay_out(scratch / FOLDER)
     shutil.move(scratch / FOLDER / "precious" / "model", scratch / FOLDER / "precious" / MODEL)
     return scratch
 
@@ -42,13 +32,13 @@ def planted(monkeypatch):
 
 
 @pytest.fixture
-def run(fuzz, place, capfd):
+def run(place, capfd):
     """run(verb, line) runs a command in this process; returns its exit code and all it printed."""
 
     def run(verb: str, line: list[str]) -> tuple[int, str]:
         streams = []
-        code, _, fault = fuzz.run_line(
-            fuzz.command_of(verb), line, lambda: streams.append(io.StringIO()) or streams[-1]
+        code, _, fault = fuzz_command.run_line(
+            fuzz_command.command_of(verb), line, lambda: streams.append(io.StringIO()) or streams[-1]
         )
         assert fault is None, fault
         return code, "".join(stream.getvalue() for stream in streams) + "".join(capfd.readouterr())
@@ -56,12 +46,12 @@ def run(fuzz, place, capfd):
     return run
 
 
-def line_of(fuzz, place: Path, verb: str) -> list[str]:
+def line_of(place: Path, verb: str) -> list[str]:
     """Return a line that works on the planted model and texts, and writes below place/out."""
     if verb in ("measure", "report", "export"):
         (rows,) = (place / "out" / "lab").glob("outputs_*.json")
         return [str(rows), *([] if verb == "export" else ["--output_dir", str(place / "out" / verb)])]
-    line = fuzz.base_of("train on" if verb == "train" else verb, place / FOLDER)
+    line = fuzz_command.base_of("train on" if verb == "train" else verb, place / FOLDER)
     line = [word.replace(str(place / FOLDER / "out"), str(place / "out")) for word in line]
     line = [word.replace("precious/model", f"precious/{MODEL}") for word in line]
     if verb == "train":
@@ -83,8 +73,8 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_nothing_is_printed_or_written(fuzz, place, run, verb):
-    code, said = run(verb, line_of(fuzz, place, verb))
+def test_nothing_is_printed_or_written(place, run, verb):
+    code, said = run(verb, line_of(place, verb))
     assert code == 0, said
     assert not leaks({"the console": said.encode(), **written(place / "out")})
 
@@ -114,9 +104,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_told_without_the_secret_in_it(fuzz, place, run, tmp_path, name):
+def test_a_mistake_is_told_without_the_secret_in_it(place, run, tmp_path, name):
     verb, words, text = MISTAKES[name]
-    line = [*([] if verb == "measure" else line_of(fuzz, place, verb)), *words]
+    line = [*([] if verb == "measure" else line_of(place, verb)), *words]
     if text:
         (tmp_path / "c.yaml").write_text(text.format(FILE=FILE), encoding="utf-8")
         line += ["--config", str(tmp_path / "c.yaml")]

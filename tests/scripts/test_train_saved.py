@@ -1,22 +1,17 @@
 """Training on from a saved model that is damaged or odd: one line, before a folder is made."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+from fuzz_command import lay_out
 
 
 @pytest.fixture
-def saved(tmp_path, monkeypatch):
+def saved(tmp_path):
     """The folder of a tiny causal model with its tokenizer, and texts beside it."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    from fuzz_command import lay_out
-
     lay_out(tmp_path)
-    sys.modules.pop("fuzz_command")
     return tmp_path / "precious"
 
 
