@@ -56,8 +56,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_log_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log_level", choices=["debug", "info", "warning", "error"], default="info",
-                        help="what the console shows (default: info)")  # fmt: skip
+    parser.add_argument(
+        "--log_level",
+        choices=["debug", "info", "warning", "error"],
+        default="info",
+        help="what the console shows (default: info)",
+    )
 
 
 # --- run
@@ -67,8 +71,12 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     parser.add_argument("--output_dir", default="results", help="folder of results and logs (default: results)")
     parser.add_argument("--wait_lock", action="store_true", help="wait while another process works on the experiment")
-    parser.add_argument("--on_conflict", choices=["stop", "new-suffix", "archive"], default="stop",
-        help="where rows of another configuration lie under the same name (default: stop)")  # fmt: skip
+    parser.add_argument(
+        "--on_conflict",
+        choices=["stop", "new-suffix", "archive"],
+        default="stop",
+        help="where rows of another configuration lie under the same name (default: stop)",
+    )
     parser.add_argument("--rebuild", action="store_true", help="make a lost journal anew from the JSON file")
     add_log_flag(parser)
     add_experiment_flags(parser)
@@ -121,8 +129,10 @@ def run_all(experiments: Sequence[Experiment], args: argparse.Namespace, lab: "L
             if not (hasattr(error, "exit_code") or isinstance(error, UserError)):
                 logger.error("failed", exc_info=error)
             if is_main_process():
-                print(f"failed: {experiment.experiment_id}, group {experiment.config.group}: {one_line(error)}",
-                      file=sys.stderr)  # fmt: skip
+                print(
+                    f"failed: {experiment.experiment_id}, group {experiment.config.group}: {one_line(error)}",
+                    file=sys.stderr,
+                )
     return failures
 
 
@@ -201,12 +211,16 @@ def dry_run_command(args: argparse.Namespace) -> None:
         experiments = [lab.plan(config) for config in configs]
         estimates = [
             dry_run(
-                args.model, experiment.config, experiment.model_config, experiment.prompts,
-                device=args.device, trust_remote_code=args.trust_remote_code,
+                args.model,
+                experiment.config,
+                experiment.model_config,
+                experiment.prompts,
+                device=args.device,
+                trust_remote_code=args.trust_remote_code,
                 device_total=int(args.device_gb * 1e9) if args.device_gb else None,
             )
             for experiment in experiments
-        ]  # fmt: skip
+        ]
     records = []
     for experiment, estimate in zip(experiments, estimates, strict=True):
         print(estimate.table())
@@ -366,12 +380,21 @@ def existing(words: Sequence[str]) -> list[Path]:
 def print_table(rows: Sequence[dict]) -> None:
     """Print rows of equal keys as aligned columns, numbers to the right."""
     names = list(rows[0])
-    cells = [[f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if isinstance(value, float) else str(value)
-              for value in row.values()] for row in rows]  # fmt: skip
+    cells = [
+        [
+            f"{value:,}" if isinstance(value, int) else f"{value:.2%}" if isinstance(value, float) else str(value)
+            for value in row.values()
+        ]
+        for row in rows
+    ]
     widths = [max(len(line[i]) for line in [names, *cells]) for i in range(len(names))]
     for line in [names, *cells]:
-        print("  ".join(text.ljust(width) if i == 0 else text.rjust(width)
-                        for i, (text, width) in enumerate(zip(line, widths, strict=True))))  # fmt: skip
+        print(
+            "  ".join(
+                text.ljust(width) if i == 0 else text.rjust(width)
+                for i, (text, width) in enumerate(zip(line, widths, strict=True))
+            )
+        )
 
 
 COMMANDS: dict[str, tuple[str, Callable, Callable]] = {

@@ -25,11 +25,24 @@ COLDEST = 1e-4
 # picture counts by its content, not by where it lies (experiment.py).
 NOT_IN_HASH = frozenset(
     {
-        "config_name", "name_suffix", "group", "levels", "n_rep", "prompts", "prompt_group", "max_prompts", "image",
-        "max_batch_size", "restore_strategy", "verify_every", "perplexity", "perplexity_per_repeat",
-        "force_run", "force_where",
+        "config_name",
+        "name_suffix",
+        "group",
+        "levels",
+        "n_rep",
+        "prompts",
+        "prompt_group",
+        "max_prompts",
+        "image",
+        "max_batch_size",
+        "restore_strategy",
+        "verify_every",
+        "perplexity",
+        "perplexity_per_repeat",
+        "force_run",
+        "force_where",
     }
-)  # fmt: skip
+)
 
 
 def _option(default, help, choices=None):
@@ -58,9 +71,10 @@ class ExperimentConfig:
     n_rep: int = _option(10, "independent repeats of every level")
     seed_base: int = _option(42, "seed of the first repeat")
     noise_coupling: str = _option(
-        "trajectory", "trajectory: the levels of a repeat share one field of noise; independent: each has its own",
+        "trajectory",
+        "trajectory: the levels of a repeat share one field of noise; independent: each has its own",
         ("trajectory", "independent"),
-    )  # fmt: skip
+    )
     tied_policy: str = _option(
         "both", "which side of tied embeddings is damaged", ("both", "input_only", "output_only")
     )
@@ -93,15 +107,17 @@ class ExperimentConfig:
     max_seq_length: int = _option(512, "longest rendered prompt, in tokens; longer ones are refused")
     couple_levels: bool = _option(True, "the levels of a repeat share the sampling noise too")
     invariance: str = _option(
-        "rng", "rng: sampling noise does not depend on the batch; shape: tensor shapes are fixed too; single: batch 1",
+        "rng",
+        "rng: sampling noise does not depend on the batch; shape: tensor shapes are fixed too; single: batch 1",
         ("rng", "shape", "single"),
-    )  # fmt: skip
+    )
 
     max_batch_size: int = _option(40, "most answers written at once")
     restore_strategy: str = _option(
-        "subset_in_memory", "where the undamaged weights are kept",
+        "subset_in_memory",
+        "where the undamaged weights are kept",
         ("subset_in_memory", "subset_on_device", "mmap_checkpoint"),
-    )  # fmt: skip
+    )
     verify_every: int = _option(10, "check the undamaged weights every so many cells")
     perplexity: bool = _option(True, "measure perplexity on the shipped text in every level's first repeat")
     perplexity_per_repeat: bool = _option(False, "measure it in every repeat")
@@ -184,8 +200,12 @@ def level_key(level: float | int | None) -> str:
     return "0" if text == "-0" else text
 
 
-_KINDS = {str: (str, "a text"), int: (int, "a whole number"), bool: (bool, "true or false"),
-          float: ((int, float), "a number")}  # fmt: skip
+_KINDS = {
+    str: (str, "a text"),
+    int: (int, "a whole number"),
+    bool: (bool, "true or false"),
+    float: ((int, float), "a number"),
+}
 
 
 def check_kind(name: str, value: Any, annotation: Any) -> None:

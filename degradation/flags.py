@@ -50,8 +50,9 @@ def read_levels(text: str) -> tuple[float | int, ...]:
 def add_experiment_flags(parser: argparse.ArgumentParser) -> None:
     """Add --config and a flag for every field of `ExperimentConfig`; one not given leaves the configuration's value."""
     group = parser.add_argument_group("the experiment (defaults: those of the configuration)")
-    group.add_argument("--config", nargs="+", required=True, metavar="NAME",
-                       help=f"one or more of {', '.join(CONFIGS)}")  # fmt: skip
+    group.add_argument(
+        "--config", nargs="+", required=True, metavar="NAME", help=f"one or more of {', '.join(CONFIGS)}"
+    )
     for field in fields(ExperimentConfig):
         if field.name == "config_name":
             continue

@@ -101,8 +101,9 @@ class Lab:
                 check_requantise(config.method, level, config.force_requantise)
         found, weights, tokenizer, processor, reading = self._given_model(config) or self._named_model(config)
         if config.method == "uni_quant" and not (config.do_sample or config.legacy_rng) and config.n_rep > 1:
-            logger.warning("uni_quant draws nothing and the answers are greedy: all %d repeats will be the same",
-                           config.n_rep)  # fmt: skip
+            logger.warning(
+                "uni_quant draws nothing and the answers are greedy: all %d repeats will be the same", config.n_rep
+            )
         experiment = Experiment(config, known_as(self.name), found, weights, *inputs, reading=reading)
         self._files(experiment).check_names()
         if not (experiment.fills_masks or reading["stop_ids"]):
@@ -129,9 +130,14 @@ class Lab:
         inner, masked = unwrap(model), fills_masks(found)
         generation = GenerationConfig() if masked else inner.generation_config
         reading = reading_identity(
-            config, tokenizer, processor, generation,
-            attention=attention_of(inner), adapter=adapter_of(model), fills_masks=masked,
-        )  # fmt: skip
+            config,
+            tokenizer,
+            processor,
+            generation,
+            attention=attention_of(inner),
+            adapter=adapter_of(model),
+            fills_masks=masked,
+        )
         return found, fingerprint_model(model), tokenizer, processor, reading
 
     def _named_model(self, config: ExperimentConfig) -> tuple:
@@ -140,9 +146,15 @@ class Lab:
         remote, place = self.options.trust_remote_code, location(self.name)
         tokenizer, processor = read_tokenizer(self.name, config.image is not None, remote)
         reading = reading_identity(
-            config, tokenizer, processor, read_generation(place, found), attention=attention,
-            adapter=adapter_of(place), code=code_of(place, found, remote), fills_masks=fills_masks(found),
-        )  # fmt: skip
+            config,
+            tokenizer,
+            processor,
+            read_generation(place, found),
+            attention=attention,
+            adapter=adapter_of(place),
+            code=code_of(place, found, remote),
+            fills_masks=fills_masks(found),
+        )
         return found, fingerprint_name(self.name, found), tokenizer, processor, reading
 
     def adopt(self, experiment: Experiment, file: str | os.PathLike) -> LegacyCount:

@@ -400,16 +400,20 @@ class SlotMemory(nn.Module):
         elapsed = (grid.closed[:, None] - visible_from).to(importance.dtype)
         per_segment, closes = self.slot_mass(mass, shuffle), grid.closes[:, :, None]
         open_access = torch.where((grid.closed > 0)[:, None], 0.0, state.open_access)
-        return read, mass, replace(
-            state,
-            keys=keys,
-            values=values,
-            importance=importance * torch.where(occupied, self.decay**elapsed, 0.0),
-            occupied=occupied,
-            age=torch.where(occupied, state.age + elapsed, 0.0),
-            access=state.access + (state.open_access - open_access) + (per_segment * closes).sum(1),
-            open_access=open_access + (per_segment * ~closes).sum(1),
-        )  # fmt: skip
+        return (
+            read,
+            mass,
+            replace(
+                state,
+                keys=keys,
+                values=values,
+                importance=importance * torch.where(occupied, self.decay**elapsed, 0.0),
+                occupied=occupied,
+                age=torch.where(occupied, state.age + elapsed, 0.0),
+                access=state.access + (state.open_access - open_access) + (per_segment * closes).sum(1),
+                open_access=open_access + (per_segment * ~closes).sum(1),
+            ),
+        )
 
     def run_segments(self, grid, queries, summaries, state, shuffle):
         """Read and write segment after segment: exact whatever the slots hold, and the form of decoding."""

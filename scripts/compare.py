@@ -75,34 +75,46 @@ def build_parser() -> OneLineParser:
     add = parser.add_argument
     add("--models", nargs="+", required=True, help="folders or hub names of saved causal language models")
     add("--output_dir", required=True, help="folder for the report")
-    add("--prompts", help='file: a prompt a line (.txt), or rows with "prompt" and, for BLEU, "reference" (.jsonl). '
-        "Default: built-in prompts")  # fmt: skip
+    add(
+        "--prompts",
+        help='file: a prompt a line (.txt), or rows with "prompt" and, for BLEU, "reference" (.jsonl). '
+        "Default: built-in prompts",
+    )
     add("--dataset", help="text to score, as for train.py: builtin, a hub name, a file, folder or glob")
     add("--metrics", default="all", help=f"all, or some of {', '.join(METRICS)}, with commas (default: all)")
     how = parser.add_argument_group("how to generate")
     how.add_argument("--max_new_tokens", type=int, default=60, help="(default: 60)")
-    how.add_argument("--temperature", type=float, default=DEFAULT_TEMPERATURE,
-        help=f"0: the likeliest token each time (default: {DEFAULT_TEMPERATURE})")  # fmt: skip
+    how.add_argument(
+        "--temperature",
+        type=float,
+        default=DEFAULT_TEMPERATURE,
+        help=f"0: the likeliest token each time (default: {DEFAULT_TEMPERATURE})",
+    )
     how.add_argument("--top_k", type=int, help="sample among the k likeliest tokens (default: off)")
     how.add_argument("--top_p", type=float, help="sample among the likeliest tokens of this mass (default: off)")
     how.add_argument("--repetition_penalty", type=float, default=1.0, help="above 1: repeat less (default: 1, off)")
     how.add_argument("--num_return_sequences", type=int, default=1, help="texts a prompt (default: 1)")
     how.add_argument("--seed", type=int, default=42, help="(default: 42)")
     data = parser.add_argument_group("how to score")
-    data.add_argument("--split", choices=["all", "validation"],
-        help="all documents, or those train.py holds out (default: validation of the built-in texts, else all)"
-    )  # fmt: skip
+    data.add_argument(
+        "--split",
+        choices=["all", "validation"],
+        help="all documents, or those train.py holds out (default: validation of the built-in texts, else all)",
+    )
     data.add_argument("--max_documents", type=int, help="score only the first so many documents")
-    data.add_argument("--max_length", type=int,
-        help="tokens a model sees at once (default: the smallest max_position_embeddings)")  # fmt: skip
+    data.add_argument(
+        "--max_length", type=int, help="tokens a model sees at once (default: the smallest max_position_embeddings)"
+    )
     data.add_argument("--stride", type=int, help="tokens a window moves on (default: half of max_length)")
     data.add_argument("--batch_size", type=int, default=16, help="windows at once (default: 16)")
     data.add_argument("--text_column", default="text", help="column that holds the text (default: text)")
-    data.add_argument("--join_articles", choices=JOIN_ARTICLES, default="auto",
-        help="join the lines of WikiText-like data into articles (default: where there are '= Title =' lines)"
-    )  # fmt: skip
-    data.add_argument("--skip_bad_rows", action="store_true",
-        help="pass rows over that are no text, and say how many")  # fmt: skip
+    data.add_argument(
+        "--join_articles",
+        choices=JOIN_ARTICLES,
+        default="auto",
+        help="join the lines of WikiText-like data into articles (default: where there are '= Title =' lines)",
+    )
+    data.add_argument("--skip_bad_rows", action="store_true", help="pass rows over that are no text, and say how many")
     data.add_argument("--validation_fraction", type=float, default=0.05, help="as in training (default: 0.05)")
     data.add_argument("--split_seed", type=int, default=0, help="as in training (default: 0)")
     add("--device", default=default_device(), help="cpu or cuda (default: the GPU if there is one)")

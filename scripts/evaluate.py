@@ -75,39 +75,67 @@ def build_parser() -> OneLineParser:
     add = parser.add_argument
     add("--model", required=True, help="folder or hub name of a saved language model")
     add("--dataset", required=True, help="text, as for train.py: builtin, a hub name, a file, folder or glob")
-    add("--split", choices=["all", "validation"],
+    add(
+        "--split",
+        choices=["all", "validation"],
         help="score all documents, or those that train.py holds out. Default: validation of the built-in texts and of "
-        "data sets that have one, else all")  # fmt: skip
+        "data sets that have one, else all",
+    )
     add("--metrics", default="all", help=f"all, or some of {', '.join(METRICS)}, with commas (default: all)")
     add("--method", choices=list(METHODS), help="how to score (default: causal or mlm, by the model's class)")
     add("--report", help="JSON file to write")
     add("--max_documents", type=int, help="score only the first so many documents")
     add("--max_length", type=int, help="tokens the model sees at once (default: its max_position_embeddings)")
-    add("--stride", type=int,
+    add(
+        "--stride",
+        type=int,
         help="tokens a causal window scores, behind those it only reads (default: half of max_length; all of it with "
-        "--one_text)")  # fmt: skip
-    add("--one_text", action="store_true",
-        help="score all the text as one, documents joined as they stand in the file (causal models)")  # fmt: skip
+        "--one_text)",
+    )
+    add(
+        "--one_text",
+        action="store_true",
+        help="score all the text as one, documents joined as they stand in the file (causal models)",
+    )
     add("--batch_size", type=int, default=16, help="rows at once (default: 16)")
     add("--mlm_probability", type=float, default=0.15, help="share of tokens scored under mlm (default: 0.15)")
-    add("--seed", type=int, default=42,
-        help="which tokens mlm scores (train.py's default gives its positions), and how texts are sampled")  # fmt: skip
+    add(
+        "--seed",
+        type=int,
+        default=42,
+        help="which tokens mlm scores (train.py's default gives its positions), and how texts are sampled",
+    )
     add("--text_column", default="text", help="column that holds the text (default: text)")
-    add("--join_articles", choices=JOIN_ARTICLES, default="auto",
-        help="join the lines of WikiText-like data into articles (default: where there are '= Title =' lines)"
-    )  # fmt: skip
+    add(
+        "--join_articles",
+        choices=JOIN_ARTICLES,
+        default="auto",
+        help="join the lines of WikiText-like data into articles (default: where there are '= Title =' lines)",
+    )
     add("--skip_bad_rows", action="store_true", help="pass rows over that are no text, and say how many")
     add("--validation_fraction", type=float, default=0.05, help="as in training (default: 0.05)")
     add("--split_seed", type=int, default=0, help="as in training (default: 0)")
     written = parser.add_argument_group("texts that a causal model writes")
-    written.add_argument("--continuations", type=int, default=20,
-        help="go on with the first so many documents that are long enough (default: 20)")  # fmt: skip
-    written.add_argument("--prompt_tokens", type=int,
-        help=f"tokens of a document to go on from (default: {PROMPT_TOKENS}, or what fits)")  # fmt: skip
-    written.add_argument("--max_new_tokens", type=int,
-        help=f"tokens to write, and of the reference (default: {NEW_TOKENS}, or what fits)")  # fmt: skip
-    written.add_argument("--temperature", type=float, default=DEFAULT_TEMPERATURE,
-        help=f"0: the likeliest token each time (default: {DEFAULT_TEMPERATURE})")  # fmt: skip
+    written.add_argument(
+        "--continuations",
+        type=int,
+        default=20,
+        help="go on with the first so many documents that are long enough (default: 20)",
+    )
+    written.add_argument(
+        "--prompt_tokens", type=int, help=f"tokens of a document to go on from (default: {PROMPT_TOKENS}, or what fits)"
+    )
+    written.add_argument(
+        "--max_new_tokens",
+        type=int,
+        help=f"tokens to write, and of the reference (default: {NEW_TOKENS}, or what fits)",
+    )
+    written.add_argument(
+        "--temperature",
+        type=float,
+        default=DEFAULT_TEMPERATURE,
+        help=f"0: the likeliest token each time (default: {DEFAULT_TEMPERATURE})",
+    )
     add("--device", default=default_device(), help="cpu or cuda (default: the GPU if there is one)")
     add("--trust_remote_code", action="store_true", help="run model code that comes with the checkpoint")
     add("--log_level", choices=["debug", "info", "warning", "error"], default="info", help="(default: info)")
@@ -242,11 +270,18 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuse, before anything is read, numbers that nothing can be scored with and options that exclude each other."""
     check_numbers(
         args,
-        least={"batch_size": 1, "max_documents": 1, "max_length": 2, "stride": 1, "continuations": 1,
-               "prompt_tokens": 1, "max_new_tokens": 1},
+        least={
+            "batch_size": 1,
+            "max_documents": 1,
+            "max_length": 2,
+            "stride": 1,
+            "continuations": 1,
+            "prompt_tokens": 1,
+            "max_new_tokens": 1,
+        },
         between=("mlm_probability", "validation_fraction"),
         seeds=("seed", "split_seed"),
-    )  # fmt: skip
+    )
     Sampling(temperature=args.temperature).check()
     check_device(args.device)
     if args.one_text:

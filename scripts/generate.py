@@ -74,12 +74,18 @@ def build_parser() -> OneLineParser:
     what.add_argument("--prompts", help='file: a prompt a line (.txt), or rows with "prompt" (.jsonl)')
     what.add_argument("--chat_template", action="store_true", help="put prompts into the tokenizer's chat template")
     what.add_argument("--interactive", action="store_true", help=f"read lines and answer them. {HELP}")
-    what.add_argument("--demo", action="store_true",
-        help="go on with built-in prompts (or yours) under four settings, and compare them in a table")  # fmt: skip
+    what.add_argument(
+        "--demo",
+        action="store_true",
+        help="go on with built-in prompts (or yours) under four settings, and compare them in a table",
+    )
     how = parser.add_argument_group("how to choose tokens")
     how.add_argument("--max_new_tokens", type=int, help=f"(default: 100; {DEMO_TOKENS} with --demo)")
-    how.add_argument("--temperature", type=float,
-        help=f"0: the likeliest token each time (default: {DEFAULT_TEMPERATURE}; 0 with --num_beams)")  # fmt: skip
+    how.add_argument(
+        "--temperature",
+        type=float,
+        help=f"0: the likeliest token each time (default: {DEFAULT_TEMPERATURE}; 0 with --num_beams)",
+    )
     how.add_argument("--top_k", type=int, help="sample among the k likeliest tokens (default: off)")
     how.add_argument("--top_p", type=float, help="sample among the likeliest tokens of this mass (default: off)")
     how.add_argument("--repetition_penalty", type=float, help="above 1: repeat less (default: 1, off)")
@@ -87,9 +93,15 @@ def build_parser() -> OneLineParser:
     how.add_argument("--num_return_sequences", type=int, help="texts a prompt (default: 1)")
     how.add_argument("--seed", type=int, default=42, help="(default: 42)")
     how.add_argument("--stop", action="append", default=[], help="end a text before this string; may be given again")
-    how.add_argument("--explore", type=float, nargs="?", const=DEFAULT_EXPLORATION, metavar="PROBABILITY",
+    how.add_argument(
+        "--explore",
+        type=float,
+        nargs="?",
+        const=DEFAULT_EXPLORATION,
+        metavar="PROBABILITY",
         help="sample a token with this probability, else take the likeliest "
-        f"(default: off; without a number {DEFAULT_EXPLORATION})")  # fmt: skip
+        f"(default: off; without a number {DEFAULT_EXPLORATION})",
+    )
     how.add_argument("--no_memory", action="store_true", help="switch the slot memory off (infinito)")
     how.add_argument("--no_cache", action="store_true", help="read the whole text again for each token")
     out = parser.add_argument_group("what to keep")

@@ -43,10 +43,19 @@ def build_parser() -> OneLineParser:
     add(
         "--int8_head", action="store_true", help="output layer in one byte a weight; its inputs are rounded to int8 too"
     )
-    add("--modules_to_not_convert", nargs="+", default=[], metavar="NAME",
-        help="ternary layers, or parts of the model, that stay unpacked")  # fmt: skip
-    add("--to", choices=FORMATS, default=FRANKENLM,
-        help="bitnet: give a packed BitNet model back to transformers (default: frankenlm)")  # fmt: skip
+    add(
+        "--modules_to_not_convert",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="ternary layers, or parts of the model, that stay unpacked",
+    )
+    add(
+        "--to",
+        choices=FORMATS,
+        default=FRANKENLM,
+        help="bitnet: give a packed BitNet model back to transformers (default: frankenlm)",
+    )
     add("--log_level", choices=["debug", "info", "warning", "error"], default="info", help="(default: info)")
     return parser
 

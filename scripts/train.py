@@ -89,8 +89,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_results(output_dir, facts, csv_log.rows)
             if run.data.skip_bad_rows:
                 logger.info("%d bad row(s) were passed over", skipped_rows())
-            logger.info("held-out loss %.4f nats; checkpoint, metrics.json and training.png are in %s",
-                        facts["eval_loss"], output_dir)  # fmt: skip
+            logger.info(
+                "held-out loss %.4f nats; checkpoint, metrics.json and training.png are in %s",
+                facts["eval_loss"],
+                output_dir,
+            )
 
 
 def train(trainer: FrankenTrainer, stop: SignalStop, checkpoint: SavedCheckpoint | None) -> None:

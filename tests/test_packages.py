@@ -164,8 +164,12 @@ def test_a_clone_is_the_package_from_the_folder_it_lies_in(tmp_path):
     """Python finds the clone itself there, not the package inside, and would make it an empty namespace."""
     (tmp_path / "frankenlm").symlink_to(ROOT)
     code = "import frankenlm, frankenlm.modeling, frankenlm.kernels.ops; print(frankenlm.__version__)"
-    done = subprocess.run([sys.executable, "-S", "-c", "import frankenlm; print(frankenlm.__version__)"],
-                          cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import frankenlm; print(frankenlm.__version__)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr  # nothing installed: -S
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr

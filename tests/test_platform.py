@@ -21,9 +21,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("modeling", "trainer_ext", "degradation", "kernels", "scripts")
 LIBRARIES = (
-    "accelerate", "bitsandbytes", "datasets", "evaluate", "gradio", "huggingface_hub", "peft", "safetensors",
-    "tokenizers", "transformers",
-)  # fmt: skip
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "evaluate",
+    "gradio",
+    "huggingface_hub",
+    "peft",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+)
 
 # "module:attribute.attribute" of another library: who needs it, and what for
 FACTS = {
@@ -71,14 +79,25 @@ FACTS = {
 }
 # attributes that objects get when they are made, which only their class's source shows
 OF_INSTANCES = {
-    "transformers:PreTrainedConfig._attn_implementation", "transformers:PreTrainedConfig._commit_hash",
-    "transformers:Trainer._loss_shifts_labels", "transformers:Trainer._tr_loss",
-    "transformers:Trainer._globalstep_last_logged", "datasets:Dataset._fingerprint",
+    "transformers:PreTrainedConfig._attn_implementation",
+    "transformers:PreTrainedConfig._commit_hash",
+    "transformers:Trainer._loss_shifts_labels",
+    "transformers:Trainer._tr_loss",
+    "transformers:Trainer._globalstep_last_logged",
+    "datasets:Dataset._fingerprint",
     "argparse:ArgumentParser._actions",
-    *(f"torch.nn:Module.{name}" for name in (
-        "_backward_hooks", "_backward_pre_hooks", "_forward_hooks", "_forward_pre_hooks", "_modules", "_parameters"
-    )),
-}  # fmt: skip
+    *(
+        f"torch.nn:Module.{name}"
+        for name in (
+            "_backward_hooks",
+            "_backward_pre_hooks",
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_modules",
+            "_parameters",
+        )
+    ),
+}
 
 
 def broken(fact: str) -> str | None:

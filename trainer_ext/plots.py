@@ -38,9 +38,14 @@ def _draw_losses(axes, train, evals, unigram) -> None:
         last = evals[-1]
         axes.plot(_column(evals, "step"), _column(evals, "eval_loss"), "o-", color=EVAL, ms=4, lw=1.6, label="held-out")
         axes.annotate(
-            f"{last['eval_loss']:.2f}", (last["step"], last["eval_loss"]), xytext=(-2, 6), ha="right",
-            textcoords="offset points", color=EVAL, fontsize=9,
-        )  # fmt: skip
+            f"{last['eval_loss']:.2f}",
+            (last["step"], last["eval_loss"]),
+            xytext=(-2, 6),
+            ha="right",
+            textcoords="offset points",
+            color=EVAL,
+            fontsize=9,
+        )
     if unigram is not None:
         axes.axhline(unigram, color=UNIGRAM, ls="--", lw=1.2, label=f"unigram cross-entropy {unigram:.2f}")
     axes.grid(alpha=0.25)

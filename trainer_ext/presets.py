@@ -67,7 +67,7 @@ COMMON_TRAINING_FLAGS = frozenset(
         "use_cpu",
         "activation_checkpointing",
         "torch_compile",
-    )  # fmt: skip
+    )
 )
 
 

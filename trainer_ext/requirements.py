@@ -90,9 +90,12 @@ def check_schedule(args: FrankenTrainingArguments, optimizer: torch.optim.Optimi
     options = args.lr_scheduler_kwargs or {}
     try:
         schedule = get_scheduler(
-            name, optimizer, num_warmup_steps=args.get_warmup_steps(TRIAL_STEPS) if args.warmup_steps < 1 else 0,
-            num_training_steps=TRIAL_STEPS, scheduler_specific_kwargs=dict(options),
-        )  # fmt: skip
+            name,
+            optimizer,
+            num_warmup_steps=args.get_warmup_steps(TRIAL_STEPS) if args.warmup_steps < 1 else 0,
+            num_training_steps=TRIAL_STEPS,
+            scheduler_specific_kwargs=dict(options),
+        )
         if isinstance(schedule, LambdaLR):
             rates = [factor(step) for factor in schedule.lr_lambdas for step in range(TRIAL_STEPS + 1)]
             if not all(math.isfinite(rate) for rate in rates):

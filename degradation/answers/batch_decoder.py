@@ -56,9 +56,12 @@ class BatchDecoder:
             mask[:, : each.shape[1] - PROBE_LENGTH] = 0
             with self._own_settings():
                 output = self.model.generate(
-                    input_ids=each.to(self.model.device), attention_mask=mask.to(self.model.device), max_new_tokens=1,
-                    output_logits=True, return_dict_in_generate=True,
-                )  # fmt: skip
+                    input_ids=each.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    max_new_tokens=1,
+                    output_logits=True,
+                    return_dict_in_generate=True,
+                )
             found.append(output.logits[0])
         return relative_error(found[1], found[0])
 

@@ -144,8 +144,12 @@ class Sampler:
         else:
             chosen = likeliest
         logprobs = scores[rows, chosen] - top - mass.log()
-        return Choice(*(part.double().cpu().numpy() if part.is_floating_point() else part.cpu().numpy()
-                        for part in (chosen, logprobs, entropies, finite)))  # fmt: skip
+        return Choice(
+            *(
+                part.double().cpu().numpy() if part.is_floating_point() else part.cpu().numpy()
+                for part in (chosen, logprobs, entropies, finite)
+            )
+        )
 
     def _penalised(self, scores: torch.Tensor, seen: Sequence[Sequence[int]] | None) -> torch.Tensor:
         """CTRL's penalty (arXiv:1909.05858): logits of tokens that were there are divided, negative ones multiplied."""

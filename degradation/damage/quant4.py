@@ -104,9 +104,13 @@ def requantised(module: nn.Module, dense: torch.Tensor) -> nn.Parameter:
     """
     library, old = sys.modules["bitsandbytes"], module.weight
     fresh = library.nn.Params4bit(
-        dense.contiguous(), requires_grad=False, quant_type=old.quant_type, blocksize=old.blocksize,
-        compress_statistics=old.compress_statistics, quant_storage=old.quant_storage,
-    )  # fmt: skip
+        dense.contiguous(),
+        requires_grad=False,
+        quant_type=old.quant_type,
+        blocksize=old.blocksize,
+        compress_statistics=old.compress_statistics,
+        quant_storage=old.quant_storage,
+    )
     return fresh.to(old.device)
 
 

@@ -29,12 +29,24 @@ GRADES = (CORRECT, WRONG, UNPARSED)
 # what people recite
 SERIES = (
     ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"),
-    ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
-     "december"),
+    (
+        "january",
+        "february",
+        "march",
+        "april",
+        "may",
+        "june",
+        "july",
+        "august",
+        "september",
+        "october",
+        "november",
+        "december",
+    ),
     ("spring", "summer", "autumn", "winter"),
     ("spring", "summer", "fall", "winter"),
     ("mercury", "venus", "earth", "mars", "jupiter", "saturn", "uranus", "neptune"),
-)  # fmt: skip
+)
 
 
 def grade(completion: str, prompt: Prompt) -> str | None:

@@ -182,8 +182,10 @@ def _repair(reader: JournalReader) -> None:
         _move_tail(reader.path, reader.good_end)
         logger.warning(
             "%s: the last %d bytes were never finished; moved to %s. Their rows will be written again.",
-            reader.path.name, size - reader.good_end, beside(reader.path, ".torn").name,
-        )  # fmt: skip
+            reader.path.name,
+            size - reader.good_end,
+            beside(reader.path, ".torn").name,
+        )
     reader.bad = {line.offset: line for line in quarantined}
 
 
@@ -212,8 +214,10 @@ def _quarantine(path: Path, lines: Sequence[Line]) -> None:
             if (entry["offset"], entry["sha1"]) not in known:
                 logger.warning(
                     "%s: the line at byte %d is damaged; copied to %s. Its row will be written again.",
-                    path.name, line.offset, target.name,
-                )  # fmt: skip
+                    path.name,
+                    line.offset,
+                    target.name,
+                )
                 fresh += encode_line({**entry, "text": raw.decode("utf-8", "backslashreplace")})
     if fresh:
         write_and_sync(target, fresh, os.O_APPEND)

@@ -24,8 +24,13 @@ logger = logging.getLogger(__name__)
 # illegal in file names somewhere, or a separator of folders
 UNFIT = re.compile(r'[\x00-\x1f<>:"/\\|?*]')
 KINDS = {
-    "schema_version": int, "names": dict, "config_hash": str, "config_fields": dict, "rank_files": list, "runs": list
-}  # fmt: skip
+    "schema_version": int,
+    "names": dict,
+    "config_hash": str,
+    "config_fields": dict,
+    "rank_files": list,
+    "runs": list,
+}
 LONGEST_NAME = 255  # bytes, on nearly every file system
 ARCHIVE_ENDING = ".archived-20250101T000000-1000"
 SHOWN = 8  # differences named in a message

@@ -78,37 +78,67 @@ STATUS = Rule(lambda value: is_text(value) and value in STATUSES, f"one of {', '
 
 # Without these there is no telling what a row is.
 NEEDED: dict[str, Rule] = {
-    "model_name": NAME, "experiment_id": NAME, "prompt_group": NAME, "prompt_id": COUNT, "prompt_text": TEXT,
-    "completion": TEXT, "level_value": LEVEL, "repeat_index": COUNT, "param_group_name": NAME,
-    "degradation_method": NAME, "status": STATUS,
-}  # fmt: skip
+    "model_name": NAME,
+    "experiment_id": NAME,
+    "prompt_group": NAME,
+    "prompt_id": COUNT,
+    "prompt_text": TEXT,
+    "completion": TEXT,
+    "level_value": LEVEL,
+    "repeat_index": COUNT,
+    "param_group_name": NAME,
+    "degradation_method": NAME,
+    "status": STATUS,
+}
 # What else the analysis looks at; a field that is not there is one that is null.
 USED: dict[str, Rule] = {
-    "attempt": or_null(COUNT), "is_baseline": or_null(TRUTH), "finish_reason": or_null(TEXT),
-    "row_key": or_null(NAME), "image_sha256": or_null(TEXT), "tokens_generated": or_null(NUMBER),
-    "mean_logprob": or_null(NUMBER), "mean_entropy": or_null(NUMBER), "perplexity": or_null(POSITIVE),
+    "attempt": or_null(COUNT),
+    "is_baseline": or_null(TRUTH),
+    "finish_reason": or_null(TEXT),
+    "row_key": or_null(NAME),
+    "image_sha256": or_null(TEXT),
+    "tokens_generated": or_null(NUMBER),
+    "mean_logprob": or_null(NUMBER),
+    "mean_entropy": or_null(NUMBER),
+    "perplexity": or_null(POSITIVE),
     "damage_rel_l2": or_null(NUMBER),
-}  # fmt: skip
+}
 # What the original program knows a row by, and what of it is looked into; the rest must fit the contract.
 LEGACY: dict[str, Rule] = {
-    **USED, "prompt_text": or_null(TEXT), "std_dev": or_null(NUMBER), "level_value": or_null(NUMBER),
-    "repeat_index": or_null(COUNT), "param_group_name": or_null(NAME), "degradation_method": or_null(NAME),
-    "model_name": or_null(TEXT), "gen_params": or_null(Rule(is_flat_object, "an object of plain values")),
+    **USED,
+    "prompt_text": or_null(TEXT),
+    "std_dev": or_null(NUMBER),
+    "level_value": or_null(NUMBER),
+    "repeat_index": or_null(COUNT),
+    "param_group_name": or_null(NAME),
+    "degradation_method": or_null(NAME),
+    "model_name": or_null(TEXT),
+    "gen_params": or_null(Rule(is_flat_object, "an object of plain values")),
     "batch_shape": or_null(Rule(is_flat_list, "a list of plain values")),
-}  # fmt: skip
+}
 # Records of the journal's side files, and what export orders rows by.
 _CELL = {"level_value": LEVEL, "level_index": COUNT, "repeat_index": COUNT, "attempt": or_null(COUNT)}
 SIDE: dict[str, dict[str, Rule]] = {
     "lesions": {"group": NAME, "method": NAME, "rel_l2": or_null(NUMBER), **_CELL},
     "cells": {
-        "param_group_name": NAME, "degradation_method": NAME, "perplexity": or_null(POSITIVE),
-        "log_perplexity": or_null(NUMBER), "kl_to_baseline": or_null(NUMBER), **_CELL,
+        "param_group_name": NAME,
+        "degradation_method": NAME,
+        "perplexity": or_null(POSITIVE),
+        "log_perplexity": or_null(NUMBER),
+        "kl_to_baseline": or_null(NUMBER),
+        **_CELL,
     },
-}  # fmt: skip
+}
 JOURNAL: dict[str, Rule] = {
-    "row_key": NAME, "attempt": COUNT, "status": STATUS, "level_value": LEVEL, "param_group_name": NAME,
-    "level_index": COUNT, "repeat_index": COUNT, "prompt_id": COUNT,
-}  # fmt: skip
+    "row_key": NAME,
+    "attempt": COUNT,
+    "status": STATUS,
+    "level_value": LEVEL,
+    "param_group_name": NAME,
+    "level_index": COUNT,
+    "repeat_index": COUNT,
+    "prompt_id": COUNT,
+}
 
 
 def misfit(record: Mapping[str, Any], rules: Mapping[str, Rule]) -> str | None:

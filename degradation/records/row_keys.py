@@ -20,9 +20,16 @@ FINISH_REASONS = ("eos", "length", "stop", "filled", "nan")
 LEGACY_SAMPLER = "legacy"  # rows taken over from files of the original program
 # What a configuration holds of how texts are read and written (identity.py); the first journals were begun without.
 READING_FIELDS = (
-    "tokenizer", "special_tokens", "chat_template", "picture_processor", "sampling", "stop_ids", "attention", "adapter",
+    "tokenizer",
+    "special_tokens",
+    "chat_template",
+    "picture_processor",
+    "sampling",
+    "stop_ids",
+    "attention",
+    "adapter",
     "code",
-)  # fmt: skip
+)
 SCHEMA_FILE = Path(__file__).with_name("row.schema.json")
 
 
@@ -113,8 +120,13 @@ KNOWN_IN_LEGACY = frozenset(
     }
 )  # fmt: skip
 _PYTHON_TYPES = {
-    "string": str, "integer": int, "number": (int, float), "boolean": bool, "object": Mapping, "array": (list, tuple)
-}  # fmt: skip
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "object": Mapping,
+    "array": (list, tuple),
+}
 
 
 def canonical_json(value: Any) -> str:
@@ -160,8 +172,15 @@ def row_key(
     # a lone surrogate has no UTF-8 form
     prompt = hashlib.sha1(prompt_text.encode("utf-8", "surrogatepass")).hexdigest()
     parts = [
-        config_hash, param_group_name, degradation_method, level_key, repeat_index, prompt, occurrence, image_sha256
-    ]  # fmt: skip
+        config_hash,
+        param_group_name,
+        degradation_method,
+        level_key,
+        repeat_index,
+        prompt,
+        occurrence,
+        image_sha256,
+    ]
     return hashlib.sha1(canonical_json(parts).encode()).hexdigest()
 
 

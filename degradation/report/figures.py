@@ -93,9 +93,10 @@ def _layer_figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable
             if curve.series.key.method == method and curve.series.key.group.partition("@")[0] == base
         ]
         yield (
-            f"layers by level, {method} on {base}", f"layers_{method}_{base}",
+            f"layers by level, {method} on {base}",
+            f"layers_{method}_{base}",
             lambda *to, own=own: plot_layers(own, HEADLINE, *to),
-        )  # fmt: skip
+        )
 
 
 def slug(text: str) -> str:

@@ -95,9 +95,15 @@ def draw_curve(panel, x: numpy.ndarray, curve: Curve, look: Look, band: bool = T
     """Draw the centre of a curve over x with its interval; levels without data are left out."""
     kept = numpy.isfinite(curve.stats["centre"]) & numpy.isfinite(x)
     panel.plot(
-        x[kept], curve.stats["centre"][kept], look.line, marker=look.mark, ms=3.5, lw=1.5, color=look.colour,
+        x[kept],
+        curve.stats["centre"][kept],
+        look.line,
+        marker=look.mark,
+        ms=3.5,
+        lw=1.5,
+        color=look.colour,
         label=look.label,
-    )  # fmt: skip
+    )
     low, high = curve.stats["low"][kept], curve.stats["high"][kept]
     if band:
         panel.fill_between(x[kept], low, high, color=look.colour, alpha=0.15, lw=0)
@@ -132,9 +138,13 @@ def legend(figure: Figure, axes: Sequence, columns: int = 2) -> None:
     if not handles:
         return
     made = figure.legend(
-        handles.values(), handles, loc="outside upper left", ncols=columns if len(handles) < 9 else 2 * columns,
-        frameon=False, fontsize=8 if len(handles) < 9 else 7,
-    )  # fmt: skip
+        handles.values(),
+        handles,
+        loc="outside upper left",
+        ncols=columns if len(handles) < 9 else 2 * columns,
+        frameon=False,
+        fontsize=8 if len(handles) < 9 else 7,
+    )
     for text in made.get_texts():
         text.set_parse_math(False)
 
@@ -187,5 +197,9 @@ def key_columns(series: Series) -> dict[str, str]:
     """Return what a table says of a series in every row."""
     key = series.key
     return {
-        "model": key.model, "task": key.task, "method": key.method, "group": key.group, "experiment": key.experiment
-    }  # fmt: skip
+        "model": key.model,
+        "task": key.task,
+        "method": key.method,
+        "group": key.group,
+        "experiment": key.experiment,
+    }

@@ -64,10 +64,16 @@ def plot_levels(curves: Sequence[Curve], names: Sequence[str], folder: Path, nam
         level_axis(panel, [curve.series.axis for curve in drawn])
     legend(figure, axes)
     rows = [row for measure in chosen for curve in curves if curve.measure.name == measure for row in curve_rows(curve)]
-    return save(figure, folder, name, rows, f"Measures over the level, {series[0].key.method}",
-                "Mean over the repeats; the bands are 95 % bootstrap intervals over repeats"
-                + (" (left out: too many curves)" if len(series) > BANDS else "")
-                + ". A ring marks L50, half way from the baseline to the floor.")  # fmt: skip
+    return save(
+        figure,
+        folder,
+        name,
+        rows,
+        f"Measures over the level, {series[0].key.method}",
+        "Mean over the repeats; the bands are 95 % bootstrap intervals over repeats"
+        + (" (left out: too many curves)" if len(series) > BANDS else "")
+        + ". A ring marks L50, half way from the baseline to the floor.",
+    )
 
 
 def plot_common_axis(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
@@ -96,9 +102,15 @@ def plot_common_axis(curves: Sequence[Curve], names: Sequence[str], folder: Path
         value_axis(panel, drawn[0])
     legend(figure, axes)
     rows = [row for measure in chosen for curve in known if curve.measure.name == measure for row in curve_rows(curve)]
-    return save(figure, folder, name, rows, "All groups on one axis",
-                "The same curves over ‖W′ − W‖ / ‖W‖ of the damaged group, which makes σ, p and N comparable. "
-                "Up to 1 the axis is linear, beyond it is logarithmic.")  # fmt: skip
+    return save(
+        figure,
+        folder,
+        name,
+        rows,
+        "All groups on one axis",
+        "The same curves over ‖W′ − W‖ / ‖W‖ of the damaged group, which makes σ, p and N comparable. "
+        "Up to 1 the axis is linear, beyond it is logarithmic.",
+    )
 
 
 def _common_ticks(panel, curves: Sequence[Curve]) -> None:
@@ -135,9 +147,15 @@ def plot_skills(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
         panel.set_title(one.label, fontsize=10, loc="left", parse_math=False)
         level_axis(panel, [one.axis])
     legend(figure, axes, columns=3)
-    return save(figure, folder, name, rows, "Accuracy by sub-skill",
-                "Share of graded questions answered right; an answer without an answer in it counts as wrong. "
-                "Dotted: what guessing among the choices gives, in the colour of its sub-skill.")  # fmt: skip
+    return save(
+        figure,
+        folder,
+        name,
+        rows,
+        "Accuracy by sub-skill",
+        "Share of graded questions answered right; an answer without an answer in it counts as wrong. "
+        "Dotted: what guessing among the choices gives, in the colour of its sub-skill.",
+    )
 
 
 def plot_answers(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
@@ -175,10 +193,16 @@ def plot_perplexity(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
         level_axis(panel, [curve.series.axis for curve in drawn])
     legend(figure, axes)
     rows = [row for measure in chosen for c in curves if c.measure.name == measure for row in curve_rows(c)]
-    return save(figure, folder, name, rows, f"Perplexity and distance from the undamaged model, {series[0].key.method}",
-                "Perplexity on the shipped text (median; dots are repeats), and the mean KL divergence "
-                "of the next token's distribution from the undamaged model's: it sees damage before behaviour "
-                "does.")  # fmt: skip
+    return save(
+        figure,
+        folder,
+        name,
+        rows,
+        f"Perplexity and distance from the undamaged model, {series[0].key.method}",
+        "Perplexity on the shipped text (median; dots are repeats), and the mean KL divergence "
+        "of the next token's distribution from the undamaged model's: it sees damage before behaviour "
+        "does.",
+    )
 
 
 def plot_repeats(curves: Sequence[Curve], measure: str, folder: Path, name: str) -> Plot:
@@ -205,8 +229,14 @@ def plot_repeats(curves: Sequence[Curve], measure: str, folder: Path, name: str)
         level_axis(panel, [curve.series.axis])
     label = drawn[0].measure.label
     figure.supylabel(label, fontsize=9)
-    return save(figure, folder, name, rows, f"Every repeat: {label}",
-                "Each grey line is one repeat, with noise of its own; the coloured line is their mean.")  # fmt: skip
+    return save(
+        figure,
+        folder,
+        name,
+        rows,
+        f"Every repeat: {label}",
+        "Each grey line is one repeat, with noise of its own; the coloured line is their mean.",
+    )
 
 
 def plot_ranking(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
@@ -244,14 +274,28 @@ def plot_ranking(curves: Sequence[Curve], names: Sequence[str], folder: Path, na
         else:
             level_axis(panel, [one.axis for one in series])
         rows += [
-            {**key_columns(row["series"]), "measure": measure, "rank": place + 1, "status": row["status"],
-             "scale": "rel_l2" if common else "position", "half": row["at"], "low": row["low"], "high": row["high"],
-             "last_tested": row["end"]}
+            {
+                **key_columns(row["series"]),
+                "measure": measure,
+                "rank": place + 1,
+                "status": row["status"],
+                "scale": "rel_l2" if common else "position",
+                "half": row["at"],
+                "low": row["low"],
+                "high": row["high"],
+                "last_tested": row["end"],
+            }
             for place, row in enumerate(entries)
-        ]  # fmt: skip
-    return save(figure, folder, name, rows, "Which group is most vulnerable",
-                "L50 with its interval, most vulnerable group on top. A triangle stands where the levels ended "
-                f"before L50 was reached, an arrow where an interval goes on beyond them. {COVERAGE}")  # fmt: skip
+        ]
+    return save(
+        figure,
+        folder,
+        name,
+        rows,
+        "Which group is most vulnerable",
+        "L50 with its interval, most vulnerable group on top. A triangle stands where the levels ended "
+        f"before L50 was reached, an arrow where an interval goes on beyond them. {COVERAGE}",
+    )
 
 
 def curves_label(curves: Sequence[Curve], measure: str) -> str:
@@ -275,16 +319,31 @@ def _ranking_row(curve: Curve, common: bool) -> dict[str, Any]:
     half: Critical = curve.half
     end = float(scale[-1])
     at = carried(half.position)
-    return {"series": curve.series, "status": half.status, "at": at, "low": carried(half.low),
-            "high": carried(half.high), "end": end, "order": (0, at) if half.reached else (1, -end)}  # fmt: skip
+    return {
+        "series": curve.series,
+        "status": half.status,
+        "at": at,
+        "low": carried(half.low),
+        "high": carried(half.high),
+        "end": end,
+        "order": (0, at) if half.reached else (1, -end),
+    }
 
 
 def _draw_dot(panel, place: int, row: Mapping[str, Any], look: Look) -> None:
     colour, mark = look.colour, look.mark
     if row["status"] != "reached":
         panel.plot(row["end"], place, ">", color="white", mec=colour, mew=1.4, ms=7)
-        panel.annotate("not reached", (row["end"], place), xytext=(-8, 0), textcoords="offset points", fontsize=7,
-                       ha="right", va="center", color=GREY)  # fmt: skip
+        panel.annotate(
+            "not reached",
+            (row["end"], place),
+            xytext=(-8, 0),
+            textcoords="offset points",
+            fontsize=7,
+            ha="right",
+            va="center",
+            color=GREY,
+        )
         return
     if numpy.isfinite(row["low"]):
         high = row["high"] if numpy.isfinite(row["high"]) else row["end"]
@@ -292,8 +351,15 @@ def _draw_dot(panel, place: int, row: Mapping[str, Any], look: Look) -> None:
         if not numpy.isfinite(row["high"]):
             panel.plot(high, place, ">", color=colour, ms=5, alpha=0.6)
     panel.plot(row["at"], place, mark, color=colour, ms=6)
-    panel.annotate(number(row["at"]), (row["at"], place), xytext=(0, 6), textcoords="offset points", fontsize=7,
-                   ha="center", color=GREY)  # fmt: skip
+    panel.annotate(
+        number(row["at"]),
+        (row["at"], place),
+        xytext=(0, 6),
+        textcoords="offset points",
+        fontsize=7,
+        ha="center",
+        color=GREY,
+    )
 
 
 def plot_layers(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
@@ -309,8 +375,14 @@ def plot_layers(curves: Sequence[Curve], names: Sequence[str], folder: Path, nam
         drawn = sorted(((s, c) for s, c in found if c.measure.name == measure), key=lambda pair: pair[0])
         _heat_map(figure, panel, drawn)
         rows += [row for _, curve in drawn for row in curve_rows(curve)]
-    return save(figure, folder, name, rows, f"Layers by level, {_series(curves)[0].key.method}",
-                "Rows are the damaged layers, first layer on top; columns are the levels.")  # fmt: skip
+    return save(
+        figure,
+        folder,
+        name,
+        rows,
+        f"Layers by level, {_series(curves)[0].key.method}",
+        "Rows are the damaged layers, first layer on top; columns are the levels.",
+    )
 
 
 def _heat_map(figure, panel, drawn) -> None:

@@ -128,8 +128,12 @@ def identity(row: Mapping[str, Any]) -> tuple:
 def series_key(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     """Return what a row's curve over levels belongs to: model, task, method, group, experiment."""
     return (
-        row["model_name"], row["prompt_group"], row["degradation_method"], row["param_group_name"], row["experiment_id"]
-    )  # fmt: skip
+        row["model_name"],
+        row["prompt_group"],
+        row["degradation_method"],
+        row["param_group_name"],
+        row["experiment_id"],
+    )
 
 
 def damage_level(record: Mapping[str, Any]) -> float | None:

@@ -31,12 +31,18 @@ def build_page(
     body = [
         heading(1, title),
         paragraph(f"Results: {', '.join(report['files'])}", "soft"),
-        navigation([("first", "What broke first"), *((anchors[key], names[key]) for key in tasks),
-                    ("limits", "What this does not show"), ("origin", "Where it comes from")]),
+        navigation(
+            [
+                ("first", "What broke first"),
+                *((anchors[key], names[key]) for key in tasks),
+                ("limits", "What this does not show"),
+                ("origin", "Where it comes from"),
+            ]
+        ),
         facts(_overview(report, tasks)),
         warning_box(report["warnings"]),
         *_first(report, names),
-    ]  # fmt: skip
+    ]
     for key, curves in tasks.items():
         body += _task(names[key], anchors[key], curves, plots[key], folder)
     body += _limits(report) + _origin(report)
@@ -70,9 +76,10 @@ def _first(report, names) -> list[str]:
         paragraph(
             "For each measure, L50 is the first level at which the monotone fit of its mean over the repeats is half "
             "way from the undamaged model to the floor: the chance level of an accuracy, otherwise the value at the "
-            "most severe level.", "soft",
+            "most severe level.",
+            "soft",
         ),
-    ]  # fmt: skip
+    ]
     for (model, task), name in names.items():
         sentences = [e for e in report["broke_first"] if (e["model"], e["task"]) == (model, task)]
         ranks = [e["sentence"] for e in report["rankings"] if (e["model"], e["task"]) == (model, task)]
@@ -175,12 +182,17 @@ def _measures(curves: Sequence[Curve]) -> str:
     for curve in sorted(curves, key=lambda c: c.measure.label.lower()):
         trend, text = curve.trend, curve.measure.text
         rows.append(
-            [curve.measure.label, text(curve.baseline), text(curve.last), curve.half.text(axis),
-             curve.effect.text(axis) if curve.effect else "–",
-             "–" if trend["rho"] is None else f"{trend['rho']:+.2f}",
-             "–" if trend["p"] is None else f"{trend['p']:.4f}",
-             "–" if trend["test"] is None else f"{trend['test']}, {trend['alternative']}"]
-        )  # fmt: skip
+            [
+                curve.measure.label,
+                text(curve.baseline),
+                text(curve.last),
+                curve.half.text(axis),
+                curve.effect.text(axis) if curve.effect else "–",
+                "–" if trend["rho"] is None else f"{trend['rho']:+.2f}",
+                "–" if trend["p"] is None else f"{trend['p']:.4f}",
+                "–" if trend["test"] is None else f"{trend['test']}, {trend['alternative']}",
+            ]
+        )
     return table(header, rows, "ρ is Spearman's correlation of level and mean, p from permutations of the levels")
 
 

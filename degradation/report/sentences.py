@@ -34,13 +34,14 @@ def what_broke_first(curves: Sequence[Curve], names: Sequence[str]) -> dict[str,
     reached = sorted((c for c in taking_part if c.half.reached), key=lambda c: c.half.position)
     facts = {
         "series": series.label,
-        "order": [{"measure": c.measure.name, "text": c.half.text(series.axis), **c.half.record(series.axis)}
-                  for c in reached],
+        "order": [
+            {"measure": c.measure.name, "text": c.half.text(series.axis), **c.half.record(series.axis)} for c in reached
+        ],
         "not_reached": [c.measure.label for c in taking_part if c.half.status == NOT_REACHED],
         "at_chance": [c.measure.label for c in taking_part if c.half.status == AT_CHANCE],
         "unchanged": [c.measure.label for c in taking_part if c.half.status == NO_CHANGE],
         "first_before_second": earlier_share(reached[0].half, reached[1].half) if len(reached) > 1 else None,
-    }  # fmt: skip
+    }
     lead, rest = _sentences(series, reached, facts)
     return facts | {"lead": lead, "rest": rest, "sentence": f"{lead} {rest}".strip()}
 

@@ -134,13 +134,19 @@ def row_table(analysis: Analysis) -> list[dict[str, Any]]:
 def cell_table(series: Sequence[Series]) -> list[dict[str, Any]]:
     """Return the means of every cell that has rows."""
     return [
-        {**key_columns(one), "level": level, "repeat": repeat, "answers": int(one.answers[row, column]),
-         "rel_l2": one.rel_l2[row, column], **{name: values[row, column] for name, values in one.cells.items()}}
+        {
+            **key_columns(one),
+            "level": level,
+            "repeat": repeat,
+            "answers": int(one.answers[row, column]),
+            "rel_l2": one.rel_l2[row, column],
+            **{name: values[row, column] for name, values in one.cells.items()},
+        }
         for one in series
         for row, repeat in enumerate(one.repeats)
         for column, level in enumerate(one.axis.levels)
         if one.answers[row, column]
-    ]  # fmt: skip
+    ]
 
 
 # --- facts
@@ -243,11 +249,17 @@ def write_report(results: Sequence[str | Path], output_dir: str | Path, **option
     write_json(folder / RECORD, said)
     drawn, skipped = draw_all(analysis.curves, folder / "plots")
     said["plots"] = [
-        {"model": model, "task": task, "name": plot.name, "title": plot.title, "png": f"plots/{plot.png.name}",
-         "csv": f"plots/{plot.csv.name}"}
+        {
+            "model": model,
+            "task": task,
+            "name": plot.name,
+            "title": plot.title,
+            "png": f"plots/{plot.png.name}",
+            "csv": f"plots/{plot.csv.name}",
+        }
         for (model, task), plots in drawn.items()
         for plot in plots
-    ]  # fmt: skip
+    ]
     said["plots_without_data"] = skipped
     write_csv(folder / "cells.csv", cell_table(analysis.series))
     write_csv(folder / "curves.csv", [row for curve in analysis.curves for row in curve_rows(curve)])

@@ -145,13 +145,18 @@ def estimate_run(experiment: Experiment, loaded: Loaded) -> Estimate:
     config, model = experiment.config, unwrap(loaded.model)
     group = select_group(model, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain)
     weights = weight_bytes(model, group, config) | {"weights": loaded_bytes(model)}
-    length = prompt_length(
-        experiment.prompts, loaded.tokenizer, loaded.processor, config, experiment.fills_masks
-    )  # fmt: skip
+    length = prompt_length(experiment.prompts, loaded.tokenizer, loaded.processor, config, experiment.fills_masks)
     return _estimate(
-        loaded.name, config, read_shape(model), group, weights, experiment.prompts, length, loaded.device,
+        loaded.name,
+        config,
+        read_shape(model),
+        group,
+        weights,
+        experiment.prompts,
+        length,
+        loaded.device,
         total_memory(loaded.device),
-    )  # fmt: skip
+    )
 
 
 def _estimate(
@@ -175,11 +180,23 @@ def _estimate(
     baseline = plan.fixed["baseline"]
     kept_in_host = 0 if plan.baseline_on_device else baseline
     return Estimate(
-        public_name(name), config.group, group.numel, config.dtype, on_gpu, batch, plan.parts(batch),
-        plan.device(batch), device_total, plan.fixed["predictions"] + kept_in_host if on_gpu else 0, host_total,
-        plan.largest_batch(limit, device_total), length.prompt, cells * len(prompts), cells,
+        public_name(name),
+        config.group,
+        group.numel,
+        config.dtype,
+        on_gpu,
+        batch,
+        plan.parts(batch),
+        plan.device(batch),
+        device_total,
+        plan.fixed["predictions"] + kept_in_host if on_gpu else 0,
+        host_total,
+        plan.largest_batch(limit, device_total),
+        length.prompt,
+        cells * len(prompts),
+        cells,
         "masked copies" if shape.fills_masks else "answers",
-    )  # fmt: skip
+    )
 
 
 class _Plan:

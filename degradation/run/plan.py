@@ -133,9 +133,15 @@ class Experiment:
         """Return the key of a row: of a cell and a prompt (0-based place)."""
         prompt, occurrence = self.prompts[place], self.occurrences[place]
         return row_key(
-            self._hash, self.config.group, self.config.method, cell.key, cell.repeat_index, prompt.text, occurrence,
+            self._hash,
+            self.config.group,
+            self.config.method,
+            cell.key,
+            cell.repeat_index,
+            prompt.text,
+            occurrence,
             self.picture_sha256,
-        )  # fmt: skip
+        )
 
     def noise_key(self, cell: Cell, place: int) -> tuple[int, int]:
         """Return the key of a row's sampling noise."""

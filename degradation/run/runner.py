@@ -89,7 +89,7 @@ class ExperimentRun:
         config = self.config
         group = select_group(
             self.loaded.model, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain
-        )  # fmt: skip
+        )
         return all(target.canonical.startswith("text/") for target in group.targets)
 
     def work(self, plans: Sequence[Plan], progress: tqdm) -> None:
@@ -109,9 +109,13 @@ class ExperimentRun:
         config, model = self.config, self.loaded.model
         with user_mistakes():
             baseline = Baseline(
-                model, config.group, strategy=config.restore_strategy, tied_policy=config.tied_policy,
-                quant_target_mode=config.quant_target_mode, norm_gain=config.norm_gain,
-            )  # fmt: skip
+                model,
+                config.group,
+                strategy=config.restore_strategy,
+                tied_policy=config.tied_policy,
+                quant_target_mode=config.quant_target_mode,
+                norm_gain=config.norm_gain,
+            )
             self._check_damage(baseline)
         try:
             if not config.perplexity:
@@ -141,9 +145,14 @@ class ExperimentRun:
         cell, config = plan.cell, self.config
         started = time.perf_counter()
         lesion = apply_damage(
-            subject.baseline, config.method, cell.level, config.seed_base, cell.repeat_index,
-            level_index=cell.level_index, options=MethodOptions.from_config(config),
-        )  # fmt: skip
+            subject.baseline,
+            config.method,
+            cell.level,
+            config.seed_base,
+            cell.repeat_index,
+            level_index=cell.level_index,
+            options=MethodOptions.from_config(config),
+        )
         damaged = time.perf_counter()
         score = self._score(plan, subject)
         scored = time.perf_counter()

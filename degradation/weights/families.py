@@ -150,10 +150,18 @@ GPT2_LAYER = r"text/h\.\d+\."
 # masked models that count positions from the one behind the padding token's
 SKIPS_POSITIONS = frozenset(
     {
-        "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
-        "xlm-roberta-xl", "xmod",
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "longformer",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
     }
-)  # fmt: skip
+)
 BERT_LAYER = r"text/encoder\.layer\.\d+\."
 EXPERTS = LAYER + r"mlp\.experts\."
 SHARED = LAYER + r"mlp\.shared_expert\."
@@ -199,12 +207,10 @@ GPT2 = Family(
     | _tables(r"text/wte")
 )
 GPT_NEOX = Family(
-    _fused_attention(
-        LAYER + r"attention\.query_key_value\.weight", rows_by_head, LAYER + r"attention\.dense\.weight"
-    )
+    _fused_attention(LAYER + r"attention\.query_key_value\.weight", rows_by_head, LAYER + r"attention\.dense\.weight")
     | _mlp(LAYER + r"mlp\.", "dense_h_to_4h", "dense_4h_to_h")
     | _tables(r"text/embed_in")
-)  # fmt: skip
+)
 BERT = Family(
     _attention(BERT_LAYER + r"attention\.", r"self\.query", r"self\.key", r"self\.value", r"output\.dense")
     | _mlp(BERT_LAYER, r"intermediate\.dense", r"output\.dense")
@@ -215,8 +221,21 @@ BERT = Family(
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         (
-            "gemma", "gemma2", "gemma3", "gemma3_text", "granite", "llama", "ministral", "mistral", "olmo", "olmo2",
-            "olmo3", "qwen2", "qwen3", "smollm3", "stablelm",
+            "gemma",
+            "gemma2",
+            "gemma3",
+            "gemma3_text",
+            "granite",
+            "llama",
+            "ministral",
+            "mistral",
+            "olmo",
+            "olmo2",
+            "olmo3",
+            "qwen2",
+            "qwen3",
+            "smollm3",
+            "stablelm",
         ),
         LLAMA,
     ),
@@ -227,7 +246,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_neox": GPT_NEOX,
     "bert": BERT,
     "roberta": BERT,
-}  # fmt: skip
+}
 
 # model_type (of the text configuration) -> activations beyond float16's range, undamaged (transformers #36822)
 OVERFLOWS_FLOAT16 = frozenset({"gemma3", "gemma3_text"})
@@ -236,11 +255,16 @@ OVERFLOWS_FLOAT16 = frozenset({"gemma3", "gemma3_text"})
 _ANY_LAYER = r"text/(?:\w+\.)*?(?:layers|h|blocks|layer|block)\.\d+\.(?:\w+\.)*?"
 STRUCTURAL = Family(
     _attention(
-        _ANY_LAYER, "(?:q_proj|query|q_lin)", "(?:k_proj|key|k_lin)", "(?:v_proj|value|v_lin)",
+        _ANY_LAYER,
+        "(?:q_proj|query|q_lin)",
+        "(?:k_proj|key|k_lin)",
+        "(?:v_proj|value|v_lin)",
         r"\w*att\w*\.(?:\w+\.)*?(?:o_proj|out_proj|out_lin|dense)",
     )
     | _mlp(
-        _ANY_LAYER, "(?:up_proj|fc1|c_fc|lin1|dense_h_to_4h)", r"(?:down_proj|fc2|mlp\.c_proj|lin2|dense_4h_to_h)",
+        _ANY_LAYER,
+        "(?:up_proj|fc1|c_fc|lin1|dense_h_to_4h)",
+        r"(?:down_proj|fc2|mlp\.c_proj|lin2|dense_4h_to_h)",
         "gate_proj",
     )
     | _tables(
@@ -248,7 +272,7 @@ STRUCTURAL = Family(
         r"text/(?:lm_head|embed_out|output|head|lm_loss)",
     ),
     everywhere=False,
-)  # fmt: skip
+)
 
 # The same in every model. Norms are told by name (ln_1, q_norm, LayerNorm, ...); vision layers by SigLIP's and CLIP's.
 _VISION_LAYER = r"vision/(?:\w+\.)*?layers\.\d+\."

@@ -309,12 +309,20 @@ class _Finder:
         if has_heads:
             self._check_heads(group, entry, heads, head_axis, cut)
         return Target(
-            entry.name, entry.canonical, self.model, entry.shape,
-            cut.numel if cut else math.prod(entry.shape), slice=cut, part=pick.part, group=group, layer=entry.layer,
-            transposed=transposed, head_dim=heads.width if has_heads else None,
+            entry.name,
+            entry.canonical,
+            self.model,
+            entry.shape,
+            cut.numel if cut else math.prod(entry.shape),
+            slice=cut,
+            part=pick.part,
+            group=group,
+            layer=entry.layer,
+            transposed=transposed,
+            head_dim=heads.width if has_heads else None,
             head_axis=head_axis if has_heads else None,
             gain_offset=gain_offset(entry.module) if group == "norm" and self.norm_gain else 0.0,
-        )  # fmt: skip
+        )
 
     def _heads(self, group: str, entry: Entry) -> Heads | None:
         """Return the heads of the attention layer a parameter belongs to, as far as they are known."""

@@ -14,9 +14,14 @@ _TEXT_ROOTS = frozenset(
     {"model", "language_model", "text_model", "transformer", "backbone", "decoder", "gpt_neox", "bert", "roberta"}
 )
 _OTHER_ROOTS = {
-    "vision_tower": "vision", "vision_model": "vision", "visual": "vision", "audio_tower": "audio",
-    "multi_modal_projector": "projector", "mm_projector": "projector", "connector": "projector",
-}  # fmt: skip
+    "vision_tower": "vision",
+    "vision_model": "vision",
+    "visual": "vision",
+    "audio_tower": "audio",
+    "multi_modal_projector": "projector",
+    "mm_projector": "projector",
+    "connector": "projector",
+}
 _LAYER_INDEX = re.compile(r"\w+/(?:\w+\.)*?(?:layers|h|blocks|layer|block)\.(\d+)\.")
 
 

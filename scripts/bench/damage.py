@@ -30,9 +30,13 @@ LAYERS = 8
 def build_model(width: int, dtype: torch.dtype) -> LlamaForCausalLM:
     """Return a Llama of eight layers whose value projections are [width, width], small everywhere else."""
     config = LlamaConfig(
-        vocab_size=64, hidden_size=width, intermediate_size=64, num_hidden_layers=LAYERS, num_attention_heads=8,
+        vocab_size=64,
+        hidden_size=width,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     return LlamaForCausalLM(config).eval().to(dtype)
 
 

@@ -63,10 +63,16 @@ def gpt2_twin(model: PreTrainedModel) -> GPT2LMHeadModel:
     def build(inner: int) -> GPT2LMHeadModel:
         return GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=config.vocab_size, n_embd=config.hidden_size, n_layer=config.num_hidden_layers,
-                n_head=config.num_attention_heads, n_inner=inner, n_positions=1024, bos_token_id=0, eos_token_id=0,
+                vocab_size=config.vocab_size,
+                n_embd=config.hidden_size,
+                n_layer=config.num_hidden_layers,
+                n_head=config.num_attention_heads,
+                n_inner=inner,
+                n_positions=1024,
+                bos_token_id=0,
+                eos_token_id=0,
             )
-        )  # fmt: skip
+        )
 
     with torch.device("meta"):
         smallest, wider = build(1).num_parameters(), build(2).num_parameters()
@@ -86,9 +92,13 @@ def generation(model: PreTrainedModel, batch: int) -> Callable[[], None]:
 
     def call():
         model.generate(
-            prompts, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False,
+            prompts,
+            attention_mask=mask,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            do_sample=False,
             pad_token_id=0,
-        )  # fmt: skip
+        )
 
     return call
 

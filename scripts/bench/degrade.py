@@ -55,13 +55,19 @@ class PlainScript:
         for start in range(0, len(self.chats), self.config.max_batch_size):
             batch = self.tokenizer(
                 self.chats[start : start + self.config.max_batch_size],
-                padding=True, add_special_tokens=False, return_tensors="pt",
-            )  # fmt: skip
+                padding=True,
+                add_special_tokens=False,
+                return_tensors="pt",
+            )
             written = self.model.generate(
-                **batch, do_sample=True, temperature=self.config.temperature, top_k=self.config.top_k,
-                top_p=self.config.top_p, max_new_tokens=self.config.max_new_tokens,
+                **batch,
+                do_sample=True,
+                temperature=self.config.temperature,
+                top_k=self.config.top_k,
+                top_p=self.config.top_p,
+                max_new_tokens=self.config.max_new_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
-            )[:, batch["input_ids"].shape[1] :]  # fmt: skip
+            )[:, batch["input_ids"].shape[1] :]
             stopped = (written == self.tokenizer.eos_token_id).any(-1)
             lengths = torch.where(stopped, (written == self.tokenizer.eos_token_id).int().argmax(-1), written.shape[1])
             tokens += int(lengths.sum())
@@ -95,10 +101,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         levels = tuple(float(level) for level in args.levels.split(","))
         config = get_config("iq_it") | {
-            "levels": levels, "group": args.group, "n_rep": args.repeats, "max_new_tokens": args.max_new_tokens,
-            "max_batch_size": args.max_batch_size, "max_prompts": args.max_prompts, "dtype": args.dtype,
+            "levels": levels,
+            "group": args.group,
+            "n_rep": args.repeats,
+            "max_new_tokens": args.max_new_tokens,
+            "max_batch_size": args.max_batch_size,
+            "max_prompts": args.max_prompts,
+            "dtype": args.dtype,
             "perplexity": False,
-        }  # fmt: skip
+        }
     except ValueError as error:
         raise UserError(str(error)) from error
     cells = compare(args.model, config)

@@ -33,9 +33,12 @@ class Plan(ctypes.Structure):
     """The head of struct ggml_cplan; the rest is room for what newer versions append."""
 
     _fields_ = [
-        ("work_size", ctypes.c_size_t), ("work_data", ctypes.c_void_p), ("n_threads", ctypes.c_int),
-        ("threadpool", ctypes.c_void_p), ("rest", ctypes.c_uint8 * 128),
-    ]  # fmt: skip
+        ("work_size", ctypes.c_size_t),
+        ("work_data", ctypes.c_void_p),
+        ("n_threads", ctypes.c_int),
+        ("threadpool", ctypes.c_void_p),
+        ("rest", ctypes.c_uint8 * 128),
+    ]
 
 
 def find_ggml() -> Path | None:

@@ -45,10 +45,17 @@ class Problem(ctypes.Structure):
     """struct Problem of csrc/timer.cpp."""
 
     _fields_ = [
-        ("path", ctypes.c_char_p), ("x", ctypes.c_void_p), ("dtype", ctypes.c_int32), ("tokens", ctypes.c_int64),
-        ("inputs", ctypes.c_int64), ("tiles", ctypes.c_void_p), ("copies", ctypes.c_int64),
-        ("scale", ctypes.c_void_p), ("rows", ctypes.c_int64), ("y", ctypes.c_void_p),
-    ]  # fmt: skip
+        ("path", ctypes.c_char_p),
+        ("x", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("tokens", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("tiles", ctypes.c_void_p),
+        ("copies", ctypes.c_int64),
+        ("scale", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("y", ctypes.c_void_p),
+    ]
 
 
 class Places:
@@ -149,6 +156,14 @@ def ternary_problem(path: str, x: torch.Tensor, tiles: Places, scale: torch.Tens
     if not all(tensor.is_contiguous() for tensor in (x, y, scale, *tiles.tensors)):
         raise ValueError("every tensor must be contiguous.")
     return Problem(
-        path.encode(), x.data_ptr(), DTYPES[x.dtype], x.shape[0], x.shape[1], tiles.address, len(tiles),
-        scale.data_ptr(), y.shape[1], y.data_ptr(),
-    )  # fmt: skip
+        path.encode(),
+        x.data_ptr(),
+        DTYPES[x.dtype],
+        x.shape[0],
+        x.shape[1],
+        tiles.address,
+        len(tiles),
+        scale.data_ptr(),
+        y.shape[1],
+        y.data_ptr(),
+    )

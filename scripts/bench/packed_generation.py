@@ -101,9 +101,13 @@ def generation(model: PreTrainedModel, prompt: int, new_tokens: int) -> Callable
 
     def call() -> None:
         model.generate(
-            ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
             pad_token_id=0,
-        )  # fmt: skip
+        )
 
     return call
 

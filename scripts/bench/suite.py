@@ -144,9 +144,11 @@ class Suite:
         self._check(cell, contestants, x @ weights.dense().t())
         rooflines = self._rooflines(weights, contestants)
         timings = interleave(
-            contestants | rooflines, threads=cell.threads, in_cache=cell.memory == "cache",
+            contestants | rooflines,
+            threads=cell.threads,
+            in_cache=cell.memory == "cache",
             budget=self.selection.seconds,
-        )  # fmt: skip
+        )
         measured = {name: timings.pop(name) for name in rooflines}
         roofline = Roofline.from_timings(measured)
         for name, timing in timings.items():

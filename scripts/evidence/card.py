@@ -197,10 +197,12 @@ def sweep_text(table: Mapping[str, Any]) -> list[str]:
     rates = table["learning_rates"]
     rows = [
         {"model": entry["model"]}
-        | {f"{rate:g}": "missing" if loss is None else f"{loss:.4f}"
-           for rate, loss in zip(rates, entry["losses"], strict=True)}
+        | {
+            f"{rate:g}": "missing" if loss is None else f"{loss:.4f}"
+            for rate, loss in zip(rates, entry["losses"], strict=True)
+        }
         for entry in table["sweep"]
-    ]  # fmt: skip
+    ]
     parts = ["Sweep: validation loss of the first seed by learning rate.", markdown_table(rows)]
     edge = [
         f"{entry['model']} ({rates[best]:g})"

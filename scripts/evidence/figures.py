@@ -29,8 +29,9 @@ def plot_training_runs(table: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots(1, 2 if swept else 1, squeeze=False, width_ratios=[3, 2] if swept else None)[0]
     tokens = table["recipe"]["batch_rows"] * table["recipe"]["length"]
     for name, curve in table["curves"].items():
-        axes[0].plot([step * tokens for step, _ in curve], [loss for _, loss in curve], lw=1.3,
-                     color=COLOURS[name], label=name)  # fmt: skip
+        axes[0].plot(
+            [step * tokens for step, _ in curve], [loss for _, loss in curve], lw=1.3, color=COLOURS[name], label=name
+        )
     axes[0].xaxis.set_major_formatter(EngFormatter())
     axes[0].set(title=table["title"], xlabel="tokens trained on", ylabel="training loss (nats per token)")
     axes[0].legend(frameon=False)

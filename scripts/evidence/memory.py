@@ -57,15 +57,30 @@ def build_parser() -> OneLineParser:
     )
     add = parser.add_argument
     add("--output_dir", type=path_value, help="folder of the runs, the kept checkpoints and the report")
-    add("--data", type=path_value, help="folder with train, validation and test.jsonl, a document a line; "
-        f"for the table {', '.join(NEED_DATA)}")  # fmt: skip
-    add("--tables", nargs="+",
-        help=f"some of {', '.join(TABLES)} (default: all with --data; without it, those that need none)")  # fmt: skip
+    add(
+        "--data",
+        type=path_value,
+        help=f"folder with train, validation and test.jsonl, a document a line; for the table {', '.join(NEED_DATA)}",
+    )
+    add(
+        "--tables",
+        nargs="+",
+        help=f"some of {', '.join(TABLES)} (default: all with --data; without it, those that need none)",
+    )
     add("--models", nargs="+", default=MODELS, help=f"some of {', '.join(MODELS)} (default: all)")
-    add("--seeds", nargs="+", type=int, default=list(SEEDS),
-        help="the first one chooses the learning rates (default: 0 1 2)")  # fmt: skip
-    add("--tokens", type=int, help="tokens a run trains on (default: the table's own, "
-        f"{', '.join(f'{name} {table.recipe.tokens:,}' for name, table in TABLES.items())})")  # fmt: skip
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=list(SEEDS),
+        help="the first one chooses the learning rates (default: 0 1 2)",
+    )
+    add(
+        "--tokens",
+        type=int,
+        help="tokens a run trains on (default: the table's own, "
+        f"{', '.join(f'{name} {table.recipe.tokens:,}' for name, table in TABLES.items())})",
+    )
     add(
         "--learning_rates",
         nargs="+",

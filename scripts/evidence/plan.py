@@ -213,14 +213,25 @@ class Laboratory:
         bar.set_description(str(key))
         model = build(variant, self.corpus, self.configs[variant.name], seed)
         trained = train(
-            variant, model, self.corpus.train, self.table.recipe,
-            learning_rate=learning_rate, seed=seed, on_step=bar.update,
-        )  # fmt: skip
+            variant,
+            model,
+            self.corpus.train,
+            self.table.recipe,
+            learning_rate=learning_rate,
+            seed=seed,
+            on_step=bar.update,
+        )
         check_budget(f"the trained part of {variant.name}", trained.trained_parameters, self.table.shape.budget)
         if variant.has_memory:
             self.store.keep_model(key, trained.model)
-        self.store.write(key, {**self.run_facts(key, settings), **training_facts(trained, self.table.recipe),
-                               **self.scores(variant, trained.model)})  # fmt: skip
+        self.store.write(
+            key,
+            {
+                **self.run_facts(key, settings),
+                **training_facts(trained, self.table.recipe),
+                **self.scores(variant, trained.model),
+            },
+        )
 
     def run_shuffled(self, variant: Variant, learning_rate: float, seed: int, bar: tqdm) -> None:
         """Score a kept model while every row reads the memory of its neighbour in the batch.
@@ -238,8 +249,9 @@ class Laboratory:
             raise UserError(f"{folder} is missing; remove {self.store.path(source)} to train the model again.")
         model = variant.model_class.from_pretrained(folder)
         parameters = {"parameters": model.num_parameters(), "checkpoint_of": str(source)}
-        self.store.write(key, {**self.run_facts(key, settings), **parameters,
-                               **self.scores(variant, model, shuffle_memory=True)})  # fmt: skip
+        self.store.write(
+            key, {**self.run_facts(key, settings), **parameters, **self.scores(variant, model, shuffle_memory=True)}
+        )
 
     def run_facts(self, key: RunKey, settings: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -289,8 +301,10 @@ def training_facts(trained: Trained, recipe: Recipe) -> dict[str, Any]:
 
 def make_runs(laboratories: Sequence[Laboratory]) -> None:
     """Make all missing runs behind one progress bar."""
-    left = sum(lab.pending() * lab.table.recipe.steps * lab.table.recipe.batch_rows * lab.table.recipe.length
-               for lab in laboratories)  # fmt: skip
+    left = sum(
+        lab.pending() * lab.table.recipe.steps * lab.table.recipe.batch_rows * lab.table.recipe.length
+        for lab in laboratories
+    )
     with tqdm(total=left, unit="token", unit_scale=True, smoothing=0.05) as bar:
         for laboratory in laboratories:
             laboratory.work(bar)

@@ -24,20 +24,33 @@ WINDOW = 16
 SOLVED = 0.95
 COLUMNS = ("model", "seed", "steps", "batch", "learning_rate", "parameters", "accuracy", "chance", "cpu_seconds")
 SHARED = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
-    "initializer_range": 0.1, "dropout": 0.0, "attention_dropout": 0.0,
-}  # fmt: skip
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "initializer_range": 0.1,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
 
 
 def titan(task: RecallTask, *, window: int | None, memory: bool = False) -> FrankensteinForCausalLM:
     """Titan attention over embeddings that each see their predecessor too."""
     return FrankensteinForCausalLM(
         FrankensteinConfig(
-            is_decoder=True, vocab_size=task.vocab_size, layer_pattern=["titan_attn"], use_titan_memory=memory,
-            attention_window=window, embedding_conv_kernel=2, use_hope=False, position_type="rope",
-            norm_type="rms_norm", embedding_norm=None, **SHARED,
+            is_decoder=True,
+            vocab_size=task.vocab_size,
+            layer_pattern=["titan_attn"],
+            use_titan_memory=memory,
+            attention_window=window,
+            embedding_conv_kernel=2,
+            use_hope=False,
+            position_type="rope",
+            norm_type="rms_norm",
+            embedding_norm=None,
+            **SHARED,
         )
-    )  # fmt: skip
+    )
 
 
 def infinito(task: RecallTask, *, window: int | None, segment: int | None = None) -> InfinitoForCausalLM:
@@ -45,11 +58,18 @@ def infinito(task: RecallTask, *, window: int | None, segment: int | None = None
     memory = {"memory_layers": [1], "memory_segment": segment} if segment else {"memory_layers": []}
     return InfinitoForCausalLM(
         InfinitoConfig(
-            vocab_size=task.vocab_size, max_position_embeddings=task.length, attention_window=window,
-            memory_slots=task.length, memory_dim=32, memory_heads=2, exploration_sigma=0.0,
-            tie_word_embeddings=True, **memory, **SHARED,
+            vocab_size=task.vocab_size,
+            max_position_embeddings=task.length,
+            attention_window=window,
+            memory_slots=task.length,
+            memory_dim=32,
+            memory_heads=2,
+            exploration_sigma=0.0,
+            tie_word_embeddings=True,
+            **memory,
+            **SHARED,
         )
-    )  # fmt: skip
+    )
 
 
 MODELS: dict[str, Callable[[RecallTask], PreTrainedModel]] = {

@@ -266,11 +266,13 @@ def position_facts(table: Table, chosen: Mapping[str, Mapping[int, Run]]) -> lis
 def curve_facts(table: Table, chosen: Mapping[str, Mapping[int, Run]]) -> dict[str, list[list[float]]]:
     """Training loss by step, the mean over the seeds, for each trained model."""
     return {
-        name: [[points[0][0], _mean([point[1] for point in points])]
-               for points in zip(*(run["curve"] for run in runs.values()), strict=True)]
+        name: [
+            [points[0][0], _mean([point[1] for point in points])]
+            for points in zip(*(run["curve"] for run in runs.values()), strict=True)
+        ]
         for name, runs in chosen.items()
         if name != SHUFFLED and runs
-    }  # fmt: skip
+    }
 
 
 def write_report_files(report: Mapping[str, Any], folder: Path, card: Path | None) -> None:

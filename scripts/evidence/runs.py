@@ -20,9 +20,20 @@ from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.files import write_json
 
 KEYS = {
-    "table", "model", "learning_rate", "seed", "settings", "processor", "threads", "versions", "parameters", "held_out",
-    "memory", "same_document_neighbours", "evaluation_cpu_seconds",
-}  # fmt: skip
+    "table",
+    "model",
+    "learning_rate",
+    "seed",
+    "settings",
+    "processor",
+    "threads",
+    "versions",
+    "parameters",
+    "held_out",
+    "memory",
+    "same_document_neighbours",
+    "evaluation_cpu_seconds",
+}
 MEASURES = {"loss", "perplexity", "bits_per_byte"}
 
 

@@ -118,9 +118,12 @@ def _distance(row: Row, reference: float) -> str:
 def _edge(best: Row, group: Sequence[Row]) -> str | None:
     """Say that the best rate is the lowest, highest or only one of those run with the same start and scheme."""
     rates = sorted(
-        {row["learning_rate"] for row in group
-         if (row["embedding_start"], row["w_scheme"]) == (best["embedding_start"], best["w_scheme"])}
-    )  # fmt: skip
+        {
+            row["learning_rate"]
+            for row in group
+            if (row["embedding_start"], row["w_scheme"]) == (best["embedding_start"], best["w_scheme"])
+        }
+    )
     if best["learning_rate"] in rates[1:-1]:
         return None
     place = "only" if len(rates) == 1 else "highest" if best["learning_rate"] == rates[-1] else "lowest"

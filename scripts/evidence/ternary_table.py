@@ -125,11 +125,20 @@ def markdown_table(rows: Sequence[Mapping], bigram: Mapping[str, float]) -> str:
     ]
     for row in rows:
         cells = [
-            row["run"], row["weights"], row["w_scheme"] or "", row["ternary_training"] or "",
-            f"{row['embedding_start']:g}", f"{row['tokens_seen']:,}", str(row["batch"]),
-            f"{row['learning_rate']:g}", f"{row['eval_loss']:.4f}", f"{row['bits_per_byte']:.3f}",
-            _percent(row["zero_fraction"], 1), _percent(row["mean_flip_rate"], 3), _percent(row["last_flip_rate"], 3),
-        ]  # fmt: skip
+            row["run"],
+            row["weights"],
+            row["w_scheme"] or "",
+            row["ternary_training"] or "",
+            f"{row['embedding_start']:g}",
+            f"{row['tokens_seen']:,}",
+            str(row["batch"]),
+            f"{row['learning_rate']:g}",
+            f"{row['eval_loss']:.4f}",
+            f"{row['bits_per_byte']:.3f}",
+            _percent(row["zero_fraction"], 1),
+            _percent(row["mean_flip_rate"], 3),
+            _percent(row["last_flip_rate"], 3),
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

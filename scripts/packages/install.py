@@ -74,8 +74,9 @@ def install(folder: Path, versions: str, torch: "str | None") -> None:
 def check_python(version: "tuple[int, ...]", name: str) -> None:
     if tuple(version[:2]) < PYTHON_FLOOR:
         found, needed = ".".join(map(str, version[:2])), ".".join(map(str, PYTHON_FLOOR))
-        raise InstallError(f"{name} is Python {found}, and frankenlm needs {needed} or newer: "
-                           f"make install PYTHON=python{needed}")  # fmt: skip
+        raise InstallError(
+            f"{name} is Python {found}, and frankenlm needs {needed} or newer: make install PYTHON=python{needed}"
+        )
 
 
 def remembered(choice: Path, torch: "str | None") -> "str | None":
@@ -98,9 +99,8 @@ def version_of(python: Path) -> "tuple[int, ...]":
 
 def make_environment(folder: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "venv", str(folder)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "venv", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode:
         reason = " ".join((done.stdout or "").split())[:300]
         raise InstallError(f"no virtual environment could be made in {folder}: {reason}")
@@ -123,9 +123,8 @@ def pip(python: Path, log: Path, constraints: "Path | None", *wanted: str) -> No
         command += ["--constraint", str(constraints)]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     done = subprocess.run(
-        [*command, *wanted], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [*command, *wanted], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     with log.open("a") as file:
         file.write(done.stdout)
     if done.returncode:
@@ -139,14 +138,18 @@ def explain(output: str, log: Path) -> str:
     missing = MISSING.search(output)
     if missing and missing[1].endswith("+cpu"):
         plain = missing[1].partition("+")[0]
-        return (f"the package index has no {missing[1]}, the build without CUDA: name an index of CPU builds in "
-                f"PIP_EXTRA_INDEX_URL (PyTorch's install page has it), or take the index's own, which may bring "
-                f"gigabytes of CUDA libraries: make install TORCH={plain}")  # fmt: skip
+        return (
+            f"the package index has no {missing[1]}, the build without CUDA: name an index of CPU builds in "
+            f"PIP_EXTRA_INDEX_URL (PyTorch's install page has it), or take the index's own, which may bring "
+            f"gigabytes of CUDA libraries: make install TORCH={plain}"
+        )
     conflict = CONFLICT.search(output)
     if missing or conflict:
         name = missing[1] if missing else conflict[1] or conflict[2]
-        return (f"{name} of {CONSTRAINTS.name} cannot be had: the package index no longer has it, or not for this "
-                f"Python. `make update` makes {CONSTRAINTS.name} anew (all pip said: {log})")  # fmt: skip
+        return (
+            f"{name} of {CONSTRAINTS.name} cannot be had: the package index no longer has it, or not for this "
+            f"Python. `make update` makes {CONSTRAINTS.name} anew (all pip said: {log})"
+        )
     errors = [line for line in output.splitlines() if line.startswith("ERROR:")]
     return f"{errors[-1] if errors else 'pip failed'} (all it said: {log})"
 

@@ -43,8 +43,10 @@ def room(c: Canvas) -> None:
     for index, (top, bottom) in enumerate(zip(rows, rows[1:], strict=False)):
         for column in range(-12, 12):
             if (column + index) % 2:
-                at = [(448 + (column + side) * (66 + 0.34 * (y - 626)), y)
-                      for side, y in ((0, top), (1, top), (1, bottom), (0, bottom))]  # fmt: skip
+                at = [
+                    (448 + (column + side) * (66 + 0.34 * (y - 626)), y)
+                    for side, y in ((0, top), (1, top), (1, bottom), (0, bottom))
+                ]
                 c.polygon(at, "#cf9468", None)
 
 

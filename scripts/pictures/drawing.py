@@ -41,9 +41,11 @@ class Canvas:
             self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], fill, ink, width)
             return
         corners = [
-            (right - radius, top + radius, -90), (right - radius, bottom - radius, 0),
-            (left + radius, bottom - radius, 90), (left + radius, top + radius, 180),
-        ]  # fmt: skip
+            (right - radius, top + radius, -90),
+            (right - radius, bottom - radius, 0),
+            (left + radius, bottom - radius, 90),
+            (left + radius, top + radius, 180),
+        ]
         self.polygon(
             [p for x, y, start in corners for p in arc(x, y, radius, radius, start, start + 90)], fill, ink, width
         )

@@ -34,22 +34,34 @@ TEMPLATE = (
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
 TOKENS = {
-    "vocab_size": VOCAB, "pad_token_id": IDS["<pad>"], "bos_token_id": IDS["<bos>"],
+    "vocab_size": VOCAB,
+    "pad_token_id": IDS["<pad>"],
+    "bos_token_id": IDS["<bos>"],
     "eos_token_id": [IDS["<eos>"], IDS[END_TURN]],
-}  # fmt: skip
+}
 GROUPED = SHAPE | TOKENS | {"num_key_value_heads": 2, "max_position_embeddings": 2048}
 GEMMA3 = GROUPED | {
-    "num_hidden_layers": 6, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16,
+    "num_hidden_layers": 6,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 16,
     "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
-}  # fmt: skip
+}
 VISION = {
-    "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 5, "num_attention_heads": 3, "image_size": 56,
-    "patch_size": 14, "vision_use_head": False,
-}  # fmt: skip
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 3,
+    "image_size": 56,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
 BERT = SHAPE | {"vocab_size": VOCAB, "pad_token_id": IDS["<pad>"], "max_position_embeddings": 2048}
-OWN = SHAPE | TOKENS | {
-    "eos_token_id": IDS["<eos>"], "max_position_embeddings": 2048, "dropout": 0.0, "attention_dropout": 0.0,
-}  # fmt: skip
+OWN = (
+    SHAPE
+    | TOKENS
+    | {"eos_token_id": IDS["<eos>"], "max_position_embeddings": 2048, "dropout": 0.0, "attention_dropout": 0.0}
+)
 
 # name -> (model class, configuration class, its fields)
 TINY_MODELS = {
@@ -232,5 +244,5 @@ def unbroken(tiny_model, tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     path = run_experiment(
         SMALL, model=tiny_model("llama"), tokenizer=tiny_tokenizer(), output_dir=folder, progress=False
-    )  # fmt: skip
+    )
     return rows_of(path)

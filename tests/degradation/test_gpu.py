@@ -28,8 +28,9 @@ def test_the_damage_is_the_cpus_bit_for_bit(method, level, dtype, tiny_model):
 
 def test_pinned_restore_runs_at_the_links_rate(tiny_model):
     """Against a plain copy of as many pinned bytes to the device, in turn: at least half its rate."""
-    model = tiny_model("llama", hidden_size=2048, intermediate_size=8192, num_attention_heads=16,
-                       num_key_value_heads=16).to("cuda", torch.bfloat16)  # fmt: skip
+    model = tiny_model(
+        "llama", hidden_size=2048, intermediate_size=8192, num_attention_heads=16, num_key_value_heads=16
+    ).to("cuda", torch.bfloat16)
     with Baseline(model, "mlp_only") as baseline:
         size = 2 * baseline.numel
         source = torch.empty(size, dtype=torch.uint8, pin_memory=True)
@@ -52,8 +53,12 @@ def test_4_bit_experiments_run_on_the_gpu(mode, tiny_model, tiny_tokenizer, tmp_
     tiny_model("gemma3", hidden_size=64, intermediate_size=128).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     config = get_config("smoke") | {
-        "levels": (0.0, 0.5), "n_rep": 1, "load_4bit": True, "quant_target_mode": mode, "group": "mlp_only"
-    }  # fmt: skip
+        "levels": (0.0, 0.5),
+        "n_rep": 1,
+        "load_4bit": True,
+        "quant_target_mode": mode,
+        "group": "mlp_only",
+    }
     path = run_experiment(config, model=str(folder), output_dir=tmp_path / "results", device="cuda", progress=False)
     rows = json.loads(path.read_text())
     assert len(rows) == 8 and {row["status"] for row in rows} == {"ok"}

@@ -17,8 +17,14 @@ from frankenlm.degradation.records.row_keys import FINISHED
 SERVER = Path(__file__).resolve().parents[1] / "helpers" / "kill_server.py"
 # how a row may differ from the one of an unbroken run: when, by which try, in which batch
 LOOSE = {
-    "timestamp", "duration", "batch_duration", "attempt", "vram_usage_percent", "batch_size_effective", "batch_shape"
-}  # fmt: skip
+    "timestamp",
+    "duration",
+    "batch_duration",
+    "attempt",
+    "vram_usage_percent",
+    "batch_size_effective",
+    "batch_shape",
+}
 # tensor shapes differ with the batch, and with them the rounding
 ROUNDED = {"mean_logprob": 1e-3, "mean_entropy": 1e-3}
 

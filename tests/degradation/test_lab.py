@@ -158,14 +158,20 @@ def test_the_undamaged_level_is_the_untouched_model(lab, tiny_tokenizer):
     tokenizer = tiny_tokenizer()
     for row in rows:
         ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["prompt_text"]}], add_generation_prompt=True, return_tensors="pt",
+            [{"role": "user", "content": row["prompt_text"]}],
+            add_generation_prompt=True,
+            return_tensors="pt",
             return_dict=True,
-        )["input_ids"]  # fmt: skip
+        )["input_ids"]
         stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("</turn>")]
         written = lab.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6, eos_token_id=stops,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=6,
+            eos_token_id=stops,
             pad_token_id=tokenizer.pad_token_id,
-        )[0, ids.shape[1] :]  # fmt: skip
+        )[0, ids.shape[1] :]
         assert row["completion"] == tokenizer.decode(written, skip_special_tokens=True)
 
 

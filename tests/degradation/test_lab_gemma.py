@@ -45,9 +45,16 @@ def test_gemma3_goes_through_the_three_configurations(name, load, wide_gemma, tm
     """From the saved folder; pictures where the model takes them; the damaged level differs from the baseline."""
     for config_name in CONFIGS:
         config = get_config(config_name) | {
-            "levels": (0.0, 0.5), "n_rep": 1, "max_prompts": 3, "max_new_tokens": 5, "max_batch_size": 2,
-            "max_seq_length": 1024, "perplexity": False, "group": "mlp_only", **LOADS[load],
-        }  # fmt: skip
+            "levels": (0.0, 0.5),
+            "n_rep": 1,
+            "max_prompts": 3,
+            "max_new_tokens": 5,
+            "max_batch_size": 2,
+            "max_seq_length": 1024,
+            "perplexity": False,
+            "group": "mlp_only",
+            **LOADS[load],
+        }
         if config.image is not None and name == "gemma3":
             with pytest.raises(ValueError, match="reads text only"):
                 Lab(str(wide_gemma(name)), RunOptions(output_dir=tmp_path)).plan(config)
@@ -60,17 +67,29 @@ def test_gemma3_goes_through_the_three_configurations(name, load, wide_gemma, tm
         assert all(undamaged != damaged for undamaged, damaged in zip(found[:3], found[3:], strict=True))
 
 
-@pytest.mark.parametrize(("group", "intact"), [
-    ("attn_only", True), ("embed_only", True), ("attn_only+vision", False), ("vision_mlp", False), ("projector", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("group", "intact"),
+    [
+        ("attn_only", True),
+        ("embed_only", True),
+        ("attn_only+vision", False),
+        ("vision_mlp", False),
+        ("projector", False),
+    ],
+)
 def test_pictures_are_read_again_where_damage_reaches_them(group, intact, wide_gemma, tmp_path, monkeypatch):
     made = []
     probe = RowDecoder._probe
     monkeypatch.setattr(RowDecoder, "_probe", lambda self: made.append(self) or probe(self))
     config = get_config("cookie_theft_it") | {
-        "dtype": "float32", "group": group, "levels": (0.0, 0.5), "n_rep": 1, "max_prompts": 1, "max_new_tokens": 3,
+        "dtype": "float32",
+        "group": group,
+        "levels": (0.0, 0.5),
+        "n_rep": 1,
+        "max_prompts": 1,
+        "max_new_tokens": 3,
         "perplexity": False,
-    }  # fmt: skip
+    }
     run_experiment(config, model=str(wide_gemma("gemma3_mm")), output_dir=tmp_path, progress=False)
     (decoder,) = made
     assert decoder.keep_picture == intact and (decoder._picture is not None) == intact

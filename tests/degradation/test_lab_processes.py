@@ -43,9 +43,11 @@ def launch(processes, config_flags, folder, model, script=None):
     command = launcher if processes > 1 else [sys.executable]
     done = subprocess.run(
         [*command, script, "run", "--model", str(model), "--output_dir", str(folder), *config_flags],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = folder.glob("outputs_*.json")
     return rows_of(path)

@@ -30,9 +30,17 @@ COUNTS = {"dreams_it": 38, "iq_it": 65, "cookie_theft_it": 20, "smoke": 4}
 SKILLS = {
     "dreams_it": {"bare": 8, "detailed": 8, "person": 6, "theme": 6, "emotion": 4, "sense": 3, "listener": 3},
     "iq_it": {"math": 25, "language": 15, "logic": 12, "factual": 8, "creativity": 5},
-    "cookie_theft_it": {"plain": 3, "exhaustive": 3, "list": 3, "actions": 3, "people": 2, "space": 2, "causes": 2,
-                        "blind reader": 2},
-}  # fmt: skip
+    "cookie_theft_it": {
+        "plain": 3,
+        "exhaustive": 3,
+        "list": 3,
+        "actions": 3,
+        "people": 2,
+        "space": 2,
+        "causes": 2,
+        "blind reader": 2,
+    },
+}
 ALL = [prompt for name in PROMPT_SETS for prompt in load_prompts(name)]
 GRADED = [prompt for prompt in ALL if prompt.grader in ("number", "choice", "alias")]
 IQ = load_prompts("iq_it")
@@ -98,8 +106,16 @@ def test_math_keys_recomputed():
     found = [record for record in records("iq_it") if record["skill"] == "math"]
     assert Counter(record["band"] for record in found) == {"easy": 8, "medium": 8, "hard": 9}
     assert {record["topic"] for record in found} == {
-        "precedence", "fractions", "percentages", "sequences", "units", "rate", "geometry", "equation", "word problem"
-    }  # fmt: skip
+        "precedence",
+        "fractions",
+        "percentages",
+        "sequences",
+        "units",
+        "rate",
+        "geometry",
+        "equation",
+        "word problem",
+    }
     for record in found:
         assert evaluate(record["expression"]) == Fraction(str(record["answer"])), record["text"]
 
@@ -133,11 +149,17 @@ def test_orderings_by_trying_all():
         p for p in itertools.permutations(["Ana", "Ben", "Carl"]) if p.index("Ana") < p.index("Ben") < p.index("Carl")
     ]
     assert {p[0] for p in tall} == {key_of("Ana is taller")}
-    race = [p for p in itertools.permutations(["Mia", "Tom", "Lea", "Jan"])
-            if p.index("Mia") < p.index("Tom") < p.index("Lea") < p.index("Jan")]  # fmt: skip
+    race = [
+        p
+        for p in itertools.permutations(["Mia", "Tom", "Lea", "Jan"])
+        if p.index("Mia") < p.index("Tom") < p.index("Lea") < p.index("Jan")
+    ]
     assert {p[2] for p in race} == {key_of("Mia finishes")}
-    row = [p for p in itertools.permutations(["red", "green", "blue", "yellow"])
-           if p.index("red") < p.index("green") < p.index("blue") and p.index("yellow") < p.index("red")]  # fmt: skip
+    row = [
+        p
+        for p in itertools.permutations(["red", "green", "blue", "yellow"])
+        if p.index("red") < p.index("green") < p.index("blue") and p.index("yellow") < p.index("red")
+    ]
     assert {p[-2] for p in row} == {key_of("Red is left")}
 
 
@@ -240,8 +262,11 @@ def test_choices_and_chance():
 
 def test_a_file_of_ones_own(tmp_path):
     path = tmp_path / "mine.jsonl"
-    path.write_text('{"text": "Say a."}\n\n{"text": "Which? x or y", "grader": "choice", "choices": ["x", "y"], '
-                    '"answer": "y", "skill": "pick"}\n', encoding="utf-8")  # fmt: skip
+    path.write_text(
+        '{"text": "Say a."}\n\n{"text": "Which? x or y", "grader": "choice", "choices": ["x", "y"], '
+        '"answer": "y", "skill": "pick"}\n',
+        encoding="utf-8",
+    )
     first, second = load_prompts(path)
     assert first == Prompt(id=1, text="Say a.", set="mine", skill="mine")
     assert (second.id, second.choices, second.skill) == (2, ("x", "y"), "pick")

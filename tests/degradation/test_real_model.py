@@ -55,9 +55,14 @@ def test_log_perplexity_rises_with_sigma_on_average(group, loaded):
 
 def test_the_undamaged_model_answers_sensibly(run):
     config = get_config("iq_it") | {
-        "levels": (0.0,), "n_rep": 1, "do_sample": False, "max_new_tokens": 24, "dtype": "float32", "perplexity": False,
+        "levels": (0.0,),
+        "n_rep": 1,
+        "do_sample": False,
+        "max_new_tokens": 24,
+        "dtype": "float32",
+        "perplexity": False,
         "max_batch_size": 16,
-    }  # fmt: skip
+    }
     rows = run(config)
     capital = [row["completion"] for row in rows if "dodecagon" in row["prompt_text"]]
     assert capital and "12" in capital[0]
@@ -67,11 +72,17 @@ def test_the_undamaged_model_answers_sensibly(run):
 def test_text_does_not_change_with_the_batch(run):
     """In fp32 on the CPU, at a level that hurts."""
     config = get_config("iq_it") | {
-        "levels": (0.0, 0.5), "n_rep": 1, "max_prompts": 16, "max_new_tokens": 32, "dtype": "float32",
+        "levels": (0.0, 0.5),
+        "n_rep": 1,
+        "max_prompts": 16,
+        "max_new_tokens": 32,
+        "dtype": "float32",
         "perplexity": False,
-    }  # fmt: skip
-    texts = {size: [row["completion"] for row in run(config | {"max_batch_size": size}, f"at_{size}")]
-             for size in (1, 3, 8, 16)}  # fmt: skip
+    }
+    texts = {
+        size: [row["completion"] for row in run(config | {"max_batch_size": size}, f"at_{size}")]
+        for size in (1, 3, 8, 16)
+    }
     assert len(texts[1]) == 32
     assert texts[1] == texts[3] == texts[8] == texts[16]
 

@@ -57,8 +57,13 @@ def experiment(folder, model):
     from frankenlm.degradation.lab import run_experiment
 
     config = get_config("smoke") | {
-        "levels": (0.0, 0.3), "n_rep": 2, "max_prompts": 2, "max_new_tokens": 4, "dtype": "float32", "perplexity": False
-    }  # fmt: skip
+        "levels": (0.0, 0.3),
+        "n_rep": 2,
+        "max_prompts": 2,
+        "max_new_tokens": 4,
+        "dtype": "float32",
+        "perplexity": False,
+    }
     run_experiment(config, model=model[0], tokenizer=model[1], output_dir=folder, progress=False)
 
 

@@ -11,9 +11,17 @@ SAMPLES = {"string": "text", "integer": 1, "number": 0.5, "boolean": False, "obj
 
 
 def make_row(
-    prompt=1, repeat=0, level_index=1, *, group="attn_only", text=None, occurrence=0, config=CONFIG, levels=LEVELS,
+    prompt=1,
+    repeat=0,
+    level_index=1,
+    *,
+    group="attn_only",
+    text=None,
+    occurrence=0,
+    config=CONFIG,
+    levels=LEVELS,
     **changes,
-):  # fmt: skip
+):
     """Return the row of a cell and prompt. Its completion follows from its key, as that of a seeded model would."""
     level, text = levels[level_index], text or f"Prompt {prompt}: say «something»."
     key = row_key(config_hash(config), group, NAMES[0], f"{level:.12g}", repeat, text, occurrence, None)

@@ -41,19 +41,30 @@ def simulated_rows(method, group, half, *, task="iq_it", levels=None, repeats=5,
             for prompt in prompts:
                 is_nan = (repeat, index) == NAN_CELL
                 yield {
-                    "model_name": "maker/tiny-model", "model_variant": "it", "prompt_group": task,
-                    "experiment_id": f"{method}|maker/tiny-model|{suffix}", "config_name": task,
-                    "prompt_id": prompt.id, "prompt_text": prompt.text,
+                    "model_name": "maker/tiny-model",
+                    "model_variant": "it",
+                    "prompt_group": task,
+                    "experiment_id": f"{method}|maker/tiny-model|{suffix}",
+                    "config_name": task,
+                    "prompt_id": prompt.id,
+                    "prompt_text": prompt.text,
                     "completion": f"{generator.random() < right:d} {generator.random() < looped:d} "
-                                  f"{generator.normal(60 + 200 * looped, 10):.1f}",
-                    "level_value": level, "std_dev": level, "level_index": index, "repeat_index": repeat,
-                    "is_baseline": index == 0, "param_group_name": group, "degradation_method": method,
+                    f"{generator.normal(60 + 200 * looped, 10):.1f}",
+                    "level_value": level,
+                    "std_dev": level,
+                    "level_index": index,
+                    "repeat_index": repeat,
+                    "is_baseline": index == 0,
+                    "param_group_name": group,
+                    "degradation_method": method,
                     "finish_reason": "nan" if is_nan else "length" if generator.random() < looped else "eos",
-                    "status": "nan_logits" if is_nan else "ok", "attempt": 1,
+                    "status": "nan_logits" if is_nan else "ok",
+                    "attempt": 1,
                     "row_key": f"{group}{method}{index}{repeat}{prompt.id}",
-                    "tokens_generated": 60, "perplexity": None,
+                    "tokens_generated": 60,
+                    "perplexity": None,
                     "damage_rel_l2": relative_change(method, level),
-                }  # fmt: skip
+                }
 
 
 def relative_change(method, level):
@@ -65,8 +76,13 @@ def relative_change(method, level):
 def measure(row, prompt):
     """What the simulation wrote into a completion, in place of the measures of texts."""
     right, looped, length = row["completion"].split()
-    return {"correct": right == "1" and row["status"] == "ok", "looped": looped == "1", "tokens": float(length),
-            "grade": "a text", "nothing": None}  # fmt: skip
+    return {
+        "correct": right == "1" and row["status"] == "ok",
+        "looped": looped == "1",
+        "tokens": float(length),
+        "grade": "a text",
+        "nothing": None,
+    }
 
 
 def write_experiment(folder, rows, method, *, suffix="sim", cells=True, manifest=True):
@@ -76,8 +92,11 @@ def write_experiment(folder, rows, method, *, suffix="sim", cells=True, manifest
     journal = path.with_suffix(".journal")
     journal.mkdir()
     if manifest:
-        content = {"schema_version": 1, "config_fields": {"prompts": "iq_it", "dtype": "float32"},
-                   "runs": [{"versions": {"torch": "9.9.9"}}]}  # fmt: skip
+        content = {
+            "schema_version": 1,
+            "config_fields": {"prompts": "iq_it", "dtype": "float32"},
+            "runs": [{"versions": {"torch": "9.9.9"}}],
+        }
         (journal / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
     if cells:
         (journal / "cells.jsonl").write_bytes(b"".join(encode_line(record) for record in cell_records(rows)))
@@ -95,11 +114,15 @@ def cell_records(rows):
         logarithm = 3 + steepness * (position - start) ** 1.5
         broken = row["status"] == "nan_logits"
         yield {
-            **{name: row[name] for name in ("param_group_name", "degradation_method", "level_value", "level_index",
-                                            "repeat_index")},
-            "perplexity": None if broken else math.exp(logarithm), "log_perplexity": None if broken else logarithm,
-            "kl_to_baseline": None if broken else position - start, "rows": len(PROMPTS),
-        }  # fmt: skip
+            **{
+                name: row[name]
+                for name in ("param_group_name", "degradation_method", "level_value", "level_index", "repeat_index")
+            },
+            "perplexity": None if broken else math.exp(logarithm),
+            "log_perplexity": None if broken else logarithm,
+            "kl_to_baseline": None if broken else position - start,
+            "rows": len(PROMPTS),
+        }
 
 
 def read_csv(path):

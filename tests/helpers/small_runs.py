@@ -7,13 +7,24 @@ import pytest
 from frankenlm.degradation import get_config
 
 SMALL = get_config("smoke") | {
-    "dtype": "float32", "levels": (0.0, 0.3), "n_rep": 2, "max_new_tokens": 6, "perplexity": False
-}  # fmt: skip
+    "dtype": "float32",
+    "levels": (0.0, 0.3),
+    "n_rep": 2,
+    "max_new_tokens": 6,
+    "perplexity": False,
+}
 # what may differ between two ways of getting the same rows
 INCIDENTAL = {
-    "timestamp", "duration", "batch_duration", "attempt", "batch_size_effective", "batch_shape", "rank", "device",
+    "timestamp",
+    "duration",
+    "batch_duration",
+    "attempt",
+    "batch_size_effective",
+    "batch_shape",
+    "rank",
+    "device",
     "vram_usage_percent",
-}  # fmt: skip
+}
 ROUNDED = ("mean_logprob", "mean_entropy")
 
 

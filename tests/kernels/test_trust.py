@@ -62,11 +62,13 @@ SUSPICIOUS = {
     "parent of another user": (lambda place: place.root, {"st_uid": STRANGER}, "belongs to another user"),
     "cache that all may write": (lambda place: place.shared, {"st_mode": stat.S_IFDIR | 0o777}, "mode 0777"),
     "cache that a group may write": (
-        lambda place: place.shared, {"st_mode": stat.S_IFDIR | 0o770, "st_gid": STRANGER}, "mode 0770",
+        lambda place: place.shared,
+        {"st_mode": stat.S_IFDIR | 0o770, "st_gid": STRANGER},
+        "mode 0770",
     ),
     "library that all may write": (lambda place: place.folder / NAME, {"st_mode": stat.S_IFREG | 0o757}, "mode 0757"),
     "library that is a link": (lambda place: place.folder / NAME, {"st_mode": stat.S_IFLNK | 0o777}, "is a link"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SUSPICIOUS)

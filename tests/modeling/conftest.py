@@ -10,10 +10,21 @@ from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, Fran
 
 VOCAB = 61
 TINY = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "retention_heads": 4,
-    "intermediate_size": 48, "max_position_embeddings": 96, "position_type": "rope", "dropout": 0.0,
-    "attention_dropout": 0.0, "chunk_size": 8, "mamba_head_dim": 16, "mamba_state": 8, "head_bias_init": "zeros",
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "retention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 96,
+    "position_type": "rope",
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "chunk_size": 8,
+    "mamba_head_dim": 16,
+    "mamba_state": 8,
+    "head_bias_init": "zeros",
+}
 
 
 # Mixers that are another one with something switched on; tests that walk the table of mixers walk these too.

@@ -16,9 +16,14 @@ every_implementation = pytest.mark.parametrize("implementation", ["eager", "sdpa
 
 def run(layer, x, is_causal, index=0, implementation="sdpa", **inputs):
     context = SequenceContext.build(
-        batch_size=x.shape[0], length=x.shape[1], device=x.device, is_causal=is_causal,
-        attn_implementation=implementation, keep_weights=implementation == "eager", **inputs,
-    )  # fmt: skip
+        batch_size=x.shape[0],
+        length=x.shape[1],
+        device=x.device,
+        is_causal=is_causal,
+        attn_implementation=implementation,
+        keep_weights=implementation == "eager",
+        **inputs,
+    )
     with torch.no_grad():
         return layer(x, context, index)
 
@@ -189,10 +194,14 @@ def test_titan_without_hope_is_standard_attention(is_causal, enliven):
     assert torch.equal(run(titan, x, is_causal)[0], run(standard, x, is_causal)[0])
 
 
-@pytest.mark.parametrize("kind, count", [
-    (StandardAttention, 4 * WIDTH**2), (TitanAttention, 4 * WIDTH**2),
-    (SigmoidAttention, 4 * WIDTH**2 + HEADS + 2 * (WIDTH // HEADS) + WIDTH),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, count",
+    [
+        (StandardAttention, 4 * WIDTH**2),
+        (TitanAttention, 4 * WIDTH**2),
+        (SigmoidAttention, 4 * WIDTH**2 + HEADS + 2 * (WIDTH // HEADS) + WIDTH),
+    ],
+)
 def test_parameter_count(kind, count):
     assert sum(parameter.numel() for parameter in kind(WIDTH, HEADS).parameters()) == count
 

@@ -8,9 +8,12 @@ from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
 
 SHAPES = {"standard": {"num_hidden_layers": 4}, "tinybert": {"num_hidden_layers": 2}}
 SMALL = {
-    "vocab_size": 61, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 80,
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "intermediate_size": 80,
     "max_position_embeddings": 40,
-}  # fmt: skip
+}
 every_shape = pytest.mark.parametrize("preset", sorted(SHAPES))
 every_implementation = pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 
@@ -114,8 +117,14 @@ def test_what_cannot_be_exchanged_is_refused(preset, tiny_model, enliven):
     with pytest.raises(ValueError, match="norm_style"):
         tiny_model(position_type="learned", use_bias=True, head_transform=True, type_vocab_size=2).to_bert()
     with pytest.raises(ValueError, match="layer_pattern"):
-        tiny_model(("standard_attn", "retnet"), norm_style="post", position_type="learned", use_bias=True,
-                   head_transform=True, type_vocab_size=2).to_bert()  # fmt: skip
+        tiny_model(
+            ("standard_attn", "retnet"),
+            norm_style="post",
+            position_type="learned",
+            use_bias=True,
+            head_transform=True,
+            type_vocab_size=2,
+        ).to_bert()
 
 
 def test_a_model_without_token_types_becomes_a_bert_that_runs(enliven, tokens):

@@ -9,15 +9,33 @@ from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitCon
 VOCAB, LENGTH, STEPS = 128, 40, 200
 FAMILIES = {"frankenstein": FrankensteinConfig, "infinito": InfinitoConfig, "legacy_1bit": Legacy1BitConfig}
 SMALL = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48,
-    "max_position_embeddings": 96, "dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.1,
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 96,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.1,
+}
 NO_MARKUP = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}  # bytes below 128 only
 SHRUNK = {
-    "frankenstein": {"num_hidden_layers": 12, "retention_heads": 2, "mamba_head_dim": 16, "mamba_state": 8,
-                     "chunk_size": 8},
-    "mini": {"retention_heads": 2, "mamba_head_dim": 16, "mamba_state": 8, "chunk_size": 8,
-             "factorized_embedding_dim": 16, "use_titan_memory": True, "memory_chunk": 8},
+    "frankenstein": {
+        "num_hidden_layers": 12,
+        "retention_heads": 2,
+        "mamba_head_dim": 16,
+        "mamba_state": 8,
+        "chunk_size": 8,
+    },
+    "mini": {
+        "retention_heads": 2,
+        "mamba_head_dim": 16,
+        "mamba_state": 8,
+        "chunk_size": 8,
+        "factorized_embedding_dim": 16,
+        "use_titan_memory": True,
+        "memory_chunk": 8,
+    },
     "standard": {"num_hidden_layers": 3},
     "standard_hope": {"num_hidden_layers": 3},
     "tinybert": {"num_hidden_layers": 2},
@@ -26,7 +44,7 @@ SHRUNK = {
     "infinito-small": {"memory_slots": 8, "memory_dim": 16, "memory_segment": 4, "attention_window": 8},
     "legacy-1bit": NO_MARKUP,
     "legacy-1bit-base": {"num_hidden_layers": 3, **NO_MARKUP},
-}  # fmt: skip
+}
 every_preset = pytest.mark.parametrize("preset", sorted(SHRUNK))
 
 

@@ -99,9 +99,16 @@ DECODERS = (FrankensteinModel, FrankensteinForCausalLM, FrankensteinForSequenceC
 class BertLikeEncoderTest(Common, unittest.TestCase):
     all_model_classes = ENCODERS
     fields = {
-        "layer_pattern": ["standard_attn"], "position_type": "learned", "norm_type": "layer_norm", "norm_style": "post",
-        "embedding_norm": None, "head_transform": True, "use_bias": True, "hidden_act": "gelu", "type_vocab_size": 2,
-    }  # fmt: skip
+        "layer_pattern": ["standard_attn"],
+        "position_type": "learned",
+        "norm_type": "layer_norm",
+        "norm_style": "post",
+        "embedding_norm": None,
+        "head_transform": True,
+        "use_bias": True,
+        "hidden_act": "gelu",
+        "type_vocab_size": 2,
+    }
 
 
 class HopeDecoderTest(Common, unittest.TestCase):
@@ -113,9 +120,11 @@ class RecurrentEncoderTest(Common, unittest.TestCase):
     all_model_classes = ENCODERS
     has_attentions = False
     fields = {
-        "layer_pattern": ["retnet", "mamba"], "factorized_embedding_dim": 16, "embedding_conv_kernel": 3,
+        "layer_pattern": ["retnet", "mamba"],
+        "factorized_embedding_dim": 16,
+        "embedding_conv_kernel": 3,
         "num_experts": 3,
-    }  # fmt: skip
+    }
 
     def test_batching_equivalence(self):
         # The suite compares every output; expert_load describes a batch, so this one runs without experts.
@@ -127,9 +136,14 @@ class RecurrentDecoderTest(Common, unittest.TestCase):
     all_model_classes = DECODERS
     has_attentions = False
     fields = {
-        "layer_pattern": ["mamba", "retnet"], "is_decoder": True, "factorized_embedding_dim": 16,
-        "embedding_conv_kernel": 4, "embedding_conv_depthwise": True, "norm_type": "dynamic_tanh", "use_bitnet": True,
-    }  # fmt: skip
+        "layer_pattern": ["mamba", "retnet"],
+        "is_decoder": True,
+        "factorized_embedding_dim": 16,
+        "embedding_conv_kernel": 4,
+        "embedding_conv_depthwise": True,
+        "norm_type": "dynamic_tanh",
+        "use_bitnet": True,
+    }
 
 
 class FieldEncoderTest(Common, unittest.TestCase):
@@ -140,11 +154,23 @@ class FieldEncoderTest(Common, unittest.TestCase):
 
 class RememberingDecoderTest(Common, unittest.TestCase):
     all_model_classes = DECODERS
-    fields = {"layer_pattern": ["titan_attn"], "use_titan_memory": True, "memory_chunk": 4, "attention_window": 3,
-              "is_decoder": True, "norm_type": "rms_norm", "embedding_conv_kernel": 2}  # fmt: skip
+    fields = {
+        "layer_pattern": ["titan_attn"],
+        "use_titan_memory": True,
+        "memory_chunk": 4,
+        "attention_window": 3,
+        "is_decoder": True,
+        "norm_type": "rms_norm",
+        "embedding_conv_kernel": 2,
+    }
 
 
 class LoopedDecoderTest(Common, unittest.TestCase):
     all_model_classes = DECODERS
-    fields = {"layer_pattern": ["sigmoid_attn"], "num_loops": 2, "is_decoder": True, "position_type": "rope",
-              "loop_embedding": True}  # fmt: skip
+    fields = {
+        "layer_pattern": ["sigmoid_attn"],
+        "num_loops": 2,
+        "is_decoder": True,
+        "position_type": "rope",
+        "loop_embedding": True,
+    }

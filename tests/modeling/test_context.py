@@ -42,9 +42,14 @@ def test_attention_maps_come_from_eager_attention_alone(implementation, maps):
     """One a standard, Titan and sigmoid layer; none under sdpa, even where a mixer computes weights anyway."""
     pattern = ["standard_attn", "titan_attn", "sigmoid_attn", "retnet"]
     config = FrankensteinConfig(
-        vocab_size=30, hidden_size=32, num_attention_heads=2, num_hidden_layers=4, layer_pattern=pattern,
-        intermediate_size=16, attn_implementation=implementation,
-    )  # fmt: skip
+        vocab_size=30,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=4,
+        layer_pattern=pattern,
+        intermediate_size=16,
+        attn_implementation=implementation,
+    )
     output = FrankensteinForMaskedLM(config).eval()(torch.arange(9)[None], output_attentions=True)
     assert [weights.shape for weights in output.attentions] == [(1, 2, 9, 9)] * maps
     assert output.hidden_states is None

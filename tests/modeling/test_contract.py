@@ -59,14 +59,17 @@ def test_causal_model_never_looks_ahead(mixer, norm, tiny_model, tokens):
     assert_future_does_not_leak(tiny_model(mixer, norm, is_decoder=True), tokens, 0.0)
 
 
-@pytest.mark.parametrize("extra, tolerance", [
-    ({"factorized_embedding_dim": 8, "embedding_conv_kernel": 3}, 0.0),
-    ({"factorized_embedding_dim": 8, "embedding_conv_kernel": 4, "embedding_conv_depthwise": True}, 0.0),
-    ({"num_experts": 4}, 1e-6),
-    ({"num_loops": 2, "loop_embedding": True}, 0.0),
-    ({"use_bitnet": True}, 0.0),
-    ({"ode_solver": "rk4"}, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra, tolerance",
+    [
+        ({"factorized_embedding_dim": 8, "embedding_conv_kernel": 3}, 0.0),
+        ({"factorized_embedding_dim": 8, "embedding_conv_kernel": 4, "embedding_conv_depthwise": True}, 0.0),
+        ({"num_experts": 4}, 1e-6),
+        ({"num_loops": 2, "loop_embedding": True}, 0.0),
+        ({"use_bitnet": True}, 0.0),
+        ({"ode_solver": "rk4"}, 0.0),
+    ],
+)
 def test_causal_hybrid_never_looks_ahead(extra, tolerance, tiny_model, tokens):
     assert_future_does_not_leak(tiny_model(HYBRID, "rms_norm", is_decoder=True, **extra), tokens, tolerance)
 
@@ -105,18 +108,22 @@ def test_padding_is_invisible(mixer, norm, is_decoder, tiny_model, tokens):
 
 
 @every_direction
-@pytest.mark.parametrize("extra", [
-    {"factorized_embedding_dim": 8, "embedding_conv_kernel": 3},
-    {"factorized_embedding_dim": 8, "embedding_conv_kernel": 4, "embedding_conv_depthwise": True},
-    {"num_experts": 4},
-    {"num_loops": 2, "loop_embedding": True},
-    {"use_bitnet": True},
-    {"position_type": "learned"},
-    {"attention_window": 5},
-    {"ode_solver": "rk4", "ode_time_input": True},
-    {"norm_style": "post"},
-    {"use_bias": True},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"factorized_embedding_dim": 8, "embedding_conv_kernel": 3},
+        {"factorized_embedding_dim": 8, "embedding_conv_kernel": 4, "embedding_conv_depthwise": True},
+        {"num_experts": 4},
+        {"num_loops": 2, "loop_embedding": True},
+        {"use_bitnet": True},
+        {"position_type": "learned"},
+        {"attention_window": 5},
+        {"ode_solver": "rk4", "ode_time_input": True},
+        {"norm_style": "post"},
+        {"use_bias": True},
+    ],
+    ids=str,
+)
 def test_padding_is_invisible_to_the_hybrid(extra, is_decoder, tiny_model, tokens):
     model = tiny_model((*HYBRID, "sigmoid_attn"), "layer_norm", is_decoder, dtype=torch.float64, **extra)
     assert_padding_is_invisible(model, tokens)

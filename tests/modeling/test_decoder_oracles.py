@@ -34,9 +34,19 @@ def copy_linear(ours, weight, bias=None):
 @torch.no_grad()
 def test_pre_norm_decoder_equals_gpt2(tiny_model, tokens, enliven):
     config = GPT2Config(
-        vocab_size=61, n_embd=32, n_layer=2, n_head=2, n_inner=48, n_positions=96, activation_function="gelu",
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
+        vocab_size=61,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        n_inner=48,
+        n_positions=96,
+        activation_function="gelu",
+        resid_pdrop=0,
+        embd_pdrop=0,
+        attn_pdrop=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
     theirs = enliven(GPT2LMHeadModel(config).eval())
     theirs.transformer.wte.weight.mul_(3)
     options = {"position_type": "learned", "use_bias": True, "hidden_act": "gelu", "head_bias": False}
@@ -60,9 +70,16 @@ def test_pre_norm_decoder_equals_gpt2(tiny_model, tokens, enliven):
 @torch.no_grad()
 def test_rotary_swiglu_decoder_equals_llama(tiny_model, tokens, enliven):
     config = LlamaConfig(
-        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        intermediate_size=48, max_position_embeddings=96, rms_norm_eps=1e-6, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=61,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=96,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+    )
     theirs = enliven(LlamaForCausalLM(config).eval())
     ours = tiny_model(norm="rms_norm", is_decoder=True, hidden_act="swiglu", head_bias=False)
     ours.model.embeddings.embed_tokens.weight.copy_(theirs.model.embed_tokens.weight)

@@ -150,9 +150,14 @@ def test_stores_as_many_pairs_as_the_width_and_overwrites_old_ones():
 
 def test_gates_start_where_they_should():
     config = FrankensteinConfig(
-        hidden_size=64, num_attention_heads=8, num_hidden_layers=2, layer_pattern=["titan_attn"],
-        use_titan_memory=True, vocab_size=30, intermediate_size=16,
-    )  # fmt: skip
+        hidden_size=64,
+        num_attention_heads=8,
+        num_hidden_layers=2,
+        layer_pattern=["titan_attn"],
+        use_titan_memory=True,
+        vocab_size=30,
+        intermediate_size=16,
+    )
     memory = FrankensteinForMaskedLM(config).model.layers[0].mixer.memory
     alpha = memory.forget_proj.bias.sigmoid()
     assert alpha[0].item() == pytest.approx(0.98) and alpha[-1].item() == pytest.approx(0.999)

@@ -115,11 +115,17 @@ def test_equals_a_dense_table_without_compression(is_causal, enliven, tokens):
     assert torch.equal(run(dense, ids, is_causal), dense.embed_tokens.weight[ids])
 
 
-@pytest.mark.parametrize("vocab, rank, width, kernel, depthwise, count", [
-    (50_000, 128, 384, 3, False, 6_498_432), (50_000, 128, 384, 0, False, 6_449_152),
-    (50_257, 128, 384, 3, False, 6_531_328), (50_000, 16, 128, 32, False, 810_256),
-    (50_000, 16, 128, 32, True, 802_576), (50_000, None, 384, 0, False, 19_200_000),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "vocab, rank, width, kernel, depthwise, count",
+    [
+        (50_000, 128, 384, 3, False, 6_498_432),
+        (50_000, 128, 384, 0, False, 6_449_152),
+        (50_257, 128, 384, 3, False, 6_531_328),
+        (50_000, 16, 128, 32, False, 810_256),
+        (50_000, 16, 128, 32, True, 802_576),
+        (50_000, None, 384, 0, False, 19_200_000),
+    ],
+)
 def test_table_of_parameter_counts(vocab, rank, width, kernel, depthwise, count):
     with torch.device("meta"):
         layer = FactorizedEmbedding(vocab, width, rank=rank, conv_kernel=kernel, conv_depthwise=depthwise)
@@ -129,9 +135,16 @@ def test_table_of_parameter_counts(vocab, rank, width, kernel, depthwise, count)
 def test_equals_the_factorised_table_of_albert(enliven, tokens):
     """Without a convolution. ALBERT normalises in the narrow space and has a bias; both are switched off there."""
     config = AlbertConfig(
-        vocab_size=61, embedding_size=6, hidden_size=12, num_attention_heads=2, intermediate_size=8,
-        num_hidden_layers=1, max_position_embeddings=32, type_vocab_size=2, hidden_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=61,
+        embedding_size=6,
+        hidden_size=12,
+        num_attention_heads=2,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        max_position_embeddings=32,
+        type_vocab_size=2,
+        hidden_dropout_prob=0.0,
+    )
     albert = AlbertModel(config, add_pooling_layer=False).double().eval()
     enliven(albert)
     albert.embeddings.LayerNorm = nn.Identity()

@@ -112,8 +112,12 @@ def test_a_padded_row_leaves_the_state_of_the_unpadded_one(case, side, build, to
 def test_windowed_attention_in_blocks_is_windowed_attention(
     implementation, is_decoder, pads, side, tiny_model, tokens, monkeypatch
 ):
-    model = tiny_model(("standard_attn", "titan_attn", "sigmoid_attn", "ode"), is_decoder=is_decoder,
-                       dtype=torch.float64, attention_window=4)  # fmt: skip
+    model = tiny_model(
+        ("standard_attn", "titan_attn", "sigmoid_attn", "ode"),
+        is_decoder=is_decoder,
+        dtype=torch.float64,
+        attention_window=4,
+    )
     model.set_attn_implementation(implementation)
     ids = tokens(2, 41)
     mask = None if pads is None else padded(ids, pads, side)
@@ -273,11 +277,18 @@ def test_bf16_generates_what_it_would_without_a_cache_for_a_while(tiny_model, to
 # --- the size of the state
 
 
-@pytest.mark.parametrize(("mixers", "fields"), [
-    ("retnet", {}), ("mamba", {}), (("retnet", "mamba"), CONV),
-    ("titan_memory", {"attention_window": 16}), ("standard_attn", {"attention_window": 16}),
-    ("ode", {"attention_window": 16}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("mixers", "fields"),
+    [
+        ("retnet", {}),
+        ("mamba", {}),
+        (("retnet", "mamba"), CONV),
+        ("titan_memory", {"attention_window": 16}),
+        ("standard_attn", {"attention_window": 16}),
+        ("ode", {"attention_window": 16}),
+    ],
+    ids=str,
+)
 def test_state_does_not_grow(mixers, fields, tiny_model, tokens):
     model, ids, sizes = tiny_model(mixers, is_decoder=True, **fields), tokens(2, 1000), {}
     cache = model.new_cache()
@@ -369,14 +380,18 @@ def test_what_cannot_be_taken_back_is_refused(case, build, tokens):
 # --- what goes wrong
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"cache_implementation": "static"}, "cache_implementation='static' is not available"),
-    ({"cache": DynamicCache()}, "cache is a DynamicCache"),
-    ({"cache": StateCache(3)}, "cache has 3 entries"),
-    ({"cache": StateCache(2, attention_window=4)}, "attention_window=4"),
-    ({"max_new_tokens": 0}, "max_new_tokens"),
-    ({"max_new_tokens": 92}, "need 97 positions but max_position_embeddings=96"),
-], ids=lambda value: str(value)[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cache_implementation": "static"}, "cache_implementation='static' is not available"),
+        ({"cache": DynamicCache()}, "cache is a DynamicCache"),
+        ({"cache": StateCache(3)}, "cache has 3 entries"),
+        ({"cache": StateCache(2, attention_window=4)}, "attention_window=4"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 92}, "need 97 positions but max_position_embeddings=96"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
 def test_bad_generation_is_refused(options, message, build, tokens):
     with pytest.raises(ValueError, match=message):
         greedy(build("learned positions"), tokens(2, 6), **options)

@@ -14,11 +14,22 @@ from frankenlm.modeling.exploration import ExplorationSampling
 
 VOCAB, SEGMENT = 61, 4
 TINY = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
-    "max_position_embeddings": 96, "dropout": 0.0, "attention_dropout": 0.0, "memory_layers": [1, 2],
-    "memory_slots": 5, "memory_dim": 8, "memory_heads": 2, "memory_segment": SEGMENT, "head_bias_init": "zeros",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 96,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "memory_layers": [1, 2],
+    "memory_slots": 5,
+    "memory_dim": 8,
+    "memory_heads": 2,
+    "memory_segment": SEGMENT,
+    "head_bias_init": "zeros",
     "exploration_sigma": 0.0,
-}  # fmt: skip
+}
 
 # Runs without the package: an import hook refuses it, which an editable install would otherwise defeat.
 STRANGER = """
@@ -403,9 +414,12 @@ def test_generation_with_cache_is_generation_without(build, tokens, beams, optio
     model = build(attention_window=options.pop("attention_window", None))
     prompts = tokens(3, 9)
     options = options | {
-        "attention_mask": left_padded(prompts, (5, 0, 2)), "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0,
+        "attention_mask": left_padded(prompts, (5, 0, 2)),
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "pad_token_id": 0,
         "num_beams": beams,
-    }  # fmt: skip
+    }
     cached = model.generate(prompts, **options)
     assert torch.equal(cached, model.generate(prompts, use_cache=False, **options))
     assert len({tuple(row) for row in cached[:, 9:].tolist()}) > 1
@@ -424,9 +438,12 @@ def test_generation_takes_a_carried_memory(build, tokens, beams):
     model, prompts = build(), tokens(2, 6)
     state = model(tokens(2, 30, seed=7)).memory_state
     options = {
-        "attention_mask": torch.ones_like(prompts), "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0,
+        "attention_mask": torch.ones_like(prompts),
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "pad_token_id": 0,
         "num_beams": beams,
-    }  # fmt: skip
+    }
     carried = model.generate(prompts, memory_state=state, **options)
     assert torch.equal(carried, model.generate(prompts, memory_state=state, use_cache=False, **options))
     assert not torch.equal(carried, model.generate(prompts, **options))
@@ -458,9 +475,14 @@ def test_everything_that_generate_can_return(build, tokens, beams):
     model.set_attn_implementation("eager")
     flags = ("output_scores", "output_hidden_states", "output_attentions", "return_dict_in_generate")
     output = model.generate(
-        tokens(2, 5), attention_mask=torch.ones(2, 5, dtype=torch.long), max_new_tokens=4, do_sample=False,
-        num_beams=beams, pad_token_id=0, **dict.fromkeys(flags, True),
-    )  # fmt: skip
+        tokens(2, 5),
+        attention_mask=torch.ones(2, 5, dtype=torch.long),
+        max_new_tokens=4,
+        do_sample=False,
+        num_beams=beams,
+        pad_token_id=0,
+        **dict.fromkeys(flags, True),
+    )
     depth, rows = model.config.num_hidden_layers, 2 * beams
     assert len(output.scores) == len(output.hidden_states) == len(output.attentions) == 4
     for step, (states, attentions) in enumerate(zip(output.hidden_states, output.attentions, strict=True)):

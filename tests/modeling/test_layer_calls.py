@@ -21,9 +21,17 @@ from frankenlm.modeling.full_linear import FullPrecisionLinear, apply_full_toget
 # The sizes are those that bitsandbytes' 4-bit product takes on a CPU.
 SIZES = {"vocab_size": 61, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
 EVERYTHING = {
-    **SIZES, "use_titan_memory": True, "memory_chunk": 8, "num_experts": 2, "qk_norm": True, "ode_time_input": True,
-    "hidden_act": "swiglu", "factorized_embedding_dim": 64, "embedding_conv_kernel": 3, "head_transform": True,
-}  # fmt: skip
+    **SIZES,
+    "use_titan_memory": True,
+    "memory_chunk": 8,
+    "num_experts": 2,
+    "qk_norm": True,
+    "ode_time_input": True,
+    "hidden_act": "swiglu",
+    "factorized_embedding_dim": 64,
+    "embedding_conv_kernel": 3,
+    "head_transform": True,
+}
 MIXERS = ("retnet", "titan_attn", "mamba", "ode", "standard_attn", "sigmoid_attn")
 FRANKENSTEINS = {
     "encoder": {"type_vocab_size": 2, "position_type": "learned"},
@@ -33,8 +41,16 @@ FRANKENSTEINS = {
     "bitnet": {"is_decoder": True, "use_bitnet": True},
 }
 INFINITO = {"num_hidden_layers": 3, "memory_layers": [1], "memory_slots": 6, "memory_segment": 4, "memory_heads": 2}
-LEGACY = {"legacy-1bit": {}, "legacy-full": {"use_bitnet": False}, "legacy-tied": {"bitnet_embedding": False,
-    "bitnet_head": False, "tie_word_embeddings": True, "norm_type": "rms_norm"}}  # fmt: skip
+LEGACY = {
+    "legacy-1bit": {},
+    "legacy-full": {"use_bitnet": False},
+    "legacy-tied": {
+        "bitnet_embedding": False,
+        "bitnet_head": False,
+        "tie_word_embeddings": True,
+        "norm_type": "rms_norm",
+    },
+}
 FAMILIES = [*FRANKENSTEINS, "classifier", "infinito", *LEGACY]
 ROUNDING = {"bitnet", "legacy-1bit", "legacy-tied"}
 every_family = pytest.mark.parametrize("family", FAMILIES)

@@ -18,15 +18,26 @@ from frankenlm.modeling.bitlinear import BitLinear
 
 VOCAB = 61
 TINY = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 44,
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 44,
     "max_position_embeddings": 96,
-}  # fmt: skip
+}
 # What tells legacy-1bit-base from legacy-1bit.
 MODERN = {
-    "norm_type": "rms_norm", "position_type": "rope", "use_bias": False, "hidden_act": "relu2", "head_bias": False,
-    "tie_word_embeddings": True, "bitnet_embedding": False, "bitnet_head": False, "embedding_norm": "rms",
+    "norm_type": "rms_norm",
+    "position_type": "rope",
+    "use_bias": False,
+    "hidden_act": "relu2",
+    "head_bias": False,
+    "tie_word_embeddings": True,
+    "bitnet_embedding": False,
+    "bitnet_head": False,
+    "embedding_norm": "rms",
     "embedding_initializer_range": 0.02,
-}  # fmt: skip
+}
 KINDS = {
     "legacy": {},
     "modern": MODERN,
@@ -404,8 +415,13 @@ def test_the_twin_is_gpt2(build, tokens):
         )
     ).eval().double()  # fmt: skip
     ours, weights = model.state_dict(), {}
-    names = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_proj": "attention.o_proj", "mlp.c_fc": "ffn.up_proj",
-             "mlp.c_proj": "ffn.down_proj"}  # fmt: skip
+    names = {
+        "ln_1": "norm1",
+        "ln_2": "norm2",
+        "attn.c_proj": "attention.o_proj",
+        "mlp.c_fc": "ffn.up_proj",
+        "mlp.c_proj": "ffn.down_proj",
+    }
     for i in range(3):
         for kind in ("weight", "bias"):
             for name, own in names.items():
@@ -549,9 +565,12 @@ def test_a_text_in_pieces_is_the_text(kind, sizes, build, tokens):
 def test_generation_with_cache_is_generation_without(kind, beams, build, tokens):
     model, prompts = build(kind), tokens(3, 9)
     options = {
-        "attention_mask": padded(prompts, (5, 0, 2)), "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0,
+        "attention_mask": padded(prompts, (5, 0, 2)),
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "pad_token_id": 0,
         "num_beams": beams,
-    }  # fmt: skip
+    }
     cached = model.generate(prompts, **options)
     assert torch.equal(cached, model.generate(prompts, use_cache=False, **options))
     assert len({tuple(row) for row in cached[:, 9:].tolist()}) == 3

@@ -79,8 +79,16 @@ class ModernTwinTest(Common, unittest.TestCase):
     """In full precision: in fp16, an activation that rounds the other way is off by more than the suite tolerates."""
 
     fields = {
-        "use_bitnet": False, "attention_window": 3,
-        "norm_type": "rms_norm", "position_type": "rope", "use_bias": False, "hidden_act": "relu2", "head_bias": False,
-        "tie_word_embeddings": True, "bitnet_embedding": False, "bitnet_head": False, "embedding_norm": "rms",
+        "use_bitnet": False,
+        "attention_window": 3,
+        "norm_type": "rms_norm",
+        "position_type": "rope",
+        "use_bias": False,
+        "hidden_act": "relu2",
+        "head_bias": False,
+        "tie_word_embeddings": True,
+        "bitnet_embedding": False,
+        "bitnet_head": False,
+        "embedding_norm": "rms",
         "embedding_initializer_range": 0.02,
-    }  # fmt: skip
+    }

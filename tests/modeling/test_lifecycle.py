@@ -80,12 +80,16 @@ def test_save_and_load_is_bitwise(mixer, norm, is_decoder, tiny_model, tokens, t
     assert stored == model.num_parameters(), "tied and looped weights are stored once"
 
 
-@pytest.mark.parametrize("options", [
-    {"factorized_embedding_dim": 8, "embedding_conv_kernel": 4, "num_experts": 4},
-    {"tie_word_embeddings": False, "factorized_embedding_dim": 8},
-    {"use_bitnet": True, "use_bias": True, "bitnet_head": True, "tie_word_embeddings": False},
-    {"norm_style": "post", "head_transform": True, "position_type": "learned", "type_vocab_size": 2},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"factorized_embedding_dim": 8, "embedding_conv_kernel": 4, "num_experts": 4},
+        {"tie_word_embeddings": False, "factorized_embedding_dim": 8},
+        {"use_bitnet": True, "use_bias": True, "bitnet_head": True, "tie_word_embeddings": False},
+        {"norm_style": "post", "head_transform": True, "position_type": "learned", "type_vocab_size": 2},
+    ],
+    ids=str,
+)
 @every_direction
 def test_save_and_load_of_the_optional_parts(options, is_decoder, tiny_model, tokens, tmp_path):
     model, ids = tiny_model(HYBRID, "layer_norm", is_decoder, **options), tokens(2, LENGTH)

@@ -26,10 +26,17 @@ def run(layer, x, is_causal, mask=None):
 
 def transformers_twin(layer):
     config = Mamba2Config(
-        hidden_size=WIDTH, num_heads=HEADS, head_dim=SHAPE["head_dim"], state_size=SHAPE["state_size"], n_groups=1,
-        expand=SHAPE["expand"], conv_kernel=SHAPE["conv_kernel"], chunk_size=8, layer_norm_epsilon=1e-6,
+        hidden_size=WIDTH,
+        num_heads=HEADS,
+        head_dim=SHAPE["head_dim"],
+        state_size=SHAPE["state_size"],
+        n_groups=1,
+        expand=SHAPE["expand"],
+        conv_kernel=SHAPE["conv_kernel"],
+        chunk_size=8,
+        layer_norm_epsilon=1e-6,
         num_hidden_layers=1,
-    )  # fmt: skip
+    )
     twin = Mamba2Mixer(config, layer_idx=0).eval()
     twin.load_state_dict(layer.state_dict(), strict=True)
     return twin

@@ -52,9 +52,10 @@ def test_gradcheck_of_every_parameter(name, enliven):
     assert torch.autograd.gradcheck(lambda x, *parameters: norm(x), (x, *norm.parameters()))
 
 
-@pytest.mark.parametrize("name, count", [
-    ("derf", 2 * WIDTH + 2), ("dynamic_tanh", 2 * WIDTH + 1), ("layer_norm", 2 * WIDTH), ("rms_norm", WIDTH),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, count",
+    [("derf", 2 * WIDTH + 2), ("dynamic_tanh", 2 * WIDTH + 1), ("layer_norm", 2 * WIDTH), ("rms_norm", WIDTH)],
+)
 def test_parameters_and_their_initial_values(name, count):
     norm = build_norm(name, WIDTH)
     assert sum(parameter.numel() for parameter in norm.parameters()) == count

@@ -33,15 +33,33 @@ from frankenlm.modeling.quantizer_ternary import (
 
 PATTERN = ["retnet", "titan_attn", "mamba", "sigmoid_attn", "standard_attn", "ode"]
 FRANKENSTEIN = {
-    "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 12, "num_loops": 2, "num_attention_heads": 2,
-    "layer_pattern": PATTERN, "intermediate_size": 40, "mamba_head_dim": 16, "mamba_state": 8, "chunk_size": 8,
-    "factorized_embedding_dim": 20, "embedding_conv_kernel": 3, "num_experts": 2, "use_bitnet": True, "dropout": 0.0,
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 12,
+    "num_loops": 2,
+    "num_attention_heads": 2,
+    "layer_pattern": PATTERN,
+    "intermediate_size": 40,
+    "mamba_head_dim": 16,
+    "mamba_state": 8,
+    "chunk_size": 8,
+    "factorized_embedding_dim": 20,
+    "embedding_conv_kernel": 3,
+    "num_experts": 2,
+    "use_bitnet": True,
+    "dropout": 0.0,
     "attention_dropout": 0.0,
-}  # fmt: skip
+}
 LEGACY = {
-    "vocab_size": 61, "hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 72,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 61,
+    "hidden_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 72,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 MODERN = {"norm_type": "rms_norm", "position_type": "rope", "hidden_act": "swiglu", "use_bias": False}
 NARROW = {"factorized_embedding_dim": None, "embedding_conv_kernel": 0}
 MODELS = {

@@ -65,10 +65,17 @@ def test_many_centres_equal_one_definition(length, is_causal):
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("ids", [
-    [0, 1, 2, 3, 5000, 5001, 5003, 9000, 9001], [7, 7, 7, 7, 8, 30], [0, 1, 2, 3, 0, 1, 2, 0, 1, 2],
-    [0, 1, 3000, 3001, 5, 6], [9, 8, 7, 3, 2, 1, 0],
-], ids=["holes", "repeats", "restarts", "jumps", "backwards"])  # fmt: skip
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [0, 1, 2, 3, 5000, 5001, 5003, 9000, 9001],
+        [7, 7, 7, 7, 8, 30],
+        [0, 1, 2, 3, 0, 1, 2, 0, 1, 2],
+        [0, 1, 3000, 3001, 5, 6],
+        [9, 8, 7, 3, 2, 1, 0],
+    ],
+    ids=["holes", "repeats", "restarts", "jumps", "backwards"],
+)
 def test_positions_given_by_the_caller(ids, is_causal):
     """What counts is the distance of the ids, whatever their order and however wide their span."""
     ids = torch.tensor(ids)

@@ -41,10 +41,22 @@ transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
 
 def tiny(is_decoder: bool) -> FrankensteinConfig:
     return FrankensteinConfig(
-        vocab_size=61, hidden_size=32, num_hidden_layers=12, num_loops=2, num_attention_heads=2, layer_pattern=PATTERN,
-        intermediate_size=24, mamba_head_dim=16, mamba_state=8, chunk_size=8, factorized_embedding_dim=16,
-        embedding_conv_kernel=3, num_experts=2, is_decoder=is_decoder, use_bitnet=is_decoder,
-    )  # fmt: skip
+        vocab_size=61,
+        hidden_size=32,
+        num_hidden_layers=12,
+        num_loops=2,
+        num_attention_heads=2,
+        layer_pattern=PATTERN,
+        intermediate_size=24,
+        mamba_head_dim=16,
+        mamba_state=8,
+        chunk_size=8,
+        factorized_embedding_dim=16,
+        embedding_conv_kernel=3,
+        num_experts=2,
+        is_decoder=is_decoder,
+        use_bitnet=is_decoder,
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,14 @@ from transformers import AutoTokenizer
 from frankenlm.modeling import byte_tokenizer
 
 TEXTS = (
-    "the cat sat", " leading and trailing ", "tabs\tand\r\n\nlines\x00\x7f", "Ünïcode 世界 🙂 e\u0301 \u200b\ufeff",
-    "<eos> <pad> <bos>", "Ġ Ċ are letters, don't  merge", "\u00a0\u2028",
-)  # fmt: skip
+    "the cat sat",
+    " leading and trailing ",
+    "tabs\tand\r\n\nlines\x00\x7f",
+    "Ünïcode 世界 🙂 e\u0301 \u200b\ufeff",
+    "<eos> <pad> <bos>",
+    "Ġ Ċ are letters, don't  merge",
+    "\u00a0\u2028",
+)
 
 STRANGER = """
 import sys

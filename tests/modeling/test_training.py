@@ -10,9 +10,16 @@ from frankenlm.modeling.norms import NORMS
 MASK, VOCAB, LENGTH = 0, 128, 48  # byte 0 does not occur in the text
 STEPS = 200
 SHRUNK = {
-    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 128, "dropout": 0.0, "attention_dropout": 0.0,
-    "chunk_size": 16, "mamba_head_dim": 16, "mamba_state": 16, "max_position_embeddings": 64,
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "chunk_size": 16,
+    "mamba_head_dim": 16,
+    "mamba_state": 16,
+    "max_position_embeddings": 64,
+}
 HYBRID = {"num_hidden_layers": 12, "num_attention_heads": 4, "retention_heads": 4}
 PRESETS = {
     "frankenstein": HYBRID,

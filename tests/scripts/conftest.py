@@ -52,10 +52,17 @@ def tiny(corpus, cache) -> list[str]:
     places = ["--dataset", str(corpus), "--cache_dir", str(cache)]  # their paths may hold spaces
     words = "--preset mini --tokenizer train --vocab_size 300 --max_length 32"
     model = {
-        "hidden_size": 16, "num_hidden_layers": 2, "num_loops": 1, "num_attention_heads": 2, "retention_heads": 2,
-        "layer_pattern": "[retnet, titan_attn]", "intermediate_size": 16, "factorized_embedding_dim": 8,
-        "num_experts": 2, "top_k_experts": 1,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_loops": 1,
+        "num_attention_heads": 2,
+        "retention_heads": 2,
+        "layer_pattern": "[retnet, titan_attn]",
+        "intermediate_size": 16,
+        "factorized_embedding_dim": 8,
+        "num_experts": 2,
+        "top_k_experts": 1,
+    }
     training = "--batch_size 4 --logging_steps 1 --eval_steps 3 --save_steps 3 --disable_tqdm true --use_cpu"
     changes = [word for name, value in model.items() for word in (f"--model.{name}", value)]
     return [*words.split(), *places, *map(str, changes), *training.split()]

@@ -242,8 +242,14 @@ def test_tables():
     assert make_labels(["a/x", "b/x", "c/y", "hub/z"]) == ["x #1", "x #2", "y", "z"]
     values = [None, float("inf"), 1234567, 0.123456, 12345.6]
     assert [format_value(value) for value in values] == ["-", "-", "1,234,567", "0.1235", "12,346"]
-    row = {"label": "a|b", "model": "m", "architecture": "A", "dtype": "float32", "measures": {"loss": 1.0},
-           "texts": [{"prompt": "p" * 300, "references": [], "text": "x | y\n# z"}]}  # fmt: skip
+    row = {
+        "label": "a|b",
+        "model": "m",
+        "architecture": "A",
+        "dtype": "float32",
+        "measures": {"loss": 1.0},
+        "texts": [{"prompt": "p" * 300, "references": [], "text": "x | y\n# z"}],
+    }
     facts = {"settings": {}, "dataset": None, "bleu_signature": None, "same_tokenizer": True}
     page = markdown_report([row], facts)
     assert "| a\\|b | x \\| y ⏎ \\# z |" in page and "..." + "p" * 200 in page
@@ -302,5 +308,7 @@ def test_sacrebleu_is_missed_before_the_work(compare, models, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     assert compare("--models", *models, "--output_dir", tmp_path / "o") == 2
     assert "pip install sacrebleu" in capfd.readouterr().err
-    assert compare("--models", *models, "--output_dir", tmp_path / "o", "--metrics", "repetition",
-                   "--max_new_tokens", 2) == 0  # fmt: skip
+    assert (
+        compare("--models", *models, "--output_dir", tmp_path / "o", "--metrics", "repetition", "--max_new_tokens", 2)
+        == 0
+    )

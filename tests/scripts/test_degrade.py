@@ -31,11 +31,16 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -80,8 +85,10 @@ def test_the_smallest_experiment(run, tmp_path):
 def test_several_groups_and_methods_are_one_command(run, tmp_path):
     assert run("--group", "attn_only", "mlp_only,embed_only", "--n-rep", "1") == 0
     assert {row["param_group_name"] for row in exported(tmp_path / "results")} == {
-        "attn_only", "mlp_only", "embed_only"
-    }  # fmt: skip
+        "attn_only",
+        "mlp_only",
+        "embed_only",
+    }
     assert run("--method", "ablation", "uni_quant", "--levels", "0", "--n_rep", "1") == 0
     assert len(list((tmp_path / "results").glob("outputs_*.json"))) == 3
 
@@ -134,9 +141,10 @@ MISTAKES = {
     "endless layers": (["--group", "attn_only@L0-99999999999"], r"the model has no layer 2"),
     "choice without force": (["--force_where", "group=attn_only"], r"force_where=.*force_run"),
     "legacy draws of uni_quant": (
-        ["--method", "uni_quant", "--levels", "4", "--legacy_rng"], r"legacy_rng=True works with",
+        ["--method", "uni_quant", "--levels", "4", "--legacy_rng"],
+        r"legacy_rng=True works with",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -171,10 +179,17 @@ def test_odd_values_of_the_other_commands_flags(name, degrade, model, tmp_path, 
 
 
 RESULT_FILES = {
-    "deep": ("[" * 100_000, 7), "cut": ("{", 7), "number": ("7", 7), "empty": ("", 7), "numbers": ("[1, 2]", 7),
-    "mixed": ('[{}, null, "a", []]', 7), "object": ('{"rows": []}', 7), "bare": ("[{}]", 2), "none": ("[]", 2),
+    "deep": ("[" * 100_000, 7),
+    "cut": ("{", 7),
+    "number": ("7", 7),
+    "empty": ("", 7),
+    "numbers": ("[1, 2]", 7),
+    "mixed": ('[{}, null, "a", []]', 7),
+    "object": ('{"rows": []}', 7),
+    "bare": ("[{}]", 2),
+    "none": ("[]", 2),
     "odd": ('[{"status": ["ok"], "level_value": NaN}]', 2),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("command", ["measure", "report", "export"])
@@ -209,8 +224,15 @@ def test_rows_of_another_model_are_told_before_a_folder_is_made(degrade, model, 
 
     config = get_config("smoke") | {"group": "attn_only"}
     prompt = load_prompts(config.prompts)[0]
-    row = {"model_name": "org/other", "param_group_name": "attn_only", "degradation_method": config.method,
-           "std_dev": 0.0, "repeat_index": 0, "prompt_text": prompt.text, "output": "x"}  # fmt: skip
+    row = {
+        "model_name": "org/other",
+        "param_group_name": "attn_only",
+        "degradation_method": config.method,
+        "std_dev": 0.0,
+        "repeat_index": 0,
+        "prompt_text": prompt.text,
+        "output": "x",
+    }
     (tmp_path / "old.json").write_text(json.dumps([row]))
     flags = ["--model", model, "--config", "smoke", "--group", "attn_only", "--output_dir", tmp_path / "results"]
     assert degrade("import-legacy", tmp_path / "old.json", *flags) == 2
@@ -238,9 +260,10 @@ def test_measures_of_files_of_one_name_do_not_replace_each_other(degrade, tmp_pa
 
 
 IN_THE_WAY = {
-    "logs": "cannot write to", "outputs_mult_gauss_tiny_smoke.journal": "is no folder",
+    "logs": "cannot write to",
+    "outputs_mult_gauss_tiny_smoke.journal": "is no folder",
     "outputs_mult_gauss_tiny_smoke.json": "is no file of this program",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", IN_THE_WAY)

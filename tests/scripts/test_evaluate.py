@@ -26,8 +26,9 @@ def read(path) -> dict:
 
 def test_training_loss_is_found_again(evaluate, unbroken, corpus, tmp_path):
     report = tmp_path / "report.json"
-    code = evaluate("--model", unbroken, "--dataset", corpus, "--split", "validation", "--max_length", 32,
-                    "--report", report)  # fmt: skip
+    code = evaluate(
+        "--model", unbroken, "--dataset", corpus, "--split", "validation", "--max_length", 32, "--report", report
+    )
     assert code == 0
     facts, trained = read(report), json.loads((unbroken / "metrics.json").read_text())
     assert facts["method"] == "mlm" and facts["split"] == "validation"

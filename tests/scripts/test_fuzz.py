@@ -22,8 +22,14 @@ LINES = 400  # in all
 
 def fuzz(command: str, folder: Path, *options: object) -> dict:
     """Lay out a scratch folder of its own for one command, run the fuzzer there, and return its report."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
-                   "GRADIO_SERVER_PORT": "0", "HF_DATASETS_CACHE": str(folder / "datasets")}  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "GRADIO_SERVER_PORT": "0",
+        "HF_DATASETS_CACHE": str(folder / "datasets"),
+    }
     script = [sys.executable, str(TOOLS / "fuzz_command.py"), command, str(folder), *map(str, options)]
     done = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=3600)
     assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"

@@ -38,8 +38,15 @@ def gpt2(tokenizer, tmp_path_factory):
     """A random GPT-2 of 48 positions that never says its end token by itself."""
     folder = tmp_path_factory.mktemp("models") / "gpt2"
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=POSITIONS, n_embd=16, n_layer=2, n_head=2,
-                        initializer_range=0.5, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=POSITIONS,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.5,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -61,11 +68,22 @@ def hybrid(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "hybrid"
     torch.manual_seed(0)
     config = FrankensteinConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=3, num_attention_heads=2, retention_heads=2,
-        intermediate_size=16, layer_pattern=["retnet", "titan_attn", "mamba"], mamba_head_dim=8, mamba_state=4,
-        position_type="rope", is_decoder=True, initializer_range=0.5, max_position_embeddings=POSITIONS,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        retention_heads=2,
+        intermediate_size=16,
+        layer_pattern=["retnet", "titan_attn", "mamba"],
+        mamba_head_dim=8,
+        mamba_state=4,
+        position_type="rope",
+        is_decoder=True,
+        initializer_range=0.5,
+        max_position_embeddings=POSITIONS,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     FrankensteinForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -77,10 +95,20 @@ def infinito(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "infinito"
     torch.manual_seed(0)
     config = InfinitoConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=POSITIONS, memory_layers=[1], memory_slots=6, memory_dim=8, memory_heads=2,
-        memory_segment=4, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=POSITIONS,
+        memory_layers=[1],
+        memory_slots=6,
+        memory_dim=8,
+        memory_heads=2,
+        memory_segment=4,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = InfinitoForCausalLM(config)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -490,9 +518,7 @@ def test_prompt_files(tmp_path):
 
 
 def test_readable_labels():
-    assert [readable(token) for token in (" a b", "\n", "$", "", " " * 40)] == [
-        "·a·b", "\\n", "$", "∅", "·" * 11 + "…"
-    ]  # fmt: skip
+    assert [readable(token) for token in (" a b", "\n", "$", "", " " * 40)] == ["·a·b", "\\n", "$", "∅", "·" * 11 + "…"]
 
 
 # --- conversation
@@ -506,8 +532,9 @@ def conversation(gpt2):
         checkpoint = open_checkpoint(str(model))
         pieces, notes = [], []
         sampling = Sampling(**{"max_new_tokens": 6, "temperature": 0.0} | settings)
-        talk = Conversation(load_model(checkpoint, device="cpu"), checkpoint, sampling,
-                            write=pieces.append, say=notes.append)  # fmt: skip
+        talk = Conversation(
+            load_model(checkpoint, device="cpu"), checkpoint, sampling, write=pieces.append, say=notes.append
+        )
         talk.pieces, talk.notes = pieces, notes
         return talk
 

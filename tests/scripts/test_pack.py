@@ -27,9 +27,15 @@ from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 
 IDS = torch.arange(3, 20)[None]
 SIZES = {
-    "vocab_size": 61, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0,
-    "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3,
-}  # fmt: skip
+    "vocab_size": 61,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.3,
+}
 
 
 @pytest.fixture(scope="module")

@@ -56,8 +56,19 @@ def line_of(place: Path, verb: str) -> list[str]:
     line = [word.replace("precious/model", f"precious/{MODEL}") for word in line]
     if verb == "train":
         (place / "run.yaml").write_text(f"training: {{hub_model_id: me/x, hub_token: {FILE}}}", encoding="utf-8")
-        line += ["--config", str(place / "run.yaml"), "--use_cpu", "--save_steps", "1", "--eval_steps", "1",
-                 "--optim_args", f"api_key={FLAG}", "--log_level", "debug"]  # fmt: skip
+        line += [
+            "--config",
+            str(place / "run.yaml"),
+            "--use_cpu",
+            "--save_steps",
+            "1",
+            "--eval_steps",
+            "1",
+            "--optim_args",
+            f"api_key={FLAG}",
+            "--log_level",
+            "debug",
+        ]
     return line
 
 

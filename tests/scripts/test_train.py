@@ -55,9 +55,18 @@ def assert_same_run(one: Path, other: Path):
 def test_output_folder_is_complete(unbroken):
     names = {path.name for path in unbroken.iterdir()}
     assert names >= {
-        "config.json", "model.safetensors", "tokenizer.json", "modeling_frankenstein.py", "README.md", "metrics.json",
-        "training.csv", "training.png", "training.log", "checkpoint-3", "checkpoint-6",
-    }  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "modeling_frankenstein.py",
+        "README.md",
+        "metrics.json",
+        "training.csv",
+        "training.png",
+        "training.log",
+        "checkpoint-3",
+        "checkpoint-6",
+    }
 
 
 def test_metrics_are_sorted_finite_and_consistent(unbroken):
@@ -374,8 +383,9 @@ def config_file(name: str) -> list[str]:
 
 
 def test_one_launched_process(tiny, tmp_path):
-    done = launch([*config_file("cpu.yaml"), ROOT / "scripts/train.py", *tiny, "--max_steps", 2,
-                   "--output_dir", tmp_path])  # fmt: skip
+    done = launch(
+        [*config_file("cpu.yaml"), ROOT / "scripts/train.py", *tiny, "--max_steps", 2, "--output_dir", tmp_path]
+    )
     assert done.returncode == 0, done.stderr
     assert "step 2/2 | eval loss" in done.stderr
     assert metrics(tmp_path)["num_processes"] == 1

@@ -31,15 +31,27 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def make_trainer(folder, bad: int, **fields) -> FrankenTrainer:
-    config = FrankensteinConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                intermediate_size=16, layer_pattern=["retnet"], num_experts=2,
-                                top_k_experts=1)  # fmt: skip
-    args = FrankenTrainingArguments(output_dir=str(folder), max_steps=50, per_device_train_batch_size=2, use_cpu=True,
-                                    eval_strategy="no", disable_tqdm=True, **fields)  # fmt: skip
+    config = FrankensteinConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        layer_pattern=["retnet"],
+        num_experts=2,
+        top_k_experts=1,
+    )
+    args = FrankenTrainingArguments(
+        output_dir=str(folder),
+        max_steps=50,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        eval_strategy="no",
+        disable_tqdm=True,
+        **fields,
+    )
     stream = IterableDataset.from_generator(rows_until, gen_kwargs={"bad": bad})
-    return FrankenTrainer(
-        model=FrankensteinForMaskedLM(config), args=args, train_dataset=stream, data_collator=collate
-    )  # fmt: skip
+    return FrankenTrainer(model=FrankensteinForMaskedLM(config), args=args, train_dataset=stream, data_collator=collate)
 
 
 @pytest.mark.parametrize(("accumulation", "steps"), [(1, 3), (2, 1)])  # the loader reads one batch ahead

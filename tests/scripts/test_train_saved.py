@@ -40,8 +40,17 @@ def test_a_damaged_model_is_one_line(saved, run_train, capsys, damage):
     DAMAGES[damage](saved / "model")
     out = saved.parent / "out"
     words = "--objective causal --max_length 16 --batch_size 4 --max_steps 1 --use_cpu --cpu_threads 1"
-    code = run_train("--model_name_or_path", saved / "model", "--dataset", saved / "t.jsonl", "--output_dir", out,
-                     "--cache_dir", saved.parent / "cache", *words.split())  # fmt: skip
+    code = run_train(
+        "--model_name_or_path",
+        saved / "model",
+        "--dataset",
+        saved / "t.jsonl",
+        "--output_dir",
+        out,
+        "--cache_dir",
+        saved.parent / "cache",
+        *words.split(),
+    )
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(lines) == 1 and "--model_name_or_path" in lines[0], lines
     assert not out.exists()

@@ -57,10 +57,16 @@ def nothing_is_read(monkeypatch):
         raise AssertionError("a mistake on the command line is told before anything is read")
 
     for place, name in (
-        (opening, "read_config"), (opening, "AutoConfig"), (opening, "AutoTokenizer"), (opening, "PreTrainedConfig"),
-        (scoring, "read_config"), (checkpoints, "read_config"), (packed_checkpoints, "read_config"),
-        (scoring, "load_documents"), (scoring, "load_splits"),
-    ):  # fmt: skip
+        (opening, "read_config"),
+        (opening, "AutoConfig"),
+        (opening, "AutoTokenizer"),
+        (opening, "PreTrainedConfig"),
+        (scoring, "read_config"),
+        (checkpoints, "read_config"),
+        (packed_checkpoints, "read_config"),
+        (scoring, "load_documents"),
+        (scoring, "load_splits"),
+    ):
         monkeypatch.setattr(place, name, read)
 
 
@@ -86,12 +92,16 @@ def test_no_value_at_all(command, nothing_is_read, capsys):
 OUTPUTS = {
     "evaluate": [("--report", "{tmp}"), ("--report", "/dev/null"), ("--report", "n" * 300), ("--report", "f/r.json")],
     "generate": [
-        ("--json", "{tmp}/d.json"), ("--json", "n" * 300 + ".json"), ("--json", "f/r.json"), ("--json", "r.txt"),
-        ("--attention_map", "n" * 300 + ".png"), ("--memory_map", "f/m.png"),
+        ("--json", "{tmp}/d.json"),
+        ("--json", "n" * 300 + ".json"),
+        ("--json", "f/r.json"),
+        ("--json", "r.txt"),
+        ("--attention_map", "n" * 300 + ".png"),
+        ("--memory_map", "f/m.png"),
     ],
     "compare": [("--output_dir", "f"), ("--output_dir", "n" * 300), ("--output_dir", "{tmp}/taken")],
     "pack": [("--output", "f"), ("--output", "n" * 300), ("--output", "f/out"), ("--output", "{tmp}/taken")],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def weight_damages() -> list[Damage]:
         Damage("weights: wrong shapes", rewrite(lambda tensors: {name: t.new_zeros(3) for name, t in tensors.items()})),
         Damage("weights: NaN", rewrite(lambda tensors: {name: t.fill_(float("nan")) for name, t in tensors.items()})),
         Damage("weights: int8", rewrite(lambda tensors: {name: t.char() for name, t in tensors.items()})),
-        Damage("weights: a pickle", lambda folder: shutil.move(folder / "model.safetensors",
-                                                              folder / "pytorch_model.bin")),
-    ]  # fmt: skip
+        Damage(
+            "weights: a pickle", lambda folder: shutil.move(folder / "model.safetensors", folder / "pytorch_model.bin")
+        ),
+    ]

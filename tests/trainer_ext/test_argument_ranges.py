@@ -46,8 +46,10 @@ def test_numbers_out_of_range_are_named(tmp_path, name, value):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_steps", -1), ("max_grad_norm", 0), ("learning_rate", 0.0),
-                                             ("save_total_limit", 0), ("warmup_steps", 0.1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_steps", -1), ("max_grad_norm", 0), ("learning_rate", 0.0), ("save_total_limit", 0), ("warmup_steps", 0.1)],
+)
 def test_what_means_something_stays(tmp_path, name, value):
     FrankenTrainingArguments(output_dir=str(tmp_path), **{name: value})
 

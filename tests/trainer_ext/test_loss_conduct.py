@@ -29,10 +29,24 @@ from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
 from frankenlm.trainer_ext.loss_conduct import LossConduct, ask_model, smoothing_term
 
 VOCAB, ROWS, LENGTH, SMOOTHING = 40, 6, 9, 0.3
-BERT = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
-OURS = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 16, "dropout": 0.0, "attention_dropout": 0.0}  # fmt: skip
+BERT = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+OURS = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
 EXPERTS = {
     **OURS,
     "router_aux_loss_coef": 0.0,
@@ -63,8 +77,15 @@ class Eland(Legacy1BitForCausalLM):
     pass
 
 
-SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-         "intermediate_size": 32, "dropout": 0.0, "attention_dropout": 0.0}  # fmt: skip
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
 
 
 def infinito(model_class=InfinitoForCausalLM):
@@ -77,8 +98,18 @@ def legacy(model_class=Legacy1BitForCausalLM):
     return model_class(Legacy1BitConfig.from_preset("legacy-1bit", **SMALL, **tokens))
 
 
-GPT2 = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
+GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 16,
+    "n_layer": 1,
+    "n_head": 2,
+    "n_positions": 16,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
 # name: (model, conduct of its loss)
 MODELS = {
     "causal": (lambda: FrankensteinForCausalLM(FrankensteinConfig(**EXPERTS, is_decoder=True)), (True, True)),
@@ -97,8 +128,14 @@ MODELS = {
     "legacy by another name": (lambda: legacy(Eland), (True, True)),
     "Llama": (
         lambda: LlamaForCausalLM(
-            LlamaConfig(vocab_size=VOCAB, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                        num_attention_heads=2, num_key_value_heads=2)
+            LlamaConfig(
+                vocab_size=VOCAB,
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+            )
         ),
         (True, True),
     ),
@@ -106,7 +143,7 @@ MODELS = {
     "BERT, causal": (lambda: BertLMHeadModel(BertConfig(**BERT, is_decoder=True)), (True, True)),
     "BERT": (lambda: BertForMaskedLM(BertConfig(**BERT)), (False, False)),
     "BERT, classes": (lambda: BertForSequenceClassification(BertConfig(**BERT)), (False, False)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=list(MODELS))

@@ -143,8 +143,11 @@ def from_file(tmp_path, text):
         ("max_steps: 1_000", "max_steps", 1000),
         ("seed: 010", "seed", 10),  # YAML 1.1: 8
         ("seed: 0x10", "seed", 16),
-        ("lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs:\n  min_lr_rate: 1e-1", "lr_scheduler_kwargs",
-         {"min_lr_rate": 0.1}),
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs:\n  min_lr_rate: 1e-1",
+            "lr_scheduler_kwargs",
+            {"min_lr_rate": 0.1},
+        ),
         ("lr_scheduler_kwargs: {a: [1E2, no, 'no', 3]}", "lr_scheduler_kwargs", {"a": [100.0, False, "no", 3]}),
         ("eval_strategy: no", "eval_strategy", "no"),
         ("save_strategy: no", "save_strategy", "no"),
@@ -160,7 +163,7 @@ def from_file(tmp_path, text):
         ("seed: null", "seed", 42),
         ("training:\ndata:", "seed", 42),
     ],
-)  # fmt: skip
+)
 def test_values_of_run_files_are_what_they_look_like(tmp_path, text, name, value):
     found = getattr(from_file(tmp_path, text).training, name)
     assert found == value and type(found) in (type(value), type(found) if isinstance(found, str) else type(value))

@@ -42,16 +42,21 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
 
 def make_trainer(folder: Path, **fields) -> FrankenTrainer:
     torch.manual_seed(0)
-    config = FrankensteinConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                                intermediate_size=16, layer_pattern=["retnet"],
-                                num_experts=2, top_k_experts=1)  # fmt: skip
+    config = FrankensteinConfig(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        layer_pattern=["retnet"],
+        num_experts=2,
+        top_k_experts=1,
+    )
     settings = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "use_cpu": True, "disable_tqdm": True}
     settings |= {"per_device_train_batch_size": 4, "save_total_limit": 5, **CONSTANT, **fields}
     args = FrankenTrainingArguments(output_dir=str(folder), **settings)
     model = FrankensteinForMaskedLM(config)
-    trainer = FrankenTrainer(
-        model=model, args=args, train_dataset=rows(), eval_dataset=rows(), data_collator=collate
-    )  # fmt: skip
+    trainer = FrankenTrainer(model=model, args=args, train_dataset=rows(), eval_dataset=rows(), data_collator=collate)
     trainer.record = RunRecord({"seed": 42}, {"train": "a"}, run="one")
     return trainer
 
@@ -76,8 +81,10 @@ def weights(model) -> dict[str, torch.Tensor]:
 # --- runs that are over
 
 
-@pytest.mark.parametrize("fields", [{}, {"max_steps": 3}, {"max_steps": -1, "num_train_epochs": 1},
-                                    {"max_steps": -1, "num_train_epochs": 0.5}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"max_steps": 3}, {"max_steps": -1, "num_train_epochs": 1}, {"max_steps": -1, "num_train_epochs": 0.5}],
+)
 def test_a_run_that_is_over_trains_no_further(copied, fields, caplog):
     trainer = make_trainer(copied, **fields)
     with caplog.at_level(logging.INFO, logger="frankenlm"):
@@ -140,9 +147,11 @@ RECORD_DAMAGES = {
     "record of nothing": ("resume.json", lambda data: b"{}", "resume.json is damaged"),
     "record of a list": ("resume.json", lambda data: b"[]", "resume.json is damaged"),
     "record newer": (
-        "resume.json", lambda data: data.replace(b'"format": 1', b'"format": 9'), "by a newer version",
+        "resume.json",
+        lambda data: data.replace(b'"format": 1', b'"format": 9'),
+        "by a newer version",
     ),
-}  # fmt: skip
+}
 # what formats alone do not show
 ONLY_WITH_RECORD = {"weights altered"}
 
@@ -304,10 +313,13 @@ def test_rows_have_a_fingerprint():
     prints = [
         fingerprint(Dataset.from_dict(columns), streaming=False)
         for columns in (
-            one, one, {**one, "labels": [[1, 2], [4]]}, {"input_ids": [[1], [2, 3]], "labels": [[1], [2, 3]]},
+            one,
+            one,
+            {**one, "labels": [[1, 2], [4]]},
+            {"input_ids": [[1], [2, 3]], "labels": [[1], [2, 3]]},
             {"input_ids": [[3], [1, 2]], "labels": [[3], [1, 2]]},
         )
-    ]  # fmt: skip
+    ]
     assert prints[0] == prints[1] and len(set(prints)) == 4
     stream = IterableDataset.from_generator(lambda: iter(Dataset.from_dict(one)))
     assert fingerprint(stream, streaming=True) == prints[0]

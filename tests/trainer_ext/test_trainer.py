@@ -37,7 +37,7 @@ def tiny_model(**fields) -> FrankensteinForMaskedLM:
             "num_experts": 2,
             "top_k_experts": 1,
             **fields,
-        }  # fmt: skip
+        }
     )
     return FrankensteinForMaskedLM(config)
 
@@ -111,9 +111,13 @@ def test_log_events_carry_what_was_measured(rows, tmp_path):
 
 def test_dense_post_norm_models_have_nothing_to_balance(rows, tmp_path):
     model = tiny_model(
-        num_experts=0, norm_type="layer_norm", norm_style="post", layer_pattern=["standard_attn"],
-        position_type="learned", head_bias_init="zeros",
-    )  # fmt: skip
+        num_experts=0,
+        norm_type="layer_norm",
+        norm_style="post",
+        layer_pattern=["standard_attn"],
+        position_type="learned",
+        head_bias_init="zeros",
+    )
     trainer = make_trainer(model, rows, tmp_path)
     trainer.train()
     logs = next(entry for entry in trainer.state.log_history if "loss" in entry)

@@ -267,9 +267,12 @@ def local_weight_files(name: str) -> list[Path]:
 
 def _find(name: str, file: str) -> Path | None:
     found = cached_file(
-        location(name), file, local_files_only=True,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
+        location(name),
+        file,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
     return None if found is None else Path(found)
 
 

@@ -59,8 +59,11 @@ def _writable_or_temporary(folder: Path) -> Path:
     atexit.register(shutil.rmtree, instead, ignore_errors=True)
     logger.warning(
         "%s cannot be written (%s): tokenised data lie in %s and go with this run; --cache_dir or HF_DATASETS_CACHE "
-        "names a folder that keeps them.", folder, reason, instead,
-    )  # fmt: skip
+        "names a folder that keeps them.",
+        folder,
+        reason,
+        instead,
+    )
     return instead
 
 

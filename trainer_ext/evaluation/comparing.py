@@ -261,9 +261,15 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def markdown_report(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
     """compare.md: the table, how it was made, and the texts side by side."""
     labels = [row["label"] for row in rows]
-    lines = ["# Comparison", "", *_table(["measure", *labels], [
-        [name, *(format_value(row["measures"][name]) for row in rows)] for name in rows[0]["measures"]
-    ]), ""]  # fmt: skip
+    lines = [
+        "# Comparison",
+        "",
+        *_table(
+            ["measure", *labels],
+            [[name, *(format_value(row["measures"][name]) for row in rows)] for name in rows[0]["measures"]],
+        ),
+        "",
+    ]
     lines += [f"- {_cell(row['label'])}: {_cell(row['model'])}, {row['architecture']}, {row['dtype']}" for row in rows]
     settings = {name: value for name, value in facts["settings"].items() if value not in (None, (), [])}
     lines += ["", "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."]

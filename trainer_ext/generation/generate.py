@@ -221,8 +221,11 @@ def generate_texts(
         room = checkpoint.limit - len(ids)
         logger.warning(
             "only %d of %d new tokens fit behind the prompt: %s has positions for %d tokens",
-            room, sampling.max_new_tokens, checkpoint.name, checkpoint.limit,
-        )  # fmt: skip
+            room,
+            sampling.max_new_tokens,
+            checkpoint.name,
+            checkpoint.limit,
+        )
     limited = dataclasses.replace(sampling, max_new_tokens=room)
     texts: list[Text] = []
     while len(texts) < sampling.num_return_sequences:

@@ -78,11 +78,16 @@ def plot_memory(
     slots = next(iter(layers.values())).shape[1] - 1
     header = ("layer", "index", "token", *statistics, *(f"slot_{slot}" for slot in range(slots)), "null")
     rows = (
-        (name, index, tokens[index], *(f"{statistics[key][index]:.6g}" for key in statistics),
-         *(f"{mass:.6g}" for mass in reads[index]))
+        (
+            name,
+            index,
+            tokens[index],
+            *(f"{statistics[key][index]:.6g}" for key in statistics),
+            *(f"{mass:.6g}" for mass in reads[index]),
+        )
         for name, reads in layers.items()
         for index in range(len(tokens))
-    )  # fmt: skip
+    )
     return _write_csv(path, header, rows)
 
 

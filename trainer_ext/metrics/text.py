@@ -149,8 +149,9 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict
         ImportError: sacrebleu is missing.
     """
     if not hypotheses or len(hypotheses) != len(references):
-        raise ValueError(f"BLEU needs as many references as texts, at least one; got {len(references)} for "
-                         f"{len(hypotheses)}.")  # fmt: skip
+        raise ValueError(
+            f"BLEU needs as many references as texts, at least one; got {len(references)} for {len(hypotheses)}."
+        )
     if isinstance(references[0], str) or not all(references):
         raise ValueError("references must hold, for each text, a list of at least one reference.")
     # sacrebleu wants the first references of all texts, then the second ones, ..., None where a text has no more

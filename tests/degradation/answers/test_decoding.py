@@ -20,9 +20,20 @@ TEXTS = ["Hello there", "Tell me", "A dream of someone walking about", "x", "Say
 SAMPLED = SamplingSettings(True, 1.0, 64, 0.95, None, 1.0)
 # names of the models in conftest.py; rows are tried with all of them but encoders
 ROWS = (
-    "gemma3", "gemma3_mm", "gemma2", "llama", "llama_tied", "mistral", "qwen2", "qwen3", "qwen3_moe", "gpt2",
-    "gpt_neox", "phi3", "mixtral",
-)  # fmt: skip
+    "gemma3",
+    "gemma3_mm",
+    "gemma2",
+    "llama",
+    "llama_tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gpt2",
+    "gpt_neox",
+    "phi3",
+    "mixtral",
+)
 STATES = ("frankenstein", "infinito", "legacy_1bit")
 
 
@@ -67,7 +78,7 @@ def lay_out(tiny_model, tiny_tokenizer):
         stop = tokenizer.convert_tokens_to_ids("</turn>") if stop is None else stop
         settings = DecoderSettings(
             Sampler(sampling), frozenset([stop]), tokenizer.pad_token_id, new_tokens, fixed_shape
-        )  # fmt: skip
+        )
         return decoder(tiny_model(name, **model), rendering, settings)
 
     return make
@@ -185,9 +196,13 @@ def test_greedy_is_the_librarys_greedy(lay_out):
         ids = torch.tensor([decoder.rendering.prompts[index].ids])
         stop = sorted(decoder.settings.stop_ids)
         expected = decoder.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24, eos_token_id=stop,
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=24,
+            eos_token_id=stop,
             pad_token_id=decoder.settings.pad_id,
-        )[0, ids.shape[1] :].tolist()  # fmt: skip
+        )[0, ids.shape[1] :].tolist()
         expected = expected[: expected.index(stop[0])] if stop[0] in expected else expected
         assert list(found[index]) == expected
 
@@ -300,13 +315,15 @@ def test_running_out_of_memory_halves_and_goes_on(decoder, lay_out, monkeypatch)
 @pytest.mark.parametrize(
     ("error", "is_memory"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True), (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("CUDA error: device-side assert triggered"), False), (ValueError("out of memory"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("out of memory"), False),
     ],
-)  # fmt: skip
+)
 def test_every_way_of_saying_that_memory_is_out(error, is_memory):
     assert is_out_of_memory(error) == is_memory
 

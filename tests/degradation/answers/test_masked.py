@@ -300,8 +300,11 @@ def test_a_tokenizer_without_a_mask_is_refused(masked, tiny_tokenizer):
 
 
 def test_causal_models_stay_what_they_were(tiny_config):
-    assert [name for name in ("llama", "gpt2", "gemma3", "gemma3_mm", "frankenstein", "infinito", "legacy_1bit")
-            if fills_masks(tiny_config(name))] == []  # fmt: skip
+    assert [
+        name
+        for name in ("llama", "gpt2", "gemma3", "gemma3_mm", "frankenstein", "infinito", "legacy_1bit")
+        if fills_masks(tiny_config(name))
+    ] == []
     assert all(fills_masks(tiny_config(name)) for name in ("bert", "roberta"))
     assert not fills_masks(tiny_config("bert", is_decoder=True))
 

@@ -73,9 +73,7 @@ def test_long_prompts_are_refused_not_cut(tiny_tokenizer):
 def test_a_picture_comes_before_the_text(tiny_processor):
     processor = tiny_processor()
     picture = Image.new("RGB", (30, 50), "teal")
-    rendering = render_prompts(
-        TEXTS, processor.tokenizer, max_length=512, processor=processor, picture=picture
-    )  # fmt: skip
+    rendering = render_prompts(TEXTS, processor.tokenizer, max_length=512, processor=processor, picture=picture)
     patch = processor.tokenizer.convert_tokens_to_ids("<patch>")
     assert rendering.prefix.count(patch) == 4
     assert all(patch not in rendering.suffix(i) for i in range(len(TEXTS)))

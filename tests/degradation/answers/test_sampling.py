@@ -24,9 +24,7 @@ from frankenlm.degradation.answers.sampling import (
 )
 from frankenlm.degradation.configs import get_config
 
-OFF = SamplingSettings(
-    do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_p=None, repetition_penalty=1.0
-)  # fmt: skip
+OFF = SamplingSettings(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_p=None, repetition_penalty=1.0)
 FILTERS = {
     "off": {},
     "temperature": {"temperature": 0.7},
@@ -102,9 +100,12 @@ def test_noise_is_standard_gumbel():
 def test_keys_tell_rows_apart():
     base = sampling_key(42, 0, "prompt", 0)
     others = [
-        sampling_key(43, 0, "prompt", 0), sampling_key(42, 1, "prompt", 0), sampling_key(42, 0, "Prompt", 0),
-        sampling_key(42, 0, "prompt", 1), sampling_key(42, 0, "prompt", 0, "0.5"),
-    ]  # fmt: skip
+        sampling_key(43, 0, "prompt", 0),
+        sampling_key(42, 1, "prompt", 0),
+        sampling_key(42, 0, "Prompt", 0),
+        sampling_key(42, 0, "prompt", 1),
+        sampling_key(42, 0, "prompt", 0, "0.5"),
+    ]
     assert len({base, *others}) == 6
     assert occurrences(["a", "b", "a", "a"]) == [0, 0, 1, 2]
 

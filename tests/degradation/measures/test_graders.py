@@ -295,8 +295,12 @@ def test_a_choice_is_right_wrong_or_neither():
     prompt = Prompt(id=1, text=text, set="x", skill="y", grader="choice", choices=LETTERS, answer="climb", chance=0.25)
     assert has_letters(prompt)
     assert [grade(answer, prompt) for answer in ("D", "climb", "B", "shout", "")] == [
-        "correct", "correct", "wrong", "wrong", "unparsed"
-    ]  # fmt: skip
+        "correct",
+        "correct",
+        "wrong",
+        "wrong",
+        "unparsed",
+    ]
 
 
 # --- aliases

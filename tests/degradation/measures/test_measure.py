@@ -86,8 +86,16 @@ def test_sentences(text, count):
 
 
 def test_stems_meet():
-    for forms in ("dream dreams dreamed dreaming", "run runs running", "chase chases chased chasing", "fly flies",
-                  "kitchen kitchen's kitchens", "fall falls falling", "box boxes", "carry carries"):  # fmt: skip
+    for forms in (
+        "dream dreams dreamed dreaming",
+        "run runs running",
+        "chase chases chased chasing",
+        "fly flies",
+        "kitchen kitchen's kitchens",
+        "fall falls falling",
+        "box boxes",
+        "carry carries",
+    ):
         assert len({stem(form) for form in forms.split()}) == 1, forms
     assert len(set(map(stem, ("dream", "drum", "glass", "class", "bus", "thing", "ring")))) == 7
     assert content_stems(["the", "dogs", "of", "dog"]) == ["dog", "dog"]
@@ -174,8 +182,11 @@ def test_the_longest_period_of_a_loop():
 def test_periodic_ends_against_all_ends():
     def slow(items, max_period, repeats):
         for period in range(1, max_period + 1):
-            starts = [start for start in range(len(items) - repeats * period + 1)
-                      if all(items[i] == items[i + period] for i in range(start, len(items) - period))]  # fmt: skip
+            starts = [
+                start
+                for start in range(len(items) - repeats * period + 1)
+                if all(items[i] == items[i + period] for i in range(start, len(items) - period))
+            ]
             if starts:
                 return min(starts), period
         return None
@@ -386,11 +397,24 @@ def test_self_bleu_is_the_slow_one():
 
 @pytest.mark.parametrize(
     "text",
-    ["1" * 5000, "1,000," * 900, "the answer is " * 300, "**" * 2000, "E) " * 1500, "\\frac{" * 800,
-     "one hundred " * 400, "\n" * 5000, "1. a\n" * 1000, "猫狗" * 2000, "*_" * 2000, "'" * 5000, "x\u0301" * 2000,
-     "so therefore " * 400],
+    [
+        "1" * 5000,
+        "1,000," * 900,
+        "the answer is " * 300,
+        "**" * 2000,
+        "E) " * 1500,
+        "\\frac{" * 800,
+        "one hundred " * 400,
+        "\n" * 5000,
+        "1. a\n" * 1000,
+        "猫狗" * 2000,
+        "*_" * 2000,
+        "'" * 5000,
+        "x\u0301" * 2000,
+        "so therefore " * 400,
+    ],
     ids=lambda text: ascii(text[:12]),
-)  # fmt: skip
+)
 def test_degenerate_texts_are_measured_too(text):
     for prompt in load_prompts("iq_it")[::8]:
         measured = measure_row(row(text, prompt.text), prompt)

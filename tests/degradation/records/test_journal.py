@@ -89,7 +89,7 @@ def test_a_line_that_is_being_written_is_read_as_a_whole_later(path, monkeypatch
 @pytest.mark.parametrize(
     ("row", "back"),
     [
-        ({"a": "two\nlines\r\n, \u2028, \x00, \\ and \""}, None),
+        ({"a": 'two\nlines\r\n, \u2028, \x00, \\ and "'}, None),
         ({"a": "naïve 日本 🙂"}, None),
         ({"a": "\ud83d alone"}, None),
         ({"a": float("nan"), "b": [float("inf"), 1.5]}, {"a": None, "b": [None, 1.5]}),
@@ -97,7 +97,7 @@ def test_a_line_that_is_being_written_is_read_as_a_whole_later(path, monkeypatch
         ({"a": -0.0, "b": 2**70, "c": 1e-320, "d": None, "e": True}, None),
         ({}, None),
     ],
-)  # fmt: skip
+)
 def test_a_row_comes_back_as_it_was(row, back):
     line = encode_line(row)
     assert line.count(b"\n") == 1 and line.endswith(b"}\n")

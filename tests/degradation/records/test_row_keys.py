@@ -43,10 +43,14 @@ def test_the_fields_of_the_original_and_of_the_seed_are_there():
 
 
 JSON_TYPES = {
-    "string": lambda v: type(v) is str, "integer": lambda v: type(v) is int, "null": lambda v: v is None,
-    "number": lambda v: type(v) in (int, float), "boolean": lambda v: type(v) is bool,
-    "object": lambda v: type(v) is dict, "array": lambda v: type(v) is list,
-}  # fmt: skip
+    "string": lambda v: type(v) is str,
+    "integer": lambda v: type(v) is int,
+    "null": lambda v: v is None,
+    "number": lambda v: type(v) in (int, float),
+    "boolean": lambda v: type(v) is bool,
+    "object": lambda v: type(v) is dict,
+    "array": lambda v: type(v) is list,
+}
 
 
 def fits_schema(row):
@@ -78,11 +82,23 @@ def test_a_whole_row_passes():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("prompt_id", 0), ("prompt_id", True), ("prompt_id", "1"), ("prompt_id", 1.0), ("completion", None),
-        ("do_sample", 1), ("std_dev", "0.1"), ("std_dev", False), ("finish_reason", "tired"), ("status", "fine"),
-        ("gen_params", []), ("batch_shape", "2x3"), ("attempt", 0), ("level_index", -1), ("decoder", "own"),
+        ("prompt_id", 0),
+        ("prompt_id", True),
+        ("prompt_id", "1"),
+        ("prompt_id", 1.0),
+        ("completion", None),
+        ("do_sample", 1),
+        ("std_dev", "0.1"),
+        ("std_dev", False),
+        ("finish_reason", "tired"),
+        ("status", "fine"),
+        ("gen_params", []),
+        ("batch_shape", "2x3"),
+        ("attempt", 0),
+        ("level_index", -1),
+        ("decoder", "own"),
     ],
-)  # fmt: skip
+)
 def test_a_field_that_does_not_fit_is_named(name, value):
     row = make_row() | {name: value}
     with pytest.raises(ValueError, match=name):
@@ -112,9 +128,15 @@ def test_an_imported_row_may_lack_what_the_original_did_not_write():
 
 
 KEY = {
-    "config_hash": "c0", "param_group_name": "attn_only", "degradation_method": "ablation", "level_key": "0.025",
-    "repeat_index": 3, "prompt_text": "Why?\n", "occurrence": 0, "image_sha256": None,
-}  # fmt: skip
+    "config_hash": "c0",
+    "param_group_name": "attn_only",
+    "degradation_method": "ablation",
+    "level_key": "0.025",
+    "repeat_index": 3,
+    "prompt_text": "Why?\n",
+    "occurrence": 0,
+    "image_sha256": None,
+}
 
 
 def test_the_key_is_the_sha1_of_canonical_json():
@@ -126,11 +148,17 @@ def test_the_key_is_the_sha1_of_canonical_json():
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("config_hash", "c1"), ("param_group_name", "mlp_only"), ("degradation_method", "mult_gauss"),
-        ("level_key", "0.03"), ("repeat_index", 4), ("prompt_text", "Why?"), ("occurrence", 1), ("image_sha256", "00"),
+        ("config_hash", "c1"),
+        ("param_group_name", "mlp_only"),
+        ("degradation_method", "mult_gauss"),
+        ("level_key", "0.03"),
+        ("repeat_index", 4),
+        ("prompt_text", "Why?"),
+        ("occurrence", 1),
+        ("image_sha256", "00"),
         ("prompt_text", "\ud800"),
     ],
-)  # fmt: skip
+)
 def test_everything_in_the_key_counts(name, value):
     assert row_key(**KEY | {name: value}) != row_key(**KEY)
 

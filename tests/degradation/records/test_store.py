@@ -179,5 +179,8 @@ def test_equal_prompts_and_near_levels_are_kept_apart(tmp_path):
         opened.append(rows)
         opened.export()
         assert [(row["level_value"], row["prompt_id"]) for row in exported(opened)] == [
-            (0.025, 1), (0.025, 2), (0.03, 1), (0.03, 2),
-        ]  # fmt: skip
+            (0.025, 1),
+            (0.025, 2),
+            (0.03, 1),
+            (0.03, 2),
+        ]

@@ -21,9 +21,7 @@ def test_the_export_is_the_same_whatever_the_world_size(tmp_path, world_size):
     # two ranks may both have done a cell
     stores[-1].append(cells[0])
     stores[0].export()
-    expected = sorted(
-        rows, key=lambda r: (r["param_group_name"], r["level_index"], r["repeat_index"], r["prompt_id"])
-    )  # fmt: skip
+    expected = sorted(rows, key=lambda r: (r["param_group_name"], r["level_index"], r["repeat_index"], r["prompt_id"]))
     assert shape(exported(stores[0])) == shape(expected)
     lesions = read_rows(stores[0].journal_dir / "lesions.jsonl")
     assert [(r["group"], r["level_index"], r["repeat_index"]) for r in lesions] == [
@@ -109,9 +107,7 @@ def test_cells_are_the_last_of_each(tmp_path):
 
 
 def test_the_record_of_the_last_run_counts_whichever_rank_wrote_it(tmp_path):
-    cell = {
-        "param_group_name": "g", "degradation_method": "m", "level_value": 0.1, "level_index": 0, "repeat_index": 0,
-    }  # fmt: skip
+    cell = {"param_group_name": "g", "degradation_method": "m", "level_value": 0.1, "level_index": 0, "repeat_index": 0}
     with open_store(tmp_path) as first, open_store(tmp_path, rank=1, world_size=2) as second:
         second.append_cell(cell | {"rows": 0})
         second.append_cell(cell | {"rows": 3})

@@ -184,10 +184,12 @@ def test_effect_by_hand():
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
-        ((1, 1), (1, 1), 0.0), ((1, 1), (0, 0), -numpy.inf), ((0.1, 0.1), (0.1, 0.1), 0.0),
+        ((1, 1), (1, 1), 0.0),
+        ((1, 1), (0, 0), -numpy.inf),
+        ((0.1, 0.1), (0.1, 0.1), 0.0),
         ((0, 0), (0.3, 0.3), numpy.inf),
     ],
-)  # fmt: skip
+)
 def test_effects_without_spread(first, second, expected):
     values = numpy.array([first, second], dtype=float).T
     assert drawn_effects(moments_of(values), numpy.ones((1, 2)), 0)[0, 1] == expected
@@ -205,7 +207,7 @@ def test_effects_of_too_few_observations_are_unknown():
 @pytest.mark.parametrize(
     ("values", "expected"),
     [([3, 1, 2], [3, 1, 2]), ([5, 5, 1], [2.5, 2.5, 1]), ([2, 2, 2, 2], [2.5] * 4), ([1, 3, 3, 3, 9], [1, 3, 3, 3, 5])],
-)  # fmt: skip
+)
 def test_ranks_share_ties(values, expected):
     assert ranks(numpy.array(values)).tolist() == expected
 

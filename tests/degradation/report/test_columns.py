@@ -56,8 +56,10 @@ def test_no_workers_are_refused():
 def test_prompts_of_a_file_of_ones_own_are_graded(tmp_path):
     own = tmp_path / "own.jsonl"
     own.write_text(json.dumps({"text": "How many?", "skill": "count", "grader": "number", "answer": 3}) + "\n")
-    rows = [{**row, "prompt_text": "How many?", "completion": "3" if row["level_value"] == 0 else "4"}
-            for row in simulated_rows("ablation", "attn_only", 0.4, repeats=2, prompts=PROMPTS[:1])]  # fmt: skip
+    rows = [
+        {**row, "prompt_text": "How many?", "completion": "3" if row["level_value"] == 0 else "4"}
+        for row in simulated_rows("ablation", "attn_only", 0.4, repeats=2, prompts=PROMPTS[:1])
+    ]
     path = write_experiment(tmp_path, rows, "ablation")
     manifest = path.with_suffix(".journal") / "manifest.json"
     manifest.write_text(json.dumps({"runs": [{"manifest": {"config": {"prompts": str(own)}}}]}))

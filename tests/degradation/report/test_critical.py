@@ -141,9 +141,15 @@ def test_what_is_not_reached_is_said(half, floor, status):
 
 @pytest.mark.parametrize(
     ("baseline", "chance", "questions", "status"),
-    [(0.15, 0.13, 60, AT_CHANCE), (0.30, 0.13, 60, REACHED), (0.15, 0.13, 6000, REACHED), (0.02, 0.0, 50, AT_CHANCE),
-     (0.10, 0.0, 50, REACHED), (0.15, 0.13, None, REACHED)],
-)  # fmt: skip
+    [
+        (0.15, 0.13, 60, AT_CHANCE),
+        (0.30, 0.13, 60, REACHED),
+        (0.15, 0.13, 6000, REACHED),
+        (0.02, 0.0, 50, AT_CHANCE),
+        (0.10, 0.0, 50, REACHED),
+        (0.15, 0.13, None, REACHED),
+    ],
+)
 def test_luck_on_few_questions_is_no_skill(baseline, chance, questions, status):
     """Greedy answers are the same in every repeat: only the number of questions tells skill from luck."""
     values = numpy.tile(baseline * (1 - SIGMA.positions), (5, 1))
@@ -238,10 +244,15 @@ def test_effect_level_by_hand():
 @pytest.mark.parametrize(
     ("effects", "expected"),
     [
-        ([0, 0.4, 0.8, 2], 2.0), ([0, 1.6, 0, 0], 0.5), ([0, 0.2, 0.3, 0.4], numpy.inf), ([0, 0.2, numpy.inf, 1], 2.0),
-        ([0, NAN, 1, 2], NAN), ([0, -1, 1, 2], 1.9), ([0, -numpy.inf, 2, 2], 2.0),
+        ([0, 0.4, 0.8, 2], 2.0),
+        ([0, 1.6, 0, 0], 0.5),
+        ([0, 0.2, 0.3, 0.4], numpy.inf),
+        ([0, 0.2, numpy.inf, 1], 2.0),
+        ([0, NAN, 1, 2], NAN),
+        ([0, -1, 1, 2], 1.9),
+        ([0, -numpy.inf, 2, 2], 2.0),
     ],
-)  # fmt: skip
+)
 def test_first_reached(effects, expected):
     found = first_reached(numpy.array([effects], dtype=float), numpy.arange(4.0), 0.8)
     assert found[0] == pytest.approx(expected, nan_ok=True)

@@ -37,10 +37,22 @@ def test_a_missing_field_is_named(field, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"[1, 2.5]", b"[null]", b'["a"]', b"[[]]", b'{"rows": []}', b"null", b"[{", b"\xff\xfe", b"[" * 100_000,
-     b"[" + b"1" * 5000 + b"]", b'[{"a": 1}, 3]', b"\0" * 50],
+    [
+        b"[1, 2.5]",
+        b"[null]",
+        b'["a"]',
+        b"[[]]",
+        b'{"rows": []}',
+        b"null",
+        b"[{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"[" + b"1" * 5000 + b"]",
+        b'[{"a": 1}, 3]',
+        b"\0" * 50,
+    ],
     ids=["numbers", "null", "texts", "lists", "object", "no list", "cut", "bytes", "deep", "digits", "mixed", "zeros"],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_list_of_rows_is_damaged(content, tmp_path):
     path = tmp_path / "outputs_x.json"
     path.write_bytes(content)
@@ -70,22 +82,39 @@ def test_half_a_letter_in_a_text_is_data(tmp_path):
 
 # --- what lies beside the rows
 
-CELL = {"param_group_name": "attn_only", "degradation_method": "mult_gauss", "level_value": 0.3, "level_index": 1,
-        "repeat_index": 0, "log_perplexity": 2.0}  # fmt: skip
-LESION = {"group": "attn_only", "method": "mult_gauss", "level_value": 0.3, "level_index": 1, "repeat_index": 0,
-          "rel_l2": 0.5}  # fmt: skip
+CELL = {
+    "param_group_name": "attn_only",
+    "degradation_method": "mult_gauss",
+    "level_value": 0.3,
+    "level_index": 1,
+    "repeat_index": 0,
+    "log_perplexity": 2.0,
+}
+LESION = {
+    "group": "attn_only",
+    "method": "mult_gauss",
+    "level_value": 0.3,
+    "level_index": 1,
+    "repeat_index": 0,
+    "rel_l2": 0.5,
+}
 
 
 @pytest.mark.parametrize(
     ("name", "good", "changes"),
     [
-        ("cells", CELL, {"level_value": "0.3"}), ("cells", CELL, {"repeat_index": [0]}),
-        ("cells", CELL, {"log_perplexity": "2"}), ("cells", CELL, {"perplexity": 0}),
-        ("cells", CELL, {"param_group_name": None}), ("cells", CELL, {"kl_to_baseline": 10**400}),
-        ("lesions", LESION, {"rel_l2": {}}), ("lesions", LESION, {"level_value": -1}),
-        ("lesions", LESION, {"group": ["attn_only"]}), ("lesions", LESION, {"attempt": "1"}),
+        ("cells", CELL, {"level_value": "0.3"}),
+        ("cells", CELL, {"repeat_index": [0]}),
+        ("cells", CELL, {"log_perplexity": "2"}),
+        ("cells", CELL, {"perplexity": 0}),
+        ("cells", CELL, {"param_group_name": None}),
+        ("cells", CELL, {"kl_to_baseline": 10**400}),
+        ("lesions", LESION, {"rel_l2": {}}),
+        ("lesions", LESION, {"level_value": -1}),
+        ("lesions", LESION, {"group": ["attn_only"]}),
+        ("lesions", LESION, {"attempt": "1"}),
     ],
-)  # fmt: skip
+)
 def test_an_odd_record_of_the_journal_is_left_out_and_said(name, good, changes, tmp_path):
     path = write_experiment(tmp_path, ROWS, "mult_gauss", cells=False)
     lines = [good, {**good, **changes}, {}]
@@ -97,11 +126,18 @@ def test_an_odd_record_of_the_journal_is_left_out_and_said(name, good, changes, 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[]", "no manifest"), ('"x"', "no manifest"), ('{"runs": 5}', "no manifest"), ('{"runs": [1]}', "no manifest"),
-     ('{"a": ' + "[" * 300 + "]" * 300 + "}", "no manifest"), ('{"runs": [{"manifest": [', "no JSON"),
-     ('{"runs": [{"manifest": 3}]}', None), ('{"runs": [{"manifest": {"config": null}}]}', None),
-     ('{"runs": [{"manifest": {"config": {"prompts": "a\\u0000b"}}}]}', None)],
-)  # fmt: skip
+    [
+        ("[]", "no manifest"),
+        ('"x"', "no manifest"),
+        ('{"runs": 5}', "no manifest"),
+        ('{"runs": [1]}', "no manifest"),
+        ('{"a": ' + "[" * 300 + "]" * 300 + "}", "no manifest"),
+        ('{"runs": [{"manifest": [', "no JSON"),
+        ('{"runs": [{"manifest": 3}]}', None),
+        ('{"runs": [{"manifest": {"config": null}}]}', None),
+        ('{"runs": [{"manifest": {"config": {"prompts": "a\\u0000b"}}}]}', None),
+    ],
+)
 def test_odd_manifests(content, message, tmp_path):
     path = write_experiment(tmp_path, ROWS, "mult_gauss", cells=False)
     (path.with_suffix(".journal") / "manifest.json").write_text(content)

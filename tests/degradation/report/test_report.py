@@ -16,8 +16,10 @@ from simulated_results import PROMPTS, measure, read_csv, simulated_rows, write_
 
 def two_methods(folder, repeats=5):
     """Four series: two groups under noise, one under ablation, one quantised; one task."""
-    noise = [*simulated_rows("mult_gauss", "attn_only", 0.45, seed=1, repeats=repeats),
-             *simulated_rows("mult_gauss", "mlp_only", 0.2, seed=2, repeats=repeats)]  # fmt: skip
+    noise = [
+        *simulated_rows("mult_gauss", "attn_only", 0.45, seed=1, repeats=repeats),
+        *simulated_rows("mult_gauss", "mlp_only", 0.2, seed=2, repeats=repeats),
+    ]
     return [
         write_experiment(folder, noise, "mult_gauss"),
         write_experiment(folder, simulated_rows("ablation", "attn_only", 0.4, seed=3, repeats=repeats), "ablation"),
@@ -34,9 +36,7 @@ def report(tmp_path_factory):
 
 
 def curve_of(numbers, group, method, name):
-    found = [
-        c for c in numbers["curves"] if (c["group"], c["method"], c["measure"]) == (group, method, name)
-    ]  # fmt: skip
+    found = [c for c in numbers["curves"] if (c["group"], c["method"], c["measure"]) == (group, method, name)]
     assert len(found) == 1
     return found[0]
 
@@ -46,9 +46,13 @@ def curve_of(numbers, group, method, name):
 
 @pytest.mark.parametrize(
     ("group", "method", "half"),
-    [("attn_only", "mult_gauss", 0.45), ("mlp_only", "mult_gauss", 0.2), ("attn_only", "ablation", 0.4),
-     ("attn_only", "uni_quant", 32)],
-)  # fmt: skip
+    [
+        ("attn_only", "mult_gauss", 0.45),
+        ("mlp_only", "mult_gauss", 0.2),
+        ("attn_only", "ablation", 0.4),
+        ("attn_only", "uni_quant", 32),
+    ],
+)
 def test_known_critical_levels_come_out(report, group, method, half):
     """Accuracy is half way to 0 at `half`; chance is above 0, so half way to chance lies a little before."""
     found = curve_of(report[2], group, method, "accuracy")
@@ -185,10 +189,20 @@ def test_every_figure_has_its_table_and_every_missing_one_its_reason(report):
     folder, text, numbers = report
     names = [plot["name"].removeprefix("maker-tiny-model_iq_it_") for plot in numbers["plots"]]
     assert names == [
-        "ranking", "levels_mult_gauss", "levels_ablation", "levels_uni_quant", "rel_l2", "skills", "answers_mult_gauss",
-        "perplexity_mult_gauss", "answers_ablation", "perplexity_ablation", "answers_uni_quant", "perplexity_uni_quant",
+        "ranking",
+        "levels_mult_gauss",
+        "levels_ablation",
+        "levels_uni_quant",
+        "rel_l2",
+        "skills",
+        "answers_mult_gauss",
+        "perplexity_mult_gauss",
+        "answers_ablation",
+        "perplexity_ablation",
+        "answers_uni_quant",
+        "perplexity_uni_quant",
         "repeats",
-    ]  # fmt: skip
+    ]
     for plot in numbers["plots"]:
         assert len(read_csv(folder / plot["csv"])) >= 4, plot["csv"]
     assert [entry["figure"] for entry in numbers["plots_without_data"]] == ["layers by level"]
@@ -199,10 +213,13 @@ def test_every_figure_has_its_table_and_every_missing_one_its_reason(report):
 
 
 def test_names_are_text_not_markup(tmp_path):
-    rows = [{**row, "prompt_group": "<b>&$x$", "param_group_name": "attn_only<i>"}
-            for row in simulated_rows("ablation", "attn_only", 0.4, repeats=2)]  # fmt: skip
-    page = write_report([write_experiment(tmp_path, rows, "ablation")], tmp_path / "out", measure=measure,
-                        measure_texts=None, draws=50)  # fmt: skip
+    rows = [
+        {**row, "prompt_group": "<b>&$x$", "param_group_name": "attn_only<i>"}
+        for row in simulated_rows("ablation", "attn_only", 0.4, repeats=2)
+    ]
+    page = write_report(
+        [write_experiment(tmp_path, rows, "ablation")], tmp_path / "out", measure=measure, measure_texts=None, draws=50
+    )
     text = page.read_text(encoding="utf-8")
     Page(text)
     assert "<b>" not in text and "<i>" not in text and "&lt;b&gt;&amp;$x$" in text
@@ -225,8 +242,14 @@ def test_layers_have_a_heat_map(tmp_path):
 
 @pytest.mark.parametrize(
     ("group", "layers"),
-    [("attn_only@L3", (3,)), ("mlp_only@L0-5", (0, 5)), ("attn_only@L3,7", (3, 7)), ("attn_only", None),
-     ("attn_only@first25%", None), ("attn_only@Last", None)],
-)  # fmt: skip
+    [
+        ("attn_only@L3", (3,)),
+        ("mlp_only@L0-5", (0, 5)),
+        ("attn_only@L3,7", (3, 7)),
+        ("attn_only", None),
+        ("attn_only@first25%", None),
+        ("attn_only@Last", None),
+    ],
+)
 def test_layer_subsets_of_names(group, layers):
     assert layer_subset(group) == layers

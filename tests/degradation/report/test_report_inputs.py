@@ -50,10 +50,18 @@ def test_relative_change_comes_from_lesions_too(tmp_path):
     rows = [{**row, "damage_rel_l2": None} for row in simulated_rows("ablation", "attn_only", 0.4, repeats=2)]
     path = write_experiment(tmp_path, rows, "ablation")
     lesions = [
-        {"group": "attn_only", "method": "ablation", "level_value": level, "level_index": index, "repeat_index": repeat,
-         "rel_l2": 2 * level + repeat}
-        for index, level in enumerate(LEVELS["ablation"]) if level for repeat in (0, 1)
-    ]  # fmt: skip
+        {
+            "group": "attn_only",
+            "method": "ablation",
+            "level_value": level,
+            "level_index": index,
+            "repeat_index": repeat,
+            "rel_l2": 2 * level + repeat,
+        }
+        for index, level in enumerate(LEVELS["ablation"])
+        if level
+        for repeat in (0, 1)
+    ]
     (path.with_suffix(".journal") / "lesions.jsonl").write_bytes(b"".join(map(encode_line, lesions)))
     series = analyse([path], measure=measure, measure_texts=None, draws=20).series[0]
     numpy.testing.assert_allclose(series.mean_rel_l2, [0, 0.9, 1.3, 1.7, 2.1])
@@ -70,9 +78,14 @@ def test_rows_without_an_answer_are_no_data(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [('{"a": 1}', "JSON list of rows"), ("[{}", "no JSON"), ("[]", "no row with an answer"),
-     ('[{"model_name": "x"}]', "import-legacy"), (None, "no such result file")],
-)  # fmt: skip
+    [
+        ('{"a": 1}', "JSON list of rows"),
+        ("[{}", "no JSON"),
+        ("[]", "no row with an answer"),
+        ('[{"model_name": "x"}]', "import-legacy"),
+        (None, "no such result file"),
+    ],
+)
 def test_files_that_are_no_results(tmp_path, content, message):
     path = tmp_path / "outputs_x.json"
     if content is not None:

@@ -15,8 +15,11 @@ def analysed(*paths):
 @pytest.fixture
 def once(tmp_path):
     """Two groups, five repeats; perplexity in the first repeat alone, as by default."""
-    rows = [row for group, half in (("attn_only", 0.4), ("mlp_only", 0.3))
-            for row in simulated_rows("mult_gauss", group, half)]  # fmt: skip
+    rows = [
+        row
+        for group, half in (("attn_only", 0.4), ("mlp_only", 0.3))
+        for row in simulated_rows("mult_gauss", group, half)
+    ]
     path = write_experiment(tmp_path, rows, "mult_gauss", cells=False)
     kept = [record for record in cell_records(rows) if record["repeat_index"] == 0]
     (path.with_suffix(".journal") / "cells.jsonl").write_bytes(b"".join(map(encode_line, kept)))
@@ -49,7 +52,7 @@ def test_experiments_that_differ_in_settings_alone_are_told_apart(tmp_path):
     paths = [
         write_experiment(
             tmp_path, simulated_rows("mult_gauss", "mlp_only", 0.3, suffix=name), "mult_gauss", suffix=name
-        )  # fmt: skip
+        )
         for name in ("dense", "packed")
     ]
     leads = [found["lead"].partition(":")[0] for found in facts(analysed(*paths))["broke_first"]]

@@ -57,11 +57,17 @@ def picture(folder):
 
 
 FILES = [
-    (report, "report.html"), (report, "report.json"), (report, "cells.csv"), (report, "curves.csv"),
-    (report, "plots/maker-tiny-model_iq_it_ranking.png"), (report, "plots/maker-tiny-model_iq_it_repeats.csv"),
-    (measures, f"{STEM}_measures.json"), (measures, f"{STEM}_rows.csv"), (measures, f"{STEM}_cells.csv"),
+    (report, "report.html"),
+    (report, "report.json"),
+    (report, "cells.csv"),
+    (report, "curves.csv"),
+    (report, "plots/maker-tiny-model_iq_it_ranking.png"),
+    (report, "plots/maker-tiny-model_iq_it_repeats.csv"),
+    (measures, f"{STEM}_measures.json"),
+    (measures, f"{STEM}_rows.csv"),
+    (measures, f"{STEM}_cells.csv"),
     (measures, f"{STEM}_curves.csv"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("kind", ["file", "record of another", "link", "link to nothing", "folder", "device"])

@@ -72,9 +72,21 @@ def estimate_of(folder, asked=PROMPTS, **fields):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "name",
-    ["gemma3", "gemma3_mm", "llama", "llama_tied", "qwen2", "gpt2", "gpt_neox", "phi3", "mixtral", "frankenstein",
-     "infinito", "legacy_1bit"],
-)  # fmt: skip
+    [
+        "gemma3",
+        "gemma3_mm",
+        "llama",
+        "llama_tied",
+        "qwen2",
+        "gpt2",
+        "gpt_neox",
+        "phi3",
+        "mixtral",
+        "frankenstein",
+        "infinito",
+        "legacy_1bit",
+    ],
+)
 def test_weights_before_and_after_loading(name, dtype, tiny_dir):
     found = loaded_bytes(open_model(str(tiny_dir(name)), dtype=dtype, device="cpu").model)
     group = "attn_only" if name != "gemma3_mm" else "attn_only+vision"
@@ -100,11 +112,24 @@ def test_weights_in_4_bits(double, tiny_model, tiny_tokenizer, tmp_path):
 def test_the_figures_of_gemma_3_4b():
     """Sizes from the published configuration; expected values from the section on memory of the design."""
     text = {
-        "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "num_attention_heads": 8,
-        "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208, "sliding_window": 1024,
-    }  # fmt: skip
-    vision = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
-              "image_size": 896, "patch_size": 14, "vision_use_head": False}  # fmt: skip
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+        "sliding_window": 1024,
+    }
+    vision = {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
     config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=256)
     empty = empty_model(config)
     groups = {name: select_group(empty, name) for name in ("attn_only", "attn_qkvo", "mlp_only", "embed_only")}
@@ -180,9 +205,15 @@ def test_the_peak_is_within_a_quarter(name, dtype, group, new, perplexity, tiny_
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"text": f"{number} " + "tell a dream " * 4}) for number in range(6)))
     fields = {
-        "dtype": dtype, "group": group, "max_new_tokens": new, "perplexity": perplexity, "prompts": str(file),
-        "levels": (0.0, 0.1), "n_rep": 1, "do_sample": True,
-    }  # fmt: skip
+        "dtype": dtype,
+        "group": group,
+        "max_new_tokens": new,
+        "perplexity": perplexity,
+        "prompts": str(file),
+        "levels": (0.0, 0.1),
+        "n_rep": 1,
+        "do_sample": True,
+    }
     config = ExperimentConfig(**fields)
     prompts = [SimpleNamespace(text=json.loads(line)["text"]) for line in file.read_text().splitlines()]
     estimate = estimate_of(tiny_dir(name), prompts, **fields)
@@ -315,17 +346,26 @@ def test_the_peak_of_a_real_model(perplexity, tmp_path):
     from frankenlm.degradation.prompts import load_prompts
 
     fields = {
-        "dtype": "float32", "group": "mlp_only", "max_new_tokens": 8, "perplexity": perplexity, "prompts": "iq_it",
-        "levels": (0.0, 0.1), "n_rep": 1, "max_prompts": 12,
-    }  # fmt: skip
+        "dtype": "float32",
+        "group": "mlp_only",
+        "max_new_tokens": 8,
+        "perplexity": perplexity,
+        "prompts": "iq_it",
+        "levels": (0.0, 0.1),
+        "n_rep": 1,
+        "max_prompts": 12,
+    }
     estimate = estimate_of(REAL_MODEL, load_prompts("iq_it")[:12], **fields)
     loaded = open_model(REAL_MODEL, dtype="float32", device="cpu")
     with PeakMemory() as memory:
         for tensor in (*loaded.model.parameters(), *loaded.model.buffers()):
             memory.count(tensor)
         run_experiment(
-            ExperimentConfig(**fields), model=loaded.model, tokenizer=loaded.tokenizer, output_dir=tmp_path,
+            ExperimentConfig(**fields),
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
+            output_dir=tmp_path,
             progress=False,
-        )  # fmt: skip
+        )
     print(f"estimate {estimate.device / 1e6:.0f} MB, measured {memory.peak / 1e6:.0f} MB")
     assert estimate.device == pytest.approx(memory.peak, rel=0.25)

@@ -112,9 +112,7 @@ def test_every_field_is_known_as_one(tiny_model, tiny_tokenizer, tiny_mask_token
     model, found = tiny_model("llama"), []
     for tokenizer, masked in ((tiny_tokenizer(), False), (tiny_mask_tokenizer(), True)):
         generation = model.generation_config
-        found.append(
-            reading_identity(TINY, tokenizer, None, generation, attention="sdpa", fills_masks=masked)
-        )  # fmt: skip
+        found.append(reading_identity(TINY, tokenizer, None, generation, attention="sdpa", fills_masks=masked))
     assert all(tuple(each) == READING_FIELDS for each in found)
     assert found[1]["chat_template"] is None and found[1]["stop_ids"] == []
 

@@ -10,9 +10,19 @@ from record_rows import CONFIG, NAMES, make_row
 
 LEVELS = (0.0, 0.1, 0.125, 0.13)
 PLANNED_FIELDS = (
-    "experiment_id", "config_name", "model_name", "prompt_group", "prompt_id", "prompt_text", "level_value",
-    "level_index", "repeat_index", "param_group_name", "degradation_method", "seed",
-)  # fmt: skip
+    "experiment_id",
+    "config_name",
+    "model_name",
+    "prompt_group",
+    "prompt_id",
+    "prompt_text",
+    "level_value",
+    "level_index",
+    "repeat_index",
+    "param_group_name",
+    "degradation_method",
+    "seed",
+)
 
 
 def planned(*rows):
@@ -64,10 +74,22 @@ def test_rows_are_adopted_by_the_original_key(tmp_path, store):
     first = json.loads(store.json_path.read_text(encoding="utf-8"))[0]
     assert first["completion"] == "An old answer.\nOf two lines." and first["output"] == old[0]["output"]
     wanted = {
-        "sampler": "legacy", "status": "ok", "attempt": 1, "temperature": 1.0, "do_sample": True, "usar_4bit": False,
-        "timestamp": "2025-10-06T12:34:56.789", "tokens": 30, "tokens_generated": None, "finish_reason": None,
-        "std_dev": 0.1, "degrad_level": 0.1, "is_baseline": False, "device": "cuda:0", "prompt_id": 1,
-    }  # fmt: skip
+        "sampler": "legacy",
+        "status": "ok",
+        "attempt": 1,
+        "temperature": 1.0,
+        "do_sample": True,
+        "usar_4bit": False,
+        "timestamp": "2025-10-06T12:34:56.789",
+        "tokens": 30,
+        "tokens_generated": None,
+        "finish_reason": None,
+        "std_dev": 0.1,
+        "degrad_level": 0.1,
+        "is_baseline": False,
+        "device": "cuda:0",
+        "prompt_id": 1,
+    }
     assert {name: first[name] for name in wanted} == wanted
     assert [row["prompt_id"] for row in store.rows()] == [1, 2, 1]
 
@@ -118,15 +140,31 @@ ODD = [
     *(("std_dev", value) for value in ("0.1", [0.1], float("nan"), float("inf"), 10**400, True)),
     *(("level_value", value) for value in ("0.1", {}, float("nan"))),
     *(("repeat_index", value) for value in ([0], -1, 0.5, "0", 10**400)),
-    *(("param_group_name", value) for value in (["attn_only"], 3, "half \ud800")), ("degradation_method", {}),
-    ("prompt_text", 5), ("prompt_text", ["a"]), ("model_name", ["org/tiny"]), ("gen_params", [1]), ("gen_params", "x"),
-    ("gen_params", {"temperature": DEEP}), ("batch_shape", DEEP), ("perplexity", -1), ("mean_logprob", "x"),
-]  # fmt: skip
+    *(("param_group_name", value) for value in (["attn_only"], 3, "half \ud800")),
+    ("degradation_method", {}),
+    ("prompt_text", 5),
+    ("prompt_text", ["a"]),
+    ("model_name", ["org/tiny"]),
+    ("gen_params", [1]),
+    ("gen_params", "x"),
+    ("gen_params", {"temperature": DEEP}),
+    ("batch_shape", DEEP),
+    ("perplexity", -1),
+    ("mean_logprob", "x"),
+]
 # told as soon as a row is one of those planned
 ODD_IN_A_MATCH = [
-    ("tokens", "30"), ("tokens", -1), ("device", 5), ("timestamp", DEEP), ("image_used", "no"),
-    ("gen_params", {"temperature": "hot"}), ("duration", "1"), ("output", 5), ("dtype", {}), ("usar_4bit", 3),
-]  # fmt: skip
+    ("tokens", "30"),
+    ("tokens", -1),
+    ("device", 5),
+    ("timestamp", DEEP),
+    ("image_used", "no"),
+    ("gen_params", {"temperature": "hot"}),
+    ("duration", "1"),
+    ("output", 5),
+    ("dtype", {}),
+    ("usar_4bit", 3),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), ODD, ids=lambda value: ascii(value)[:40])

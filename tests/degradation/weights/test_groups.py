@@ -21,13 +21,25 @@ MIXTRAL = {name: EXPERTS * size for name, size in GATED.items()} | {
 }
 # elements per layer
 PER_LAYER = {
-    "gemma3": GROUPED | GATED, "gemma3_mm": GROUPED | GATED, "gemma2": GROUPED | GATED, "llama": GROUPED | GATED,
-    "llama_tied": GROUPED | GATED, "mistral": GROUPED | GATED, "qwen2": GROUPED | GATED, "qwen3": GROUPED | GATED,
-    "phi3": GROUPED | GATED, "gpt2": PLAIN | UNGATED, "gpt_neox": PLAIN | UNGATED, "bert": PLAIN | UNGATED,
-    "roberta": PLAIN | UNGATED, "mixtral": GROUPED | MIXTRAL, "frankenstein": PLAIN | UNGATED,
-    "infinito": PLAIN | UNGATED, "legacy_1bit": PLAIN | UNGATED,
+    "gemma3": GROUPED | GATED,
+    "gemma3_mm": GROUPED | GATED,
+    "gemma2": GROUPED | GATED,
+    "llama": GROUPED | GATED,
+    "llama_tied": GROUPED | GATED,
+    "mistral": GROUPED | GATED,
+    "qwen2": GROUPED | GATED,
+    "qwen3": GROUPED | GATED,
+    "phi3": GROUPED | GATED,
+    "gpt2": PLAIN | UNGATED,
+    "gpt_neox": PLAIN | UNGATED,
+    "bert": PLAIN | UNGATED,
+    "roberta": PLAIN | UNGATED,
+    "mixtral": GROUPED | MIXTRAL,
+    "frankenstein": PLAIN | UNGATED,
+    "infinito": PLAIN | UNGATED,
+    "legacy_1bit": PLAIN | UNGATED,
     "qwen3_moe": GROUPED | {name: size // 2 for name, size in MIXTRAL.items() if name != "router"} | {"router": 4 * H},
-}  # fmt: skip
+}
 UNTIED = {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gpt_neox", "phi3", "mixtral", "infinito", "legacy_1bit"}
 
 
@@ -103,10 +115,21 @@ def test_presets_of_our_own_models(preset):
 def test_layers_that_share_keys_and_values_are_expected(tmp_path):
     layers = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
     config = AutoConfig.for_model(
-        "gemma3n_text", hidden_size=32, intermediate_size=[48] * 4, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=272, head_dim=8, hidden_size_per_layer_input=8, laurel_rank=4,
-        vocab_size_per_layer_input=272, activation_sparsity_pattern=None, pad_token_id=0, **layers,
-    )  # fmt: skip
+        "gemma3n_text",
+        hidden_size=32,
+        intermediate_size=[48] * 4,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=272,
+        head_dim=8,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        vocab_size_per_layer_input=272,
+        activation_sparsity_pattern=None,
+        pad_token_id=0,
+        **layers,
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert [target.layer for target in select_group(model, "attn_only").targets] == [0, 1]

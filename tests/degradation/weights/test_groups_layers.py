@@ -10,11 +10,18 @@ from frankenlm.degradation.weights.groups import parse_layers, select_group
 @pytest.mark.parametrize(
     ("spec", "layers"),
     [
-        ("L0-5", [0, 1, 2, 3, 4, 5]), ("L3,7", [3, 7]), ("L0-1,6", [0, 1, 6]), ("first25%", [0, 1, 2]),
-        ("last25%", [7, 8, 9]), ("first1%", [0]), ("last100%", list(range(10))), ("every6+5", [5]),
-        ("every4", [0, 4, 8]), ("every3+1", [1, 4, 7]),
+        ("L0-5", [0, 1, 2, 3, 4, 5]),
+        ("L3,7", [3, 7]),
+        ("L0-1,6", [0, 1, 6]),
+        ("first25%", [0, 1, 2]),
+        ("last25%", [7, 8, 9]),
+        ("first1%", [0]),
+        ("last100%", list(range(10))),
+        ("every6+5", [5]),
+        ("every4", [0, 4, 8]),
+        ("every3+1", [1, 4, 7]),
     ],
-)  # fmt: skip
+)
 def test_layer_subsets(spec, layers):
     assert parse_layers(spec, list(range(10))) == set(layers)
 
@@ -22,12 +29,18 @@ def test_layer_subsets(spec, layers):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("L9-10", "no layer 10; there are layers 0 to 9"), ("L5-3", "'5-3' is no layer"), ("L", "not understood"),
-        ("L1,", "'' is no layer"), ("first0%", "between 1 and 100"), ("last101%", "between 1 and 100"),
-        ("every0", "at least 1"), ("every2+12", "leaves no layer"), ("middle", "not understood"),
+        ("L9-10", "no layer 10; there are layers 0 to 9"),
+        ("L5-3", "'5-3' is no layer"),
+        ("L", "not understood"),
+        ("L1,", "'' is no layer"),
+        ("first0%", "between 1 and 100"),
+        ("last101%", "between 1 and 100"),
+        ("every0", "at least 1"),
+        ("every2+12", "leaves no layer"),
+        ("middle", "not understood"),
         ("", "not understood"),
     ],
-)  # fmt: skip
+)
 def test_bad_layer_subsets(spec, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         parse_layers(spec, list(range(10)))
@@ -37,9 +50,12 @@ def test_groups_of_some_layers_and_unions(meta_model):
     model = meta_model("gemma3_mm")
     group = select_group(model, "attn_only@every6+5+mlp_down@L0-1+vision_attn@last25%+embed_only")
     assert [(t.canonical.partition("/")[0], t.layer, t.group) for t in group.targets] == [
-        ("vision", 4, "vision_attn"), ("text", None, "embed_only"), ("text", 0, "mlp_down"), ("text", 1, "mlp_down"),
+        ("vision", 4, "vision_attn"),
+        ("text", None, "embed_only"),
+        ("text", 0, "mlp_down"),
+        ("text", 1, "mlp_down"),
         ("text", 5, "attn_only"),
-    ]  # fmt: skip
+    ]
     assert group.name.startswith("attn_only@every6+5")
     assert [t.layer for t in select_group(model, "attn_only@L3,1").targets] == [1, 3]
     both = select_group(model, "attn_only@first50%+attn_only@last50%")

@@ -28,9 +28,21 @@ from frankenlm.modeling import byte_tokenizer
 from frankenlm.modeling.quantizer_ternary import pack_model
 
 GENERATING = (
-    "gemma3", "gemma3_mm", "llama", "llama_tied", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "phi3", "mixtral",
-    "frankenstein", "infinito", "legacy_1bit",
-)  # fmt: skip
+    "gemma3",
+    "gemma3_mm",
+    "llama",
+    "llama_tied",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gpt_neox",
+    "phi3",
+    "mixtral",
+    "frankenstein",
+    "infinito",
+    "legacy_1bit",
+)
 
 
 def options(**fields):

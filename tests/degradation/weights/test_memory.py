@@ -15,9 +15,11 @@ class Faked:
         hosts = iter(host or ())
         defaults = {"max_batch_size": 40, "first_limit": 40, "read_host": (lambda: next(hosts)) if host else None}
         self.policy = MemoryPolicy(
-            read_usage=lambda: self.readings.pop(0), sleep=self.slept.append, empty_cache=self.empty,
+            read_usage=lambda: self.readings.pop(0),
+            sleep=self.slept.append,
+            empty_cache=self.empty,
             **defaults | arguments,
-        )  # fmt: skip
+        )
 
     def empty(self):
         self.emptied += 1
@@ -29,10 +31,17 @@ class Faked:
 @pytest.mark.parametrize(
     ("used", "action", "slept", "size"),
     [
-        (0.96, "stop", [], 8), (0.951, "stop", [], 8), (0.95, "go", [1.0], 8), (0.91, "go", [1.0], 8),
-        (0.90, "go", [], 8), (0.5, "go", [], 8), (0.40, "go", [], 8), (0.39, "go", [], 12), (0.0, "go", [], 12),
+        (0.96, "stop", [], 8),
+        (0.951, "stop", [], 8),
+        (0.95, "go", [1.0], 8),
+        (0.91, "go", [1.0], 8),
+        (0.90, "go", [], 8),
+        (0.5, "go", [], 8),
+        (0.40, "go", [], 8),
+        (0.39, "go", [], 12),
+        (0.0, "go", [], 12),
     ],
-)  # fmt: skip
+)
 def test_thresholds(used, action, slept, size):
     faked = Faked(used, first_limit=8)
     assert faked.policy.after_batch(100) == action
@@ -63,10 +72,15 @@ def test_few_rows_left_bound_the_growth_but_never_shrink_the_batch(rows_left, si
 @pytest.mark.parametrize(
     ("limits", "size"),
     [
-        ({}, 40), ({"first_limit": 7}, 7), ({"max_batch_size": 5}, 5), ({"ceiling": 3}, 3), ({"ceiling": 0}, 1),
-        ({"ceiling": 500}, 40), ({"max_batch_size": 1, "first_limit": 65}, 1),
+        ({}, 40),
+        ({"first_limit": 7}, 7),
+        ({"max_batch_size": 5}, 5),
+        ({"ceiling": 3}, 3),
+        ({"ceiling": 0}, 1),
+        ({"ceiling": 500}, 40),
+        ({"max_batch_size": 1, "first_limit": 65}, 1),
     ],
-)  # fmt: skip
+)
 def test_the_first_batch_is_the_least_of_all_limits(limits, size):
     assert Faked(**limits).policy.batch_size == size
 
@@ -154,8 +168,11 @@ def system(tmp_path, monkeypatch):
 
     def make(meminfo=MEMINFO, cgroup="", files=(), swap=0):
         for name, text in {
-            "meminfo": meminfo, "cgroup": cgroup, "status": f"Name:\tpython\nVmSwap:\t{swap} kB\n", **dict(files),
-        }.items():  # fmt: skip
+            "meminfo": meminfo,
+            "cgroup": cgroup,
+            "status": f"Name:\tpython\nVmSwap:\t{swap} kB\n",
+            **dict(files),
+        }.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
@@ -195,12 +212,13 @@ def test_main_memory_of_the_machine(system):
         ("0::/not/here\n", group("", 400 * KB, 390 * KB, 0), HostMemory(400 * KB, 10 * KB)),
         ("0::/job\n", group("job", 900 * KB, 100 * KB, 0), HostMemory(900 * KB, 700 * KB)),
         (
-            "5:cpu,memory:/job\n1:cpu:/x\n", group("memory/job", 400 * KB, 300 * KB, 50 * KB, 1),
+            "5:cpu,memory:/job\n1:cpu:/x\n",
+            group("memory/job", 400 * KB, 300 * KB, 50 * KB, 1),
             HostMemory(400 * KB, 150 * KB),
         ),
         ("", {}, HostMemory(1000 * KB, 700 * KB)),
     ],
-)  # fmt: skip
+)
 def test_main_memory_within_a_control_group(cgroup, files, expected, system):
     system(cgroup=cgroup, files=files)
     assert host_memory() == expected

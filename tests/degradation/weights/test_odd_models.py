@@ -26,7 +26,8 @@ OTHERS = {
     ),
     "MambaForCausalLM": ({"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, {"embed_only", "norm"}),
     "RecurrentGemmaForCausalLM": (
-        SIZES | {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 16}, {"attn_only", "mlp_only"},
+        SIZES | {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 16},
+        {"attn_only", "mlp_only"},
     ),
     "Lfm2ForCausalLM": (SIZES | {"num_key_value_heads": 2, "full_attn_idxs": [1]}, {"attn_only", "embed_only"}),
     "OPTForCausalLM": (
@@ -36,7 +37,7 @@ OTHERS = {
     "BloomForCausalLM": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, {"embed_only", "norm"}),
     "XLNetLMHeadModel": ({"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}, {"embed_only"}),
     "OpenAIGPTLMHeadModel": ({"n_embd": 32, "n_layer": 2, "n_head": 4}, {"embed_only"}),
-}  # fmt: skip
+}
 
 
 def empty(name):

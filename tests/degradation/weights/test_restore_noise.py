@@ -17,9 +17,12 @@ from model_damage import damage
 
 
 FUSED = {
-    "phi3": ("attn_only", "attn_k", "mlp_gate"), "gpt2": ("attn_only", "attn_k"), "gpt_neox": ("attn_only", "attn_k"),
-    "mixtral": ("mlp_experts",), "qwen3_moe": ("mlp_experts",),
-}  # fmt: skip
+    "phi3": ("attn_only", "attn_k", "mlp_gate"),
+    "gpt2": ("attn_only", "attn_k"),
+    "gpt_neox": ("attn_only", "attn_k"),
+    "mixtral": ("mlp_experts",),
+    "qwen3_moe": ("mlp_experts",),
+}
 
 
 @pytest.mark.parametrize(("name", "group"), [(name, group) for name, groups in FUSED.items() for group in groups])

@@ -68,9 +68,11 @@ def test_limit_by_hand(weight_bytes, products, bandwidth, peak, expected):
 
 def test_roofline_takes_the_better_way_of_reading_and_the_best_instruction():
     timings = {
-        "read 1 stream": timing(1e-10), "read 4 streams": timing(5e-11),
-        "peak vpdpbusd zmm": timing(1e-12), "peak vpmaddubsw ymm": timing(4e-12),
-    }  # fmt: skip
+        "read 1 stream": timing(1e-10),
+        "read 4 streams": timing(5e-11),
+        "peak vpdpbusd zmm": timing(1e-12),
+        "peak vpmaddubsw ymm": timing(4e-12),
+    }
     roofline = Roofline.from_timings(timings)
     assert roofline.bytes_per_second == pytest.approx(2e10)
     many = replace(CELL, tokens=64)
@@ -216,10 +218,13 @@ def test_loops_count_what_they_do(library):
         (CELL, False, ["avx512_vnni", "avx2", "torch int8", "ggml TQ2_0"]),
         (replace(CELL, tokens=8), False, ["avx512_vnni", "avx2", "scalar", "torch int8", "ggml TQ2_0"]),
         (replace(CELL, tokens=1), False, ["avx512_vnni", "avx2", "scalar", "torch int8", "ggml TQ2_0", "ggml TQ1_0"]),
-        (replace(CELL, memory="dram"), True, ["avx512_vnni", "avx2", "scalar", "torch int8", "BitLinear as shipped",
-                                              "ggml TQ2_0", "ggml TQ1_0"]),
+        (
+            replace(CELL, memory="dram"),
+            True,
+            ["avx512_vnni", "avx2", "scalar", "torch int8", "BitLinear as shipped", "ggml TQ2_0", "ggml TQ1_0"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_who_meets_where(cell, full, expected):
     peers = ["torch int8", "BitLinear as shipped", "ggml TQ2_0", "ggml TQ1_0"]
     selection = Selection(paths=["avx512_vnni", "avx2", "scalar"], peers=peers, full=full)
@@ -240,9 +245,15 @@ def test_a_wrong_result_stops_the_suite(library, monkeypatch):
 def test_slow_contestants_are_left_out_with_a_reason(library, monkeypatch):
     monkeypatch.setattr(bench_suite, "LONGEST_CELL", 1e-9)
     selection = Selection(
-        shapes=[(64, 48)], tokens=[1, 2], threads=[1], memory=["cache"], paths=["scalar"],
-        peers=["torch fp32", "ggml TQ2_0"], full=True, seconds=0.01,
-    )  # fmt: skip
+        shapes=[(64, 48)],
+        tokens=[1, 2],
+        threads=[1],
+        memory=["cache"],
+        paths=["scalar"],
+        peers=["torch fp32", "ggml TQ2_0"],
+        full=True,
+        seconds=0.01,
+    )
     results = Suite(selection).run()
     assert {row["tokens"] for row in results.products if row["contestant"] == "scalar"} == {1}
     reasons = {(row["contestant"], row["tokens"]): row["reason"] for row in results.left_out}

@@ -104,8 +104,12 @@ def test_a_tiny_run(script, tmp_path):
     assert all(value > 0 for row in tables[0] for key, value in row.items() if key != "model")
     assert tables[0][0]["ours / this, decode"] == 1
     assert set(tables[1][0]) == {
-        "threads", "token of generate(), ms", "call of the model, ms", "our operators, ms", "share outside them",
-    }  # fmt: skip
+        "threads",
+        "token of generate(), ms",
+        "call of the model, ms",
+        "our operators, ms",
+        "share outside them",
+    }
     assert tables[2][0]["ternary_weights"] == WEIGHTS
 
 

@@ -28,8 +28,9 @@ def trial(model: str, rate: float, by_seed: dict[str, float], known: bool = True
     return {**entry, "by_seed": by_seed} if known else entry
 
 
-def table(rows, *, rates=(0.003,), sweep=None, trials=(), differences=(), positions=(), window=64, missing=(),
-          unigram=9.0) -> dict:  # fmt: skip
+def table(
+    rows, *, rates=(0.003,), sweep=None, trials=(), differences=(), positions=(), window=64, missing=(), unigram=9.0
+) -> dict:
     """A report's table; the sweep is the first seed of the rows unless it is given."""
     sweep = sweep or {one["model"]: [one["by_seed"].get("0")] for one in rows}
     return {
@@ -118,9 +119,11 @@ def test_the_edge_of_the_sweep_is_told(best, edge):
 
 def test_a_trial_beyond_the_edge_counts_as_run():
     made = table(
-        [row("titan", 1e-2, losses(5.4))], rates=(3e-3, 1e-2), sweep={"titan": [5.9, 5.4]},
+        [row("titan", 1e-2, losses(5.4))],
+        rates=(3e-3, 1e-2),
+        sweep={"titan": [5.9, 5.4]},
         trials=[trial("titan", 3e-2, losses(6.0))],
-    )  # fmt: skip
+    )
     assert not any("at the edge" in line for line in findings(made, 0))
     made["other_rates"] = [trial("titan", 3e-2, losses(5.0))]
     assert any("titan (0.03, the highest)" in line for line in findings(made, 0))

@@ -114,9 +114,20 @@ def test_shuffled_memory_is_an_evaluation_of_the_checkpoints(finished):
 def test_report_and_card(finished):
     report = read(finished / "report" / "report.json")
     assert [row["model"] for row in report["tables"]["wikipedia"]["rows"]] == [
-        "infinito-small", "shuffled-memory", "memory-off", "hybrid", "attention", "gpt2"]  # fmt: skip
+        "infinito-small",
+        "shuffled-memory",
+        "memory-off",
+        "hybrid",
+        "attention",
+        "gpt2",
+    ]
     assert [row["model"] for row in report["tables"]["code"]["rows"]] == [
-        "infinito-small", "shuffled-memory", "memory-off", "titan", "titan-memory"]  # fmt: skip
+        "infinito-small",
+        "shuffled-memory",
+        "memory-off",
+        "titan",
+        "titan-memory",
+    ]
     assert not any(table["missing"] for table in report["tables"].values())
     card = (finished / "cards" / "card.md").read_text()
     for difference in report["tables"]["code"]["differences"]:
@@ -247,9 +258,16 @@ def test_a_damaged_run_is_named(content, message, command, smoke, finished, tmp_
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", "1", '{"tables": {"x": {}}, "seeds": [0], "versions": []}',
-                '{"tables": {"code": {"rows": 1}}, "seeds": [], "versions": [{}]}', "[" * 100_000]
-)  # fmt: skip
+    "content",
+    [
+        "[]",
+        "{}",
+        "1",
+        '{"tables": {"x": {}}, "seeds": [0], "versions": []}',
+        '{"tables": {"code": {"rows": 1}}, "seeds": [], "versions": [{}]}',
+        "[" * 100_000,
+    ],
+)
 def test_a_file_that_is_no_report_is_one_line(content, command, tmp_path, capfd):
     (tmp_path / "report.json").write_text(content)
     assert command("--from_report", tmp_path / "report.json", "--card", tmp_path / "card.md") == 2

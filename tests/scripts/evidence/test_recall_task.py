@@ -39,11 +39,14 @@ def test_same_seed_same_sequences():
     assert not torch.equal(draw(TASK)[0], draw(TASK, seed=1)[0])
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"pairs": 17}, "pairs=17 must lie in 1..keys = 16"),
-    ({"values": 0}, "values=0 must be at least 1"),
-    ({"filler_length": -1}, "filler_length=-1 must not be negative"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"pairs": 17}, "pairs=17 must lie in 1..keys = 16"),
+        ({"values": 0}, "values=0 must be at least 1"),
+        ({"filler_length": -1}, "filler_length=-1 must not be negative"),
+    ],
+)
 def test_impossible_sizes(fields, message):
     with pytest.raises(ValueError, match=message):
         RecallTask(**fields)

@@ -50,10 +50,20 @@ def row(run, weights, loss, rate=0.002, **changes):
     """An invented run of 1,000 bytes."""
     low = weights != "full precision"
     return {
-        "run": run, "preset": "legacy-1bit", "weights": weights, "w_scheme": "ternary_absmean" if low else None,
-        "ternary_training": "ste" if low else None, "embedding_start": 0.25, "tokens_seen": 1000, "batch": 8,
-        "learning_rate": rate, "precision": "bf16", "seed": 42, "eval_loss": loss, **changes,
-    }  # fmt: skip
+        "run": run,
+        "preset": "legacy-1bit",
+        "weights": weights,
+        "w_scheme": "ternary_absmean" if low else None,
+        "ternary_training": "ste" if low else None,
+        "embedding_start": 0.25,
+        "tokens_seen": 1000,
+        "batch": 8,
+        "learning_rate": rate,
+        "precision": "bf16",
+        "seed": 42,
+        "eval_loss": loss,
+        **changes,
+    }
 
 
 @pytest.mark.parametrize(
@@ -66,9 +76,12 @@ def row(run, weights, loss, rate=0.002, **changes):
 def test_the_twin_is_told_first_whatever_the_sign(low, full, told):
     """Each at its best rate, though another pair of rates would look better for the low-bit model."""
     rows = [
-        row("a", "all low-bit", low + 0.5, 0.001), row("b", "all low-bit", low), row("c", "all low-bit", 3.0, 0.004),
-        row("d", "full precision", full), row("e", "full precision", full + 1.0, 0.004),
-    ]  # fmt: skip
+        row("a", "all low-bit", low + 0.5, 0.001),
+        row("b", "all low-bit", low),
+        row("c", "all low-bit", 3.0, 0.004),
+        row("d", "full precision", full),
+        row("e", "full precision", full + 1.0, 0.004),
+    ]
     lines = ternary_findings(rows, BIGRAM)
     assert lines[0].startswith("1,000 bytes: all low-bit at its best") and told in lines[0]
     assert "(b, rate 0.002)" in lines[0] and "(d, rate 0.002)" in lines[0]
@@ -79,9 +92,12 @@ def test_the_twin_is_told_first_whatever_the_sign(low, full, told):
 
 def test_parts_and_trainings_are_told_with_their_sign():
     rows = [
-        row("ffn", "low-bit: FFN", 1.49), row("all", "all low-bit", 1.7), row("full", "full precision", 1.5),
-        row("sign", "all low-bit", 2.7, ternary_training="sign_accum"), row("other", "low-bit: FFN", 9.0, batch=16),
-    ]  # fmt: skip
+        row("ffn", "low-bit: FFN", 1.49),
+        row("all", "all low-bit", 1.7),
+        row("full", "full precision", 1.5),
+        row("sign", "all low-bit", 2.7, ternary_training="sign_accum"),
+        row("other", "low-bit: FFN", 9.0, batch=16),
+    ]
     text = "\n".join(ternary_findings(rows, BIGRAM))
     assert "low-bit: FFN -0.0100; all low-bit (ternary_absmean, all) +0.2000 nats" in text
     assert "sign 2.7000: +1.0000 nats (58.8%), a higher loss, against all." in text

@@ -117,7 +117,7 @@ DAMAGES = {
     "an end token in words": (write("generation_config.json", b'{"eos_token_id": "q"}'), "is no token id"),
     "an adapter": (as_adapter, "holds an adapter (LoRA and the like) for owner/base"),
     "an empty folder": (lambda folder: [file.unlink() for file in folder.iterdir()], "holds no config.json"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=list(DAMAGES))

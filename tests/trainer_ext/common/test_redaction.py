@@ -57,10 +57,17 @@ def test_public_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "mini").mkdir(parents=True)
     names = {
-        "gpt2": "gpt2", "owner/model": "owner/model", "runs/mini": "mini", "runs/mini/": "mini",
-        str(tmp_path / "runs" / "mini"): "mini", "/gone/away": "away", "~/m": "m", "/data/*.txt": "*.txt",
-        "https://me:pass@hub/x": "https://***@hub/x", ".": tmp_path.name,
-    }  # fmt: skip
+        "gpt2": "gpt2",
+        "owner/model": "owner/model",
+        "runs/mini": "mini",
+        "runs/mini/": "mini",
+        str(tmp_path / "runs" / "mini"): "mini",
+        "/gone/away": "away",
+        "~/m": "m",
+        "/data/*.txt": "*.txt",
+        "https://me:pass@hub/x": "https://***@hub/x",
+        ".": tmp_path.name,
+    }
     assert {name: public_name(name) for name in names} == names
 
 

@@ -19,10 +19,18 @@ def train(tmp_path):
             hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=16
         )
         args = FrankenTrainingArguments(
-            output_dir=str(tmp_path), max_steps=steps, learning_rate=1.0, weight_decay=0.1, use_cpu=True,
-            eval_strategy="no", save_strategy="no", per_device_train_batch_size=2, report_to=[], disable_tqdm=True,
+            output_dir=str(tmp_path),
+            max_steps=steps,
+            learning_rate=1.0,
+            weight_decay=0.1,
+            use_cpu=True,
+            eval_strategy="no",
+            save_strategy="no",
+            per_device_train_batch_size=2,
+            report_to=[],
+            disable_tqdm=True,
             **arguments,
-        )  # fmt: skip
+        )
         rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 256, (4, 12))]
         trainer = FrankenTrainer(Legacy1BitForCausalLM(config), args, train_dataset=rows)
         trainer.add_callback(TwoStages(drop, share))

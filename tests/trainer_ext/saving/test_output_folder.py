@@ -81,8 +81,16 @@ def test_an_earlier_run_is_replaced_but_for_files_of_others(tmp_path, run, caplo
     assert "checkpoint-4 stays: it holds notes.txt" in caplog.text
 
 
-LINKS = ["model.safetensors", "training.csv", "README.md", "config.json", "cache.py", "checkpoint-2",
-         "checkpoint-2/optimizer.pt", "checkpoint-2/resume.json"]  # fmt: skip
+LINKS = [
+    "model.safetensors",
+    "training.csv",
+    "README.md",
+    "config.json",
+    "cache.py",
+    "checkpoint-2",
+    "checkpoint-2/optimizer.pt",
+    "checkpoint-2/resume.json",
+]
 
 
 @pytest.mark.parametrize("name", LINKS)
