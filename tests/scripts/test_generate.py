@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, InfinitoConfig, InfinitoForCausalLM
 from frankenlm.scripts import generate as script_module
+from frankenlm.trainer_ext.commands import generate as work
 from frankenlm.trainer_ext.common.checkpoints import load_model, open_checkpoint
 from frankenlm.trainer_ext.common.cli import UserError, run_command
 from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
@@ -120,12 +121,11 @@ def infinito(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generate():
-    """generate(*words) runs the script, generate.script, in this process and returns its exit code."""
+    """generate(*words) runs the script in this process and returns its exit code."""
 
     def run(*words) -> int:
         return run_command(script_module.main, [str(word) for word in words])
 
-    run.script = script_module
     return run
 
 
@@ -387,7 +387,7 @@ def test_report(generate, gpt2, tmp_path):
 
 def test_texts_are_kept_whatever_ends_the_work(generate, gpt2, tmp_path, monkeypatch, capsys):
     report = tmp_path / "r.json"
-    whole, calls = generate.script.generate_texts, []
+    whole, calls = work.generate_texts, []
 
     def twice(*args, **kwargs):
         calls.append(None)
@@ -395,7 +395,7 @@ def test_texts_are_kept_whatever_ends_the_work(generate, gpt2, tmp_path, monkeyp
             raise KeyboardInterrupt
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(generate.script, "generate_texts", twice)
+    monkeypatch.setattr(work, "generate_texts", twice)
     words = ["--prompt", "the cat", "--prompt", "birds", "--max_new_tokens", 3, "--json", report]
     assert generate("--model", gpt2, *words) == 130
     assert [row["prompt"] for row in read(report)["texts"]] == ["the cat"]

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from frankenlm.modeling.checks import check_choice
 
-from .tokenizers import OBJECTIVES, special_token_ids
+from ..common.objectives import OBJECTIVES
+from .tokenizers import special_token_ids
 
 IGNORED = -100  # the label that transformers' losses leave out
 _EVALUATION = -1  # the epoch of evaluation; training counts from 0

@@ -26,27 +26,19 @@ from ..common.redaction import public_name
 from ..generation.generate import Text, generate_texts, measure_texts, text_tokens
 from ..generation.prompts import Prompt
 from ..generation.sampling import Sampling
-from ..metrics.text import ORDERS, TEXT_MEASURES, bleu, self_bleu
+from ..metrics.text import ORDERS, bleu, self_bleu
+from .flags import COMPARED
 from .scoring import Scorer, score, usable_positions
 
-# group, as --metrics names it -> measures; the order of the tables
-METRICS = {
-    "parameters": ("parameters",),
-    "loss": ("loss",),
-    "perplexity": ("perplexity",),
-    "bits_per_byte": ("bits_per_byte",),
-    **TEXT_MEASURES,
-    "speed": ("tokens_per_second",),
-}
 # panel of the figure -> measures that share a scale
 PANELS = {
     "parameters": ("parameters",),
     "loss (nats per token)": ("loss",),
     "perplexity": ("perplexity",),
     "bits per byte": ("bits_per_byte",),
-    "BLEU-n (percent)": METRICS["bleu"],
-    "repetition-n": METRICS["repetition"][: len(ORDERS)],
-    "distinct-n": METRICS["diversity"][: len(ORDERS)],
+    "BLEU-n (percent)": COMPARED["bleu"],
+    "repetition-n": COMPARED["repetition"][: len(ORDERS)],
+    "distinct-n": COMPARED["diversity"][: len(ORDERS)],
     "self-BLEU (percent)": ("self_bleu",),
     "vocabulary use": ("type_token_ratio", "vocabulary_share"),
     "tokens per second": ("tokens_per_second",),
@@ -76,7 +68,7 @@ class Likelihood:
 
 
 def choose_metrics(text: str, *, has_data: bool, has_references: bool) -> list[str]:
-    """Read --metrics: `all` (of what can be measured) or names with commas, in the order of METRICS.
+    """Read --metrics: `all` (of what can be measured) or names with commas, in the order of COMPARED.
 
     Raises:
         UserError: an unknown name, or one that needs a data set or references that are not there.
@@ -85,18 +77,18 @@ def choose_metrics(text: str, *, has_data: bool, has_references: bool) -> list[s
     if not has_references:
         missing["bleu"] = 'needs a "reference" in every row of the --prompts file (.jsonl)'
     if text == "all":
-        return [name for name in METRICS if name not in missing]
+        return [name for name in COMPARED if name not in missing]
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in METRICS:
+        if name not in COMPARED:
             raise UserError(
-                f"--metrics: unknown metric {name!r}.{suggest(name, METRICS)} Known: all, {', '.join(METRICS)}."
+                f"--metrics: unknown metric {name!r}.{suggest(name, COMPARED)} Known: all, {', '.join(COMPARED)}."
             )
         if name in missing:
             raise UserError(f"--metrics {name}: {missing[name]}.")
     if not names:
-        raise UserError(f"--metrics is empty. Known: all, {', '.join(METRICS)}.")
-    return [name for name in METRICS if name in names]
+        raise UserError(f"--metrics is empty. Known: all, {', '.join(COMPARED)}.")
+    return [name for name in COMPARED if name in names]
 
 
 def make_labels(names: Sequence[str]) -> list[str]:
@@ -199,7 +191,7 @@ def measure(
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
         "label": contestant.label,
-        "measures": {measure: values[measure] for name in metrics for measure in METRICS[name]},
+        "measures": {measure: values[measure] for name in metrics for measure in COMPARED[name]},
         "model": public_name(checkpoint.name),
         "texts": [
             {"prompt": prompt.text, "references": list(prompt.references), **text_row(text, model)}

@@ -16,9 +16,8 @@ from ..generation.generate import generate_texts, measure_texts
 from ..generation.sampling import Sampling
 from ..generation.streaming import continuation_text
 from ..metrics.text import TEXT_MEASURES, bleu, self_bleu
+from .flags import NEW_TOKENS, PROMPT_TOKENS
 from .scoring import Scorer, token_ids, vocabulary_of
-
-PROMPT_TOKENS, NEW_TOKENS = 32, 64
 
 
 @dataclass(frozen=True)

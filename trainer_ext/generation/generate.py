@@ -24,10 +24,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from ..common.checkpoints import Checkpoint
+from ..common.checkpoints import Checkpoint, check_vocabulary
 from ..common.cli import Failed, UserError
 from ..common.opening import reading
-from ..evaluation.scoring import check_vocabulary
 from ..metrics.text import diversity, repetition, vocabulary_use
 from .sampling import Sampling
 from .streaming import StopAtText, TextStream, continuation_text, cut_at_stop, holds_special_stop
