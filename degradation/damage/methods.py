@@ -11,16 +11,17 @@ rounded once to the weight's type. e and the words come from `noise`: element i 
 on every device and in every type. Level 0, for uni_quant also None, is the undamaged tensor.
 """
 
+import dataclasses
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from frankenlm.modeling.checks import check_choice
 
+from ..configs import METHOD_OPTIONS, ExperimentConfig, check_levels, check_values
 from ..configs import METHODS as METHOD_NAMES
-from ..configs import ExperimentConfig, check_levels
 from .blocks import damage_rows
 from .layout import Layout
 from .noise import Key, gaussian_tables, look_up, look_up_torch
@@ -31,9 +32,20 @@ from .words import WordSource, exact_limit
 Level = float | int | None
 
 
+_OptionFields = dataclasses.make_dataclass(
+    "_OptionFields",
+    [
+        (each.name, each.type, dataclasses.field(default=each.default, metadata=each.metadata))
+        for each in dataclasses.fields(ExperimentConfig)
+        if each.name in METHOD_OPTIONS
+    ],
+    frozen=True,
+)
+
+
 @dataclass(frozen=True)
-class MethodOptions:
-    """Variants of the methods; the defaults are the methods of the module's head.
+class MethodOptions(_OptionFields):
+    """Variants of the methods: those fields of an experiment, with its defaults, which make the module's head true.
 
     quant_range: what shares one range (per_tensor, per_row: an output of the layer, group128: 128 inputs of one).
     quant_symmetric: a range symmetric about zero. quant_percentile: clip the weights to this percentile of |w| first.
@@ -43,35 +55,17 @@ class MethodOptions:
     force_requantise: allow damage smaller than what 4-bit requantisation itself does.
     """
 
-    quant_range: str = "per_tensor"
-    quant_symmetric: bool = False
-    quant_percentile: float | None = None
-    unit: str = "element"
-    exact_count: bool = False
-    noise_coupling: str = "trajectory"
-    legacy_rng: bool = False
-    force_requantise: bool = False
-
     def __post_init__(self):
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
-        if self.quant_percentile is not None and not 50 < self.quant_percentile < 100:
-            raise ValueError(f"quant_percentile={self.quant_percentile} must lie between 50 and 100.")
+        check_values(self)
         if self.legacy_rng and (self.unit != "element" or self.exact_count):
             raise ValueError("legacy_rng=True draws single elements only: leave unit and exact_count as they are.")
 
     @classmethod
     def from_config(cls, config: ExperimentConfig) -> "MethodOptions":
         """Return the options that an experiment's configuration holds."""
-        known = {field.name for field in fields(config)}
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls) if field.name in known})
+        return cls(**{name: getattr(config, name) for name in METHOD_OPTIONS})
 
 
-_CHOICES = {
-    field.name: field.metadata["choices"]
-    for field in fields(ExperimentConfig)
-    if field.name in ("quant_range", "unit", "noise_coupling")
-}
 DEFAULTS = MethodOptions()
 
 
