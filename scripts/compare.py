@@ -37,7 +37,7 @@ from frankenlm.trainer_ext.common.cli import (
     run_command,
     user_mistakes,
 )
-from frankenlm.trainer_ext.common.files import replaced_file, write_json, write_text
+from frankenlm.trainer_ext.common.files import replaced_file, write_csv, write_json, write_text
 from frankenlm.trainer_ext.common.logs import RunLog
 from frankenlm.trainer_ext.common.redaction import public_name
 from frankenlm.trainer_ext.data.articles import JOIN_ARTICLES
@@ -50,12 +50,12 @@ from frankenlm.trainer_ext.evaluation.comparing import (
     choose_metrics,
     common_context,
     compare,
+    csv_rows,
     figure_panels,
     make_labels,
     markdown_report,
     same_tokenizer,
     text_table,
-    write_csv,
 )
 from frankenlm.trainer_ext.evaluation.scoring import default_device, load_text
 from frankenlm.trainer_ext.generation.generate import encode_prompt
@@ -242,7 +242,7 @@ def write_reports(args: argparse.Namespace, rows: list[dict], facts: dict) -> No
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / JSON, facts)
-    write_csv(folder / TABLE, rows)
+    write_csv(folder / TABLE, csv_rows(rows))
     with replaced_file(folder / FIGURE) as scratch:
         plot_comparison(rows, figure_panels(rows), scratch)
     write_text(folder / PAGE, markdown_report(rows, facts))
