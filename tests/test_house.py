@@ -29,7 +29,7 @@ ARROWS = {
     "degradation.configs": {"modeling"},
     "degradation.cells": {"degradation.configs"},
     "degradation.prompts": FOUNDATION,
-    "degradation.records": {"degradation.configs", "degradation.errors"},
+    "degradation.records": {"degradation.configs", "degradation.errors", "trainer_ext.common"},
     "degradation.damage": {"degradation.configs", "modeling"},
     "degradation.weights": FOUNDATION | {"degradation.configs", "degradation.damage"},
     "degradation.answers": FOUNDATION | {"degradation.configs", "degradation.damage"},

@@ -1,12 +1,31 @@
-"""Training: data, the Trainer subclass, its callbacks, plots and model cards."""
+"""Training: data, the Trainer subclass, its callbacks, plots and model cards; evaluation and generation.
 
+Names are imported when they are asked for: a command's help page needs neither torch nor transformers.
+"""
+
+import importlib
 import logging
+from typing import Any
 
 # transformers imports bitsandbytes, which tells users of some CPUs that an optional kernel is missing: not their
 # concern, and it would stand before every one-line error.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments  # noqa: E402
-from .trainer import FrankenTrainer  # noqa: E402
+_HOMES = {
+    "DataArguments": "arguments",
+    "FrankenTrainer": "trainer",
+    "FrankenTrainingArguments": "arguments",
+    "ModelArguments": "arguments",
+}
 
 __all__ = ["DataArguments", "FrankenTrainer", "FrankenTrainingArguments", "ModelArguments"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
