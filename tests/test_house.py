@@ -153,6 +153,15 @@ def test_folders_and_files_are_of_a_size_to_read():
             assert len(list(path.parent.glob("*.py"))) <= FULLEST_FOLDER, f"{path.parent.relative_to(ROOT)} is too full"
 
 
+def test_every_class_has_a_name_of_its_own():
+    places: dict[str, list[str]] = {}
+    for path in [path for part in (*PARTS, "scripts") for path in modules_of(part)]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_modeling_imports_siblings_by_name():
     """`from . import x` is not copied by save_pretrained, and a package inside would not be either."""
     for path in modules_of("modeling"):

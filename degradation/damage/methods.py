@@ -81,7 +81,7 @@ def is_baseline(method: str, level: Level) -> bool:
 
 
 @dataclass(frozen=True)
-class Request:
+class TensorRequest:
     """What a method needs to know of one tensor: level above the baseline, options, field, layout, type, summary."""
 
     level: float | int
@@ -202,19 +202,19 @@ class QuantDamage:
         return int(np.count_nonzero(self.seen)) if self.table is not None else None
 
 
-def mult_gauss(request: Request) -> TableDamage:
+def mult_gauss(request: TensorRequest) -> TableDamage:
     """Return the damage w (1 + s e)."""
     level = np.float32(request.level)
     return TableDamage(tuple(np.float32(1) + level * table for table in gaussian_tables()), "multiply")
 
 
-def add_gauss(request: Request) -> TableDamage:
+def add_gauss(request: TensorRequest) -> TableDamage:
     """Return the damage w + s rms(W) e."""
     scale = np.float32(request.level * math.sqrt(request.summary.mean_square))
     return TableDamage(tuple(scale * table for table in gaussian_tables()), "add")
 
 
-def ablation(request: Request) -> DropDamage:
+def ablation(request: TensorRequest) -> DropDamage:
     """Return the damage that drops a share of the elements, or of the units."""
     if not request.options.exact_count:
         return DropDamage(math.floor(request.level * 2**32))
@@ -223,7 +223,7 @@ def ablation(request: Request) -> DropDamage:
     return DropDamage(threshold, last_equal, lambda piece: request.layout.numbers(unit, piece))
 
 
-def uni_quant(request: Request) -> QuantDamage | None:
+def uni_quant(request: TensorRequest) -> QuantDamage | None:
     """Return the damage of N levels, or None for a constant tensor.
 
     Raises:
@@ -261,7 +261,7 @@ def check_request(method: str, options: MethodOptions, layout: Layout, summary: 
         raise ValueError(f"{summary.name} holds infinities or NaN, so add_gauss has no scale.")
 
 
-def prepare(method: str, request: Request) -> tuple[object | None, WordSource | None]:
+def prepare(method: str, request: TensorRequest) -> tuple[object | None, WordSource | None]:
     """Return (damage, words) for `blocks.damage_rows`; damage is None where the tensor stays as it is.
 
     Raises:
@@ -303,7 +303,7 @@ def damage_tensor(
     summary = summary or Summary("tensor", before, layout)
     damage = None
     if not is_baseline(method, level):
-        damage, words = prepare(method, Request(level, options, key, layout, tensor.dtype, summary))
+        damage, words = prepare(method, TensorRequest(level, options, key, layout, tensor.dtype, summary))
     if damage is None:
         return tensor.detach().clone()
     after = torch.empty_like(before)
