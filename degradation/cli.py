@@ -238,7 +238,7 @@ def dry_run_command(args: argparse.Namespace) -> None:
 def probe(lab: "Lab", experiment: Experiment, estimate: "Estimate") -> tuple[float, float]:
     """Load the model, time one batch of undamaged answers, and return the range of seconds for all rows."""
     from .lab import Lab
-    from .run.plan import Plan
+    from .run.plan import CellPlan
 
     with tempfile.TemporaryDirectory() as folder:
         options = dataclasses.replace(lab.options, output_dir=folder, progress=False)
@@ -247,7 +247,7 @@ def probe(lab: "Lab", experiment: Experiment, estimate: "Estimate") -> tuple[flo
         planned = trial.plan(experiment.config | few)
         (baseline, *_) = (cell for cell in planned.cells if cell.is_baseline)
         with trial.session(planned) as run, run.subject() as subject:
-            record = run.cell(Plan(baseline, tuple(range(len(planned.prompts)))), subject, tqdm(disable=True))
+            record = run.cell(CellPlan(baseline, tuple(range(len(planned.prompts)))), subject, tqdm(disable=True))
             tokens = sum(row["tokens_generated"] for row in run.store.rows())
     longest = tokens / record["rows"] if experiment.fills_masks else experiment.config.max_new_tokens
     return estimate.time_range(record["generate_s"], record["rows"], max(1, tokens), longest)

@@ -21,6 +21,19 @@ MOST = 10_000_000  # of anything that is counted
 MOST_CELLS = 100_000
 MOST_SEED = 1 << 53  # whole numbers up to it survive every reader of JSON
 COLDEST = 1e-4
+# Fields that decide how a method damages a tensor: `damage.methods.MethodOptions`.
+METHOD_OPTIONS = frozenset(
+    {
+        "noise_coupling",
+        "quant_range",
+        "quant_symmetric",
+        "quant_percentile",
+        "unit",
+        "exact_count",
+        "legacy_rng",
+        "force_requantise",
+    }
+)
 # Fields that say how the work is done, not what comes out: changing them is no conflict with rows that exist. The
 # picture counts by its content, not by where it lies (experiment.py).
 NOT_IN_HASH = frozenset(
@@ -135,10 +148,7 @@ class ExperimentConfig:
         return dataclasses.replace(self, **changes)
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            if f.metadata["choices"]:
-                check_choice(f.name, getattr(self, f.name), f.metadata["choices"])
-            check_kind(f.name, getattr(self, f.name), f.type)
+        check_values(self)
         if self.levels is not None:
             if isinstance(self.levels, str) or not isinstance(self.levels, Iterable):
                 raise ValueError(f"levels={self.levels!r} must be a list of numbers, such as (0.0, 0.1).")
@@ -147,8 +157,6 @@ class ExperimentConfig:
             object.__setattr__(self, "levels", tuple(kind(level or 0) for level in self.levels))
         self._check_counts()
         self._check_sampling()
-        if self.quant_percentile is not None and not 50 < self.quant_percentile < 100:
-            raise ValueError(f"quant_percentile={self.quant_percentile} must lie between 50 and 100.")
         if self.force_where is not None and not self.force_run:
             raise ValueError(f"force_where={self.force_where!r} chooses among the rows of force_run: set that too.")
 
@@ -206,6 +214,16 @@ _KINDS = {
     bool: (bool, "true or false"),
     float: ((int, float), "a number"),
 }
+
+
+def check_values(options: Any) -> None:
+    """Raise ValueError for a value of these dataclass fields that its choices, its type or its range leave out."""
+    for f in fields(options):
+        if f.metadata["choices"]:
+            check_choice(f.name, getattr(options, f.name), f.metadata["choices"])
+        check_kind(f.name, getattr(options, f.name), f.type)
+    if options.quant_percentile is not None and not 50 < options.quant_percentile < 100:
+        raise ValueError(f"quant_percentile={options.quant_percentile} must lie between 50 and 100.")
 
 
 def check_kind(name: str, value: Any, annotation: Any) -> None:

@@ -29,7 +29,7 @@ ARROWS = {
     "degradation.configs": {"modeling"},
     "degradation.cells": {"degradation.configs"},
     "degradation.prompts": FOUNDATION,
-    "degradation.records": {"degradation.configs", "degradation.errors"},
+    "degradation.records": {"degradation.configs", "degradation.errors", "trainer_ext.common"},
     "degradation.damage": {"degradation.configs", "modeling"},
     "degradation.weights": FOUNDATION | {"degradation.configs", "degradation.damage"},
     "degradation.answers": FOUNDATION | {"degradation.configs", "degradation.damage"},
@@ -151,6 +151,15 @@ def test_folders_and_files_are_of_a_size_to_read():
         assert path.read_text(encoding="utf-8").count("\n") <= LONGEST_FILE, f"{path.relative_to(ROOT)} is too long"
         if path.parent != ROOT / "modeling":
             assert len(list(path.parent.glob("*.py"))) <= FULLEST_FOLDER, f"{path.parent.relative_to(ROOT)} is too full"
+
+
+def test_every_class_has_a_name_of_its_own():
+    places: dict[str, list[str]] = {}
+    for path in [path for part in (*PARTS, "scripts") for path in modules_of(part)]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
 
 
 def test_modeling_imports_siblings_by_name():

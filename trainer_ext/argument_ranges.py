@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Range:
+class ArgumentRange:
     """From `low` to `high`, `low` itself left out with `above`, `high` with `below`; `also` are allowed beside it."""
 
     low: float
@@ -37,17 +37,17 @@ class Range:
         return text + "".join(f", or {value}" for value in self.also)
 
 
-COUNT, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, above=True)
-SEED = Range(0, 2**32 - 1)
-SHARE = Range(0, 1, below=True)
+COUNT, NOT_NEGATIVE, POSITIVE = ArgumentRange(1), ArgumentRange(0), ArgumentRange(0, above=True)
+SEED = ArgumentRange(0, 2**32 - 1)
+SHARE = ArgumentRange(0, 1, below=True)
 
-TRAINING_RANGES: Mapping[str, Range] = {
+TRAINING_RANGES: Mapping[str, ArgumentRange] = {
     "per_device_train_batch_size": COUNT,
     "per_device_eval_batch_size": COUNT,
     "gradient_accumulation_steps": COUNT,
     "eval_accumulation_steps": COUNT,
     "num_train_epochs": POSITIVE,
-    "max_steps": Range(1, also=(-1,)),
+    "max_steps": ArgumentRange(1, also=(-1,)),
     "learning_rate": NOT_NEGATIVE,
     "warmup_steps": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
@@ -69,24 +69,24 @@ TRAINING_RANGES: Mapping[str, Range] = {
     "dataloader_prefetch_factor": COUNT,
     "ddp_bucket_cap_mb": COUNT,
     "ddp_timeout": COUNT,
-    "local_rank": Range(-1),
+    "local_rank": ArgumentRange(-1),
     "cpu_threads": NOT_NEGATIVE,
     "early_stopping_patience": COUNT,
-    "learning_rate_drop": Range(0, 1, above=True),
-    "weight_decay_share": Range(0, 1),
+    "learning_rate_drop": ArgumentRange(0, 1, above=True),
+    "weight_decay_share": ArgumentRange(0, 1),
 }
-DATA_RANGES: Mapping[str, Range] = {
-    "validation_fraction": Range(0, 1, above=True, below=True),
-    "mlm_probability": Range(0, 1, above=True, below=True),
+DATA_RANGES: Mapping[str, ArgumentRange] = {
+    "validation_fraction": ArgumentRange(0, 1, above=True, below=True),
+    "mlm_probability": ArgumentRange(0, 1, above=True, below=True),
     "split_seed": NOT_NEGATIVE,
-    "max_length": Range(2),
-    "max_documents": Range(2),
+    "max_length": ArgumentRange(2),
+    "max_documents": ArgumentRange(2),
     "num_proc": COUNT,
 }
-MODEL_RANGES: Mapping[str, Range] = {"vocab_size": COUNT}
+MODEL_RANGES: Mapping[str, ArgumentRange] = {"vocab_size": COUNT}
 
 
-def check_ranges(settings: Any, ranges: Mapping[str, Range]) -> None:
+def check_ranges(settings: Any, ranges: Mapping[str, ArgumentRange]) -> None:
     """Check the fields of a settings object; one that is None is not set.
 
     Raises:

@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallbac
 
 from .common.cli import is_main_process
 from .common.files import replaced_file
+from .common.signals import CaughtSignals
 
 logger = logging.getLogger("frankenlm.training")
 
@@ -376,16 +377,14 @@ class SignalStop(TrainerCallback):
         self.world_size = world_size
         self.signum: int | None = None
         self.training = False
-        self._old: dict[int, Any] = {}
+        self._caught = CaughtSignals((signal.SIGTERM, signal.SIGINT), self._receive)
 
     def __enter__(self) -> "SignalStop":
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            self._old[signum] = signal.signal(signum, self._receive)
+        self._caught.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        for signum, handler in self._old.items():
-            signal.signal(signum, handler)
+        self._caught.let_go()
 
     def _receive(self, signum, frame):
         if self.signum is not None or self.world_size > 1 or not self.training:

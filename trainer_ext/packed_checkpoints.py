@@ -54,7 +54,7 @@ class PackingOptions:
 
 
 @dataclass(frozen=True)
-class Source:
+class TernarySource:
     """A checkpoint that has passed the checks; `empty` is its model without memory (meta tensors)."""
 
     name: str
@@ -63,7 +63,7 @@ class Source:
     bitnet: dict[str, Any] = field(default_factory=dict)
 
 
-def open_source(name: str, options: PackingOptions) -> Source:
+def open_source(name: str, options: PackingOptions) -> TernarySource:
     """Read a checkpoint's configuration and check, before its weights are loaded, that it can be converted.
 
     Raises:
@@ -83,7 +83,7 @@ def open_source(name: str, options: PackingOptions) -> Source:
     return _check_ours(name, config, options)
 
 
-def _check_ours(name: str, config: PreTrainedConfig, options: PackingOptions) -> Source:
+def _check_ours(name: str, config: PreTrainedConfig, options: PackingOptions) -> TernarySource:
     architecture = (config.architectures or [""])[0]
     if not type(config).__module__.startswith("frankenlm.") or not hasattr(frankenlm.modeling, architecture):
         raise UserError(
@@ -95,10 +95,10 @@ def _check_ours(name: str, config: PreTrainedConfig, options: PackingOptions) ->
         check_packable_model(empty, options.int8_embeddings, options.int8_head, options.modules_to_not_convert)
     except ValueError as error:
         raise UserError(f"--model {name}: {error}") from error
-    return Source(name, config, empty)
+    return TernarySource(name, config, empty)
 
 
-def _check_from_bitnet(name: str, config: PreTrainedConfig, bitnet: dict, options: PackingOptions) -> Source:
+def _check_from_bitnet(name: str, config: PreTrainedConfig, bitnet: dict, options: PackingOptions) -> TernarySource:
     if bitnet.get("use_rms_norm"):
         raise UserError(
             f"--model {name}: use_rms_norm=True puts a trained norm into each layer, which packed layers do not have."
@@ -106,10 +106,10 @@ def _check_from_bitnet(name: str, config: PreTrainedConfig, bitnet: dict, option
     if options.modules_to_not_convert:
         raise UserError("--modules_to_not_convert: a BitNet checkpoint says by itself which layers are ternary.")
     del config.quantization_config
-    return Source(name, config, _build_empty(AutoModelForCausalLM.from_config, name, config), bitnet)
+    return TernarySource(name, config, _build_empty(AutoModelForCausalLM.from_config, name, config), bitnet)
 
 
-def _check_to_bitnet(name: str, config: PreTrainedConfig, quantization: dict) -> Source:
+def _check_to_bitnet(name: str, config: PreTrainedConfig, quantization: dict) -> TernarySource:
     if quantization.get("quant_method") != QUANT_METHOD or not quantization["bitnet_linear_class"]:
         raise UserError(
             f"--model {name}: --to bitnet takes back what this command made of a BitNet checkpoint; models of "
@@ -117,7 +117,7 @@ def _check_to_bitnet(name: str, config: PreTrainedConfig, quantization: dict) ->
         )
     if quantization["int8_embeddings"] or quantization["int8_head"]:
         raise UserError(f"--model {name}: --to bitnet has no int8 tables or heads; convert one packed without them.")
-    return Source(name, config, _build_empty(AutoModelForCausalLM.from_config, name, config))
+    return TernarySource(name, config, _build_empty(AutoModelForCausalLM.from_config, name, config))
 
 
 def _build_empty(build: Callable[[PreTrainedConfig], PreTrainedModel], name: str, config: PreTrainedConfig):
@@ -146,7 +146,7 @@ def check_new_folder(output: str) -> None:
     check_output_dir(output)
 
 
-def pack_checkpoint(source: Source, output: Path, options: PackingOptions) -> dict[str, Any]:
+def pack_checkpoint(source: TernarySource, output: Path, options: PackingOptions) -> dict[str, Any]:
     """Write the converted checkpoint with tokenizer, code, card and packing.json; return the facts of the last.
 
     Raises:
@@ -169,7 +169,7 @@ def pack_checkpoint(source: Source, output: Path, options: PackingOptions) -> di
     return facts
 
 
-def _convert(source: Source, options: PackingOptions) -> PreTrainedModel:
+def _convert(source: TernarySource, options: PackingOptions) -> PreTrainedModel:
     """Return the packed model; of one that goes back to BitNet, the model as it was packed."""
     if options.to == BITNET:
         return read_weights(type(source.empty), source.name, source.config)
@@ -195,7 +195,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _from_ours(source: Source, options: PackingOptions) -> PreTrainedModel:
+def _from_ours(source: TernarySource, options: PackingOptions) -> PreTrainedModel:
     model = read_weights(type(source.empty), source.name, source.config)
     check_runs(model, source.name)
     return pack_model(
@@ -206,7 +206,7 @@ def _from_ours(source: Source, options: PackingOptions) -> PreTrainedModel:
     )
 
 
-def _from_bitnet(source: Source, options: PackingOptions) -> PreTrainedModel:
+def _from_bitnet(source: TernarySource, options: PackingOptions) -> PreTrainedModel:
     """Fill packed layers with a BitNet checkpoint's tensors; the model can be saved, not run."""
     state = read_tensors(source.name)
     linear = [name for name, layer in source.empty.named_modules() if type(layer) is torch.nn.Linear]
@@ -233,7 +233,7 @@ def _from_bitnet(source: Source, options: PackingOptions) -> PreTrainedModel:
     return adopt(source.empty, config)
 
 
-def _online_layers(source: Source, linear: list[str]) -> list[str]:
+def _online_layers(source: TernarySource, linear: list[str]) -> list[str]:
     """The layers that transformers would quantise at every call, chosen by its own rules."""
     kept = BitNetHfQuantizer.get_modules_to_not_convert(
         source.empty, source.bitnet.get("modules_to_not_convert"), source.empty._keep_in_fp32_modules
@@ -251,7 +251,7 @@ def _round_table(state: dict[str, torch.Tensor], name: str, model: PreTrainedMod
         state[f"{name}.weight_scale"] = state[source.replace(".weight", ".weight_scale")].clone()
 
 
-def _write_bitnet(model: PreTrainedModel, source: Source, output: Path) -> dict[str, Any]:
+def _write_bitnet(model: PreTrainedModel, source: TernarySource, output: Path) -> dict[str, Any]:
     layers = {name: (layer.out_features, layer.in_features) for name, layer in packed_layers(model)}
     packing = model.config.quantization_config
     state = state_to_bitnet(model.state_dict(), layers, packing.bitnet_linear_class, model.dtype)
@@ -301,7 +301,9 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def packing_facts(model: PreTrainedModel, source: Source, output: Path, options: PackingOptions) -> dict[str, Any]:
+def packing_facts(
+    model: PreTrainedModel, source: TernarySource, output: Path, options: PackingOptions
+) -> dict[str, Any]:
     """What packing.json tells: counts, sizes and bits a weight, of the tensors as they lie in the file."""
     layers = packed_layers(model)
     ternary = [layer for _, layer in layers if layer.weight_bits == 2]

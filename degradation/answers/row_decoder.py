@@ -140,7 +140,7 @@ class RowDecoder:
     @torch.inference_mode()
     def answers(self, requests: Sequence[Request], limit: BatchLimit) -> Iterator[list[Answer]]:
         waiting = deque(sorted(requests, key=lambda request: -request.expected_tokens))
-        batch = _Batch(self, limit())
+        batch = _RowBatch(self, limit())
         while waiting or batch.rows():
             finished = lost = None
             try:
@@ -154,7 +154,7 @@ class RowDecoder:
                 # behind the handler, where no traceback holds on to the cache: it goes before anything new is tried
                 batch = None
                 waiting.extendleft(reversed(limit.out_of_memory(lost)))
-                batch = _Batch(self, limit())
+                batch = _RowBatch(self, limit())
             elif finished:
                 yield finished
 
@@ -218,7 +218,7 @@ class RowDecoder:
         return logits
 
 
-class _Batch:
+class _RowBatch:
     """The rows in flight of one cell."""
 
     def __init__(self, decoder: RowDecoder, slots: int):

@@ -113,7 +113,7 @@ class StateDecoder:
         waiting = sorted(requests, key=lambda request: -request.expected_tokens)
         while waiting:
             size = limit()
-            batch, waiting = _Batch(self, waiting[:size]), waiting[size:]
+            batch, waiting = _StateBatch(self, waiting[:size]), waiting[size:]
             while batch is not None and batch.requests:
                 lost = finished = None
                 try:
@@ -145,7 +145,7 @@ class State:
         self.mask = self.mask[places]
 
 
-class _Batch:
+class _StateBatch:
     """The rows in flight."""
 
     def __init__(self, decoder: StateDecoder, requests: Sequence[Request]):

@@ -96,12 +96,12 @@ def copy_rows(source: torch.Tensor, target: torch.Tensor) -> None:
             target[row, start : start + SERIAL_COPY].copy_(source[row, start : start + SERIAL_COPY])
 
 
-class _Scratch(threading.local):
+class _BlockScratch(threading.local):
     """One thread's arrays for one piece."""
 
     count = 0
 
-    def grow(self, count: int) -> "_Scratch":
+    def grow(self, count: int) -> "_BlockScratch":
         if self.count < count:
             self.count = count
             self.before, self.after, self.work = np.empty((3, count), dtype=np.float32)
@@ -110,7 +110,7 @@ class _Scratch(threading.local):
         return self
 
 
-_scratch = _Scratch()
+_scratch = _BlockScratch()
 
 
 def _on_cpu(piece: Piece, before, after, layout, damage, words) -> np.ndarray:
@@ -140,7 +140,7 @@ def _on_cpu(piece: Piece, before, after, layout, damage, words) -> np.ndarray:
     return sums
 
 
-def _damage_gain(scratch: _Scratch, count: int, layout: Layout, damage, drawn, piece: Piece, dtype) -> None:
+def _damage_gain(scratch: _BlockScratch, count: int, layout: Layout, damage, drawn, piece: Piece, dtype) -> None:
     """Damage w + offset in float64; a weight whose gain stays the same keeps its bits."""
     old = scratch.before[:count]
     gain = old.astype(np.float64) + layout.gain_offset
@@ -149,7 +149,7 @@ def _damage_gain(scratch: _Scratch, count: int, layout: Layout, damage, drawn, p
     scratch.after[:count] = np.where(damaged == gain, old, round_once(damaged - layout.gain_offset, dtype))
 
 
-def _sums(scratch: _Scratch, count: int, offset: float) -> np.ndarray:
+def _sums(scratch: _BlockScratch, count: int, offset: float) -> np.ndarray:
     old, new, work = scratch.before[:count], scratch.after[:count], scratch.work[:count]
     if offset:
         old, new = old.astype(np.float64) + offset, new.astype(np.float64) + offset

@@ -11,16 +11,17 @@ rounded once to the weight's type. e and the words come from `noise`: element i 
 on every device and in every type. Level 0, for uni_quant also None, is the undamaged tensor.
 """
 
+import dataclasses
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from frankenlm.modeling.checks import check_choice
 
+from ..configs import METHOD_OPTIONS, ExperimentConfig, check_levels, check_values
 from ..configs import METHODS as METHOD_NAMES
-from ..configs import ExperimentConfig, check_levels
 from .blocks import damage_rows
 from .layout import Layout
 from .noise import Key, gaussian_tables, look_up, look_up_torch
@@ -31,9 +32,20 @@ from .words import WordSource, exact_limit
 Level = float | int | None
 
 
+_OptionFields = dataclasses.make_dataclass(
+    "_OptionFields",
+    [
+        (each.name, each.type, dataclasses.field(default=each.default, metadata=each.metadata))
+        for each in dataclasses.fields(ExperimentConfig)
+        if each.name in METHOD_OPTIONS
+    ],
+    frozen=True,
+)
+
+
 @dataclass(frozen=True)
-class MethodOptions:
-    """Variants of the methods; the defaults are the methods of the module's head.
+class MethodOptions(_OptionFields):
+    """Variants of the methods: those fields of an experiment, with its defaults, which make the module's head true.
 
     quant_range: what shares one range (per_tensor, per_row: an output of the layer, group128: 128 inputs of one).
     quant_symmetric: a range symmetric about zero. quant_percentile: clip the weights to this percentile of |w| first.
@@ -43,35 +55,17 @@ class MethodOptions:
     force_requantise: allow damage smaller than what 4-bit requantisation itself does.
     """
 
-    quant_range: str = "per_tensor"
-    quant_symmetric: bool = False
-    quant_percentile: float | None = None
-    unit: str = "element"
-    exact_count: bool = False
-    noise_coupling: str = "trajectory"
-    legacy_rng: bool = False
-    force_requantise: bool = False
-
     def __post_init__(self):
-        for name, choices in _CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
-        if self.quant_percentile is not None and not 50 < self.quant_percentile < 100:
-            raise ValueError(f"quant_percentile={self.quant_percentile} must lie between 50 and 100.")
+        check_values(self)
         if self.legacy_rng and (self.unit != "element" or self.exact_count):
             raise ValueError("legacy_rng=True draws single elements only: leave unit and exact_count as they are.")
 
     @classmethod
     def from_config(cls, config: ExperimentConfig) -> "MethodOptions":
         """Return the options that an experiment's configuration holds."""
-        known = {field.name for field in fields(config)}
-        return cls(**{field.name: getattr(config, field.name) for field in fields(cls) if field.name in known})
+        return cls(**{name: getattr(config, name) for name in METHOD_OPTIONS})
 
 
-_CHOICES = {
-    field.name: field.metadata["choices"]
-    for field in fields(ExperimentConfig)
-    if field.name in ("quant_range", "unit", "noise_coupling")
-}
 DEFAULTS = MethodOptions()
 
 
@@ -87,7 +81,7 @@ def is_baseline(method: str, level: Level) -> bool:
 
 
 @dataclass(frozen=True)
-class Request:
+class TensorRequest:
     """What a method needs to know of one tensor: level above the baseline, options, field, layout, type, summary."""
 
     level: float | int
@@ -208,19 +202,19 @@ class QuantDamage:
         return int(np.count_nonzero(self.seen)) if self.table is not None else None
 
 
-def mult_gauss(request: Request) -> TableDamage:
+def mult_gauss(request: TensorRequest) -> TableDamage:
     """Return the damage w (1 + s e)."""
     level = np.float32(request.level)
     return TableDamage(tuple(np.float32(1) + level * table for table in gaussian_tables()), "multiply")
 
 
-def add_gauss(request: Request) -> TableDamage:
+def add_gauss(request: TensorRequest) -> TableDamage:
     """Return the damage w + s rms(W) e."""
     scale = np.float32(request.level * math.sqrt(request.summary.mean_square))
     return TableDamage(tuple(scale * table for table in gaussian_tables()), "add")
 
 
-def ablation(request: Request) -> DropDamage:
+def ablation(request: TensorRequest) -> DropDamage:
     """Return the damage that drops a share of the elements, or of the units."""
     if not request.options.exact_count:
         return DropDamage(math.floor(request.level * 2**32))
@@ -229,7 +223,7 @@ def ablation(request: Request) -> DropDamage:
     return DropDamage(threshold, last_equal, lambda piece: request.layout.numbers(unit, piece))
 
 
-def uni_quant(request: Request) -> QuantDamage | None:
+def uni_quant(request: TensorRequest) -> QuantDamage | None:
     """Return the damage of N levels, or None for a constant tensor.
 
     Raises:
@@ -267,7 +261,7 @@ def check_request(method: str, options: MethodOptions, layout: Layout, summary: 
         raise ValueError(f"{summary.name} holds infinities or NaN, so add_gauss has no scale.")
 
 
-def prepare(method: str, request: Request) -> tuple[object | None, WordSource | None]:
+def prepare(method: str, request: TensorRequest) -> tuple[object | None, WordSource | None]:
     """Return (damage, words) for `blocks.damage_rows`; damage is None where the tensor stays as it is.
 
     Raises:
@@ -309,7 +303,7 @@ def damage_tensor(
     summary = summary or Summary("tensor", before, layout)
     damage = None
     if not is_baseline(method, level):
-        damage, words = prepare(method, Request(level, options, key, layout, tensor.dtype, summary))
+        damage, words = prepare(method, TensorRequest(level, options, key, layout, tensor.dtype, summary))
     if damage is None:
         return tensor.detach().clone()
     after = torch.empty_like(before)

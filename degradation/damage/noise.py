@@ -35,7 +35,7 @@ _LOW = np.uint64(MASK)
 _M = np.array(MULTIPLIERS, dtype=np.uint64)[:, None]
 
 
-class _Scratch(threading.local):
+class _CounterScratch(threading.local):
     """One thread's scratch arrays for `count` counters."""
 
     def __init__(self, count: int = COUNTERS):
@@ -45,7 +45,7 @@ class _Scratch(threading.local):
         self.pairs = np.empty((3, 2 * count), dtype=np.uint64)
 
 
-_scratch = _Scratch()
+_scratch = _CounterScratch()
 
 # --- keys
 

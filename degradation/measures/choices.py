@@ -40,7 +40,7 @@ def chosen(completion: str, choices: Sequence[str], lettered: bool = False) -> s
         choices: the words to choose from.
         lettered: whether the choices also go by A, B, C, ..., in their order.
     """
-    find = _Finder(choices, lettered)
+    find = _ChoiceFinder(choices, lettered)
     bold = re.findall(r"\*\*(.+?)\*\*", completion, flags=re.DOTALL)
     text = plain(completion)
     sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
@@ -54,7 +54,7 @@ def chosen(completion: str, choices: Sequence[str], lettered: bool = False) -> s
     )
 
 
-class _Finder:
+class _ChoiceFinder:
     """Finds choices by word, and by letter if they have letters."""
 
     def __init__(self, choices: Sequence[str], lettered: bool):

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from ..prompts import Prompt
+from ..prompts import LabPrompt
 from .choices import chosen, denied, plain
 from .numerals import numbers, numbers_in_digits, numbers_in_words, without_remarks
 
@@ -49,13 +49,13 @@ SERIES = (
 )
 
 
-def grade(completion: str, prompt: Prompt) -> str | None:
+def grade(completion: str, prompt: LabPrompt) -> str | None:
     """Return "correct", "wrong" or "unparsed" for the answer to a prompt; None where the prompt has no key."""
     judge = GRADERS.get(prompt.grader) if prompt.grader else None
     return judge(completion, prompt) if judge else None
 
 
-def grade_number(completion: str, prompt: Prompt) -> str:
+def grade_number(completion: str, prompt: LabPrompt) -> str:
     """Judge by the number that `settled_number` finds; equal up to the prompt's `tolerance` and a millionth of the key.
 
     Not by the last number of all, for the reason that stands above.
@@ -81,7 +81,7 @@ def settled_number(text: str, question: str) -> Fraction | None:
     return next((found for found in (*new_digits[-1:], *new_words[:1], *numbers(text)[-1:])), None)
 
 
-def grade_choice(completion: str, prompt: Prompt) -> str:
+def grade_choice(completion: str, prompt: LabPrompt) -> str:
     """Judge by the choice that the completion settles on (`choices.chosen`); "unparsed" where it settles on none."""
     found = chosen(completion, prompt.choices, lettered=has_letters(prompt))
     if found is None:
@@ -89,12 +89,12 @@ def grade_choice(completion: str, prompt: Prompt) -> str:
     return CORRECT if found == prompt.answer else WRONG
 
 
-def has_letters(prompt: Prompt) -> bool:
+def has_letters(prompt: LabPrompt) -> bool:
     """Whether the prompt names its choices by letters: A) ... B) ..."""
     return all(f"{chr(ord('A') + place)}) {choice}" in prompt.text for place, choice in enumerate(prompt.choices))
 
 
-def grade_alias(completion: str, prompt: Prompt) -> str:
+def grade_alias(completion: str, prompt: LabPrompt) -> str:
     """Judge by whether one of the aliases stands in the completion as whole words.
 
     "unparsed" without any letter, and where the answer is only passed through: one of a series that is recited beyond
@@ -140,7 +140,7 @@ def list_items(completion: str) -> list[str]:
     return [head for item in heads if (head := item.casefold().strip(" .,;:!-–—•\"'“”‘’"))]
 
 
-GRADERS: dict[str, Callable[[str, Prompt], str]] = {
+GRADERS: dict[str, Callable[[str, LabPrompt], str]] = {
     "number": grade_number,
     "choice": grade_choice,
     "alias": grade_alias,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from frankenlm.trainer_ext.metrics.text import distinct, ngrams, repeated_share, require_sacrebleu
 
-from ..prompts import Prompt, find_prompt, shipped_units
+from ..prompts import LabPrompt, find_prompt, shipped_units
 from .graders import CORRECT, UNPARSED, grade, list_items
 from .loops import find_loop
 from .text_words import ASSETS, STOPWORDS, content_stems, sentences, word_frequency, words
@@ -75,7 +75,7 @@ CELL_MEASURES: dict[str, Measured] = {
 }
 
 
-def measure_row(row: Mapping[str, Any], prompt: Prompt | None = None) -> dict[str, float | int | bool | str | None]:
+def measure_row(row: Mapping[str, Any], prompt: LabPrompt | None = None) -> dict[str, float | int | bool | str | None]:
     """Return every measure of `ROW_MEASURES` for one result row.
 
     Args:
@@ -237,7 +237,7 @@ def carry_over(stems: Sequence[set[str]]) -> float | None:
 # --- answers
 
 
-def _answer(text: str, prompt: Prompt, failed: bool) -> dict[str, Any]:
+def _answer(text: str, prompt: LabPrompt, failed: bool) -> dict[str, Any]:
     if prompt.grader == "list":
         items = list_items(text)
         unique = len(set(items))

@@ -7,7 +7,7 @@ A set is a JSONL file, one prompt a line. The shipped ones are our own and in th
     cookie_theft_it  20 requests to describe a supplied picture, such as the drawn kitchen
     smoke             4 short ones for trials
 
-A file of your own needs `text` in every line; the other keys are those of `Prompt`, apart from `expression` and
+A file of your own needs `text` in every line; the other keys are those of `LabPrompt`, apart from `expression` and
 `license`, which are for the reader.
 """
 
@@ -32,7 +32,7 @@ FOR_THE_READER = ("expression", "license")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class LabPrompt:
     """One prompt of a set.
 
     id: 1-based place in the set. set: name of the set. skill: what it asks for, by which results are grouped;
@@ -88,7 +88,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def load_prompts(name_or_path: str | Path) -> tuple[Prompt, ...]:
+def load_prompts(name_or_path: str | Path) -> tuple[LabPrompt, ...]:
     """Return the prompts of a shipped set, by its name, or of a JSONL file.
 
     Raises:
@@ -105,7 +105,7 @@ def load_prompts(name_or_path: str | Path) -> tuple[Prompt, ...]:
     return _read(path)
 
 
-def find_prompt(row: Mapping[str, Any]) -> Prompt | None:
+def find_prompt(row: Mapping[str, Any]) -> LabPrompt | None:
     """Return the shipped prompt whose text a result row holds, None if it is somebody else's."""
     return _shipped().get(row["prompt_text"])
 
@@ -156,12 +156,12 @@ def shipped_units(sha256: str) -> dict[str, tuple[str, ...]] | None:
 
 
 @cache
-def _shipped() -> dict[str, Prompt]:
+def _shipped() -> dict[str, LabPrompt]:
     return {prompt.text: prompt for name in PROMPT_SETS for prompt in load_prompts(name)}
 
 
-def _read(path: Path) -> tuple[Prompt, ...]:
-    prompts: list[Prompt] = []
+def _read(path: Path) -> tuple[LabPrompt, ...]:
+    prompts: list[LabPrompt] = []
     for number, line in text_lines(path):
         if not line.strip():
             continue
@@ -177,10 +177,10 @@ def _read(path: Path) -> tuple[Prompt, ...]:
     return tuple(prompts)
 
 
-def _prompt(record: Any, place: int, set_name: str) -> Prompt:
+def _prompt(record: Any, place: int, set_name: str) -> LabPrompt:
     if not isinstance(record, dict):
         raise ValueError("a prompt is a JSON object with at least the key text.")
-    check_keys("prompt", record, [*(f.name for f in fields(Prompt)), *FOR_THE_READER])
+    check_keys("prompt", record, [*(f.name for f in fields(LabPrompt)), *FOR_THE_READER])
     if "text" not in record:
         raise ValueError("the key text is missing.")
     if record.get("id", place) != place:
@@ -189,4 +189,4 @@ def _prompt(record: Any, place: int, set_name: str) -> Prompt:
     for key in ("choices", "answer"):
         if isinstance(values.get(key), list):
             values[key] = tuple(values[key])
-    return Prompt(**{"set": set_name, "skill": set_name, **values, "id": place})
+    return LabPrompt(**{"set": set_name, "skill": set_name, **values, "id": place})

@@ -27,7 +27,7 @@ SIDE_FILES = {
 }
 
 
-class Entry(NamedTuple):
+class IndexedRow(NamedTuple):
     """Where the row of a key lies, and where it goes: order is its group, level_index, repeat_index, prompt_id."""
 
     attempt: int
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     level: float | None
     order: tuple[str, int, int, int]
 
-    def beats(self, other: "Entry | None") -> bool:
+    def beats(self, other: "IndexedRow | None") -> bool:
         """Whether this row stands for its key: the highest attempt, then the lowest rank, then the latest line."""
         return other is None or (self.attempt, -self.rank, self.offset) > (other.attempt, -other.rank, other.offset)
 
@@ -48,7 +48,7 @@ class RowIndex:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, IndexedRow] = {}
         self._readers: dict[int, JournalReader] = {}
 
     def refresh(self) -> None:
@@ -76,7 +76,7 @@ class RowIndex:
 
     def _add(self, rank: int, offset: int, length: int, row: dict[str, Any]) -> None:
         order = (row["param_group_name"], row["level_index"], row["repeat_index"], row["prompt_id"])
-        entry = Entry(row["attempt"], rank, offset, length, row["status"], row["level_value"], order)
+        entry = IndexedRow(row["attempt"], rank, offset, length, row["status"], row["level_value"], order)
         if entry.beats(self.entries.get(row["row_key"])):
             self.entries[row["row_key"]] = entry
 

@@ -13,7 +13,6 @@ import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import zlib
@@ -21,8 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from frankenlm.trainer_ext.common.files import finite
+from frankenlm.trainer_ext.common.kernel_lock import lock_descriptor
+
 from ..errors import DamagedRecords, ExperimentLocked
-from .locks import lock_descriptor
 from .row_checks import Rule, misfit
 from .row_keys import SCHEMA_VERSION, load_json
 
@@ -48,22 +49,12 @@ def strict_json(value: Any) -> bytes:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError:
-        value = _finite(value)
+        value = finite(value)
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     try:
         return text.encode()
     except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form, but an escape
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
 
 
 def checksum(version: int | bytes, row: bytes) -> bytes:

@@ -5,7 +5,6 @@ no fcntl); there the lock is a file created with O_EXCL whose time is set anew e
 behind once it is older than three beats, or its process on this machine is gone.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -18,35 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from frankenlm.trainer_ext.common.kernel_lock import lock_descriptor
+
 from ..errors import ExperimentLocked
 from .row_keys import load_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT = 30.0  # seconds between two beats
 STALE_AFTER = 3 * HEARTBEAT
 POLL = 0.2  # seconds between two looks at a lock that is held
-UNSUPPORTED = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL})
-
-
-def lock_descriptor(descriptor: int) -> bool | None:
-    """Take the kernel lock of an open file: True when taken, False when another has it, None without such locks."""
-    if fcntl is None:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in UNSUPPORTED:
-            return None
-        raise
-    return True
 
 
 def claim(folder: Path, name: str, rank: int) -> bool:

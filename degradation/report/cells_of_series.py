@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 from ..measures.names import PER_SKILL
-from .columns import Measured
+from .columns import MeasuredRows
 from .level_axis import LevelAxis
 from .result_files import ResultFile, common, damage_level, identity, series_key
 
@@ -90,7 +90,7 @@ def all_rows(files: Iterable[ResultFile]) -> list[dict[str, Any]]:
 
 def build_series(
     rows: Sequence[Mapping[str, Any]],
-    measured: Measured,
+    measured: MeasuredRows,
     chance: numpy.ndarray,
     files: Sequence[ResultFile] = (),
 ) -> list[Series]:

@@ -21,7 +21,7 @@ UNREAD = ("output", "gen_params")  # fields no measure looks at, left out of wha
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRows:
     """columns: name -> float64 (rows,), NaN where a measure is not defined. cells: `cell_key` of a row -> measures."""
 
     columns: dict[str, numpy.ndarray]
@@ -40,7 +40,7 @@ def measure_rows(
     measure_cell: MeasureCell | None = None,
     workers: int = 1,
     progress: bool | None = None,
-) -> Measured:
+) -> MeasuredRows:
     """Measure every row and every cell; measures that are texts are left out.
 
     The reasons for which answers ended become three shares: ended by itself, cut off at the limit, not finite.
@@ -63,7 +63,7 @@ def measure_rows(
         (measure, measure_cell, [_slim(rows[i]) for i in chosen], [find_prompt(rows[i]) for i in chosen])
         for chosen in places.values()
     )
-    found = Measured({}, {})
+    found = MeasuredRows({}, {})
     hidden = None if progress is None else not progress
     with tqdm(total=len(rows), desc="measuring", unit="row", disable=hidden) as bar:
         for (key, chosen), (measured, cell) in zip(places.items(), _work(tasks, workers), strict=True):

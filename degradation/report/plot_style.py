@@ -1,7 +1,5 @@
 """What the figures of the analysis share: colours, panels, axes of levels, files. Draws without a display."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from frankenlm.trainer_ext.common.files import replaced_file, write_text
+from frankenlm.trainer_ext.common.files import replaced_file, write_csv
 
 from .cells_of_series import Series
 from .curves import Curve
@@ -25,6 +23,7 @@ GREY, PALE = "#666666", "#b8bcc4"
 COLUMNS = 2  # more would be too small on a telephone
 PANEL = (4.3, 3.1)  # inches
 DPI = 120
+DIGITS = ".6g"  # of the numbers in tables
 BANDS = 6  # with more curves in a panel their intervals would hide each other
 
 
@@ -154,24 +153,8 @@ def save(figure: Figure, folder: Path, name: str, rows: Sequence[Mapping[str, An
     plot = Plot(name, title, caption, folder / f"{name}.png", folder / f"{name}.csv")
     with replaced_file(plot.png) as scratch:
         figure.savefig(scratch, metadata={"Software": None})
-    write_csv(plot.csv, rows)
+    write_csv(plot.csv, rows, number=DIGITS)
     return plot
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV; their columns are joined, numbers have six digits, and nothing stands for no value."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(row.get(name)) for name in names] for row in rows)
-    write_text(path, text.getvalue())
-
-
-def _cell(value: Any) -> Any:
-    if value is None or (isinstance(value, (float, numpy.floating)) and not numpy.isfinite(value)):
-        return ""
-    return f"{value:.6g}" if isinstance(value, (float, numpy.floating)) else value
 
 
 def curve_rows(curve: Curve) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from frankenlm.trainer_ext.common.files import write_text
+from frankenlm.trainer_ext.common.files import finite, write_csv, write_text
 
 from ..measures.measure import measure_cell, measure_row
 from ..measures.names import BREAKS, CORRECT, PER_SKILL, RANKED, Measure, known_measures, meaning
@@ -18,7 +18,7 @@ from .cells_of_series import Series, all_rows, build_series
 from .columns import FindPrompt, MeasureCell, MeasureRow, add_accuracies, measure_rows
 from .curves import Curve, by_task, make_curves
 from .figures import draw_all, figure_names
-from .plot_style import curve_rows, key_columns, write_csv
+from .plot_style import DIGITS, curve_rows, key_columns
 from .result_files import ResultFile, common, read_results
 from .sections import build_page
 from .sentences import NOT_SHOWN, ranking, warnings, what_broke_first
@@ -114,9 +114,9 @@ def measure_file(path: str | Path, output: str | Path, **options) -> Path:
     said = facts(analysis) | {WRITTEN: common((*names, *earlier))}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(target, said)
-    write_csv(folder / rows, row_table(analysis))
-    write_csv(folder / cells, cell_table(analysis.series))
-    write_csv(folder / curves, [row for curve in analysis.curves for row in curve_rows(curve)])
+    write_csv(folder / rows, row_table(analysis), number=DIGITS)
+    write_csv(folder / cells, cell_table(analysis.series), number=DIGITS)
+    write_csv(folder / curves, [row for curve in analysis.curves for row in curve_rows(curve)], number=DIGITS)
     return target
 
 
@@ -261,8 +261,8 @@ def write_report(results: Sequence[str | Path], output_dir: str | Path, **option
         for plot in plots
     ]
     said["plots_without_data"] = skipped
-    write_csv(folder / "cells.csv", cell_table(analysis.series))
-    write_csv(folder / "curves.csv", [row for curve in analysis.curves for row in curve_rows(curve)])
+    write_csv(folder / "cells.csv", cell_table(analysis.series), number=DIGITS)
+    write_csv(folder / "curves.csv", [row for curve in analysis.curves for row in curve_rows(curve)], number=DIGITS)
     figures = [plot[kind] for plot in said["plots"] for kind in ("png", "csv")]
     said[WRITTEN] = common((*fixed, *figures, *earlier))
     write_json(folder / RECORD, said)
@@ -273,16 +273,4 @@ def write_report(results: Sequence[str | Path], output_dir: str | Path, **option
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON: numbers that are not finite become null."""
-    write_text(path, json.dumps(_clean(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _clean(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_clean(item) for item in value]
-    if isinstance(value, numpy.generic):
-        value = value.item()
-    if isinstance(value, float) and not numpy.isfinite(value):
-        return None
-    return value
+    write_text(path, json.dumps(finite(value), indent=1, allow_nan=False, ensure_ascii=False) + "\n")

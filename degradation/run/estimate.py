@@ -27,8 +27,8 @@ from ..weights.memory import PAUSE_ABOVE, host_memory
 from ..weights.model_checks import empty_model, fills_masks, read_tokenizer, resolve_device
 from ..weights.parameter_index import unwrap
 from .footprint import (
+    ModelShape,
     PromptLength,
-    Shape,
     baseline_bytes,
     damage_scratch,
     generation_bytes,
@@ -162,7 +162,7 @@ def estimate_run(experiment: Experiment, loaded: Loaded) -> Estimate:
 def _estimate(
     name: str,
     config: ExperimentConfig,
-    shape: Shape,
+    shape: ModelShape,
     group: Group,
     weights: dict[str, int],
     prompts: Sequence[Any],
@@ -171,7 +171,7 @@ def _estimate(
     device_total: int,
 ) -> Estimate:
     on_gpu = device.type == "cuda"
-    plan = _Plan(config, shape, group, weights, len(prompts), length, on_gpu)
+    plan = _MemoryPlan(config, shape, group, weights, len(prompts), length, on_gpu)
     limit = 1 if config.invariance == "single" else config.max_batch_size
     # a masked model is shown a prompt once for each of its tokens
     batch = min(limit, length.prompt if shape.fills_masks else len(prompts))
@@ -199,13 +199,13 @@ def _estimate(
     )
 
 
-class _Plan:
+class _MemoryPlan:
     """The parts of one experiment's memory, at any batch size."""
 
     def __init__(
         self,
         config: ExperimentConfig,
-        shape: Shape,
+        shape: ModelShape,
         group: Group,
         weights: dict[str, int],
         prompts: int,

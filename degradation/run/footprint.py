@@ -28,7 +28,7 @@ HOST_SCRATCH = 8 << 20  # damage on a CPU works in blocks that fit a cache
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """The sizes of a model that its activations depend on; vision ones are 0 without pictures."""
 
     hidden: int
@@ -51,7 +51,7 @@ class PromptLength(NamedTuple):
     prefix: int
 
 
-def read_shape(empty: PreTrainedModel) -> Shape:
+def read_shape(empty: PreTrainedModel) -> ModelShape:
     """Return the sizes of a model, with or without weights."""
     config = empty.config.get_text_config()
     # fields that some families have and others do not
@@ -59,7 +59,7 @@ def read_shape(empty: PreTrainedModel) -> Shape:
     heads = attention_heads(config) or 0  # a model without attention keeps a state, whose size is not known here
     width = fields.get("head_dim") or (config.hidden_size // heads if heads else 0)
     key_value = fields.get("num_key_value_heads") or heads
-    return Shape(
+    return ModelShape(
         hidden=config.hidden_size,
         intermediate=_intermediate(empty, config),
         vocabulary=config.vocab_size,
@@ -147,13 +147,13 @@ def damage_scratch(group: Group, dtype: str, on_gpu: bool) -> int:
     return min(largest, TORCH_CHUNK) * NOISE_BYTES + largest * element_size(dtype)
 
 
-def cache_bytes(shape: Shape, element: int, rows: int, tokens: int) -> int:
+def cache_bytes(shape: ModelShape, element: int, rows: int, tokens: int) -> int:
     """Return the bytes of keys and values: rows are laid out in full, also where a layer sees a window only."""
     return rows * tokens * shape.layers * 2 * shape.key_value_width * element
 
 
 def generation_bytes(
-    shape: Shape, dtype: str, rows: int, length: PromptLength, answer: int, *, more_wait: bool, pictures: bool
+    shape: ModelShape, dtype: str, rows: int, length: PromptLength, answer: int, *, more_wait: bool, pictures: bool
 ) -> dict[str, int]:
     """Return the bytes that generating takes at its peak: `cache` of keys and values, and the `activations` then.
 
@@ -184,17 +184,17 @@ def generation_bytes(
     return {"cache": cache, "activations": activations}
 
 
-def _filling(shape: Shape, element: int, copies: int, tokens: int) -> int:
+def _filling(shape: ModelShape, element: int, copies: int, tokens: int) -> int:
     """Return the bytes of a call of a masked model, logits of every position included, and of choosing tokens."""
     read = _activations(shape, element, copies * tokens)
     return read + copies * shape.vocabulary * (tokens * element + 4 * SAMPLING_COPIES)
 
 
-def _activations(shape: Shape, element: int, tokens: int) -> int:
+def _activations(shape: ModelShape, element: int, tokens: int) -> int:
     return tokens * (2 * shape.intermediate + 4 * shape.hidden) * element
 
 
-def probe_bytes(shape: Shape, dtype: str) -> int:
+def probe_bytes(shape: ModelShape, dtype: str) -> int:
     """Return the bytes that one window of the perplexity text takes: logits, in float32 and as log-probabilities,
     activations, and masks for two kinds of attention."""
     element = element_size(dtype)
@@ -204,6 +204,6 @@ def probe_bytes(shape: Shape, dtype: str) -> int:
     return CONTEXT * (shape.vocabulary * (element + copies) + 2 * CONTEXT) + _activations(shape, element, CONTEXT)
 
 
-def kept_predictions(shape: Shape) -> int:
+def kept_predictions(shape: ModelShape) -> int:
     """Return the bytes of the undamaged predictions that are kept, in float32, in main memory."""
     return KEPT_POSITIONS * shape.vocabulary * 4

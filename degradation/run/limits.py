@@ -2,12 +2,12 @@
 
 import logging
 import signal
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from types import FrameType
 
 from frankenlm.trainer_ext.common.cli import Interrupted
+from frankenlm.trainer_ext.common.signals import CaughtSignals
 
 from ..answers.requests import Request
 from ..errors import MemoryStop
@@ -89,21 +89,16 @@ class RunLimit:
 class Signals:
     """While entered, the first SIGTERM or SIGINT asks for an orderly end; the second ends the process at once."""
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT)
-
     def __init__(self) -> None:
         self.received: int | None = None
-        self._before: dict[int, object] = {}
+        self._caught = CaughtSignals((signal.SIGTERM, signal.SIGINT), self._note)
 
     def __enter__(self) -> "Signals":
-        # Python lets only the main thread handle signals; elsewhere they stay with whoever runs that one
-        numbers = self.NUMBERS if threading.current_thread() is threading.main_thread() else ()
-        for number in numbers:
-            self._before[number] = signal.signal(number, self._note)
+        self._caught.__enter__()
         return self
 
     def __exit__(self, *error) -> None:
-        self._restore()
+        self._caught.let_go()
 
     def check(self) -> None:
         """Raises Interrupted if a signal came."""
@@ -113,9 +108,4 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)
+        self._caught.let_go()

@@ -20,7 +20,7 @@ from ..answers.sampling import occurrences, sampling_key
 from ..answers.text_probe import window_of
 from ..cells import Cell, level_places, make_cells
 from ..configs import ExperimentConfig, level_key
-from ..prompts import Prompt, load_prompts, picture_path
+from ..prompts import LabPrompt, load_prompts, picture_path
 from ..records.row_keys import config_hash, row_key
 from ..weights.families import SKIPS_POSITIONS
 from ..weights.model_checks import fills_masks
@@ -30,14 +30,14 @@ NO_IDENTITY = frozenset({"_name_or_path", "transformers_version", "dtype", "torc
 
 
 @dataclass(frozen=True)
-class Plan:
+class CellPlan:
     """One cell with the prompts (0-based places) that have no finished row yet."""
 
     cell: Cell
     missing: tuple[int, ...]
 
 
-def read_inputs(config: ExperimentConfig) -> tuple[tuple[Prompt, ...], Path | None]:
+def read_inputs(config: ExperimentConfig) -> tuple[tuple[LabPrompt, ...], Path | None]:
     """Read the prompts and find the picture.
 
     Raises:
@@ -60,7 +60,7 @@ class Experiment:
     model_name: str  # a hub name as given; of a folder the last part, wherever it lies
     model_config: PreTrainedConfig
     weights: str  # the fingerprint of the model's weights
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[LabPrompt, ...]
     picture: Path | None
     reading: Mapping[str, Any] = field(default_factory=dict)  # see `identity.reading_identity`
     other_levels: tuple[float | int | None, ...] = ()  # that have rows; known when the files are open
@@ -204,7 +204,7 @@ class Experiment:
             "image_sha256": self.picture_sha256,
         }
 
-    def pending(self, finished: Mapping[str, int]) -> list[Plan]:
+    def pending(self, finished: Mapping[str, int]) -> list[CellPlan]:
         """Return the cells that miss rows; with force_run, the rows it chooses are missing whatever is there."""
         forced = self._forced()
         plans = []
@@ -215,7 +215,7 @@ class Experiment:
                 if self.key(cell, place) not in finished or forced(cell, place)
             )
             if missing:
-                plans.append(Plan(cell, missing))
+                plans.append(CellPlan(cell, missing))
         return plans
 
     def _forced(self):

@@ -36,7 +36,7 @@ from ..weights.restore import Baseline, apply_damage, check_damage
 from .fill_rows import RowMaker
 from .identity import stop_ids
 from .limits import RunLimit, Signals
-from .plan import Experiment, Plan, render_experiment
+from .plan import CellPlan, Experiment, render_experiment
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class ExperimentRun:
         )
         return all(target.canonical.startswith("text/") for target in group.targets)
 
-    def work(self, plans: Sequence[Plan], progress: tqdm) -> None:
+    def work(self, plans: Sequence[CellPlan], progress: tqdm) -> None:
         """Do the cells of `plans` that nobody else has claimed; the model is as it was, afterwards and on errors."""
         with self.subject() as subject:
             for number, plan in enumerate(plans, start=1):
@@ -140,7 +140,7 @@ class ExperimentRun:
             baseline.close()
             raise
 
-    def cell(self, plan: Plan, subject: Subject, progress: tqdm) -> dict[str, Any]:
+    def cell(self, plan: CellPlan, subject: Subject, progress: tqdm) -> dict[str, Any]:
         """Damage, measure and generate: write one cell's missing rows, its lesion and its record; return the last."""
         cell, config = plan.cell, self.config
         started = time.perf_counter()
@@ -180,14 +180,14 @@ class ExperimentRun:
         self.store.append_cell(record)
         return record
 
-    def _score(self, plan: Plan, subject: Subject) -> TextScore:
+    def _score(self, plan: CellPlan, subject: Subject) -> TextScore:
         if subject.probe is None or (plan.cell.repeat_index > 0 and not self.config.perplexity_per_repeat):
             return TextScore(None, None)
         if plan.cell.is_baseline:
             return TextScore(subject.undamaged.log_perplexity, 0.0)
         return subject.probe.measure()
 
-    def _rows(self, plan: Plan, score: TextScore, rel_l2: float, progress: tqdm) -> int:
+    def _rows(self, plan: CellPlan, score: TextScore, rel_l2: float, progress: tqdm) -> int:
         """Write the missing rows of a cell, each safe on the disk as soon as it is finished; return how many."""
         cell = plan.cell
         self.limit.begin_cell()
@@ -221,7 +221,7 @@ class ExperimentRun:
             return len(requests) - written
         return max(len(row.ids) for row in self.rendering.prompts) if written < len(requests) else 0
 
-    def _record_failed(self, plan: Plan, rel_l2: float) -> None:
+    def _record_failed(self, plan: CellPlan, rel_l2: float) -> None:
         """Write down which rows found no memory even alone, also where that ends the run."""
         lost = [
             self.maker.row_without_memory(plan.cell, request.index, usage=self._usage(), rel_l2=rel_l2)

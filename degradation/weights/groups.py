@@ -147,7 +147,7 @@ def select_group(model: nn.Module, group: str, *, tied_policy: str = "both", nor
             configuration, parts that overlap, or packed weights. The message names what was near.
     """
     check_choice("tied_policy", tied_policy, TIED_POLICIES)
-    finder = _Finder(model, tied_policy, norm_gain)
+    finder = _GroupFinder(model, tied_policy, norm_gain)
     targets: list[Target] = []
     for part in re.split(r"\+(?!\d)", group):
         name, at, layers = part.partition("@")
@@ -160,7 +160,7 @@ def select_group(model: nn.Module, group: str, *, tied_policy: str = "both", nor
 
 def describe_groups(model: nn.Module) -> list[dict]:
     """Return {group, tensors, elements, share} for every group that the model has; share of all its elements."""
-    finder = _Finder(model, "both", norm_gain=False)
+    finder = _GroupFinder(model, "both", norm_gain=False)
     total = sum(math.prod(entry.shape) for entry in finder.entries)
     rows = []
     for name in finder.available():
@@ -196,7 +196,7 @@ def untie(model: nn.Module) -> Callable[[], None]:
     return tie_again
 
 
-class _Finder:
+class _GroupFinder:
     """Looks up one group after the other in one model."""
 
     def __init__(self, model: nn.Module, tied_policy: str, norm_gain: bool):
@@ -401,7 +401,7 @@ def gain_offset(norm: nn.Module) -> float:
     return 1.0 if response.abs().max() > 0 else 0.0
 
 
-def _keep_layers(targets: list[Target], part: str, spec: str, finder: _Finder) -> list[Target]:
+def _keep_layers(targets: list[Target], part: str, spec: str, finder: _GroupFinder) -> list[Target]:
     modality = targets[0].canonical.partition("/")[0]
     layers = finder.layers(modality)
     if not any(target.layer is not None for target in targets):

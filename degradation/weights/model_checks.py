@@ -21,6 +21,7 @@ from transformers import (
 from frankenlm import modeling  # noqa: F401  registers our architectures with the AutoModel classes
 from frankenlm.modeling.checks import check_choice
 from frankenlm.trainer_ext.common import opening
+from frankenlm.trainer_ext.common.checkpoints import check_device
 from frankenlm.trainer_ext.common.cli import UserError, check_model_name, one_line
 from frankenlm.trainer_ext.common.opening import reading
 
@@ -224,19 +225,14 @@ def resolve_device(device: str | None) -> torch.device:
     """Return a device, a GPU with its number; None is the GPU of this process if there is one, else the CPU.
 
     Raises:
-        ValueError: there is no such device.
+        UserError: there is no such device, or it is neither CPU nor CUDA.
     """
     own_gpu = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if device is None:
         return own_gpu if torch.cuda.is_available() else _CPU
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device={device!r} is not known; use cpu, cuda or cuda:1.") from error
+    found = check_device(device, "device")
     if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device={device!r} is not known; use cpu, cuda or cuda:1.")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={device!r}: there are {torch.cuda.device_count()} GPUs here; use cpu.")
+        raise UserError(f"device {device}: the lab works on cpu and cuda only.")
     return own_gpu if found.type == "cuda" and found.index is None else found
 
 

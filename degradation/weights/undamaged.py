@@ -8,7 +8,7 @@ import torch
 
 from ..damage.blocks import compare_rows, damage_rows
 from ..damage.layout import Layout
-from ..damage.methods import MethodOptions, Request, legacy_damage, prepare
+from ..damage.methods import MethodOptions, TensorRequest, legacy_damage, prepare
 from ..damage.noise import Key
 from ..damage.quant4 import check_blocks, dequantise, packed_crc, put_packed, requantised
 from ..damage.rounding import check_dtype
@@ -86,7 +86,7 @@ class Saved:
     def damage(self, method: str, level: float, options: MethodOptions, key: Key, threads: int | None):
         """Write the damaged elements; return (sums of `lesions.SUMS`, occupied levels or None)."""
         live = self.live
-        request = Request(level, options, key, self.layout, live.dtype, self.summary)
+        request = TensorRequest(level, options, key, self.layout, live.dtype, self.summary)
         damage, words = prepare(method, request)
         self.dirty = True
         if damage is None:
@@ -161,7 +161,7 @@ class SavedPacked:
         """Put a requantised damaged parameter in; return as `Saved.damage` does, requantisation included."""
         before = self.rows
         summary = Summary(self.target.label, before, self.layout)
-        damage, words = prepare(method, Request(level, options, key, self.layout, before.dtype, summary))
+        damage, words = prepare(method, TensorRequest(level, options, key, self.layout, before.dtype, summary))
         after = before.clone()
         if damage is not None:
             damage_rows(before, after, self.layout, damage, words, threads=threads)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from frankenlm.scripts.bench.contestants import Contestant
+from frankenlm.scripts.bench.contestants import ProductContestant
 
 SAMPLE_SECONDS = 2e-3  # long against the clock, short against a time slice
 FEWEST_ROUNDS, MOST_ROUNDS = 3, 40
@@ -21,7 +21,7 @@ LONGEST_CELL = 2.0  # seconds a contestant may take in a cell
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchCell:
     """A product y (tokens, outputs) = x (tokens, inputs) W: `memory` is "cache" or "dram", where the weights lie."""
 
     inputs: int
@@ -57,7 +57,7 @@ class Timing:
 
 @dataclass
 class _Plan:
-    contestant: Contestant
+    contestant: ProductContestant
     calls: int
     rounds: int
     warm_calls: int
@@ -67,7 +67,7 @@ def _seconds(times, threads: int) -> float:
     return times.processor if threads == 1 else times.wall
 
 
-def plan(contestant: Contestant, budget: float, in_cache: bool) -> _Plan:
+def plan(contestant: ProductContestant, budget: float, in_cache: bool) -> _Plan:
     """Find how many calls make a sample and how many rounds fit the budget."""
     calls = 1
     while (seconds := contestant.run(calls)[0].wall) < SAMPLE_SECONDS / 4 and calls < MOST_CALLS:
@@ -87,7 +87,7 @@ def takes_part(round_number: int, rounds: int, all_rounds: int) -> bool:
 
 
 def interleave(
-    contestants: Mapping[str, Contestant], *, threads: int, in_cache: bool, budget: float
+    contestants: Mapping[str, ProductContestant], *, threads: int, in_cache: bool, budget: float
 ) -> dict[str, Timing]:
     """Time every contestant in turn, round by round; torch's number of threads is set and put back."""
     before = torch.get_num_threads()
@@ -145,7 +145,7 @@ class Roofline:
         peaks = {name[5:]: 1 / timing.median for name, timing in timings.items() if name.startswith("peak ")}
         return cls(max(reads), peaks)
 
-    def limit(self, cell: Cell, instruction: str | None = None) -> Limit:
+    def limit(self, cell: BenchCell, instruction: str | None = None) -> Limit:
         """Return the limit of the machine, or the one with a given instruction."""
         best = max(self.products_per_second.values(), default=None)
         peak = self.products_per_second.get(instruction) if instruction else best
@@ -153,7 +153,7 @@ class Roofline:
 
 
 def rows_of(
-    cell: Cell, timings: Mapping[str, Timing], roofline: Roofline, instructions: Mapping[str, str]
+    cell: BenchCell, timings: Mapping[str, Timing], roofline: Roofline, instructions: Mapping[str, str]
 ) -> list[dict]:
     """Return a row for each contestant, with its ratio to TQ2_0 and torch int8 (None where these did not take part)."""
     best = roofline.limit(cell)

@@ -20,7 +20,7 @@ CODE_LIMIT = 127
 SMALLEST = 1e-5
 
 
-class Contestant(Protocol):
+class ProductContestant(Protocol):
     def run(self, calls: int) -> tuple[Times, float]: ...
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from frankenlm.degradation.configs import get_config
 from frankenlm.degradation.lab import Lab, RunOptions
-from frankenlm.degradation.run.plan import Plan
+from frankenlm.degradation.run.plan import CellPlan
 from frankenlm.degradation.weights.groups import select_group
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, run_command
 from frankenlm.trainer_ext.common.timing import write_report
@@ -131,7 +131,7 @@ def compare(model: str, config) -> list[dict]:
             plain = PlainScript(run.loaded, experiment)
             with run.subject() as subject, tqdm(total=2 * len(experiment.cells), unit="cell") as bar:
                 for cell in experiment.cells:
-                    plan = Plan(cell, tuple(range(len(experiment.prompts))))
+                    plan = CellPlan(cell, tuple(range(len(experiment.prompts))))
                     started = time.perf_counter()
                     tokens, early = plain.cell(cell.level, config.seed_base + cell.repeat_index)
                     plain_s = time.perf_counter() - started

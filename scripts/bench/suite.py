@@ -10,7 +10,7 @@ import torch
 from frankenlm.scripts.bench.cells import (
     FEWEST_ROUNDS,
     LONGEST_CELL,
-    Cell,
+    BenchCell,
     Roofline,
     Timing,
     interleave,
@@ -63,7 +63,7 @@ class Selection:
     full: bool = False
     seconds: float = 0.2
 
-    def contestants(self, cell: Cell) -> list[str]:
+    def contestants(self, cell: BenchCell) -> list[str]:
         """Return the names that meet in a cell, our paths first."""
         names = [*self.paths, *self.peers]
         if self.full:
@@ -75,7 +75,7 @@ class Selection:
         leading = [path for path in self.paths if path in (self.paths[0], ALWAYS_MEASURED)]
         return [*leading, *(peer for peer in self.peers if peer not in SLOW_PEERS)]
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self) -> Iterator[BenchCell]:
         """Yield the cells, those of one shape and memory together, few tokens first."""
         for inputs, outputs in self.shapes:
             for memory in self.memory:
@@ -83,7 +83,7 @@ class Selection:
                     for threads in self.threads:
                         # From DRAM it is decoding that matters: more tokens hide the memory.
                         if self.full or memory == "cache" or tokens == min(self.tokens):
-                            yield Cell(inputs, outputs, tokens, threads, memory)
+                            yield BenchCell(inputs, outputs, tokens, threads, memory)
 
 
 @dataclass
@@ -117,7 +117,7 @@ def dram_bytes() -> int:
 class Suite:
     """Runs a selection; `progress(cell)` is called before every cell."""
 
-    def __init__(self, selection: Selection, progress: Callable[[Cell], None] = lambda cell: None):
+    def __init__(self, selection: Selection, progress: Callable[[BenchCell], None] = lambda cell: None):
         self.selection, self.progress, self.results = selection, progress, Results()
         self._library = BenchLibrary()
         self._plain = BenchLibrary(vectorize=False) if NOT_VECTORISED in selection.paths else None
@@ -137,7 +137,7 @@ class Suite:
         self._drop_weights()
         return self.results
 
-    def _run_cell(self, cell: Cell) -> None:
+    def _run_cell(self, cell: BenchCell) -> None:
         weights = self._weights_of(cell)
         x = torch.randn(cell.tokens, cell.inputs, generator=torch.Generator().manual_seed(1))
         contestants = self._contestants(cell, x, weights)
@@ -159,7 +159,7 @@ class Suite:
             if isinstance(contestant, GgmlProduct):
                 contestant.close()
 
-    def _contestants(self, cell: Cell, x: torch.Tensor, weights: Weights) -> dict:
+    def _contestants(self, cell: BenchCell, x: torch.Tensor, weights: Weights) -> dict:
         found = {}
         for name in self.selection.contestants(cell):
             reason = self._reason_against(name, cell)
@@ -174,7 +174,7 @@ class Suite:
                 found[name] = OurPath(library, "scalar" if name == NOT_VECTORISED else name, x, weights)
         return found
 
-    def _reason_against(self, name: str, cell: Cell) -> str:
+    def _reason_against(self, name: str, cell: BenchCell) -> str:
         """Return why a contestant cannot take part, or nothing."""
         if name in GGML_KINDS and self._ggml is None:
             return "no ggml library"
@@ -190,10 +190,10 @@ class Suite:
         return ""
 
     @staticmethod
-    def _family(name: str, cell: Cell) -> tuple:
+    def _family(name: str, cell: BenchCell) -> tuple:
         return name, cell.shape, cell.memory, cell.threads
 
-    def _check(self, cell: Cell, contestants: Mapping, expected: torch.Tensor) -> None:
+    def _check(self, cell: BenchCell, contestants: Mapping, expected: torch.Tensor) -> None:
         for name, contestant in contestants.items():
             contestant.run(1)
             error = relative_error(contestant.output(), expected)
@@ -208,7 +208,7 @@ class Suite:
         reads = {f"read {n} stream{'s' * (n > 1)}": Read(self._library, weights, n > 1) for n in (1, 4)}
         return reads | {f"peak {item.name}": Peak(self._library, item) for item in chosen}
 
-    def _weights_of(self, cell: Cell) -> Weights:
+    def _weights_of(self, cell: BenchCell) -> Weights:
         key = (cell.shape, cell.memory)
         if self._weights is None or self._weights[0] != key:
             self._drop_weights()
@@ -230,7 +230,7 @@ class Suite:
         gc.collect()
 
 
-def _roofline_row(cell: Cell, measured: Mapping[str, Timing]) -> dict:
+def _roofline_row(cell: BenchCell, measured: Mapping[str, Timing]) -> dict:
     reads = {f"{name}, GB/s": 1e-9 / timing.median for name, timing in measured.items() if name.startswith("read ")}
     peaks = {f"{name}, GOPS": 2e-9 / timing.median for name, timing in measured.items() if name.startswith("peak ")}
     return {**cell.__dict__, **reads, **peaks}

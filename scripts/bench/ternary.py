@@ -13,7 +13,6 @@ packed weights or only multiply; what an operator's call costs above the raw ker
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from frankenlm.scripts.bench.suite import MEMORY, PEERS, SHAPES, THREADS, TOKENS
 from frankenlm.scripts.bench.suite import paths_of_this_processor as available_paths
 from frankenlm.scripts.bench.tables import tables_of
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
+from frankenlm.trainer_ext.common.files import write_csv
 from frankenlm.trainer_ext.common.timing import write_report
 
 SECONDS, SECONDS_FULL = 0.2, 1.0
@@ -92,13 +92,6 @@ def select(arguments: argparse.Namespace) -> Selection:
     )
 
 
-def write_csv(rows: Sequence[dict], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     with user_mistakes():
         arguments = parse(sys.argv[1:] if argv is None else argv)
@@ -112,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables |= tables_of(results.products, results.roofline, results.left_out)
     data = {"products": results.products, "roofline": results.roofline, "left_out": results.left_out}
     print(write_report("ternary products", tables, arguments.output, arguments.record, data))
-    write_csv(results.products, arguments.output.with_suffix(".csv"))
+    write_csv(arguments.output.with_suffix(".csv"), results.products)
     plot_shares_of_limit(results.products, arguments.output.with_suffix(".png"))
 
 

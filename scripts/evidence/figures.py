@@ -1,6 +1,5 @@
 """Figures and CSV of the memory evidence: training curves with the sweep, and loss by position."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,17 +66,6 @@ def plot_positions(table: Mapping[str, Any], path: Path) -> None:
     gaps.set(xlabel="position in the row", ylabel="difference (nats)")
     with replaced_file(path) as scratch:
         figure.savefig(scratch, metadata={"Software": None})
-
-
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write rows of equal keys as CSV, floats with five decimals."""
-    with replaced_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {name: f"{value:.5f}" if isinstance(value, float) else value for name, value in row.items()}
-            )
 
 
 def _by_model(positions: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -17,7 +17,7 @@ from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, Infi
 from frankenlm.scripts.evidence.recall_task import RecallTask, recall_accuracy, train_recall
 from frankenlm.scripts.evidence.seeds import plus_minus, summary
 from frankenlm.trainer_ext.common.cli import UserError
-from frankenlm.trainer_ext.common.files import replaced_file
+from frankenlm.trainer_ext.common.files import write_csv
 from frankenlm.trainer_ext.common.timing import markdown_table
 
 WINDOW = 16
@@ -124,10 +124,7 @@ def read_rows(path: Path) -> list[dict]:
 def write_rows(path: Path, rows: Sequence[dict]) -> None:
     """Write all rows, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows, COLUMNS)
 
 
 def recall_table(rows: Sequence[dict]) -> str:

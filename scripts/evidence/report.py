@@ -11,13 +11,13 @@ from typing import Any
 from frankenlm.scripts.evidence.card import card_markdown, tables_markdown
 from frankenlm.scripts.evidence.comparisons import COMPARISONS, SHUFFLED
 from frankenlm.scripts.evidence.data import HELD_OUT_FILES
-from frankenlm.scripts.evidence.figures import plot_positions, plot_training_runs, write_csv
+from frankenlm.scripts.evidence.figures import plot_positions, plot_training_runs
 from frankenlm.scripts.evidence.models import INFINITO, MEMORY_OFF, Variant
 from frankenlm.scripts.evidence.plan import Table
 from frankenlm.scripts.evidence.runs import RunKey, RunStore, differences
 from frankenlm.scripts.evidence.seeds import paired_difference, summary
 from frankenlm.trainer_ext.common.cli import UserError
-from frankenlm.trainer_ext.common.files import write_json, write_text
+from frankenlm.trainer_ext.common.files import write_csv, write_json, write_text
 
 Run = dict[str, Any]
 
@@ -282,12 +282,12 @@ def write_report_files(report: Mapping[str, Any], folder: Path, card: Path | Non
     write_text(folder / "table.md", tables_markdown(report))
     for name, table in report["tables"].items():
         if table["losses"]:
-            write_csv(table["losses"], folder / f"{name}_runs.csv")
+            write_csv(folder / f"{name}_runs.csv", table["losses"], number=".5f")
         if table["curves"]:
             plot_training_runs(table, folder / f"{name}_training.png")
         if table["positions"]:
             plot_positions(table, folder / f"{name}_positions.png")
-            write_csv(table["positions"], folder / f"{name}_positions.csv")
+            write_csv(folder / f"{name}_positions.csv", table["positions"], number=".5f")
     if card is not None:
         write_card(report, folder, card)
 

@@ -1,6 +1,5 @@
 """Finished runs of low-bit models as rows of one table, beside what a bigram model of the same bytes reaches."""
 
-import csv
 import json
 import math
 import shlex
@@ -12,7 +11,7 @@ import torch
 from frankenlm.scripts.evidence.ternary_findings import ternary_findings
 from frankenlm.trainer_ext.callbacks import read_csv
 from frankenlm.trainer_ext.common.cli import UserError
-from frankenlm.trainer_ext.common.files import replaced_file, write_json, write_text
+from frankenlm.trainer_ext.common.files import write_csv, write_json, write_text
 from frankenlm.trainer_ext.presets import parse_run
 
 COLUMNS = (
@@ -161,12 +160,6 @@ def report_text(rows: Sequence[Mapping], bigram: Mapping[str, float]) -> str:
 def write_report(output_dir: Path, rows: Sequence[Mapping], bigram: Mapping[str, float]) -> None:
     """Write runs.csv, report.json and table.md, each whole or not at all."""
     output_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        replaced_file(output_dir / "runs.csv") as scratch,
-        scratch.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(output_dir / "runs.csv", rows, COLUMNS)
     write_json(output_dir / "report.json", {"bigram_nats_per_byte": dict(bigram), "runs": list(rows)})
     write_text(output_dir / "table.md", report_text(rows, bigram))

@@ -18,7 +18,7 @@ from frankenlm.degradation.measures.text_words import words
 from frankenlm.degradation.prompts import (
     FOLDER,
     PROMPT_SETS,
-    Prompt,
+    LabPrompt,
     find_prompt,
     load_prompts,
     picture_path,
@@ -268,7 +268,7 @@ def test_a_file_of_ones_own(tmp_path):
         encoding="utf-8",
     )
     first, second = load_prompts(path)
-    assert first == Prompt(id=1, text="Say a.", set="mine", skill="mine")
+    assert first == LabPrompt(id=1, text="Say a.", set="mine", skill="mine")
     assert (second.id, second.choices, second.skill) == (2, ("x", "y"), "pick")
     assert load_prompts(str(path)) == (first, second)
 

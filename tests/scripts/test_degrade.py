@@ -109,7 +109,7 @@ MISTAKES = {
     "picture for a text model": (["--image", "kitchen"], r"reads text only"),
     "no boolean": (["--do_sample", "perhaps"], r"'perhaps' is neither true nor false"),
     "force nothing": (["--force_run", "--force_where", "colour=red"], r"force_where='colour'"),
-    "no device": (["--device", "tpu"], r"device='tpu'"),
+    "no device": (["--device", "tpu"], "device tpu: no such device"),
     "too many quanta": (["--method", "uni_quant", "--levels", "2097152"], r"at most 1048576"),
     "heads of an MLP": (["--unit", "head", "--group", "mlp_only"], r"unit='head'.*mlp"),
     "no positions": (["--max_new_tokens", "4000"], r"positions"),
@@ -163,7 +163,7 @@ ODD_FLAGS = {
     "dry-run report onto another's": (["dry-run", "--config", "smoke", "--report", "theirs.json"], "no report of this"),
     "dry-run report onto a folder": (["dry-run", "--config", "smoke", "--report", ".."], "is a folder"),
     "dry-run report onto nothing": (["dry-run", "--config", "smoke", "--report", "."], "names no file"),
-    "groups device": (["groups", "--device", "banana"], "device='banana'"),
+    "groups device": (["groups", "--device", "banana"], "device banana: no such device"),
 }
 
 

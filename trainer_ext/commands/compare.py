@@ -10,7 +10,7 @@ import frankenlm.modeling  # noqa: F401  registers our architectures with the Au
 from ..cards import library_versions
 from ..common.checkpoints import Checkpoint, check_device, check_sacrebleu, default_device, load_model, open_checkpoint
 from ..common.cli import UserError, check_model_name, check_new_file, check_numbers, user_mistakes
-from ..common.files import replaced_file, write_json, write_text
+from ..common.files import replaced_file, write_csv, write_json, write_text
 from ..common.logs import RunLog
 from ..common.redaction import public_name
 from ..data.builtin_text import BUILTIN_NAMES
@@ -150,7 +150,7 @@ def write_reports(args: argparse.Namespace, rows: list[dict], facts: dict) -> No
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / JSON, facts)
-    comparing.write_csv(folder / TABLE, rows)
+    write_csv(folder / TABLE, comparing.csv_rows(rows))
     with replaced_file(folder / FIGURE) as scratch:
         plot_comparison(rows, comparing.figure_panels(rows), scratch)
     write_text(folder / PAGE, comparing.markdown_report(rows, facts))

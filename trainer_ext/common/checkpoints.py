@@ -116,20 +116,22 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_device(device: str) -> None:
-    """Raises UserError for a device that is not here."""
+def check_device(device: str, option: str = "--device") -> torch.device:
+    """Return a device by its name; raises UserError for one that is not here."""
     try:
-        kind = torch.device(device).type
+        found = torch.device(device)
     except RuntimeError as error:
-        raise UserError(f"--device {device}: no such device; use cpu or cuda.") from error
+        raise UserError(f"{option} {device}: no such device; use cpu or cuda.") from error
+    kind = found.type
     own = torch.accelerator.current_accelerator()
     known = ["cpu"] if own is None else ["cpu", own.type]
     if kind in ("cuda", "mps", "xpu") and kind not in known:
-        raise UserError(f"--device {device}: there is no GPU here; use cpu.")
+        raise UserError(f"{option} {device}: there is no GPU here; use cpu.")
     if kind not in known:
-        raise UserError(f"--device {device}: no such device; use cpu or cuda.")
-    if kind != "cpu" and (torch.device(device).index or 0) >= torch.accelerator.device_count():
-        raise UserError(f"--device {device}: there are {torch.accelerator.device_count()} here, counted from 0.")
+        raise UserError(f"{option} {device}: no such device; use cpu or cuda.")
+    if kind != "cpu" and (found.index or 0) >= torch.accelerator.device_count():
+        raise UserError(f"{option} {device}: there are {torch.accelerator.device_count()} here, counted from 0.")
+    return found
 
 
 def check_sacrebleu(metrics: Sequence[str]) -> None:

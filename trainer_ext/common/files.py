@@ -1,4 +1,4 @@
-"""Text and JSON onto the disk: written beside, renamed when whole, so that a file is the old one or the new one.
+"""Text, JSON and CSV onto the disk: written beside, renamed when whole, so that a file is the old one or the new one.
 
 What stands at the path is replaced, never written through: a symbolic link gives way to the file and its target stays
 as it was. Half a surrogate pair (from a JSON escape, or a file name that is not UTF-8) has no UTF-8 form; it is written
@@ -6,13 +6,17 @@ as its escape, `\\ud835`, which JSON reads back as it was.
 """
 
 import contextlib
+import csv
+import io
 import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,10 +37,38 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
         OSError: the folder is missing, read-only or full.
     """
     lost: list[str] = []
-    clean = _finite(facts, "", lost)
+    clean = finite(facts, lost)
     if lost:
         clean["non_finite"] = sorted(lost)
     write_text(path, json.dumps(clean, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_csv(
+    path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None, *, number: str = ""
+) -> None:
+    """Write rows as CSV; nothing stands for a value that is missing, None or not finite.
+
+    Args:
+        columns: their names in order (default: those of all rows, as they first appear).
+        number: format of floats, such as ".6g" (default: every digit).
+
+    Raises:
+        ValueError: a row has a value that is in none of the columns.
+        OSError: the folder is missing, read-only or full; the file at `path` stays as it was.
+    """
+    rows = list(rows)
+    names = columns or list(dict.fromkeys(name for row in rows for name in row))
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value, number) for name, value in row.items()} for row in rows)
+    write_text(path, table.getvalue())
+
+
+def _cell(value: Any, number: str) -> Any:
+    if not isinstance(value, (float, numpy.floating)):
+        return value
+    return format(value, number) if math.isfinite(value) else None
 
 
 @contextlib.contextmanager
@@ -57,12 +89,21 @@ def replaced_file(path: Path) -> Iterator[Path]:
         raise
 
 
-def _finite(value: Any, name: str, lost: list[str]) -> Any:
+def finite(value: Any, lost: list[str] | None = None, name: str = "") -> Any:
+    """Return a JSON value in which null stands for numbers that are not finite; numpy's scalars become Python's.
+
+    Args:
+        lost: gets the names of those numbers, such as `rows[0].loss`.
+        name: of the value itself.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _finite(item, f"{name}.{key}".lstrip("."), lost) for key, item in value.items()}
+        return {str(key): finite(item, lost, f"{name}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item, f"{name}[{i}]", lost) for i, item in enumerate(value)]
+        return [finite(item, lost, f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, numpy.generic):
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        lost.append(name)
+        if lost is not None:
+            lost.append(name)
         return None
     return value

@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .cli import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from .kernel_lock import lock_descriptor
 
 logger = logging.getLogger("frankenlm.folder_lock")
 
@@ -23,18 +19,16 @@ def locked_folder(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    if fcntl is None:
+    if os.name == "nt":  # no folder can be opened there
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise UserError(f"{folder} is in use by another run: wait for it or choose another folder.") from error
-    except OSError as error:
-        logger.info("%s cannot be locked against a second run: %s", folder, error.strerror)
-    try:
+        taken = lock_descriptor(descriptor)
+        if taken is False:
+            raise UserError(f"{folder} is in use by another run: wait for it or choose another folder.")
+        if taken is None:
+            logger.info("%s cannot be locked against a second run: its file system has no such locks", folder)
         yield
     finally:
         os.close(descriptor)

@@ -4,9 +4,7 @@ The same seeds, settings and context length go to every model. What is counted i
 diversity, vocabulary use) compares models of one tokenizer; bits per byte and BLEU compare any.
 """
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,6 @@ from frankenlm.modeling.checks import suggest
 
 from ..common.checkpoints import Checkpoint
 from ..common.cli import UserError
-from ..common.files import write_text
 from ..common.redaction import public_name
 from ..generation.generate import Text, generate_texts, measure_texts, text_tokens
 from ..generation.prompts import Prompt
@@ -241,13 +238,9 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def csv_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A row for each model: label, model, measures."""
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["label", "model", *rows[0]["measures"]])
-    writer.writerows([row["label"], row["model"], *row["measures"].values()] for row in rows)
-    write_text(path, table.getvalue())
+    return [{"label": row["label"], "model": row["model"], **row["measures"]} for row in rows]
 
 
 def markdown_report(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:

@@ -3,16 +3,15 @@
 Takes arrays, never a model; draws without a display.
 """
 
-import csv
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from ..common.files import replaced_file
+from ..common.files import replaced_file, write_csv
 from ..plots import EVAL, GREY, TRAIN, UNIGRAM
 
 LONGEST_LABEL = 12  # characters
@@ -42,12 +41,13 @@ def plot_attention(layers: Mapping[str, numpy.ndarray], tokens: Sequence[str], p
         panel.set_axis_off()
     figure.colorbar(image, ax=figure.axes, label="attention weight, mean over heads", shrink=0.6)
     _save(figure, path, title)
+    header = ("layer", "query_index", "query", "key_index", "key", "weight")
     cells = (
-        (name, query, tokens[query], key, tokens[key], f"{weights[query, key]:.6g}")
+        (name, query, tokens[query], key, tokens[key], weights[query, key])
         for name, weights in layers.items()
         for query, key in zip(*numpy.nonzero(weights), strict=True)
     )
-    return _write_csv(path, ("layer", "query_index", "query", "key_index", "key", "weight"), cells)
+    return _write_beside(path, header, cells)
 
 
 def plot_memory(
@@ -82,13 +82,13 @@ def plot_memory(
             name,
             index,
             tokens[index],
-            *(f"{statistics[key][index]:.6g}" for key in statistics),
-            *(f"{mass:.6g}" for mass in reads[index]),
+            *(values[index] for values in statistics.values()),
+            *reads[index],
         )
         for name, reads in layers.items()
         for index in range(len(tokens))
     )
-    return _write_csv(path, header, rows)
+    return _write_beside(path, header, rows)
 
 
 def _draw_statistics(panel, statistics, tokens) -> None:
@@ -132,10 +132,7 @@ def _save(figure: Figure, path: Path, title: str) -> None:
         figure.savefig(scratch, metadata={"Software": None})
 
 
-def _write_csv(path: Path, header, rows) -> Path:
+def _write_beside(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> Path:
     beside = path.with_suffix(".csv")
-    with replaced_file(beside) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_csv(beside, (dict(zip(header, row, strict=True)) for row in rows), header, number=".6g")
     return beside

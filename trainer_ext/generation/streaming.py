@@ -2,13 +2,13 @@
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation import BaseStreamer
 
+from ..common.signals import CaughtSignals
 from ..data.tokenizers import special_token_ids
 
 # Tokenizers that mark the start of a word drop a leading space; with a few tokens before them, texts keep it.
@@ -170,16 +170,10 @@ class StopOnSignal(StoppingCriteria):
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Catch the first SIGINT within the block; a second one is a KeyboardInterrupt as usual."""
-        if threading.current_thread() is not threading.main_thread():
-            yield  # signals reach the main thread only
-            return
 
         def ask(signum, frame):
             self.asked = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-        before = signal.signal(signal.SIGINT, ask)
-        try:
+        with CaughtSignals((signal.SIGINT,), ask):
             yield
-        finally:
-            signal.signal(signal.SIGINT, before)

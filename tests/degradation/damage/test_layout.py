@@ -12,7 +12,7 @@ import torch
 from damaged_tensors import DTYPES, KEY, LEVELS, damaged, same_bits, special_values, weights
 from frankenlm.degradation.damage.blocks import damage_rows
 from frankenlm.degradation.damage.layout import Layout, draw_words
-from frankenlm.degradation.damage.methods import METHODS, MethodOptions, Request, prepare
+from frankenlm.degradation.damage.methods import METHODS, MethodOptions, TensorRequest, prepare
 from frankenlm.degradation.damage.noise import words
 from frankenlm.degradation.damage.tensor_summary import Summary
 
@@ -35,7 +35,7 @@ def test_lesion_sums_do_not_depend_on_threads(method):
     rows = tensor.view(1, -1)
     sums = []
     for how in ({"threads": 1}, {"threads": 3}, {"on_device": True}):
-        request = Request(LEVELS[method], MethodOptions(), KEY, layout, tensor.dtype, Summary("t", rows, layout))
+        request = TensorRequest(LEVELS[method], MethodOptions(), KEY, layout, tensor.dtype, Summary("t", rows, layout))
         sums.append(damage_rows(rows, torch.empty_like(rows), layout, *prepare(method, request), **how))
     assert np.array_equal(sums[0], sums[1])
     assert np.allclose(sums[0], sums[2], rtol=1e-5)

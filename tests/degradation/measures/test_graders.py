@@ -7,7 +7,7 @@ import pytest
 from frankenlm.degradation.measures.choices import chosen, plain
 from frankenlm.degradation.measures.graders import GRADERS, GRADES, grade, grade_alias, has_letters, list_items
 from frankenlm.degradation.measures.numerals import numbers, numbers_in_digits, numbers_in_words
-from frankenlm.degradation.prompts import GRADER_NAMES, Prompt, load_prompts
+from frankenlm.degradation.prompts import GRADER_NAMES, LabPrompt, load_prompts
 
 
 def test_tables_agree():
@@ -118,8 +118,8 @@ def test_all_numbers(text, expected):
     assert numbers(text) == expected
 
 
-def number(answer, tolerance=0.0) -> Prompt:
-    return Prompt(id=1, text="How many?", set="x", skill="math", grader="number", answer=answer, tolerance=tolerance)
+def number(answer, tolerance=0.0) -> LabPrompt:
+    return LabPrompt(id=1, text="How many?", set="x", skill="math", grader="number", answer=answer, tolerance=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_numbers_judged(completion, answer, expected):
     ],
 )
 def test_numbers_of_the_question_are_passed_over(question, completion, answer, expected):
-    prompt = Prompt(id=1, text=question, set="x", skill="math", grader="number", answer=answer)
+    prompt = LabPrompt(id=1, text=question, set="x", skill="math", grader="number", answer=answer)
     assert grade(completion, prompt) == expected
 
 
@@ -292,7 +292,9 @@ def test_choices_by_word(completion, choices, expected):
 
 def test_a_choice_is_right_wrong_or_neither():
     text = "Which differs? A) whisper B) shout C) mumble D) climb"
-    prompt = Prompt(id=1, text=text, set="x", skill="y", grader="choice", choices=LETTERS, answer="climb", chance=0.25)
+    prompt = LabPrompt(
+        id=1, text=text, set="x", skill="y", grader="choice", choices=LETTERS, answer="climb", chance=0.25
+    )
     assert has_letters(prompt)
     assert [grade(answer, prompt) for answer in ("D", "climb", "B", "shout", "")] == [
         "correct",
@@ -321,7 +323,7 @@ def test_a_choice_is_right_wrong_or_neither():
     ],
 )
 def test_aliases(completion, expected):
-    prompt = Prompt(id=1, text="Which gas?", set="x", skill="y", grader="alias", answer=("carbon dioxide", "co2"))
+    prompt = LabPrompt(id=1, text="Which gas?", set="x", skill="y", grader="alias", answer=("carbon dioxide", "co2"))
     assert grade_alias(completion, prompt) == expected
 
 
@@ -338,13 +340,13 @@ def test_aliases(completion, expected):
     ],
 )
 def test_an_answer_that_a_series_passes_through(completion, expected):
-    prompt = Prompt(id=1, text="Which month?", set="x", skill="y", grader="alias", answer=("august",))
+    prompt = LabPrompt(id=1, text="Which month?", set="x", skill="y", grader="alias", answer=("august",))
     assert grade_alias(completion, prompt) == expected
 
 
 def test_no_key_no_grade():
-    assert grade("12", Prompt(id=1, text="Tell.", set="x", skill="y")) is None
-    assert grade("12", Prompt(id=1, text="List two.", set="x", skill="y", grader="list", items=2)) is None
+    assert grade("12", LabPrompt(id=1, text="Tell.", set="x", skill="y")) is None
+    assert grade("12", LabPrompt(id=1, text="List two.", set="x", skill="y", grader="list", items=2)) is None
     assert GRADES == ("correct", "wrong", "unparsed")
 
 

@@ -36,7 +36,7 @@ from frankenlm.degradation.measures.text_words import (
     word_frequency,
     words,
 )
-from frankenlm.degradation.prompts import Prompt, load_prompts, picture_path
+from frankenlm.degradation.prompts import LabPrompt, load_prompts, picture_path
 from frankenlm.trainer_ext.metrics.text import self_bleu
 
 DREAM = "Tell me a dream."
@@ -300,7 +300,7 @@ def test_carry_over_by_hand():
 
 # --- answers of rows
 
-SUM = Prompt(id=1, text="What is 8 + 5?", set="x", skill="math", grader="number", answer=13)
+SUM = LabPrompt(id=1, text="What is 8 + 5?", set="x", skill="math", grader="number", answer=13)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_answers(completion, more, expected):
 def test_shipped_prompts_are_found_by_their_text():
     prompt = load_prompts("iq_it")[0]
     assert measure_row(row("26", prompt.text))["grade"] == "correct"
-    other = Prompt(id=1, text=prompt.text, set="x", skill="y", grader="number", answer=25)
+    other = LabPrompt(id=1, text=prompt.text, set="x", skill="y", grader="number", answer=25)
     assert measure_row(row("26", prompt.text), other)["grade"] == "wrong"
 
 
@@ -334,7 +334,7 @@ def test_rows_without_an_answer(status):
 
 
 def test_lists():
-    prompt = Prompt(id=1, text="List three uses for a jar.", set="x", skill="creativity", grader="list", items=3)
+    prompt = LabPrompt(id=1, text="List three uses for a jar.", set="x", skill="creativity", grader="list", items=3)
     measured = measure_row(row("- vase\n- Vase\n- lamp", prompt.text), prompt)
     assert (measured["list_items"], measured["list_unique"]) == (3, 2)
     assert measured["list_fulfilled"] == pytest.approx(2 / 3) and measured["correct"] is None

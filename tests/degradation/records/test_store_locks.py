@@ -17,6 +17,7 @@ from frankenlm.degradation.errors import ExperimentLocked
 from frankenlm.degradation.records import locks
 from frankenlm.degradation.records.export_again import export_command
 from frankenlm.degradation.records.locks import ExperimentLock
+from frankenlm.trainer_ext.common import kernel_lock
 from record_rows import make_row
 from store_files import open_store, paths
 
@@ -65,7 +66,7 @@ def no_flock(monkeypatch):
     def refuse(*_):
         raise OSError(errno.EOPNOTSUPP, "not supported")
 
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(kernel_lock.fcntl, "flock", refuse)
     monkeypatch.setattr(locks, "HEARTBEAT", 0.05)
     monkeypatch.setattr(locks, "STALE_AFTER", 1.5)
 

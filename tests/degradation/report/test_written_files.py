@@ -133,7 +133,7 @@ def test_figures_that_a_later_report_lacks_stay_known_as_ours(results, tmp_path)
 def test_what_a_killed_run_left_is_known_as_ours(write, results, tmp_path, monkeypatch):
     module = "frankenlm.degradation.report.write.write_csv"
 
-    def killed(*words):
+    def killed(*words, **options):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -16,8 +16,8 @@ from frankenlm.degradation.configs import ExperimentConfig
 from frankenlm.degradation.run import estimate as estimate_module
 from frankenlm.degradation.run.estimate import dry_run, loaded_bytes
 from frankenlm.degradation.run.footprint import (
+    ModelShape,
     PromptLength,
-    Shape,
     baseline_bytes,
     cache_bytes,
     damage_scratch,
@@ -165,7 +165,7 @@ def test_the_head_stays_dense_in_4_bits(tiny_config):
 
 def test_the_largest_phase_of_generating():
     """Three rows, 10 tokens a prompt of which 4 are shared, heads of width 8: two for queries, one for the rest."""
-    shape = Shape(hidden=16, intermediate=20, vocabulary=50, layers=5, query_width=16, key_value_width=8)
+    shape = ModelShape(hidden=16, intermediate=20, vocabulary=50, layers=5, query_width=16, key_value_width=8)
 
     def of(answer, **fields):
         how = {"more_wait": False, "pictures": False} | fields

@@ -1,7 +1,6 @@
 """Opening models: what is wrong is said on one line before weights are read, and what is right comes as it is."""
 
 import json
-import re
 import shutil
 from types import SimpleNamespace
 
@@ -26,6 +25,7 @@ from frankenlm.degradation.weights.loading import (
 from frankenlm.degradation.weights.model_checks import resolve_device
 from frankenlm.modeling import byte_tokenizer
 from frankenlm.modeling.quantizer_ternary import pack_model
+from frankenlm.trainer_ext.common.cli import UserError
 
 GENERATING = (
     "gemma3",
@@ -279,10 +279,14 @@ def test_folders_that_hold_no_model(tmp_path, weightless):
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77", "cpu:x", "meta"])
 def test_devices(device, monkeypatch):
-    with pytest.raises(ValueError, match=re.escape(f"device={device!r}")):
+    with pytest.raises(UserError, match=f"device {device}: "):
         resolve_device(device)
     assert resolve_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    with pytest.raises(UserError, match="device mps: the lab"):
+        resolve_device("mps")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setenv("LOCAL_RANK", "2")
     assert resolve_device("cuda") == torch.device("cuda", 2)  # with a number, which set_device needs
     assert resolve_device("cuda:3") == torch.device("cuda", 3)

@@ -13,7 +13,7 @@ from frankenlm.scripts.bench import ternary as script_module
 from frankenlm.scripts.bench.cells import (
     LONGEST_CELL,
     MOST_ROUNDS,
-    Cell,
+    BenchCell,
     Roofline,
     Timing,
     interleave,
@@ -30,7 +30,7 @@ from frankenlm.scripts.bench.tables import tables_of
 from frankenlm.trainer_ext.common.cli import run_command
 from frankenlm.trainer_ext.common.timing import write_report
 
-CELL = Cell(inputs=64, outputs=48, tokens=2, threads=1, memory="cache")
+CELL = BenchCell(inputs=64, outputs=48, tokens=2, threads=1, memory="cache")
 ROW_KEYS = {
     "contestant", "inputs", "outputs", "tokens", "threads", "memory", "us", "p20_us", "p80_us", "wall_us", "rounds",
     "calls", "gops", "limit_us", "limit_set_by", "share_of_limit", "share_of_own_limit", "times_TQ2_0", "times_int8",

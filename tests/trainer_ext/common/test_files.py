@@ -1,11 +1,13 @@
 """Files that are whole or not there: rename, links, lone surrogates, numbers JSON has no form for."""
 
 import json
+import math
 import os
 
+import numpy
 import pytest
 
-from frankenlm.trainer_ext.common.files import replaced_file, write_json, write_text
+from frankenlm.trainer_ext.common.files import finite, replaced_file, write_csv, write_json, write_text
 
 HALF_PAIR, NOT_UTF8 = "half \ud835 here", os.fsdecode(b"caf\xe9")
 
@@ -48,3 +50,23 @@ def test_a_name_of_the_full_length_can_be_written(tmp_path):
     path = tmp_path / ("n" * 250 + ".json")
     write_text(path, "x")
     assert path.read_text() == "x"
+
+
+def test_a_table_has_the_columns_of_all_rows_and_nothing_for_no_value(tmp_path):
+    path = tmp_path / "t.csv"
+    rows = [{"a": 1 / 3, "b": "x, y"}, {"a": math.nan, "c": numpy.float32(0.25)}, {"a": None, "b": True, "c": 2}]
+    write_csv(path, rows, number=".2f")
+    assert path.read_bytes() == b'a,b,c\n0.33,"x, y",\n,,0.25\n,True,2\n'
+    write_csv(path, rows[:1], ("b", "a"))
+    assert path.read_text() == f'b,a\n"x, y",{1 / 3!r}\n'
+    with pytest.raises(ValueError, match="'c'"):
+        write_csv(path, rows, ("a", "b"))
+    assert path.read_text().startswith("b,a\n")
+
+
+def test_finite_values_are_pythons_own():
+    lost = []
+    value = {1: (numpy.float32("inf"), numpy.int64(2)), "x": [True, -math.inf, numpy.bool_(False)]}
+    clean = finite(value, lost)
+    assert clean == {"1": [None, 2], "x": [True, None, False]} and lost == ["1[0]", "x[1]"]
+    assert json.dumps(clean) == '{"1": [null, 2], "x": [true, null, false]}'
