@@ -24,7 +24,7 @@ from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, m
 from .full_linear import UnroundedLinear
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .loading import LoadsClearly
-from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
+from .outputs import IGNORED_LABEL, FrankensteinHeadOutput, FrankensteinModelOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
 from .weight_groups import weight_groups
 
@@ -310,7 +310,7 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
             return loss
         router_loss = self.config.router_aux_loss_coef * outputs.aux_loss
         router_loss = router_loss + self.config.router_z_loss_coef * outputs.router_z_loss
-        share = 1 if num_items_in_batch is None else (labels != -100).sum() / num_items_in_batch
+        share = 1 if num_items_in_batch is None else (labels != IGNORED_LABEL).sum() / num_items_in_batch
         return loss + share * router_loss
 
 
@@ -380,7 +380,7 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
         )
         hidden = outputs.last_hidden_state
         if self.config.sparse_prediction and labels is not None:
-            labelled = labels != -100
+            labelled = labels != IGNORED_LABEL
             hidden, labels = hidden[labelled], labels[labelled]
         logits = self.lm_head(hidden)
         loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
