@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bitlinear import BitLinear, apply_together
+from .bitlinear import BitLinear, LinearFactory, apply_together
 from .checks import check_choice
 from .full_linear import FullPrecisionLinear
-from .mixer_base import LinearFactory, ends_branch
+from .mixer_base import ends_branch
 from .norms import at_least_float32
 from .packed_linear import PackedBitLinear
 

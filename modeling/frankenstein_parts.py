@@ -1,24 +1,13 @@
 """How a FrankensteinConfig becomes parts: the one place where the family's fields meet the parts' arguments."""
 
-import functools
-
 from torch import nn
 
-from .bitlinear import BitLinear
+from .bitlinear import linear_factory
 from .configuration_frankenstein import FrankensteinConfig
 from .feedforward import FeedForward, MixtureOfExperts
-from .mixer_base import LinearFactory, Mixer
+from .mixer_base import Mixer
 from .mixers import build_mixer
 from .norms import build_norm
-
-
-def linear_factory(config: FrankensteinConfig, use_bitnet: bool) -> LinearFactory:
-    """Return the class that makes the projections: BitLinear with the config's scheme, or nn.Linear."""
-    if not use_bitnet:
-        return nn.Linear
-    return functools.partial(
-        BitLinear, scheme=config.w_scheme, scale_axis=config.scale_axis, activation_bits=config.activation_bits
-    )
 
 
 def _attention_options(config: FrankensteinConfig) -> dict:

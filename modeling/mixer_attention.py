@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .bitlinear import apply_together
+from .bitlinear import LinearFactory, apply_together
 from .context import Block, SequenceContext
 from .decode_ops import attend_step, attends_natively
 from .delta_memory import DeltaMemory
-from .mixer_base import LinearFactory, Mixer, ends_branch
+from .mixer_base import Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32, full_precision
 from .positions import (
     apply_rotary,

@@ -1,13 +1,9 @@
 """The contract of every mixer (see mixers.py for the table of them)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
 from .context import SequenceContext
-
-LinearFactory = Callable[..., nn.Linear]
 
 
 class Mixer(nn.Module):

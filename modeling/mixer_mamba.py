@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .bitlinear import LinearFactory
 from .cache import LayerState, slide_window
 from .context import zero_pads
 from .full_linear import UnroundedLinear
-from .mixer_base import LinearFactory, Mixer, ends_branch
+from .mixer_base import Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32, full_precision
 from .scan_linear import linear_scan_chunked, may_reuse
 

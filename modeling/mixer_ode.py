@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .bitlinear import LinearFactory
 from .context import SequenceContext
 from .mixer_attention import StandardAttention
-from .mixer_base import LinearFactory, Mixer
+from .mixer_base import Mixer
 from .norms import at_least_float32
 
 

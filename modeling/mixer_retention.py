@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .bitlinear import LinearFactory
 from .cache import LayerState
 from .checks import check_choice
-from .mixer_base import LinearFactory, Mixer, ends_branch
+from .mixer_base import Mixer, ends_branch
 from .norms import at_least_float32, full_precision, rms_normalize
 from .positions import apply_rotary, shared_rotary_tables
 from .scan_linear import linear_scan_chunked, may_reuse
