@@ -40,8 +40,8 @@ __all__ = [
     "read_preset",
 ]
 
-# Registered by hand, a class is found here; registered "for auto class", save_pretrained carries its code along, for those
-# who load with trust_remote_code and without us.
+# The Auto classes find what is registered with them; registered "for auto class", save_pretrained carries the code along,
+# for those who load with trust_remote_code and without us.
 for _family in (FrankensteinPreTrainedModel, InfinitoPreTrainedModel, Legacy1BitPreTrainedModel):
     _config = _family.config_class
     transformers.AutoConfig.register(_config.model_type, _config)
