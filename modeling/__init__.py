@@ -40,9 +40,10 @@ __all__ = [
     "read_preset",
 ]
 
-# The Auto classes find what is registered with them; registered "for auto class", save_pretrained carries the code along,
-# for those who load with trust_remote_code and without us.
-for _family in (FrankensteinPreTrainedModel, InfinitoPreTrainedModel, Legacy1BitPreTrainedModel):
+# The Auto classes find what is registered with them; what is registered "for auto class" carries its code along when it
+# is saved, for those who load with trust_remote_code and without us.
+FAMILIES = (FrankensteinPreTrainedModel, InfinitoPreTrainedModel, Legacy1BitPreTrainedModel)
+for _family in FAMILIES:
     _config = _family.config_class
     transformers.AutoConfig.register(_config.model_type, _config)
     _config.register_for_auto_class()

@@ -4,6 +4,7 @@ from huggingface_hub.dataclasses import strict
 
 from .checks import check_choice
 from .family_config import BIT_CHOICES, COMMON_CHOICES, COMMON_RANGES, FamilyConfig
+from .mixers import MIXERS
 from .ranges import (
     ANY,
     BITS,
@@ -17,7 +18,6 @@ from .ranges import (
     with_plain_errors,
 )
 
-MIXER_NAMES = ("retnet", "titan_attn", "mamba", "ode", "standard_attn", "sigmoid_attn")
 NORM_NAMES = ("derf", "dynamic_tanh", "layer_norm", "rms_norm")
 # A field that does nothing without another: (field, value, other field, what the other must be).
 NEEDS = (
@@ -226,7 +226,7 @@ class FrankensteinConfig(FamilyConfig):
         if not self.layer_pattern:
             raise ValueError("layer_pattern is empty; name at least one mixer.")
         for name in self.layer_pattern:
-            check_choice("layer_pattern entry", name, MIXER_NAMES)
+            check_choice("layer_pattern entry", name, MIXERS)
         if self.num_hidden_layers % self.num_loops:
             raise ValueError(
                 f"num_loops={self.num_loops} must divide num_hidden_layers={self.num_hidden_layers}, the logical depth."
@@ -260,9 +260,9 @@ class FrankensteinConfig(FamilyConfig):
     def _check_positions(self) -> None:
         if not 0 <= self.hope_rho < 1:
             raise ValueError(f"hope_rho={self.hope_rho} must lie in [0, 1), or logits grow with distance.")
-        titan_is_aware = self.use_hope or self.use_titan_memory
-        aware = {"retnet", "mamba"} | ({"titan_attn"} if titan_is_aware else set())
-        if self.position_type == "none" and not aware & set(self.layer_pattern):
+        titan_is_aware = "titan_attn" in self.layer_pattern and (self.use_hope or self.use_titan_memory)
+        is_aware = titan_is_aware or any(MIXERS[name].carries_position for name in self.layer_pattern)
+        if self.position_type == "none" and not is_aware:
             raise ValueError(
                 f"no mixer of layer_pattern={self.layer_pattern} can tell the order of tokens: set position_type to "
                 "'learned' or 'rope', or add retnet, mamba or titan_attn with use_hope=True."

@@ -125,14 +125,19 @@ class LanguageModelHead:
         Raises:
             ValueError: the model is packed, and another size is asked for.
         """
-        table = self.get_input_embeddings()
-        for layer in (table, self.get_output_embeddings()):
-            if hasattr(layer, "is_packed_layer") and new_num_tokens not in (None, self.config.vocab_size):
-                raise ValueError(
-                    f"the vocabulary of {self.config.vocab_size} tokens cannot become one of {new_num_tokens}: "
-                    f"{type(layer).__name__} holds packed weights. Resize the model it was packed from, and pack that."
-                )
-        return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        packed = [
+            type(layer).__name__
+            for layer in (self.get_input_embeddings(), self.get_output_embeddings())
+            if hasattr(layer, "is_packed_layer")
+        ]
+        if not packed:
+            return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if new_num_tokens in (None, self.config.vocab_size):
+            return self.get_input_embeddings()
+        raise ValueError(
+            f"the vocabulary of {self.config.vocab_size} tokens cannot become one of {new_num_tokens}: {packed[0]} holds "
+            "packed weights. Resize the model it was packed from, and pack that."
+        )
 
 
 class CausalHead(LanguageModelHead):

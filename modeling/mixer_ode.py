@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from .bitlinear import LinearFactory
+from .bitlinear import LinearFactory, linear_factory
 from .context import SequenceContext
 from .mixer_attention import StandardAttention
 from .mixer_base import Mixer
@@ -52,6 +52,7 @@ class OdeBlock(Mixer):
     """
 
     takes_raw_stream = True
+    keeps_keys_only = True  # of every evaluation of the field
 
     def __init__(
         self,
@@ -82,6 +83,17 @@ class OdeBlock(Mixer):
         self.carries_position = self.attention.carries_position
         self.tau = nn.Parameter(torch.empty(hidden_size)) if time_input else None
         self.initialize_parameters()
+
+    @classmethod
+    def options(cls, config) -> dict:
+        options = StandardAttention.options(config) | {
+            "solver": config.ode_solver,
+            "steps": config.ode_steps,
+            "time_input": config.ode_time_input,
+            "linear": linear_factory(config, config.use_bitnet and config.ode_bitnet),
+        }
+        del options["attention_dropout"]  # the field is deterministic
+        return options
 
     def initialize_parameters(self) -> None:
         if self.tau is not None:

@@ -1,15 +1,13 @@
 """Frankenstein: one stack in which every layer may mix its tokens in another way.
 
-Read top to bottom: the block, the family's base class, the stack with its logical loops, the heads.
-With `norm_style="pre"` a block is x += mixer(norm1(x)); x += ffn(norm2(x)), and norm_f ends the stack;
-with "post" it is BERT's x = norm1(x + mixer(x)); x = norm2(x + ffn(x)).
+Read the block in frankenstein_block.py, then here, top to bottom: the family's base class, the stack with its logical
+loops, the heads. With `norm_style="pre"` norm_f ends the stack; with "post", BERT's, each block normalises its sums.
 Shapes: B batch, L length, D hidden, V vocabulary, R width of the embedding table, E experts.
 """
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
@@ -17,59 +15,16 @@ from .bert_weights import bert_to_ours, ours_to_bert
 from .bitlinear import linear_factory
 from .cache import StateCache
 from .configuration_frankenstein import FrankensteinConfig
-from .context import SequenceContext
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
 from .family import FamilyPreTrainedModel, FamilyStack, LanguageModelHead, head_output
-from .feedforward import ACTIVATIONS, MixtureOfExperts, RouterStatistics
-from .frankenstein_parts import make_feed_forward, make_mixer, make_norm
+from .feedforward import ACTIVATIONS, summarize_routers
+from .frankenstein_block import FrankensteinBlock, make_norm
 from .full_linear import UnroundedLinear
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
+from .mixers import MIXERS
 from .outputs import IGNORED_LABEL, FrankensteinHeadOutput, FrankensteinModelOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
 from .weight_groups import weight_groups
-
-
-class FrankensteinBlock(GradientCheckpointingLayer):
-    """One physical layer: a mixer and a feed-forward, each on a residual branch."""
-
-    def __init__(self, config: FrankensteinConfig, mixer_name: str):
-        super().__init__()
-        self.is_post_norm = config.norm_style == "post"
-        self.norm1 = make_norm(config, config.norm_alpha_attn)
-        self.mixer = make_mixer(config, mixer_name)
-        self.norm2 = make_norm(config, config.norm_alpha_other)
-        self.ffn = make_feed_forward(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self, x: torch.Tensor, context: SequenceContext, logical_layer_idx: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None, RouterStatistics | None]:
-        """Map x (B, L, D) to the next x, the attention weights or None, and the router's statistics or None."""
-        delta, weights = self.mix(x, context, logical_layer_idx)
-        x = self.add(x, delta, context)
-        x = self.norm1(x) if self.is_post_norm else x
-
-        delta, statistics = self.feed_forward(x if self.is_post_norm else self.norm2(x), context)
-        x = self.add(x, delta, context)
-        x = self.norm2(x) if self.is_post_norm else x
-        return context.zero_pads(x), weights, statistics
-
-    def mix(self, x, context, logical_layer_idx):
-        if self.mixer.takes_raw_stream:
-            return self.mixer(x, context, logical_layer_idx, self.normalize)
-        return self.mixer(self.normalize(x), context, logical_layer_idx)
-
-    def normalize(self, x):
-        """What the mixer sees of the stream x."""
-        return x if self.is_post_norm else self.norm1(x)
-
-    def add(self, x, delta, context):
-        return x + context.zero_pads(self.dropout(delta) if self.training else delta)
-
-    def feed_forward(self, x, context):
-        if isinstance(self.ffn, MixtureOfExperts):
-            return self.ffn(x, context.mask)
-        return self.ffn(x), None
 
 
 class FrankensteinPreTrainedModel(FamilyPreTrainedModel):
@@ -189,7 +144,7 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
             cache=cache,
             hidden_states=tuple(states) if want_states else None,
             attentions=tuple(attentions) if want_attentions else None,
-            **_summarise_routers(routers),
+            **summarize_routers(routers),
         )
 
     def _run_layers(self, x, context, states: list | None, attentions: list | None):
@@ -223,16 +178,6 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
             raise ValueError("token_type_ids are given but type_vocab_size=0: this model has no token types.")
 
 
-def _summarise_routers(routers: list[RouterStatistics]) -> dict:
-    if not routers:
-        return {}
-    return {
-        "aux_loss": torch.stack([router.balance_loss for router in routers]).mean(),
-        "router_z_loss": torch.stack([router.z_loss for router in routers]).mean(),
-        "expert_load": torch.stack([router.load for router in routers]),
-    }
-
-
 class _FrankensteinHead(FrankensteinPreTrainedModel):
     """What the heads share: router losses and the fields passed through."""
 
@@ -247,7 +192,7 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
         """Return the task's loss from transformers' loss function, plus the router losses; None without labels."""
         if labels is None:
             return None
-        loss_kwargs = _loss_kwargs(kwargs)
+        loss_kwargs = _for_loss(kwargs)
         loss = self.loss_function(labels=labels, **loss_inputs, **loss_kwargs)
         predicted = labels[..., 1:] if self.shifts_labels else labels
         return self.add_router_losses(loss, predicted, outputs, loss_kwargs.get("num_items_in_batch"))
@@ -310,13 +255,7 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
     ) -> FrankensteinHeadOutput:
         """As FrankensteinModel; `labels` (B, L) hold the original token where one was masked and -100 elsewhere."""
         outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **_stack_kwargs(kwargs),
+            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **_for_stack(kwargs)
         )
         hidden = outputs.last_hidden_state
         if self.config.sparse_prediction and labels is not None:
@@ -383,8 +322,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
             inputs_embeds=inputs_embeds,
             cache=cache,
             use_cache=use_cache,
-            return_dict=True,
-            **_stack_kwargs(kwargs),
+            **_for_stack(kwargs),
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
@@ -393,8 +331,9 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
     def can_forget(self) -> bool:
         """Return whether the last tokens can be taken back, as assisted decoding must: attention alone, no window."""
         config = self.config
-        keeps_keys_only = not {"retnet", "mamba"} & set(config.layer_pattern) and not config.use_titan_memory
-        return keeps_keys_only and config.attention_window is None and not config.embedding_conv_kernel
+        keeps_keys_only = all(MIXERS[name].keeps_keys_only for name in config.layer_pattern)
+        sums_up = config.use_titan_memory or config.embedding_conv_kernel
+        return keeps_keys_only and not sums_up and config.attention_window is None
 
 
 class FrankensteinForSequenceClassification(_FrankensteinHead):
@@ -424,13 +363,7 @@ class FrankensteinForSequenceClassification(_FrankensteinHead):
     ) -> FrankensteinHeadOutput:
         """As FrankensteinModel; `labels` (B,) class ids, or floats for regression and multi-label problems."""
         outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **_stack_kwargs(kwargs),
+            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **_for_stack(kwargs)
         )
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.is_decoder)
         logits = self.classifier(self.dropout(pooled))
@@ -454,10 +387,11 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: b
 STACK_KEYS = ("output_hidden_states", "output_attentions", "cache", "use_cache")
 
 
-def _stack_kwargs(kwargs: dict) -> dict:
-    return {key: value for key, value in kwargs.items() if key in STACK_KEYS}
+def _for_stack(kwargs: dict) -> dict:
+    """What goes on to the stack, which is to return its fields by name."""
+    return {"return_dict": True} | {key: value for key, value in kwargs.items() if key in STACK_KEYS}
 
 
-def _loss_kwargs(kwargs: dict) -> dict:
+def _for_loss(kwargs: dict) -> dict:
     """What the loss function of transformers understands, above all the Trainer's `num_items_in_batch`."""
     return {key: value for key, value in kwargs.items() if key not in STACK_KEYS}
