@@ -135,8 +135,8 @@ class LanguageModelHead:
         if new_num_tokens in (None, self.config.vocab_size):
             return self.get_input_embeddings()
         raise ValueError(
-            f"the vocabulary of {self.config.vocab_size} tokens cannot become one of {new_num_tokens}: {packed[0]} holds "
-            "packed weights. Resize the model it was packed from, and pack that."
+            f"the vocabulary of {self.config.vocab_size} tokens cannot become one of {new_num_tokens}: {packed[0]} "
+            "holds packed weights. Resize the model it was packed from, and pack that."
         )
 
 

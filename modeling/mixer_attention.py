@@ -14,9 +14,9 @@ from transformers import initialization as init
 
 from .bitlinear import LinearFactory, apply_together, linear_factory
 from .context import Block, SequenceContext
-from .decode_ops import attend_step, attends_natively
 from .delta_memory import DeltaMemory
 from .mixer_base import Mixer, ends_branch
+from .native_ops import attend_step, attends_natively
 from .norms import RMSNorm, at_least_float32, full_precision
 from .positions import (
     apply_rotary,
