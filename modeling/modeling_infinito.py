@@ -25,7 +25,8 @@ from .feedforward import FeedForward
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .mixer_attention import StandardAttention
 from .norms import build_norm
-from .slot_memory import SlotMemory, SlotMemoryState
+from .slot_memory import SlotMemory
+from .slot_memory_state import SlotMemoryState
 from .weight_groups import weight_groups
 
 
