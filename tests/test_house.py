@@ -17,7 +17,7 @@ PARTS = ("modeling", "trainer_ext", "degradation", "kernels")
 FOUNDATION = {"modeling", "trainer_ext.common"}
 ARROWS = {
     "modeling": set(),
-    "kernels": {"modeling"},
+    "kernels": set(),
     "trainer_ext.metrics": set(),
     "trainer_ext.common": {"modeling", "trainer_ext.metrics"},
     "trainer_ext.data": FOUNDATION,

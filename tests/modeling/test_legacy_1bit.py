@@ -635,34 +635,6 @@ def test_half_precision_is_near(kind, tokens):
 # --- other sizes, saving
 
 
-@pytest.mark.parametrize("kind", ["legacy", "modern", "tied ternary", "twin"])
-@pytest.mark.parametrize("size", [VOCAB + 6, VOCAB - 10])
-def test_another_vocabulary(kind, size, build, tokens, tmp_path):
-    model = build(kind, dtype=torch.float32, scale_axis="row")  # with a scale per row, new rows leave the others alone
-    ids = tokens(2, 9) % (VOCAB - 10)
-    with torch.no_grad():
-        before = model(ids).logits
-        kinds = type(model.get_input_embeddings()), type(model.get_output_embeddings())
-        model.resize_token_embeddings(size)
-        after = model(ids).logits
-    assert after.shape[-1] == size == model.config.vocab_size
-    assert (type(model.get_input_embeddings()), type(model.get_output_embeddings())) == kinds
-    head, kept = model.lm_head.decoder, min(size, VOCAB)
-    assert (head.out_features, len(head.weight)) == (size, size)
-    assert (head.weight is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
-    torch.testing.assert_close(after[..., :kept], before[..., :kept], rtol=1e-5, atol=1e-5)
-    model.save_pretrained(tmp_path)
-    with torch.no_grad():
-        assert torch.equal(Legacy1BitForCausalLM.from_pretrained(tmp_path).eval()(ids).logits, after)
-
-
-def test_a_head_of_ones_own_is_taken_as_it_is(build):
-    model = build()
-    own = BitLinear(32, VOCAB, scheme="binary")
-    model.set_output_embeddings(own)
-    assert model.lm_head.decoder is own
-
-
 @every_kind
 def test_round_trip(kind, build, tokens, tmp_path):
     model, ids = build(kind, dtype=torch.float32), tokens(2, 20)

@@ -14,7 +14,7 @@ from frankenlm.modeling import (
     FrankensteinForMaskedLM,
     FrankensteinForSequenceClassification,
     FrankensteinModel,
-    decode_ops,
+    native_ops,
 )
 
 PATTERN = ["retnet", "titan_attn", "mamba", "sigmoid_attn", "standard_attn", "ode"]
@@ -74,7 +74,7 @@ def test_loads_where_the_package_is_missing(tmp_path, monkeypatch, head, kind, i
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     # Without the native attention and norm, which the stranger does not have: equal to the last bit.
-    monkeypatch.setattr(decode_ops, "native_code_runs", lambda: False)
+    monkeypatch.setattr(native_ops, "native_code_runs", lambda: False)
     with torch.no_grad():
         expected = model(input_ids=torch.arange(3, 20)[None]).logits
     torch.testing.assert_close(torch.load(second / "logits.pt", weights_only=True), expected, rtol=0, atol=0)
