@@ -18,7 +18,7 @@ FOUNDATION = {"modeling", "trainer_ext.common"}
 ARROWS = {
     "modeling": set(),
     "kernels": set(),
-    "trainer_ext.metrics": set(),
+    "trainer_ext.metrics": {"modeling"},
     "trainer_ext.common": {"modeling", "trainer_ext.metrics"},
     "trainer_ext.data": FOUNDATION,
     "trainer_ext.generation": FOUNDATION | {"trainer_ext.data", "trainer_ext.metrics", "trainer_ext.plots"},
