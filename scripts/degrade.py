@@ -13,10 +13,16 @@ newer records, 130 / 143 ended by SIGINT / SIGTERM.
 """
 
 import sys
+from collections.abc import Sequence
 
-import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
-from frankenlm.degradation.cli import main
 from frankenlm.trainer_ext.common.cli import run_command
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    from frankenlm.degradation.cli import main as run
+
+    run(sys.argv[1:] if argv is None else argv, __doc__)
+
+
 if __name__ == "__main__":
-    sys.exit(run_command(lambda argv: main(argv, __doc__)))
+    sys.exit(run_command(main))

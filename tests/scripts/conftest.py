@@ -100,4 +100,4 @@ def evaluate():
 def degrade():
     """degrade(*words) runs scripts/degrade.py in this process and returns its exit code."""
     main = load_script("degrade").main
-    return lambda *words: run_command(lambda argv: main(argv, "The lab."), [str(word) for word in words])
+    return lambda *words: run_command(main, [str(word) for word in words])

@@ -16,8 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from frankenlm.modeling.checks import suggest
-
+from .checks import suggest
 from .output_streams import OutputClosed, SturdyStream, say, sturdy_output
 from .redaction import redact
 
