@@ -1,67 +1,48 @@
-"""The commands of scripts/degrade.py: parsing, the order of the checks, and what is printed."""
+"""The commands of scripts/degrade.py: parsing, the order of the checks, and what is printed.
+
+What takes seconds to import is imported when a command needs it, so that --help and a mistake answer at once.
+"""
 
 import argparse
-import dataclasses
 import logging
-import math
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
-
 from frankenlm.trainer_ext.common.cli import (
     Interrupted,
     OneLineParser,
     UserError,
-    check_new_file,
     check_output_dir,
     is_main_process,
     is_storage_error,
     one_line,
     user_mistakes,
 )
-from frankenlm.trainer_ext.common.files import write_json
-from frankenlm.trainer_ext.common.logs import RunLog
-from frankenlm.trainer_ext.common.shared_memory import why_nothing_is_shared
 
-from .flags import add_experiment_flags, check_command, experiments_of, with_underscores
-from .records.row_keys import load_json
-from .run.plan import Experiment
+from .dry_run import dry_run_command, dry_run_flags
+from .flags import (
+    add_experiment_flags,
+    add_log_flag,
+    add_model_flags,
+    check_command,
+    experiments_of,
+    with_underscores,
+)
 
 if TYPE_CHECKING:
     from .lab import Lab
-    from .run.estimate import Estimate
+    from .run.plan import Experiment
 
 logger = logging.getLogger("frankenlm.degradation")
 
 LOGS = "logs"
 LONGEST_LOG_NAME = 200
-ESTIMATES = "estimates"  # the key of a dry run's report
-MOST_GB = 1_000_000
 MANY_BYTES = 30_000_000  # of results: about 10,000 rows, ten seconds of measuring
-
-
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="hub name or folder of a causal or masked language model")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with the model")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the process's GPU if there is one)")
-    parser.add_argument("--force_fp16", action="store_true", help="allow float16 where it is known to overflow")
-
-
-def add_log_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--log_level",
-        choices=["debug", "info", "warning", "error"],
-        default="info",
-        help="what the console shows (default: info)",
-    )
 
 
 # --- run
@@ -105,11 +86,13 @@ def run_command(args: argparse.Namespace) -> None:
         raise failures[0] if len(experiments) == 1 else SomeFailed(len(failures), len(experiments))
 
 
-def run_all(experiments: Sequence[Experiment], args: argparse.Namespace, lab: "Lab") -> list[Exception]:
+def run_all(experiments: Sequence["Experiment"], args: argparse.Namespace, lab: "Lab") -> list[Exception]:
     """Run each experiment, with a log file of its own; one that fails does not keep the others from running.
 
     Where there are several processes, one in which it failed ends instead, and its launcher ends the others.
     """
+    from frankenlm.trainer_ext.common.logs import RunLog
+
     failures: list[Exception] = []
     for experiment in experiments:
         try:
@@ -145,7 +128,7 @@ class SomeFailed(Exception):
         super().__init__(f"{failed} of {total} experiments failed; the others are done.")
 
 
-def log_path(output_dir: Path, experiment: Experiment) -> Path:
+def log_path(output_dir: Path, experiment: "Experiment") -> Path:
     """Return results/logs/{experiment_id}_{time}.log, without what file names cannot hold."""
     folder = output_dir / LOGS
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +138,7 @@ def log_path(output_dir: Path, experiment: Experiment) -> Path:
     return folder / f"{name}_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
 
 
-# --- before a run
+# --- before a run: see dry_run.py too
 
 
 def groups_flags(parser: argparse.ArgumentParser) -> None:
@@ -174,87 +157,6 @@ def groups_command(args: argparse.Namespace) -> None:
         if not rows:
             raise ValueError(f"model {args.model} ({config.model_type}): has no group of weights that is known.")
     print_table(rows)
-
-
-def dry_run_flags(parser: argparse.ArgumentParser) -> None:
-    add_model_flags(parser)
-    parser.add_argument("--report", help="JSON file to write the estimate to")
-    parser.add_argument(
-        "--probe", action="store_true", help="also load the model, time one batch and say how long all takes"
-    )
-    parser.add_argument("--device_gb", type=gigabytes, help="memory of a device that is elsewhere, in GB (10^9 bytes)")
-    add_experiment_flags(parser)
-
-
-def gigabytes(text: str) -> float:
-    """Read a size of memory; of nothing, or of more than there is anywhere, nothing can be estimated."""
-    try:
-        size = float(text)
-    except ValueError:
-        size = math.nan
-    if not 0 < size <= MOST_GB:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size in GB above 0 and up to {MOST_GB:,}")
-    return size
-
-
-def dry_run_command(args: argparse.Namespace) -> None:
-    from .lab import Lab, RunOptions
-    from .run.estimate import dry_run
-
-    configs = experiments_of(args)
-    if args.report:
-        check_new_file("--report", Path(args.report))
-        refuse_foreign("--report", Path(args.report), ESTIMATES)
-    options = RunOptions(device=args.device, trust_remote_code=args.trust_remote_code, force_fp16=args.force_fp16)
-    with user_mistakes():
-        lab = Lab(args.model, options)
-        experiments = [lab.plan(config) for config in configs]
-        estimates = [
-            dry_run(
-                args.model,
-                experiment.config,
-                experiment.model_config,
-                experiment.prompts,
-                device=args.device,
-                trust_remote_code=args.trust_remote_code,
-                device_total=int(args.device_gb * 1e9) if args.device_gb else None,
-            )
-            for experiment in experiments
-        ]
-    records = []
-    for experiment, estimate in zip(experiments, estimates, strict=True):
-        print(estimate.table())
-        records.append(estimate.as_json())
-        if args.probe:
-            shortest, longest = probe(lab, experiment, estimate)
-            text = f"{hours(shortest)} if answers stay as long as undamaged, {hours(longest)} if all are cut off"
-            print(f"{hours(shortest)} for all rows" if experiment.fills_masks else text)
-            records[-1] |= {"shortest_s": shortest, "longest_s": longest}
-    if args.report:
-        Path(args.report).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.report), {ESTIMATES: records})
-
-
-def probe(lab: "Lab", experiment: Experiment, estimate: "Estimate") -> tuple[float, float]:
-    """Load the model, time one batch of undamaged answers, and return the range of seconds for all rows."""
-    from .lab import Lab
-    from .run.plan import CellPlan
-
-    with tempfile.TemporaryDirectory() as folder:
-        options = dataclasses.replace(lab.options, output_dir=folder, progress=False)
-        trial = Lab(lab.name, options)
-        few = {"max_prompts": min(estimate.batch_size, len(experiment.prompts)), "perplexity": False}
-        planned = trial.plan(experiment.config | few)
-        (baseline, *_) = (cell for cell in planned.cells if cell.is_baseline)
-        with trial.session(planned) as run, run.subject() as subject:
-            record = run.cell(CellPlan(baseline, tuple(range(len(planned.prompts)))), subject, tqdm(disable=True))
-            tokens = sum(row["tokens_generated"] for row in run.store.rows())
-    longest = tokens / record["rows"] if experiment.fills_masks else experiment.config.max_new_tokens
-    return estimate.time_range(record["generate_s"], record["rows"], max(1, tokens), longest)
-
-
-def hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 # --- after a run
@@ -350,22 +252,12 @@ def workers_for(paths: Sequence[Path]) -> int:
     """Return how many processes measure: starting them takes longer than measuring a small file in one."""
     if sum(path.stat().st_size for path in paths) <= MANY_BYTES:
         return 1
+    from frankenlm.trainer_ext.common.shared_memory import why_nothing_is_shared
+
     reason = why_nothing_is_shared()
     if reason:
         logger.warning("one process measures, the slow way: processes cannot share memory here (%s).", reason)
     return 1 if reason else os.cpu_count() or 1
-
-
-def refuse_foreign(option: str, path: Path, key: str) -> None:
-    """Raise UserError where a file is in the way that this program did not write: a JSON object with that key."""
-    if not path.is_file() or not path.stat().st_size:
-        return
-    try:
-        ours = key in load_json(path.read_bytes())
-    except (ValueError, TypeError):
-        ours = False
-    if not ours:
-        raise UserError(f"{option} {path}: is there already, and no report of this command: choose another name.")
 
 
 def existing(words: Sequence[str]) -> list[Path]:
@@ -418,9 +310,12 @@ def main(argv: Sequence[str] | None = None, description: str = "") -> None:
     help_text, add_flags, command = COMMANDS[argv[0]]
     parser = OneLineParser(prog=f"degrade.py {argv[0]}", description=help_text, allow_abbrev=False)
     add_flags(parser)
+    args = parser.parse_strictly(argv[1:])
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.set_verbosity_warning()
     transformers_logging.disable_progress_bar()  # a bar for every weight file would stand before the answers
-    command(parser.parse_strictly(argv[1:]))
+    command(args)
 
 
 def overview(description: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
-from frankenlm.modeling.checks import check_choice, suggest
+from frankenlm.trainer_ext.common.checks import check_choice, suggest
 
 METHODS = ("mult_gauss", "ablation", "uni_quant", "add_gauss")
 DTYPES = ("bfloat16", "float32", "float16")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
-from frankenlm.modeling.checks import suggest
+from frankenlm.trainer_ext.common.checks import suggest
 from frankenlm.trainer_ext.common.cli import UserError
 
 from .configs import CONFIGS, ExperimentConfig, get_config
@@ -45,6 +45,22 @@ def read_levels(text: str) -> tuple[float | int, ...]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{part.strip()!r} is no number; write --levels 0,0.1,0.2") from None
     return tuple(levels)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="hub name or folder of a causal or masked language model")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run model code that comes with the model")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the process's GPU if there is one)")
+    parser.add_argument("--force_fp16", action="store_true", help="allow float16 where it is known to overflow")
+
+
+def add_log_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log_level",
+        choices=["debug", "info", "warning", "error"],
+        default="info",
+        help="what the console shows (default: info)",
+    )
 
 
 def add_experiment_flags(parser: argparse.ArgumentParser) -> None:

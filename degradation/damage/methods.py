@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from frankenlm.modeling.checks import check_choice
+from frankenlm.trainer_ext.common.checks import check_choice
 
 from ..configs import METHOD_OPTIONS, ExperimentConfig, check_levels, check_values
 from ..configs import METHODS as METHOD_NAMES

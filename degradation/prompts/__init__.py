@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from frankenlm.modeling.checks import check_choice, check_keys, suggest
+from frankenlm.trainer_ext.common.checks import check_choice, check_keys, suggest
 from frankenlm.trainer_ext.common.text_files import check_characters, parse_json, read_text, text_lines
 
 FOLDER = Path(__file__).parent

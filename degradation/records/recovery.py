@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..configs import level_key
 from ..errors import DamagedRecords
 from .export import JOURNAL_ENDING, SIDE_FILES, rank_files
 from .journal import Journal, JournalReader, repair, sync_folder
@@ -37,8 +38,6 @@ def fitting_hash(rows: Iterable[Mapping[str, Any]], hashes: Sequence[str]) -> st
     first = next(rows, None)
     if first is None:
         return hashes[0]
-    from ..configs import level_key  # leads to torch, which a new experiment's files do without
-
     for row in itertools.chain([first], rows):
         cell = (row["param_group_name"], row["degradation_method"], level_key(row["level_value"]))
         place = row["repeat_index"], row["prompt_text"], 0, row["image_sha256"]

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from frankenlm.modeling.checks import check_choice
 from frankenlm.trainer_ext.common.checkpoints import position_limit
+from frankenlm.trainer_ext.common.checks import check_choice
 
 from ..answers.mask_filling import render_texts, surroundings
 from ..answers.masked_probe import WINDOW

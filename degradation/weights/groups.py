@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from frankenlm.modeling.checks import check_choice, suggest
+from frankenlm.trainer_ext.common.checks import check_choice, suggest
 
 from .families import EVERYWHERE, FAMILIES, STRUCTURAL, Family, Heads, Pick, Slice
 from .layer_subsets import parse_layers

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from frankenlm import modeling  # noqa: F401  registers our architectures with the AutoModel classes
-from frankenlm.modeling.checks import check_choice
 from frankenlm.trainer_ext.common import opening
 from frankenlm.trainer_ext.common.checkpoints import check_device
+from frankenlm.trainer_ext.common.checks import check_choice
 from frankenlm.trainer_ext.common.cli import UserError, check_model_name, one_line
 from frankenlm.trainer_ext.common.opening import reading
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from frankenlm.modeling.checks import check_choice
+from frankenlm.trainer_ext.common.checks import check_choice
 
 from ..configs import level_key
 from ..damage import lesion_sums as lesions
