@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from .arguments import FrankenTrainingArguments
-from .callbacks import CsvLog, EarlyStopping, ExplorationSchedule, SignalStop
+from .callbacks import EarlyStopping, ExplorationSchedule, SignalStop
 from .common import opening
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
@@ -40,6 +40,7 @@ from .requirements import needed_packages
 from .resuming import check_data, fingerprint, run_settings
 from .saving.checkpoint_record import RunRecord
 from .saving.saved_checkpoints import STATE, SavedCheckpoint, checkpoint_folders
+from .saving.training_csv import CsvLog
 from .trainer import FrankenTrainer
 
 logger = logging.getLogger("frankenlm.recipe")
