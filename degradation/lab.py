@@ -181,7 +181,7 @@ class Lab:
         # signals last: while it waits for the lock, a process may be ended like any other
         with self._open(experiment, state) as store, Signals() as signals:
             # another suffix than asked for, after on_conflict="new-suffix"
-            config = experiment.config | {"name_suffix": store.suffix}
+            config = experiment.config | {"name_suffix": store.files.suffix}
             experiment = as_stored(dataclasses.replace(experiment, config=config), store)
             try:
                 self._work(experiment, store, signals, state)
@@ -199,7 +199,7 @@ class Lab:
             state.wait_for_everyone()
             signals.check()  # one that came behind the last token still keeps the next experiment from starting
             self.in_step = True
-            return store.json_path
+            return store.files.json_path
 
     def _export_what_is_there(self, store: Store) -> None:
         """Export on the way out of an error, which is what the user is to hear of, not of an export that fails too."""
@@ -266,7 +266,7 @@ class Lab:
                 problem = error
         if state.num_processes == 1:
             return store
-        (problem, suffix) = broadcast_object_list([problem, store.suffix if store else None])
+        (problem, suffix) = broadcast_object_list([problem, store.files.suffix if store else None])
         if problem is not None:
             self.in_step = True
             raise problem
@@ -343,7 +343,7 @@ def known_as(name: str) -> str:
 def as_stored(experiment: Experiment, store: Store) -> Experiment:
     """Return an experiment that knows its rows as the store does, and numbers its levels with those that have rows."""
     there = dict.fromkeys(level for level, _ in store.places(experiment.config.group).values())
-    return dataclasses.replace(experiment, other_levels=tuple(there), rows_hash=store.config_hash)
+    return dataclasses.replace(experiment, other_levels=tuple(there), rows_hash=store.known.config_hash)
 
 
 def renumber(experiment: Experiment, store: Store) -> None:

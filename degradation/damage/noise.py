@@ -36,9 +36,12 @@ _M = np.array(MULTIPLIERS, dtype=np.uint64)[:, None]
 
 
 class _CounterScratch(threading.local):
-    """One thread's scratch arrays for `count` counters."""
+    """Each thread's scratch arrays, which grow to the most counters it was asked for."""
 
-    def __init__(self, count: int = COUNTERS):
+    def __init__(self):
+        self.grow(COUNTERS)
+
+    def grow(self, count: int) -> None:
         self.count = count
         self.counters = np.empty(count, dtype=np.uint64)
         self.steps = np.arange(count, dtype=np.uint64)
@@ -99,7 +102,7 @@ def _round_keys(key: Key) -> np.ndarray:
 def _buffers(count: int) -> tuple[np.ndarray, ...]:
     """Return this thread's scratch arrays: uint64 [count] once, [2, count] three times."""
     if _scratch.count < count:
-        _scratch.__init__(count)
+        _scratch.grow(count)
     pairs = [pair[: 2 * count].reshape(2, count) for pair in _scratch.pairs]
     return (_scratch.counters[:count], *pairs)
 

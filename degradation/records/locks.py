@@ -5,7 +5,6 @@ no fcntl); there the lock is a file created with O_EXCL whose time is set anew e
 behind once it is older than three beats, or its process on this machine is gone.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -27,20 +26,6 @@ logger = logging.getLogger(__name__)
 HEARTBEAT = 30.0  # seconds between two beats
 STALE_AFTER = 3 * HEARTBEAT
 POLL = 0.2  # seconds between two looks at a lock that is held
-
-
-def claim(folder: Path, name: str, rank: int) -> bool:
-    """Whether this process is the first to claim a name: it alone can create the file."""
-    folder.mkdir(exist_ok=True)
-    try:
-        descriptor = os.open(
-            folder / hashlib.sha1(name.encode()).hexdigest(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666
-        )
-    except FileExistsError:
-        return False
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"name": name, "rank": rank}, file)
-    return True
 
 
 class ExperimentLock:

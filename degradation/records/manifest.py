@@ -100,6 +100,17 @@ def new_manifest(files: ExperimentFiles, config_fields: Mapping[str, Any]) -> di
     }
 
 
+def note_run(manifest: dict[str, Any], made_with: Mapping[str, Any], world_size: int) -> bool:
+    """Add what a run is made with, unless the last one was made with the same; return whether it was added."""
+    plain = json.loads(json.dumps(made_with, allow_nan=False))
+    runs = manifest["runs"]
+    if runs and runs[-1]["manifest"] == plain:
+        return False
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    runs.append({"started": started, "world_size": world_size, "manifest": plain})
+    return True
+
+
 def write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest with its checksum in the place of the one that is there."""
     text = json.dumps({**manifest, "crc": _checksum(manifest)}, indent=1, ensure_ascii=False, allow_nan=False)

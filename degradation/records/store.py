@@ -16,15 +16,16 @@ import itertools
 import json
 import logging
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frankenlm.trainer_ext.common.checks import check_choice
+
 from ..errors import ConfigConflict
+from .claims import Claims
 from .export import (
     SIDE_FILES,
     RowIndex,
@@ -38,45 +39,47 @@ from .export import (
     side_records,
 )
 from .journal import Journal, sync_folder
-from .locks import ExperimentLock, claim
-from .manifest import ExperimentFiles, differences, new_manifest, read_manifest, without, write_manifest
+from .known_rows import KnownRows
+from .locks import ExperimentLock
+from .manifest import ExperimentFiles, note_run, read_manifest, write_manifest
 from .recovery import (
     adopt_rows,
     archive,
     check_exported,
     exported_rows,
-    fitting_hash,
     refuse_lost_rows,
     repair_side_files,
 )
-from .row_keys import READING_FIELDS, ROW_FIELDS, SCHEMA_VERSION, canonical_json, check_row, config_hash
+from .row_keys import READING_FIELDS, ROW_FIELDS, SCHEMA_VERSION, check_row
 
 logger = logging.getLogger(__name__)
 
 BYTES_PER_ROW = 3000
-CLAIM = re.compile(r"[0-9a-f]{40}")
 COPIES = 2  # every row is in the journal and in the JSON file
 EXPORT_SHARE = 20  # export_if_due spends at most 1/20 of the time on exports
-UNRECORDED = "unrecorded"  # in the manifest: fields that the first rows were written without, as first seen
 ON_CONFLICT = ("stop", "new-suffix", "archive")
-CONFLICT_WAYS_OUT = "Choose another name_suffix, or --on-conflict new-suffix or archive."
 
 
 class Store:
-    """The files of one experiment, open for one process. Made by `Store.open`."""
+    """The files of one experiment, open for one process. Made by `Store.open`.
+
+    Attributes:
+        files: where they lie; their suffix is another than was asked for after on_conflict="new-suffix".
+        known: the configuration that decides whether the rows there are this run's.
+        claims: of cells, by which processes share the work.
+    """
 
     def __init__(self, files: ExperimentFiles, config_fields: Mapping[str, Any], rank: int, world_size: int):
         self.files = files
         self.rank = rank
         self.world_size = world_size
-        self.config_hash = config_hash(config_fields)  # by which rows are known; see _take_as_known
-        self._config_fields = config_fields
+        self.claims = Claims(files.journal_dir / "claims", rank)
+        self.known = KnownRows(files, config_fields)
         self._lock = ExperimentLock(files.journal_dir / "lock")
         self._index = RowIndex(files.journal_dir)
         self._journals: dict[str, Journal] = {}
         self._side: dict[str, dict[tuple, dict[str, Any]]] = {}  # the last record of each cell
         self._manifest: dict[str, Any] = {}
-        self._unrecorded: dict[str, Any] = {}
         self._rows_left: int | None = None
         self._export_ended = self._export_took = 0.0
 
@@ -116,8 +119,7 @@ class Store:
             OSError: the storage is full, read-only or failing.
             ValueError: `on_conflict` is none of the three.
         """
-        if on_conflict not in ON_CONFLICT:
-            raise ValueError(f"on_conflict={on_conflict!r} is not known. Known: {', '.join(ON_CONFLICT)}.")
+        check_choice("on_conflict", on_conflict, ON_CONFLICT)
         suffixes = itertools.chain([suffix], (f"{suffix}-{number}" for number in itertools.count(2)))
         files = ExperimentFiles(Path(results_dir), method, model_short_name, next(suffixes))
         while True:
@@ -135,13 +137,13 @@ class Store:
 
     def _evade(self, on_conflict: str, suffixes: Iterator[str]) -> ExperimentFiles:
         """Return the files to try next, after rows of another configuration were found here."""
-        logger.warning("%s holds rows of another configuration.", self.journal_dir)
+        logger.warning("%s holds rows of another configuration.", self.files.journal_dir)
         if on_conflict == "new-suffix":
             return dataclasses.replace(self.files, suffix=next(suffixes))
         if self.rank == 0:
             logger.warning("They are now in %s.", archive(self.files))
             return self.files
-        raise RuntimeError(f"rank {self.rank} opened {self.journal_dir} before rank 0 was done.")
+        raise RuntimeError(f"rank {self.rank} opened {self.files.journal_dir} before rank 0 was done.")
 
     def _open(self, manifest: Mapping[str, Any], wait_lock: bool, rebuild: bool) -> None:
         if self.rank == 0:
@@ -150,95 +152,45 @@ class Store:
             self._open_later()
         self._read_side_files()
         for name in ("rank", *SIDE_FILES):
-            self._journals[name] = Journal(self.journal_dir / f"{name}-{self.rank:05d}.jsonl")
+            self._journals[name] = Journal(self.files.journal_dir / f"{name}-{self.rank:05d}.jsonl")
 
     def _open_first(self, manifest: Mapping[str, Any], wait_lock: bool, rebuild: bool) -> None:
-        check_places(self.journal_dir, self.json_path, self.world_size)
+        check_places(self.files.journal_dir, self.files.json_path, self.world_size)
         self._make_folder(rebuild)
         self._lock.acquire(wait_lock)
-        remove_temporaries(self.journal_dir, self.json_path)
+        remove_temporaries(self.files.journal_dir, self.files.json_path)
         known = read_manifest(self.files.manifest_path)
         if known is not None:
-            self._check_config(known)
+            self.known.check_manifest(known)
         self._index.refresh()
         self._index.repair()
-        repair_side_files(self.journal_dir)
+        repair_side_files(self.files.journal_dir)
         if known is None:
-            self._check_rows(self.rows(), ((), READING_FIELDS))
-        self._manifest = known or self._new_manifest()
+            self.known.check_rows(self.rows(), ((), READING_FIELDS))
+        self._manifest = known or self.known.manifest()
         self._find_lost_rows(rebuild, known is None)
-        check_export(self.json_path)
-        self._note_unrecorded()
-        self._note_run(manifest)
-        self.clear_claims()
+        check_export(self.files.json_path)
+        changed = self.known.note_unrecorded(self._manifest)
+        if note_run(self._manifest, manifest, self.world_size) or changed:
+            write_manifest(self.files.manifest_path, self._manifest)
+        self.claims.forget()
 
     def _open_later(self) -> None:
         known = read_manifest(self.files.manifest_path)
         if known is None:
-            raise RuntimeError(f"rank {self.rank} opened {self.journal_dir} before rank 0 was done.")
-        self._check_config(known)
+            raise RuntimeError(f"rank {self.rank} opened {self.files.journal_dir} before rank 0 was done.")
+        self.known.check_manifest(known)
         self._index.refresh()
 
     def _make_folder(self, rebuild: bool) -> None:
         self.files.results_dir.mkdir(parents=True, exist_ok=True)
-        if self.journal_dir.is_dir():
+        if self.files.journal_dir.is_dir():
             return
         if not rebuild:
-            refuse_lost_rows(f"{self.journal_dir.name} is gone", self.json_path, exported_rows(self.json_path))
-        self.journal_dir.mkdir(exist_ok=True)
+            path = self.files.json_path
+            refuse_lost_rows(f"{self.files.journal_dir.name} is gone", path, exported_rows(path))
+        self.files.journal_dir.mkdir(exist_ok=True)
         sync_folder(self.files.results_dir)
-
-    def _check_config(self, known: Mapping[str, Any]) -> None:
-        fields = {**known["config_fields"], **known.get(UNRECORDED, {})}
-        self._take_as_known([name for name in READING_FIELDS if name not in known["config_fields"]])
-        unknown = [name for name in self._unrecorded if name not in fields]
-        fits = known["config_hash"] == self.config_hash and known["names"] == self.files.names
-        new = {**self._config_fields, **self.files.names}
-        if fits and canonical_json({**fields, **known["names"]}) == canonical_json(without(new, unknown)):
-            return
-        raise ConfigConflict(
-            f"{self.journal_dir} holds rows of another configuration "
-            f"({differences({**fields, **known['names']}, without(new, unknown))}). {CONFLICT_WAYS_OUT}"
-        )
-
-    def _take_as_known(self, unrecorded: Iterable[str]) -> None:
-        """Know rows as those were known that were written before fields of these names were recorded."""
-        self._unrecorded = {name: self._config_fields[name] for name in unrecorded if name in self._config_fields}
-        self.config_hash = config_hash(without(self._config_fields, self._unrecorded))
-
-    def _note_unrecorded(self) -> None:
-        """Take what the first rows were made with, which nobody knows, for what is there now; from now on it counts."""
-        if self._unrecorded and UNRECORDED not in self._manifest:
-            logger.warning(
-                "%s was begun before %s were recorded: its rows are taken as made with what is there now. Said once; "
-                "from now on a change is a conflict.",
-                self.journal_dir,
-                ", ".join(self._unrecorded),
-            )
-        if self._manifest.get(UNRECORDED, {}) != self._unrecorded:
-            self._manifest[UNRECORDED] = json.loads(canonical_json(self._unrecorded))
-            write_manifest(self.files.manifest_path, self._manifest)
-
-    def _new_manifest(self) -> dict[str, Any]:
-        return new_manifest(self.files, without(self._config_fields, self._unrecorded))
-
-    def _check_rows(self, rows: Iterable[Mapping[str, Any]], unrecorded: Sequence[Iterable[str]]) -> None:
-        """Without a manifest the rows themselves must show that they are of this configuration.
-
-        Args:
-            unrecorded: names of fields that the rows may have been written without; the first that fit are taken.
-        """
-        hashes = {}
-        for names in unrecorded:
-            self._take_as_known(names)
-            hashes.setdefault(self.config_hash, names)
-        fitting = fitting_hash(rows, list(hashes))
-        if fitting is None:
-            raise ConfigConflict(
-                f"{self.files.manifest_path} is gone or damaged, and the rows there are not of this configuration. "
-                f"{CONFLICT_WAYS_OUT}"
-            )
-        self._take_as_known(hashes[fitting])
 
     def _find_lost_rows(self, rebuild: bool, new: bool) -> None:
         """Refuse to go on, or rebuild, where the JSON file holds rows of a journal that is gone.
@@ -246,47 +198,26 @@ class Store:
         Args:
             new: the manifest was gone too.
         """
-        marker = self.journal_dir / "rebuilding"  # a rebuild agreed to before a kill is carried on
-        gone = [name for name in self._manifest["rank_files"] if not (self.journal_dir / name).exists()]
+        marker = self.files.journal_dir / "rebuilding"  # a rebuild agreed to before a kill is carried on
+        gone = [name for name in self._manifest["rank_files"] if not (self.files.journal_dir / name).exists()]
         if self._index.entries and not gone and not marker.exists():
             return
-        rows = [row for row in exported_rows(self.json_path) if row.get("row_key") not in self._index.entries]
+        rows = [row for row in exported_rows(self.files.json_path) if row.get("row_key") not in self._index.entries]
         if not rebuild and not marker.exists():
-            refuse_lost_rows(f"{', '.join(gone) or 'every row of the journal'} is gone", self.json_path, rows)
+            refuse_lost_rows(f"{', '.join(gone) or 'every row of the journal'} is gone", self.files.json_path, rows)
             return
-        check_exported(self.json_path, rows)
-        as_known = tuple(self._unrecorded)
-        self._check_rows(rows, ((), READING_FIELDS) if new and not self._index.entries else (as_known,))
+        check_exported(self.files.json_path, rows)
+        as_known = tuple(self.known.unrecorded)
+        self.known.check_rows(rows, ((), READING_FIELDS) if new and not self._index.entries else (as_known,))
         if new:
-            self._manifest = self._new_manifest()
+            self._manifest = self.known.manifest()
         marker.touch()
-        adopt_rows(self.journal_dir, rows)
+        adopt_rows(self.files.journal_dir, rows)
         self._index.refresh()
         self._note_rank_files()
         marker.unlink()
 
-    def _note_run(self, manifest: Mapping[str, Any]) -> None:
-        plain = json.loads(json.dumps(manifest, allow_nan=False))
-        runs = self._manifest["runs"]
-        if not runs or runs[-1]["manifest"] != plain:
-            started = datetime.now(UTC).isoformat(timespec="seconds")
-            runs.append({"started": started, "world_size": self.world_size, "manifest": plain})
-            write_manifest(self.files.manifest_path, self._manifest)
-
     # --- what is there
-
-    @property
-    def suffix(self) -> str:
-        """The suffix in use; not the one asked for after on_conflict="new-suffix"."""
-        return self.files.suffix
-
-    @property
-    def json_path(self) -> Path:
-        return self.files.json_path
-
-    @property
-    def journal_dir(self) -> Path:
-        return self.files.journal_dir
 
     @property
     def finished(self) -> dict[str, int]:
@@ -300,7 +231,7 @@ class Store:
 
     def _read_side_files(self) -> None:
         for name in SIDE_FILES:
-            self._side[name] = {side_key(name, record): record for record in side_records(self.journal_dir, name)}
+            self._side[name] = {side_key(name, record): record for record in side_records(self.files.journal_dir, name)}
 
     def places(self, group: str) -> dict[str, tuple[float | None, int]]:
         """Return level and repeat_index of every row of a group, by row_key; read from memory."""
@@ -313,11 +244,11 @@ class Store:
 
     def lesions(self) -> list[dict[str, Any]]:
         """Return the lesion records of all ranks, one a cell."""
-        return side_records(self.journal_dir, "lesions")
+        return side_records(self.files.journal_dir, "lesions")
 
     def cells(self) -> list[dict[str, Any]]:
         """Return the cell records of all ranks, one a cell."""
-        return side_records(self.journal_dir, "cells")
+        return side_records(self.files.journal_dir, "cells")
 
     def known_cell(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the last record of the same cell as `record`, as of the last refresh; None where there is none."""
@@ -332,11 +263,11 @@ class Store:
             OSError: (ENOSPC) there is not; the message names the bytes needed and free.
         """
         self._rows_left = rows
-        needed, free = rows * BYTES_PER_ROW * COPIES, shutil.disk_usage(self.journal_dir).free
+        needed, free = rows * BYTES_PER_ROW * COPIES, shutil.disk_usage(self.files.journal_dir).free
         if free < needed:
             raise OSError(
                 errno.ENOSPC,
-                f"{rows} rows need about {needed:,} bytes, only {free:,} are free where {self.journal_dir} lies",
+                f"{rows} rows need about {needed:,} bytes, only {free:,} are free where {self.files.journal_dir} lies",
             )
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -420,21 +351,6 @@ class Store:
         self._write(self._journals[name], [record])
         self._side[name][key] = record
 
-    # --- left-over cells
-
-    def claim(self, cell_id: str) -> bool:
-        """Whether this process is the first of this run to claim a cell."""
-        return claim(self.journal_dir / "claims", cell_id, self.rank)
-
-    def clear_claims(self) -> None:
-        """Forget the claims of an earlier run; done by rank 0 when it opens."""
-        claims = self.journal_dir / "claims"
-        if not claims.is_dir() or claims.is_symlink():
-            return
-        for path in claims.iterdir():
-            if CLAIM.fullmatch(path.name) and path.is_file():  # what else lies there is not ours
-                path.unlink()
-
     # --- export and end
 
     def export(self) -> Path:
@@ -451,13 +367,13 @@ class Store:
         started = time.monotonic()
         self._index.refresh()
         try:
-            export_folder(self.journal_dir, self.json_path, self._index)
+            export_folder(self.files.journal_dir, self.files.json_path, self._index)
             self._note_rank_files()
         except OSError as error:
-            raise self._explained(error, self.json_path) from error
+            raise self._explained(error, self.files.json_path) from error
         self._export_ended = time.monotonic()
         self._export_took = self._export_ended - started
-        return self.json_path
+        return self.files.json_path
 
     def export_if_due(self) -> Path | None:
         """Export unless that would take up more than a small share of the time; None where it was not due."""
@@ -465,7 +381,7 @@ class Store:
         return self.export() if due else None
 
     def _note_rank_files(self) -> None:
-        names = [path.name for path in rank_files(self.journal_dir, "rank").values()]
+        names = [path.name for path in rank_files(self.files.journal_dir, "rank").values()]
         if names != self._manifest["rank_files"]:
             self._manifest["rank_files"] = names
             write_manifest(self.files.manifest_path, self._manifest)

@@ -56,25 +56,30 @@ def measure_rows(
     """
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1.")
-    places: dict[tuple, list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(cell_key(row), []).append(place)
+    rows_of_cell: dict[tuple, list[int]] = {}
+    for number, row in enumerate(rows):
+        rows_of_cell.setdefault(cell_key(row), []).append(number)
     tasks = (
-        (measure, measure_cell, [_slim(rows[i]) for i in chosen], [find_prompt(rows[i]) for i in chosen])
-        for chosen in places.values()
+        (measure, measure_cell, [_slim(rows[i]) for i in numbers], [find_prompt(rows[i]) for i in numbers])
+        for numbers in rows_of_cell.values()
     )
     found = MeasuredRows({}, {})
     hidden = None if progress is None else not progress
     with tqdm(total=len(rows), desc="measuring", unit="row", disable=hidden) as bar:
-        for (key, chosen), (measured, cell) in zip(places.items(), _work(tasks, workers), strict=True):
-            found.cells[key] = cell
-            for place, values in zip(chosen, measured, strict=True):
+        for (key, numbers), (of_rows, of_cell) in zip(rows_of_cell.items(), _work(tasks, workers), strict=True):
+            found.cells[key] = of_cell
+            for number, values in zip(numbers, of_rows, strict=True):
                 for name, value in values.items():
-                    if name not in found.columns:
-                        found.columns[name] = numpy.full(len(rows), numpy.nan)
-                    found.columns[name][place] = value
-            bar.update(len(chosen))
+                    _column(found.columns, name, len(rows))[number] = value
+            bar.update(len(numbers))
     return found
+
+
+def _column(columns: dict[str, numpy.ndarray], name: str, length: int) -> numpy.ndarray:
+    """Return a column, NaN throughout where it is new."""
+    if name not in columns:
+        columns[name] = numpy.full(length, numpy.nan)
+    return columns[name]
 
 
 def _slim(row: Row) -> dict[str, Any]:
@@ -120,11 +125,8 @@ def add_accuracies(
     if correct not in columns:
         return chance
     right = columns["accuracy"] = columns.pop(correct)
-    for place in numpy.flatnonzero(numpy.isfinite(right)):
-        prompt = find_prompt(rows[place])
-        name = PER_SKILL + prompt.skill
-        if name not in columns:
-            columns[name] = numpy.full(len(rows), numpy.nan)
-        columns[name][place] = right[place]
-        chance[place] = prompt.chance or 0.0
+    for number in numpy.flatnonzero(numpy.isfinite(right)):
+        prompt = find_prompt(rows[number])
+        _column(columns, PER_SKILL + prompt.skill, len(rows))[number] = right[number]
+        chance[number] = prompt.chance or 0.0
     return chance

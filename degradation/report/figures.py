@@ -7,18 +7,17 @@ from pathlib import Path
 
 from ..measures.names import ANSWERS, HEADLINE, RANKED
 from .curves import Curve, by_task
-from .plot_style import Plot
+from .plot_style import NothingToDraw, Plot
 from .plots import (
-    NothingToDraw,
     plot_answers,
     plot_common_axis,
     plot_layers,
     plot_levels,
     plot_perplexity,
-    plot_ranking,
     plot_repeats,
     plot_skills,
 )
+from .ranking_plot import plot_ranking
 from .result_files import common
 
 LONGEST = 180  # bytes of a figure's name; with its ending and a scratch name it stays below 255

@@ -27,6 +27,10 @@ DIGITS = ".6g"  # of the numbers in tables
 BANDS = 6  # with more curves in a panel their intervals would hide each other
 
 
+class NothingToDraw(Exception):
+    """The results hold nothing for a figure; the message says what is missing."""
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure on disk, the table behind it, and what a reader should see in it."""
@@ -155,6 +159,22 @@ def save(figure: Figure, folder: Path, name: str, rows: Sequence[Mapping[str, An
         figure.savefig(scratch, metadata={"Software": None})
     write_csv(plot.csv, rows, number=DIGITS)
     return plot
+
+
+def present(curves: Sequence[Curve], names: Sequence[str]) -> list[str]:
+    """Return those of `names` for which a curve has a value."""
+    there = {curve.measure.name for curve in curves if numpy.isfinite(curve.stats["centre"]).any()}
+    return [name for name in names if name in there]
+
+
+def series_of(curves: Sequence[Curve]) -> list[Series]:
+    """Return the series of some curves, each once."""
+    return list({id(curve.series): curve.series for curve in curves}.values())
+
+
+def of_measure(curves: Sequence[Curve], name: str) -> list[Curve]:
+    """Return the curves of one measure."""
+    return [curve for curve in curves if curve.measure.name == name]
 
 
 def curve_rows(curve: Curve) -> list[dict[str, Any]]:

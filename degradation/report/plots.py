@@ -6,25 +6,21 @@ the results hold nothing for it.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..measures.names import PER_SKILL, Measure
-from .bootstrap import COVERAGE
-from .cells_of_series import Series
-from .critical import Critical
 from .curves import Curve
-from .level_axis import number
 from .plot_style import (
     BANDS,
     COLOURS,
     GREY,
     PALE,
     Look,
+    NothingToDraw,
     Plot,
     curve_rows,
     draw_curve,
@@ -32,8 +28,11 @@ from .plot_style import (
     legend,
     level_axis,
     looks,
+    of_measure,
     panels,
+    present,
     save,
+    series_of,
     value_axis,
 )
 
@@ -41,20 +40,16 @@ PERPLEXITIES = ("perplexity", "kl_to_baseline")
 MOST_PANELS = 16
 
 
-class NothingToDraw(Exception):
-    """The results hold nothing for a figure; the message says what is missing."""
-
-
 def plot_levels(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
     """Draw each measure of `names` over the level, a line for each group of one method; bands are 95 % intervals."""
-    chosen = _present(curves, names)
+    chosen = present(curves, names)
     if not chosen:
         raise NothingToDraw("no measure of the answers has a value")
-    series = _series(curves)
+    series = series_of(curves)
     found = looks(series)
     figure, axes = panels(len(chosen))
     for panel, measure in zip(axes, chosen, strict=True):
-        drawn = [curve for curve in curves if curve.measure.name == measure]
+        drawn = of_measure(curves, measure)
         for curve in drawn:
             look = found[id(curve.series)]
             draw_curve(panel, curve.series.axis.positions, curve, look, len(drawn) <= BANDS)
@@ -63,7 +58,7 @@ def plot_levels(curves: Sequence[Curve], names: Sequence[str], folder: Path, nam
         value_axis(panel, drawn[0])
         level_axis(panel, [curve.series.axis for curve in drawn])
     legend(figure, axes)
-    rows = [row for measure in chosen for curve in curves if curve.measure.name == measure for row in curve_rows(curve)]
+    rows = [row for measure in chosen for curve in of_measure(curves, measure) for row in curve_rows(curve)]
     return save(
         figure,
         folder,
@@ -81,16 +76,16 @@ def plot_common_axis(curves: Sequence[Curve], names: Sequence[str], folder: Path
     known = [curve for curve in curves if numpy.isfinite(curve.series.mean_rel_l2[1:]).any()]
     if not known:
         raise NothingToDraw("no row and no lesion record holds the relative L2 distance of the damaged weights")
-    chosen = _present(known, names)
+    chosen = present(known, names)
     if not chosen:
         raise NothingToDraw("no measure of the answers has a value")
-    series = _series(known)
+    series = series_of(known)
     if len(series) == 1:
         raise NothingToDraw("there is one group only, and nothing to set beside it")
     found = looks(series)
     figure, axes = panels(len(chosen))
     for panel, measure in zip(axes, chosen, strict=True):
-        drawn = [curve for curve in known if curve.measure.name == measure]
+        drawn = of_measure(known, measure)
         for curve in drawn:
             draw_curve(panel, curve.series.mean_rel_l2, curve, found[id(curve.series)], len(drawn) <= BANDS)
         _chance(panel, drawn)
@@ -101,7 +96,7 @@ def plot_common_axis(curves: Sequence[Curve], names: Sequence[str], folder: Path
         panel.set_xlabel("relative L2 change of the group's weights", fontsize=9)
         value_axis(panel, drawn[0])
     legend(figure, axes)
-    rows = [row for measure in chosen for curve in known if curve.measure.name == measure for row in curve_rows(curve)]
+    rows = [row for measure in chosen for curve in of_measure(known, measure) for row in curve_rows(curve)]
     return save(
         figure,
         folder,
@@ -129,7 +124,7 @@ def plot_skills(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
     skills = sorted({c.measure.name for c in curves if c.measure.name.startswith(PER_SKILL)})
     if not skills:
         raise NothingToDraw("none of the prompts has an answer key")
-    series = [one for one in _series(curves) if any(skill in one.cells for skill in skills)]
+    series = [one for one in series_of(curves) if any(skill in one.cells for skill in skills)]
     colours = dict(zip(skills, COLOURS * 4, strict=False))
     _check_panels(len(series))
     figure, axes = panels(len(series), sharey=True)
@@ -160,7 +155,7 @@ def plot_skills(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
 
 def plot_answers(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
     """Draw how answers end: share looped, share ended by itself, mean length; a line for each group of one method."""
-    chosen = _present(curves, names)
+    chosen = present(curves, names)
     if not chosen:
         raise NothingToDraw("neither loops nor lengths were measured")
     plot = plot_levels(curves, chosen, folder, name)
@@ -168,19 +163,19 @@ def plot_answers(curves: Sequence[Curve], names: Sequence[str], folder: Path, na
         "Loops are runs that repeat until the answer is cut off. Short answers grow towards the token limit under "
         "damage, long ones tend to shrink. Bands are 95 % bootstrap intervals over repeats."
     )
-    return Plot(plot.name, f"Loops and length, {_series(curves)[0].key.method}", caption, plot.png, plot.csv)
+    return Plot(plot.name, f"Loops and length, {series_of(curves)[0].key.method}", caption, plot.png, plot.csv)
 
 
 def plot_perplexity(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
     """Draw perplexity (median, logarithmic) and KL to the undamaged model over the level of one method."""
-    chosen = _present(curves, PERPLEXITIES)
+    chosen = present(curves, PERPLEXITIES)
     if not chosen:
         raise NothingToDraw("perplexity was not measured")
-    series = _series(curves)
+    series = series_of(curves)
     found = looks(series)
     figure, axes = panels(len(chosen))
     for panel, measure in zip(axes, chosen, strict=True):
-        drawn = [curve for curve in curves if curve.measure.name == measure]
+        drawn = of_measure(curves, measure)
         for curve in drawn:
             x, look = curve.series.axis.positions, found[id(curve.series)]
             if len(curve.values) > 1:
@@ -192,7 +187,7 @@ def plot_perplexity(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
         value_axis(panel, drawn[0])
         level_axis(panel, [curve.series.axis for curve in drawn])
     legend(figure, axes)
-    rows = [row for measure in chosen for c in curves if c.measure.name == measure for row in curve_rows(c)]
+    rows = [row for measure in chosen for curve in of_measure(curves, measure) for row in curve_rows(curve)]
     return save(
         figure,
         folder,
@@ -207,10 +202,10 @@ def plot_perplexity(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
 
 def plot_repeats(curves: Sequence[Curve], measure: str, folder: Path, name: str) -> Plot:
     """Draw every repeat of one measure as a thin line, a panel for each series: how far repeats differ."""
-    drawn = [curve for curve in curves if curve.measure.name == measure]
+    drawn = of_measure(curves, measure)
     if not drawn or max(len(curve.values) for curve in drawn) < 2:
         raise NothingToDraw("there is only one repeat")
-    found = looks(_series(drawn))
+    found = looks(series_of(drawn))
     _check_panels(len(drawn))
     figure, axes = panels(len(drawn), sharey=True)
     rows = []
@@ -239,137 +234,14 @@ def plot_repeats(curves: Sequence[Curve], measure: str, folder: Path, name: str)
     )
 
 
-def plot_ranking(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
-    """Draw the vulnerability ranking: a dot plot of L50 with intervals, most vulnerable first, a panel a measure.
-
-    The x axis is relative L2 where every series has it, else the level, and then only series of one method fit on it.
-    """
-    chosen = [measure for measure in _present(curves, names) if _ranked(curves, measure)]
-    series = _series(curves)
-    if not chosen:
-        raise NothingToDraw("no group reached a critical level that others could be compared with")
-    common = all(numpy.isfinite(one.mean_rel_l2[1:]).all() for one in series)
-    if not common and len({one.key.method for one in series}) > 1:
-        raise NothingToDraw("several methods can only be ranked by relative L2, which is not recorded for all of them")
-    found = looks(series)
-    height = 1.1 + 0.3 * len(series)
-    figure, axes = panels(len(chosen), size=(4.3, height))
-    rows = []
-    for panel, measure in zip(axes, chosen, strict=True):
-        entries = _ranked(curves, measure)
-        entries = sorted((_ranking_row(curve, common) for curve in entries), key=lambda row: row["order"])
-        for place, row in enumerate(entries):
-            _draw_dot(panel, place, row, found[id(row["series"])])
-        names = [found[id(row["series"])].label for row in entries]
-        panel.set_yticks(range(len(entries)), names, fontsize=8, parse_math=False)
-        panel.set_ylim(len(entries) - 0.5, -0.5)
-        panel.set_xlabel("L50, as relative L2 change" if common else f"L50, {series[0].axis.label}", fontsize=9)
-        panel.set_title(curves_label(curves, measure), fontsize=10, loc="left")
-        panel.tick_params(axis="x", labelsize=8)
-        if common:
-            ends = [
-                row[name] for row in entries for name in ("at", "high", "end" if row["status"] != "reached" else "at")
-            ]
-            panel.set_xlim(0, 1.12 * max(end for end in ends if numpy.isfinite(end)))
-        else:
-            level_axis(panel, [one.axis for one in series])
-        rows += [
-            {
-                **key_columns(row["series"]),
-                "measure": measure,
-                "rank": place + 1,
-                "status": row["status"],
-                "scale": "rel_l2" if common else "position",
-                "half": row["at"],
-                "low": row["low"],
-                "high": row["high"],
-                "last_tested": row["end"],
-            }
-            for place, row in enumerate(entries)
-        ]
-    return save(
-        figure,
-        folder,
-        name,
-        rows,
-        "Which group is most vulnerable",
-        "L50 with its interval, most vulnerable group on top. A triangle stands where the levels ended "
-        f"before L50 was reached, an arrow where an interval goes on beyond them. {COVERAGE}",
-    )
-
-
-def curves_label(curves: Sequence[Curve], measure: str) -> str:
-    return next(curve.measure.label for curve in curves if curve.measure.name == measure)
-
-
-def _ranked(curves: Sequence[Curve], measure: str) -> list[Curve]:
-    """The curves that take part in a ranking: at least two, one of which reached its L50."""
-    found = [c for c in curves if c.measure.name == measure and c.half.status in ("reached", "not reached")]
-    return found if len(found) > 1 and any(curve.half.reached for curve in found) else []
-
-
-def _ranking_row(curve: Curve, common: bool) -> dict[str, Any]:
-    positions = curve.series.axis.positions
-    # a quantile keeps its place under a rising function, so the ends of the interval may be carried over
-    scale = curve.series.mean_rel_l2 if common else positions
-
-    def carried(position: float) -> float:
-        return float(numpy.interp(position, positions, scale)) if numpy.isfinite(position) else position
-
-    half: Critical = curve.half
-    end = float(scale[-1])
-    at = carried(half.position)
-    return {
-        "series": curve.series,
-        "status": half.status,
-        "at": at,
-        "low": carried(half.low),
-        "high": carried(half.high),
-        "end": end,
-        "order": (0, at) if half.reached else (1, -end),
-    }
-
-
-def _draw_dot(panel, place: int, row: Mapping[str, Any], look: Look) -> None:
-    colour, mark = look.colour, look.mark
-    if row["status"] != "reached":
-        panel.plot(row["end"], place, ">", color="white", mec=colour, mew=1.4, ms=7)
-        panel.annotate(
-            "not reached",
-            (row["end"], place),
-            xytext=(-8, 0),
-            textcoords="offset points",
-            fontsize=7,
-            ha="right",
-            va="center",
-            color=GREY,
-        )
-        return
-    if numpy.isfinite(row["low"]):
-        high = row["high"] if numpy.isfinite(row["high"]) else row["end"]
-        panel.plot([row["low"], high], [place, place], color=colour, lw=2.2, alpha=0.45, solid_capstyle="butt")
-        if not numpy.isfinite(row["high"]):
-            panel.plot(high, place, ">", color=colour, ms=5, alpha=0.6)
-    panel.plot(row["at"], place, mark, color=colour, ms=6)
-    panel.annotate(
-        number(row["at"]),
-        (row["at"], place),
-        xytext=(0, 6),
-        textcoords="offset points",
-        fontsize=7,
-        ha="center",
-        color=GREY,
-    )
-
-
 def plot_layers(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
     """Draw a heat map of layer subset x level for runs over several subsets (`@L...`) of one group and method."""
     found = [(layer_subset(curve.series.key.group), curve) for curve in curves]
     found = [(subset, curve) for subset, curve in found if subset]
     if len({subset for subset, _ in found}) < 2:
         raise NothingToDraw("only runs over several subsets of layers (groups with @L...) have one")
-    chosen = _present([curve for _, curve in found], names)
-    figure, axes = panels(len(chosen), size=(4.3, max(3.1, 0.22 * len(_series(curves)) + 1)))
+    chosen = present([curve for _, curve in found], names)
+    figure, axes = panels(len(chosen), size=(4.3, max(3.1, 0.22 * len(series_of(curves)) + 1)))
     rows = []
     for panel, measure in zip(axes, chosen, strict=True):
         drawn = sorted(((s, c) for s, c in found if c.measure.name == measure), key=lambda pair: pair[0])
@@ -380,7 +252,7 @@ def plot_layers(curves: Sequence[Curve], names: Sequence[str], folder: Path, nam
         folder,
         name,
         rows,
-        f"Layers by level, {_series(curves)[0].key.method}",
+        f"Layers by level, {series_of(curves)[0].key.method}",
         "Rows are the damaged layers, first layer on top; columns are the levels.",
     )
 
@@ -426,16 +298,6 @@ def _log_axis(panel) -> None:
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=12))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else f"{value:.0e}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _present(curves: Sequence[Curve], names: Sequence[str]) -> list[str]:
-    """Those of `names` for which a curve has a value."""
-    there = {curve.measure.name for curve in curves if numpy.isfinite(curve.stats["centre"]).any()}
-    return [name for name in names if name in there]
-
-
-def _series(curves: Sequence[Curve]) -> list[Series]:
-    return list({id(curve.series): curve.series for curve in curves}.values())
 
 
 def _chance(panel, curves: Sequence[Curve]) -> None:

@@ -21,11 +21,12 @@ from ..answers.rendering import load_picture, render_prompts
 from ..cells import make_cells
 from ..configs import ExperimentConfig
 from ..prompts import picture_path
-from ..weights.groups import Group, select_group
+from ..weights.groups import select_group
 from ..weights.loading import Loaded
 from ..weights.memory import PAUSE_ABOVE, host_memory
 from ..weights.model_checks import empty_model, fills_masks, read_tokenizer, resolve_device
 from ..weights.parameter_index import unwrap
+from ..weights.targets import Group
 from .footprint import (
     ModelShape,
     PromptLength,
@@ -176,26 +177,24 @@ def _estimate(
     # a masked model is shown a prompt once for each of its tokens
     batch = min(limit, length.prompt if shape.fills_masks else len(prompts))
     cells = len(make_cells(config))
-    host_total = host_memory().total
-    baseline = plan.fixed["baseline"]
-    kept_in_host = 0 if plan.baseline_on_device else baseline
+    kept_in_host = 0 if plan.baseline_on_device else plan.fixed["baseline"]
     return Estimate(
-        public_name(name),
-        config.group,
-        group.numel,
-        config.dtype,
-        on_gpu,
-        batch,
-        plan.parts(batch),
-        plan.device(batch),
-        device_total,
-        plan.fixed["predictions"] + kept_in_host if on_gpu else 0,
-        host_total,
-        plan.largest_batch(limit, device_total),
-        length.prompt,
-        cells * len(prompts),
-        cells,
-        "masked copies" if shape.fills_masks else "answers",
+        model=public_name(name),
+        group=config.group,
+        elements=group.numel,
+        dtype=config.dtype,
+        on_gpu=on_gpu,
+        batch_size=batch,
+        parts=plan.parts(batch),
+        device=plan.device(batch),
+        device_total=device_total,
+        host=plan.fixed["predictions"] + kept_in_host if on_gpu else 0,
+        host_total=host_memory().total,
+        largest_batch=plan.largest_batch(limit, device_total),
+        prompt_tokens=length.prompt,
+        rows=cells * len(prompts),
+        cells=cells,
+        unit="masked copies" if shape.fills_masks else "answers",
     )
 
 

@@ -17,9 +17,10 @@ from ..answers.row_cache import COLUMN_STEP
 from ..answers.text_probe import CONTEXT, KEPT_POSITIONS
 from ..configs import ExperimentConfig
 from ..damage.noise import TORCH_CHUNK
-from ..weights.groups import Group, attention_heads, select_group
+from ..weights.groups import attention_heads, select_group
 from ..weights.model_checks import fills_masks
 from ..weights.parameter_index import index_parameters, logical_shape
+from ..weights.targets import Group
 
 QUARTER = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}  # bytes a weight in 4 bits, by double_quant
 SAMPLING_COPIES = 5  # float32 tensors [B, V] that choosing a token makes

@@ -96,7 +96,7 @@ class ExperimentRun:
         """Do the cells of `plans` that nobody else has claimed; the model is as it was, afterwards and on errors."""
         with self.subject() as subject:
             for number, plan in enumerate(plans, start=1):
-                if self.store.claim(plan.cell.name(self.config)):
+                if self.store.claims.take(plan.cell.name(self.config)):
                     self.cell(plan, subject, progress)
                     if self.store.rank == 0:
                         self.store.export_if_due()

@@ -15,8 +15,7 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -27,6 +26,7 @@ from frankenlm.trainer_ext.common.checks import check_choice, suggest
 from .families import EVERYWHERE, FAMILIES, STRUCTURAL, Family, Heads, Pick, Slice
 from .layer_subsets import parse_layers
 from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, unwrap
+from .targets import Group, Target
 
 COMPOSITES = {
     "attn_qkvo": ("attn_q", "attn_k", "attn_only", "attn_o"),
@@ -44,92 +44,6 @@ LAYERED = frozenset(
     {"attn_only", "attn_q", "attn_k", "attn_o", "mlp_gate", "mlp_up", "mlp_down", "vision_attn", "vision_mlp"}
 )
 HEADED = {"attn_q": "q", "attn_k": "k", "attn_only": "v", "attn_o": "o", "vision_attn": "v"}
-
-
-@dataclass(frozen=True, eq=False)
-class Target:
-    """One parameter, or a part of it, that a lesion touches.
-
-    Attributes:
-        name: in the model. `canonical`: see `canonical_name`; with the flat index it keys the noise.
-        root: the model without wrappers. `module` and `parameter` are looked up in it each time, so that replaced
-            modules are found.
-        shape: of the whole tensor as the layer computes with it, also where it is stored packed in 4 bits.
-        numel: elements that are touched.
-        slice: the part, None for all; `part` is its name (q, k, v, gate, up).
-        group: the group it was found for. `layer`: index of its layer, or None.
-        transposed: the weight is stored (inputs, outputs), as in a Conv1D; else (outputs, inputs).
-        head_dim: width of an attention head, None where heads are not known; `head_axis`: the axis of `shape` along
-            which heads lie, one after the other. The head of an element is its index there // head_dim.
-        gain_offset: the layer scales by `parameter + gain_offset`: 1.0 for norms that do so, else 0.0.
-    """
-
-    name: str
-    canonical: str
-    root: nn.Module
-    shape: tuple[int, ...]
-    numel: int
-    slice: Slice | None = None
-    part: str | None = None
-    group: str = ""
-    layer: int | None = None
-    transposed: bool = False
-    head_dim: int | None = None
-    head_axis: int | None = None
-    gain_offset: float = 0.0
-
-    @property
-    def module(self) -> nn.Module:
-        return self.root.get_submodule(self.name.rpartition(".")[0])
-
-    @property
-    def attribute(self) -> str:
-        return self.name.rpartition(".")[2]
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        return self.module._parameters[self.attribute]
-
-    @property
-    def label(self) -> str:
-        """The canonical name, with the part in brackets: unique within a group."""
-        return self.canonical if self.part is None else f"{self.canonical}[{self.part}]"
-
-    def select(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the touched part of a tensor of the whole parameter's `shape`, as a view."""
-        if self.slice is None:
-            return tensor
-        return tensor.view(self.slice.view_shape).narrow(self.slice.dim, self.slice.start, self.slice.length)
-
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """Yield (flat start in the whole tensor, length) of each contiguous run of touched elements, ascending."""
-        if self.slice is None:
-            yield 0, math.prod(self.shape)
-        else:
-            yield from self.slice.runs()
-
-
-@dataclass(frozen=True)
-class Group:
-    """What a lesion touches. `needs_untie`: `untie` has to be called before the weights are changed."""
-
-    name: str
-    targets: tuple[Target, ...]
-    needs_untie: bool = False
-
-    @property
-    def numel(self) -> int:
-        return sum(target.numel for target in self.targets)
-
-    @property
-    def elements(self) -> dict[str, int]:
-        """Elements by the label of each target."""
-        return {target.label: target.numel for target in self.targets}
-
-    @property
-    def tensors(self) -> int:
-        """Number of different parameters."""
-        return len({target.name for target in self.targets})
 
 
 def select_group(model: nn.Module, group: str, *, tied_policy: str = "both", norm_gain: bool = True) -> Group:

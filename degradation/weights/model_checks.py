@@ -27,7 +27,8 @@ from frankenlm.trainer_ext.common.opening import reading
 
 from ..configs import DTYPES, ExperimentConfig
 from .families import OVERFLOWS_FLOAT16
-from .groups import Group, select_group
+from .groups import select_group
+from .targets import Group
 
 PACKED = "frankenlm_ternary"  # quant_method of our packed checkpoints
 BITSANDBYTES = "bitsandbytes"

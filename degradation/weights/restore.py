@@ -24,8 +24,9 @@ from ..damage.methods import DEFAULTS, Level, MethodOptions, check_request, is_b
 from ..damage.noise import field_key
 from ..damage.quant4 import QUANT_TARGET_MODES, check_requantise, is_4bit, make_dense
 from .checkpoint_map import CheckpointMap, checkpoint_folder
-from .groups import Group, Target, select_group, untie
+from .groups import select_group, untie
 from .parameter_index import unwrap
+from .targets import Group, Target
 from .undamaged import Saved, SavedPacked, keep_in_memory, keep_on_device
 
 RESTORE_STRATEGIES = ("subset_in_memory", "subset_on_device", "mmap_checkpoint")

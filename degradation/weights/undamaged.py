@@ -13,8 +13,8 @@ from ..damage.noise import Key
 from ..damage.quant4 import check_blocks, dequantise, packed_crc, put_packed, requantised
 from ..damage.rounding import check_dtype
 from ..damage.tensor_summary import Summary
-from .groups import Target
 from .memory import host_memory
+from .targets import Target
 
 CRC_PIECE = 1 << 22
 

@@ -20,18 +20,18 @@ from small_runs import SMALL, essence, rows_of
 TAKES_TURNS = """
 import sys, time
 from frankenlm.degradation.cli import main
-from frankenlm.degradation.records.store import Store
+from frankenlm.degradation.records.claims import Claims
 from frankenlm.trainer_ext.common.cli import run_command
 
-claim = Store.claim
+take = Claims.take
 
 def patient(self, cell):
-    taken, deadline = claim(self, cell), time.monotonic() + 120
-    while len(list((self.journal_dir / "claims").iterdir())) < 2 and time.monotonic() < deadline:
+    taken, deadline = take(self, cell), time.monotonic() + 120
+    while len(list(self.folder.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     return taken
 
-Store.claim = patient
+Claims.take = patient
 sys.exit(run_command(main))
 """
 

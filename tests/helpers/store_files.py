@@ -26,7 +26,7 @@ def paths(folder):
 
 
 def exported(opened):
-    return json.loads(opened.json_path.read_text(encoding="utf-8"))
+    return json.loads(opened.files.json_path.read_text(encoding="utf-8"))
 
 
 def shape(rows):

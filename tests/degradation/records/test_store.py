@@ -33,7 +33,7 @@ def test_names_become_file_names(tmp_path):
     names = ("mult_gauss", "org/mo|del", 'a:b\\c"?')
     with Store.open(tmp_path, *names, config_fields=CONFIG, manifest={}) as opened:
         opened.export()
-        assert opened.json_path.name == "outputs_mult_gauss_org-mo-del_a-b-c--.json"
+        assert opened.files.json_path.name == "outputs_mult_gauss_org-mo-del_a-b-c--.json"
     with pytest.raises(ConfigConflict, match=r'name_suffix: .* -> "a-b-c--"'):
         Store.open(tmp_path, "mult_gauss", "org/mo|del", "a-b-c--", config_fields=CONFIG, manifest={})
 
@@ -94,14 +94,14 @@ def test_every_field_counts(filled, field):
 def test_new_suffix_finds_its_place_again(filled):
     changed, third = CONFIG | {"temperature": 0.7}, CONFIG | {"temperature": 0.5}
     with open_store(filled, changed, on_conflict="new-suffix") as opened:
-        assert opened.suffix == "test-2" and opened.finished == {}
+        assert opened.files.suffix == "test-2" and opened.finished == {}
         opened.append([make_row(config=changed)])
         with open_store(filled, changed, on_conflict="new-suffix", rank=1, world_size=2) as other:
-            assert other.suffix == "test-2"
+            assert other.files.suffix == "test-2"
     with open_store(filled, third, on_conflict="new-suffix") as opened:
-        assert opened.suffix == "test-3"
+        assert opened.files.suffix == "test-3"
     with open_store(filled, changed, on_conflict="new-suffix") as opened:
-        assert opened.suffix == "test-2" and len(opened.finished) == 1
+        assert opened.files.suffix == "test-2" and len(opened.finished) == 1
     assert len(open_and_count(filled)) == 18
 
 
@@ -109,7 +109,7 @@ def test_archive_moves_everything_out_of_the_way(filled, caplog):
     json_path, folder = paths(filled)
     before = json_path.read_bytes()
     with open_store(filled, CONFIG | {"temperature": 0.7}, on_conflict="archive") as opened:
-        assert opened.finished == {} and opened.suffix == "test"
+        assert opened.finished == {} and opened.files.suffix == "test"
         with pytest.raises(ExperimentLocked):
             open_store(filled, CONFIG | {"temperature": 0.7})
         opened.export()

@@ -66,10 +66,10 @@ if mode == "full":
     os.unlink(os.path.join(folder, "ballast"))
     with open_store() as store:
         assert len(store.finished) == written > 5, (len(store.finished), written)
-        assert not list(store.journal_dir.glob("*.torn"))
+        assert not list(store.files.journal_dir.glob("*.torn"))
         store.append([make_row(written + 1)])
         store.export()
-        print(len(json.loads(store.json_path.read_bytes())) - written)
+        print(len(json.loads(store.files.json_path.read_bytes())) - written)
 else:
     open_store().close()
     subprocess.run(["mount", "-o", "remount,ro", folder], check=True)

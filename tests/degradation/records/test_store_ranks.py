@@ -23,7 +23,7 @@ def test_the_export_is_the_same_whatever_the_world_size(tmp_path, world_size):
     stores[0].export()
     expected = sorted(rows, key=lambda r: (r["param_group_name"], r["level_index"], r["repeat_index"], r["prompt_id"]))
     assert shape(exported(stores[0])) == shape(expected)
-    lesions = read_rows(stores[0].journal_dir / "lesions.jsonl")
+    lesions = read_rows(stores[0].files.journal_dir / "lesions.jsonl")
     assert [(r["group"], r["level_index"], r["repeat_index"]) for r in lesions] == [
         (g, k, r) for g in sorted(groups) for k in range(3) for r in range(2)
     ]
@@ -85,10 +85,10 @@ def test_a_rank_of_an_earlier_run_that_still_writes_is_noticed(tmp_path):
 
 def test_a_cell_is_claimed_once_a_run(tmp_path):
     with open_store(tmp_path) as first, open_store(tmp_path, rank=1, world_size=2) as second:
-        assert first.claim("attn_only|0.1|0") and not second.claim("attn_only|0.1|0")
-        assert second.claim("attn_only|0.1|1") and not second.claim("attn_only|0.1|1")
+        assert first.claims.take("attn_only|0.1|0") and not second.claims.take("attn_only|0.1|0")
+        assert second.claims.take("attn_only|0.1|1") and not second.claims.take("attn_only|0.1|1")
     with open_store(tmp_path) as again:
-        assert again.claim("attn_only|0.1|0")
+        assert again.claims.take("attn_only|0.1|0")
 
 
 def test_cells_are_the_last_of_each(tmp_path):

@@ -246,7 +246,7 @@ def test_crlf_in_every_file(filled):
 @pytest.mark.parametrize("kind", ["folder", "link"])
 def test_a_folder_or_link_in_the_place_of_a_file_is_one_line(name, kind, tmp_path):
     with open_store(tmp_path) as opened:
-        place, theirs = opened.journal_dir / name, tmp_path / "theirs"
+        place, theirs = opened.files.journal_dir / name, tmp_path / "theirs"
     place.unlink(missing_ok=True)
     theirs.write_text("precious")
     place.mkdir() if kind == "folder" else place.symlink_to(theirs)
@@ -257,10 +257,10 @@ def test_a_folder_or_link_in_the_place_of_a_file_is_one_line(name, kind, tmp_pat
 
 def test_strangers_in_the_journals_folder_stay(tmp_path):
     with open_store(tmp_path) as opened:
-        opened.claim("a cell")
-        strangers = [opened.journal_dir / name for name in (".notes.tmp", "claims/theirs", "README")]
+        opened.claims.take("a cell")
+        strangers = [opened.files.journal_dir / name for name in (".notes.tmp", "claims/theirs", "README")]
         for path in strangers:
             path.write_text("precious")
     with open_store(tmp_path) as opened:
-        assert opened.claim("a cell")  # those of an earlier run are forgotten
+        assert opened.claims.take("a cell")  # those of an earlier run are forgotten
     assert [path.read_text() for path in strangers] == ["precious"] * 3

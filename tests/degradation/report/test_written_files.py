@@ -180,7 +180,7 @@ def experiment(tmp_path):
     with Store.open(tmp_path, *NAMES, config_fields=CONFIG, manifest={}) as store:
         store.append([make_row(1), make_row(2)])
         store.export()
-        return store.json_path, store.journal_dir
+        return store.files.json_path, store.files.journal_dir
 
 
 @pytest.mark.parametrize(

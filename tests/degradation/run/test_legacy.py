@@ -71,7 +71,7 @@ def test_rows_are_adopted_by_the_original_key(tmp_path, store):
     assert set(store.finished) == {row["row_key"] for row in rows[:3]}
     assert adopt(tmp_path, store, old, planned(*rows)) == LegacyCount(adopted=0, known=4, unmatched=2)
     store.export()
-    first = json.loads(store.json_path.read_text(encoding="utf-8"))[0]
+    first = json.loads(store.files.json_path.read_text(encoding="utf-8"))[0]
     assert first["completion"] == "An old answer.\nOf two lines." and first["output"] == old[0]["output"]
     wanted = {
         "sampler": "legacy",

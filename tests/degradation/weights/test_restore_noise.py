@@ -8,8 +8,9 @@ from torch import nn
 from frankenlm.degradation.configs import level_key
 from frankenlm.degradation.damage.methods import MethodOptions, damage_tensor
 from frankenlm.degradation.damage.noise import field_key
-from frankenlm.degradation.weights.groups import Group, select_group
+from frankenlm.degradation.weights.groups import select_group
 from frankenlm.degradation.weights.restore import Baseline
+from frankenlm.degradation.weights.targets import Group
 from frankenlm.degradation.weights.undamaged import layout_of
 from model_damage import damage
 
