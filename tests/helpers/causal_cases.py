@@ -2,6 +2,7 @@
 
 import torch
 
+from frankenlm.modeling.cache import StateCache
 from frankenlm.modeling.mixers import MIXERS
 
 LENGTH = 30
@@ -46,3 +47,13 @@ def in_pieces(model, ids, sizes, mask=None, whole_mask=True):
         outputs.append(output.logits)
         start = stop
     return torch.cat(outputs, dim=1), cache
+
+
+def state_bytes(cache: StateCache) -> int:
+    """Return the bytes of everything that a cache keeps."""
+    entries = (cache.embedding, *cache.layers)
+    tensors = [tensor for entry in entries for tensor in entry.tensors.values()]
+    tensors += [tensor for entry in entries for store in entry.key_values for tensor in (store.keys, store.values)]
+    if any(entry.key_values for entry in entries):  # positions and masks are those of the keys
+        tensors += [tensor for tensor in (cache.key_positions, cache.key_mask) if tensor is not None]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

@@ -211,11 +211,6 @@ def test_states_and_attentions(build_legacy, tokens):
     assert model(tokens(2, 9)).hidden_states is None
 
 
-def test_embeddings_in_place_of_ids(build_legacy, tokens):
-    model, ids = build_legacy(), tokens(2, 9)
-    assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids)).logits, model(ids).logits)
-
-
 def test_contradictions_are_refused(build_legacy, tokens):
     model, ids = build_legacy(), tokens(2, 10)
     with pytest.raises(ValueError, match="exactly one of"):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from frankenlm.modeling import FrankensteinForCausalLM, FrankensteinForMaskedLM
 from frankenlm.modeling.mixers import MIXERS
 from frankenlm.modeling.norms import NORMS
 
@@ -161,12 +160,6 @@ def test_compiles_without_changing_the_result(is_decoder, tiny_model, tokens):
     compiled = torch.compile(model, backend="eager")
     for inputs in ({}, {"attention_mask": mask}):
         torch.testing.assert_close(logits(compiled, ids, **inputs), logits(model, ids, **inputs), atol=1e-5, rtol=1e-5)
-
-
-def test_a_head_of_the_wrong_direction_is_refused(tiny_config):
-    for head, is_decoder in ((FrankensteinForCausalLM, False), (FrankensteinForMaskedLM, True)):
-        with pytest.raises(ValueError, match="is_decoder"):
-            head(tiny_config(is_decoder=is_decoder))
 
 
 @every_mixer

@@ -17,7 +17,6 @@ from frankenlm.modeling import (
     InfinitoForCausalLM,
     InfinitoModel,
     Legacy1BitForCausalLM,
-    Legacy1BitModel,
     native_ops,
 )
 from tiny_infinito import tiny_infinito
@@ -74,7 +73,6 @@ CASES = {
     "infinito": (lambda: InfinitoForCausalLM(tiny_infinito()), "AutoModelForCausalLM"),
     "infinito stack": (lambda: InfinitoModel(tiny_infinito()), "AutoModel"),
     "legacy": (lambda: Legacy1BitForCausalLM(tiny_legacy()), "AutoModelForCausalLM"),
-    "legacy stack": (lambda: Legacy1BitModel(tiny_legacy()), "AutoModel"),
 }
 
 
