@@ -1,5 +1,6 @@
 """Every file that a page, a card, a docstring or a comment names is there."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -30,6 +31,16 @@ def missing(path: Path, text: str, names: set[str]) -> list[str]:
     return found
 
 
+def said(path: Path) -> str:
+    """The docstrings and comments of a source file."""
+    text = path.read_text(encoding="utf-8")
+    comments = re.findall(r"(?:#|//) [^\n]*", text)
+    if path.suffix == ".py":
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        comments += [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+    return "\n".join(comments)
+
+
 def test_pages_name_files_that_are_there():
     names = {path.name for path in tracked()}
     for path in tracked("*.md", "*.yaml", "Makefile", "*.cfg", "*.toml"):
@@ -41,5 +52,4 @@ def test_code_names_files_that_are_there(part):
     """In docstrings and comments; strings of tests name what they make themselves."""
     names = {path.name for path in tracked()}
     for path in tracked(f"{part}/*.py", f"{part}/*.cpp", f"{part}/*.h", f"{part}/*.inc"):
-        said = re.findall(r'"""(?:.|\n)*?"""|(?:#|//) [^\n]*', path.read_text(encoding="utf-8"))
-        assert not missing(path, "\n".join(said), names), path.relative_to(ROOT)
+        assert not missing(path, said(path), names), path.relative_to(ROOT)

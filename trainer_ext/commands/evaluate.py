@@ -152,7 +152,9 @@ def write_texts(
 
 def measures(metrics: Sequence[str]) -> list[str]:
     """The names in the report of what --metrics names."""
-    return [measure for name in metrics for measure in TEXT_MEASURES.get(name, (name,))]
+    return [
+        measure for name in metrics for measure in (TEXT_MEASURES[name].names if name in TEXT_MEASURES else (name,))
+    ]
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -28,9 +28,10 @@ from ..common.output_streams import stop_if_unread
 from ..common.redaction import public_name
 from ..generation.conversation import Conversation, converse, typed_lines
 from ..generation.flags import CONVERSATION_HELP, DEMO_TOKENS
-from ..generation.generate import Text, check_chat_template, encode_prompt, generate_texts, measure_texts
+from ..generation.generate import Text, check_chat_template, encode_prompt, generate_texts, tokens_per_second, written
 from ..generation.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
 from ..generation.sampling import Sampling
+from ..metrics.text import diversity, repetition
 
 logger = logging.getLogger("frankenlm.generate")
 
@@ -199,7 +200,8 @@ def demonstrate(args, model, checkpoint, prompts, ids, sampling, rows: list[dict
             texts.append(text)
             rows.append({"setting": name, **report_row(prompt.text, text)})
             progress.update()
-        measures = measure_texts(texts, model, checkpoint.tokenizer)
+        tokens = written(texts, model, checkpoint.tokenizer).tokens
+        measures = {**repetition(tokens), **diversity(tokens), "tokens_per_second": tokens_per_second(texts)}
         cells = ["-" if measures[column] is None else f"{measures[column]:.3g}" for column in DEMO_COLUMNS]
         lines.append(f"{name:<12}" + "".join(f"{cell:>18}" for cell in cells))
     progress.close()

@@ -16,7 +16,7 @@ from transformers import (
 from frankenlm.modeling.packed_operators import has_native_operators
 from frankenlm.modeling.quantizer_ternary import packed_layers
 
-from ..metrics.text import NEED_SACREBLEU, require_sacrebleu
+from ..metrics.text import TEXT_MEASURES, require_sacrebleu
 from .cli import UserError, check_new_file
 from .objectives import OBJECTIVES
 from .opening import check_runs, read_config, read_tokenizer, read_weights
@@ -136,7 +136,7 @@ def check_device(device: str, option: str = "--device") -> torch.device:
 
 def check_sacrebleu(metrics: Sequence[str]) -> None:
     """Raises UserError, before the work, where BLEU is asked for and its library is missing."""
-    if any(name in metrics for name in NEED_SACREBLEU):
+    if any(measure.needs_sacrebleu for name, measure in TEXT_MEASURES.items() if name in metrics):
         try:
             require_sacrebleu()
         except ImportError as error:

@@ -20,10 +20,10 @@ from frankenlm.modeling.checks import suggest
 from ..common.checkpoints import Checkpoint
 from ..common.cli import UserError
 from ..common.redaction import public_name
-from ..generation.generate import Text, generate_texts, measure_texts, text_tokens
+from ..generation.generate import Text, generate_texts, text_tokens, tokens_per_second, written
 from ..generation.prompts import Prompt
 from ..generation.sampling import Sampling
-from ..metrics.text import ORDERS, bleu, self_bleu
+from ..metrics.text import ORDERS, measure_written
 from .flags import COMPARED
 from .scoring import Scorer, score, usable_positions
 
@@ -165,18 +165,10 @@ def measure(
         bar.update()
     values: dict[str, Any] = {"parameters": model.num_parameters()}
     flat = [text for of_prompt in texts for text in of_prompt]
-    values |= measure_texts(flat, model, checkpoint.tokenizer)
-    if "diversity" in metrics:
-        values["self_bleu"] = self_bleu([text.text for text in flat])
-    extra: dict[str, Any] = {}
-    if "bleu" in metrics:
-        pairs = [
-            (text.text, prompt.references)
-            for prompt, of_prompt in zip(prompts, texts, strict=True)
-            for text in of_prompt
-        ]
-        values |= bleu([text for text, _ in pairs], [references for _, references in pairs])
-        extra["bleu_signature"] = values.pop("bleu_signature")
+    references = [prompt.references for prompt, of_prompt in zip(prompts, texts, strict=True) for _ in of_prompt]
+    values |= measure_written(written(flat, model, checkpoint.tokenizer, references), metrics)
+    values["tokens_per_second"] = tokens_per_second(flat)
+    extra = {"bleu_signature": values["bleu_signature"]} if "bleu" in metrics else {}
     if likelihood is not None and any(name in metrics for name in LIKELIHOOD):
         scorer = Scorer(
             model, checkpoint.tokenizer, "causal", likelihood.context_length, likelihood.stride, likelihood.batch_size

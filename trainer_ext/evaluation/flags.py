@@ -20,7 +20,7 @@ COMPARED = {
     "loss": ("loss",),
     "perplexity": ("perplexity",),
     "bits_per_byte": ("bits_per_byte",),
-    **TEXT_MEASURES,
+    **{group: measure.names for group, measure in TEXT_MEASURES.items()},
     "speed": ("tokens_per_second",),
 }
 
