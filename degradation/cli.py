@@ -301,7 +301,7 @@ COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
 
 
 def main(argv: Sequence[str] | None = None, description: str = "") -> None:
-    """Run one command; see `trainer_ext.cli.run_command` for the exit codes."""
+    """Run one command; see `trainer_ext.common.cli.run_command` for the exit codes."""
     argv = with_underscores(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("--help", "-h"):
         print(overview(description))

@@ -35,7 +35,7 @@ METHOD_OPTIONS = frozenset(
     }
 )
 # Fields that say how the work is done, not what comes out: changing them is no conflict with rows that exist. The
-# picture counts by its content, not by where it lies (experiment.py).
+# picture counts by its content, not by where it lies (run/plan.py).
 NOT_IN_HASH = frozenset(
     {
         "config_name",

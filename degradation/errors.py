@@ -1,4 +1,14 @@
-"""Why an experiment ends early, each with the exit code of the command. Imports nothing: readers of results need it."""
+"""Why an experiment ends early, each with the exit code of the command. Imports nothing: readers of results need it.
+
+    LabStop                 1
+      MemoryStop            3   memory is nearly used up
+      ConfigConflict        4   rows of another configuration lie under the same name
+      ExperimentLocked      5   another process works on the experiment
+      DamagedRecords        7   journal, manifest or JSON file are damaged or newer
+
+A mistake found before the work is a `UserError` (2), storage that fails an OSError (6), a signal an `Interrupted`
+(128 + its number): see trainer_ext/common/cli.py.
+"""
 
 
 class LabStop(Exception):

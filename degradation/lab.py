@@ -158,7 +158,7 @@ class Lab:
         return found, fingerprint_name(self.name, found), tokenizer, processor, reading
 
     def adopt(self, experiment: Experiment, file: str | os.PathLike) -> LegacyCount:
-        """Take rows of the original program's JSON file into an experiment; see `legacy.import_legacy`."""
+        """Take rows of the original program's JSON file into an experiment; see `legacy.adopt_legacy`."""
         rows = read_legacy(file)
         match_legacy(rows, file, experiment.planned_rows())  # what is wrong with them is told before a folder is made
         with self._open(experiment, self._processes()) as store:

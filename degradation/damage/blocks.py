@@ -34,7 +34,7 @@ def damage_rows(
     size: int = WORDS,
     on_device: bool | None = None,
 ) -> np.ndarray:
-    """Write the damaged elements and return the sums of `lesions.SUMS`, float64 [8].
+    """Write the damaged elements and return the sums of `lesion_sums.SUMS`, float64 [8].
 
     Args:
         before, after: matrices [outer, length] of the layout's elements, of one type, any strides, not overlapping.
@@ -54,7 +54,7 @@ def damage_rows(
 def compare_rows(
     before: torch.Tensor, after: torch.Tensor, layout: Layout, *, threads: int | None = None
 ) -> np.ndarray:
-    """Return the sums of `lesions.SUMS` of two matrices [outer, length] of a layout's elements, float64 [8]."""
+    """Return the sums of `lesion_sums.SUMS` of two matrices [outer, length] of a layout's elements, float64 [8]."""
 
     def compare(piece: Piece) -> np.ndarray:
         scratch = _scratch.grow(piece.numel)

@@ -22,10 +22,9 @@ from frankenlm.trainer_ext.common.checks import check_choice
 
 from ..configs import METHOD_OPTIONS, ExperimentConfig, check_levels, check_values
 from ..configs import METHODS as METHOD_NAMES
-from .blocks import damage_rows
 from .layout import Layout
 from .noise import Key, gaussian_tables, look_up, look_up_torch
-from .rounding import check_dtype, round_once
+from .rounding import round_once
 from .tensor_summary import RANGE_UNITS, Ranges, Summary, value_ranges
 from .words import WordSource, exact_limit
 
@@ -271,44 +270,6 @@ def prepare(method: str, request: TensorRequest) -> tuple[object | None, WordSou
     if damage is None or not damage.draws:
         return damage, None
     return damage, WordSource(request.layout, request.key, request.options.unit)
-
-
-def damage_tensor(
-    tensor: torch.Tensor,
-    method: str,
-    level: Level,
-    key: Key,
-    *,
-    options: MethodOptions = DEFAULTS,
-    layout: Layout | None = None,
-    summary: Summary | None = None,
-    **how,
-) -> torch.Tensor:
-    """Return the damaged tensor, of the same shape, type and device; `tensor` stays as it is.
-
-    Args:
-        tensor: undamaged, float32, bfloat16 or float16.
-        method: one of METHODS; level: see the module; key: `noise.field_key` of the tensor.
-        layout: where its elements lie within a larger tensor (a shard, a slice); default: it is the whole.
-        summary: of that larger tensor, which add_gauss and uni_quant need; default: of this one.
-        how: threads, size, on_device of `blocks.damage_rows`.
-    Raises:
-        ValueError: unknown method, level or type; uni_quant of infinities or NaN; legacy_rng, which has no field.
-    """
-    check_dtype("tensor", tensor.dtype)
-    if options.legacy_rng:
-        raise ValueError("legacy_rng=True draws from a generator, not from a field: see legacy_damage.")
-    layout = layout or Layout.whole(tuple(tensor.shape))
-    before = tensor.detach().reshape(layout.outer, layout.length)
-    summary = summary or Summary("tensor", before, layout)
-    damage = None
-    if not is_baseline(method, level):
-        damage, words = prepare(method, TensorRequest(level, options, key, layout, tensor.dtype, summary))
-    if damage is None:
-        return tensor.detach().clone()
-    after = torch.empty_like(before)
-    damage_rows(before, after, layout, damage, words, **how)
-    return after.view(tensor.shape)
 
 
 def legacy_damage(tensor: torch.Tensor, method: str, level: float, generator: torch.Generator) -> torch.Tensor:

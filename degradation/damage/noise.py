@@ -199,15 +199,6 @@ def gaussian_tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return bins, tail, -tail[::-1]
 
 
-def gaussians(key: Key, start: int, count: int) -> np.ndarray:
-    """Return standard normal numbers of the elements start ... start + count - 1, float32 [count]."""
-    out = np.empty(count, dtype=np.float32)
-    for first in range(0, count, WORDS):
-        part = out[first : first + WORDS]
-        look_up(words(key, start + first, len(part)), *gaussian_tables(), part)
-    return out
-
-
 # --- torch, any device
 
 
@@ -253,11 +244,3 @@ def look_up_torch(drawn, bins, low_tail, high_tail):
     upper, lower = drawn >> 16, drawn & (BINS - 1)
     values = torch.where(upper == 0, low_tail[lower], bins[upper])
     return torch.where(upper == BINS - 1, high_tail[lower], values)
-
-
-def gaussians_torch(key: Key, start: int, count: int, device):
-    """Return the same numbers as `gaussians`, float32 [count], on `device`."""
-    import torch
-
-    tables = [torch.from_numpy(np.array(table)).to(device) for table in gaussian_tables()]
-    return look_up_torch(words_torch(key, start, count, device), *tables)

@@ -25,7 +25,6 @@ from .choices import chosen, denied, plain
 from .numerals import numbers, numbers_in_digits, numbers_in_words, without_remarks
 
 CORRECT, WRONG, UNPARSED = "correct", "wrong", "unparsed"
-GRADES = (CORRECT, WRONG, UNPARSED)
 # what people recite
 SERIES = (
     ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"),

@@ -96,8 +96,9 @@ class Heartbeat:
         self.path = path
         self.lost = False
         self._content = content
+        self._beaten = time.monotonic()
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lock heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._keep_beating, name="lock heartbeat", daemon=True)
         self._thread.start()
 
     @classmethod
@@ -116,20 +117,21 @@ class Heartbeat:
             return cls(path, content)
         return None
 
-    def _beat(self) -> None:
-        beaten = time.monotonic()
-        while not self._stopped.wait(HEARTBEAT):
-            try:
-                self.lost = not self._ours()
-                if not self.lost:
-                    os.utime(self.path)
-                    beaten = time.monotonic()
-            except OSError as error:
-                # a network file system may come back, but after STALE_AFTER others take the lock for left behind
-                logger.warning("%s could not be kept fresh: %s", self.path, error.strerror)
-                self.lost = time.monotonic() - beaten > STALE_AFTER - HEARTBEAT
-            if self.lost:
-                return
+    def _keep_beating(self) -> None:
+        while not (self.lost or self._stopped.wait(HEARTBEAT)):
+            self.beat()
+
+    def beat(self) -> None:
+        """Set the file's time anew, or find the lock lost: to another process, or after too many beats that failed."""
+        try:
+            self.lost = not self._ours()
+            if not self.lost:
+                os.utime(self.path)
+                self._beaten = time.monotonic()
+        except OSError as error:
+            # a network file system may come back, but after STALE_AFTER others take the lock for left behind
+            logger.warning("%s could not be kept fresh: %s", self.path, error.strerror)
+            self.lost = time.monotonic() - self._beaten > STALE_AFTER - HEARTBEAT
 
     def _ours(self) -> bool:
         try:

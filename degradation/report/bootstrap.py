@@ -119,7 +119,7 @@ def expanded(mean: numpy.ndarray, low: numpy.ndarray, high: numpy.ndarray, n: nu
 
     A percentile interval is too narrow by the bootstrap's standard error (sqrt((n - 1) / n)) and by the normal's
     quantile, where Student's t belongs; the factor is the one of Hesterberg 2015, "What Teachers Should Know About the
-    Bootstrap", section 4.1.3. For 95 % and n repeats of normal values it covers, see test_statistics.py, 95 %.
+    Bootstrap", section 4.1.3. For 95 % and n repeats of normal values it covers, see test_bootstrap.py, 95 %.
     """
     freedom = numpy.clip(n - 1, 1, None)
     places = numpy.minimum(freedom, len(STUDENT)) - 1

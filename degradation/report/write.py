@@ -58,7 +58,7 @@ def analyse(
         results: paths of exported JSON files; the journals beside them are read for lesions, perplexity and versions.
         draws, seed: of the bootstrap; the same ones give the same numbers.
         measure, measure_texts: measures of a row and of a cell; the shipped ones unless a test puts in its own.
-        workers: processes that measure, see `measuring.measure_rows`.
+        workers: processes that measure, see `columns.measure_rows`.
         progress: show bars; None shows them on a terminal only.
 
     Raises:

@@ -36,7 +36,7 @@ def reading_identity(
     code: str | None = None,
     fills_masks: bool = False,
 ) -> dict[str, Any]:
-    """Return the fields of `records.READING_FIELDS`, as JSON values.
+    """Return the fields of `row_keys.READING_FIELDS`, as JSON values.
 
     Args:
         processor: of pictures and texts, None where no picture is shown.

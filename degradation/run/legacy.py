@@ -34,30 +34,24 @@ def legacy_key(row: Mapping[str, Any]) -> tuple:
     return (row.get("param_group_name"), rounded, row.get("repeat_index"), row.get("degradation_method"), prompt)
 
 
-def import_legacy(file: str | os.PathLike, store: Store, planned: Mapping[str, Mapping[str, Any]]) -> LegacyCount:
-    """Adopt the rows of a file of the original program into an open experiment.
-
-    Args:
-        file: JSON, a list of rows.
-        planned: row_key -> what is known of that row before it is generated: names of `ROW_FIELDS`, among them
-            experiment_id, config_name, model_name, prompt_id, prompt_text, level_value, level_index, repeat_index,
-            param_group_name, degradation_method.
-
-    Raises:
-        ValueError: the file is no JSON list of rows, its rows are of another model, or one lacks its output or holds
-            what no row may hold; nothing was written.
-        OSError: the file cannot be read, or the storage is full.
-    """
-    return adopt_legacy(read_legacy(file), file, store, planned)
-
-
 def adopt_legacy(
     old_rows: Sequence[Mapping[str, Any]],
     file: str | os.PathLike,
     store: Store,
     planned: Mapping[str, Mapping[str, Any]],
 ) -> LegacyCount:
-    """Adopt rows that `read_legacy` has read from a file; see `import_legacy`."""
+    """Adopt rows that `read_legacy` has read from a file of the original program into an open experiment.
+
+    Args:
+        planned: row_key -> what is known of that row before it is generated: names of `ROW_FIELDS`, among them
+            experiment_id, config_name, model_name, prompt_id, prompt_text, level_value, level_index, repeat_index,
+            param_group_name, degradation_method.
+
+    Raises:
+        ValueError: its rows are of another model, or one lacks its output or holds what no row may hold; nothing was
+            written.
+        OSError: the storage is full.
+    """
     adopted, known, unmatched = match_legacy(old_rows, file, planned, store.finished)
     rows = list(adopted.values())
     for start in range(0, len(rows), BATCH):

@@ -84,7 +84,7 @@ class Saved:
         return int(torch.count_nonzero(self.rows == -self.layout.gain_offset))
 
     def damage(self, method: str, level: float, options: MethodOptions, key: Key, threads: int | None):
-        """Write the damaged elements; return (sums of `lesions.SUMS`, occupied levels or None)."""
+        """Write the damaged elements; return (sums of `lesion_sums.SUMS`, occupied levels or None)."""
         live = self.live
         request = TensorRequest(level, options, key, self.layout, live.dtype, self.summary)
         damage, words = prepare(method, request)

@@ -3,8 +3,11 @@
 import numpy as np
 import torch
 
-from frankenlm.degradation.damage.methods import damage_tensor
-from frankenlm.degradation.damage.noise import field_key
+from frankenlm.degradation.damage.blocks import damage_rows
+from frankenlm.degradation.damage.layout import Layout
+from frankenlm.degradation.damage.methods import DEFAULTS, TensorRequest, is_baseline, prepare
+from frankenlm.degradation.damage.noise import field_key, gaussian_tables, look_up, words
+from frankenlm.degradation.damage.tensor_summary import Summary
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LEVELS = {"mult_gauss": 0.3, "ablation": 0.3, "uni_quant": 16, "add_gauss": 0.3}
@@ -30,6 +33,28 @@ def special_values(dtype):
 
 def same_bits(a, b):
     return a.dtype == b.dtype and torch.equal(a.view(INT[a.dtype]), b.view(INT[b.dtype]))
+
+
+def gaussians(key, start, count):
+    """Standard normal numbers of the elements start ... start + count - 1 of a field."""
+    out = np.empty(count, dtype=np.float32)
+    look_up(words(key, start, count), *gaussian_tables(), out)
+    return out
+
+
+def damage_tensor(tensor, method, level, key, *, options=DEFAULTS, layout=None, summary=None, **how):
+    """Return a tensor damaged as the lab damages a parameter; `layout`: where it lies within a larger one."""
+    layout = layout or Layout.whole(tuple(tensor.shape))
+    before = tensor.detach().reshape(layout.outer, layout.length)
+    summary = summary or Summary("tensor", before, layout)
+    damage = None
+    if not is_baseline(method, level):
+        damage, drawn = prepare(method, TensorRequest(level, options, key, layout, tensor.dtype, summary))
+    if damage is None:
+        return tensor.detach().clone()
+    after = torch.empty_like(before)
+    damage_rows(before, after, layout, damage, drawn, **how)
+    return after.view(tensor.shape)
 
 
 def damaged(tensor, method, level=None, **kwargs):

@@ -4,11 +4,13 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import damaged_tensors
 from damaged_tensors import DTYPES, KEY, LEVELS, damaged, same_bits, special_values, weights
 from frankenlm.degradation.damage.blocks import damage_rows
 from frankenlm.degradation.damage.layout import Layout, draw_words
@@ -76,8 +78,9 @@ def test_cuda_gives_the_same_bits(method, dtype):
 
 FORKED = """
 import multiprocessing, sys, torch
-from frankenlm.degradation.damage.methods import damage_tensor
-given, found, key = sys.argv[1], sys.argv[2], tuple(map(int, sys.argv[3:]))
+helpers, given, found, key = *sys.argv[1:4], tuple(map(int, sys.argv[4:]))
+sys.path.insert(0, helpers)
+from damaged_tensors import damage_tensor
 tensor = torch.load(given, weights_only=True)
 damage_tensor(tensor, "ablation", 0.3, key, threads=2)  # the threads are there before the fork
 with multiprocessing.get_context("fork").Pool(1) as pool:
@@ -91,7 +94,8 @@ def test_threads_work_in_a_forked_process(tmp_path):
     """In a process of its own: a test worker has threads of its own, whose locks a fork would inherit."""
     tensor = weights(500, 400)
     torch.save(tensor, tmp_path / "given.pt")
-    command = [sys.executable, "-c", FORKED, str(tmp_path / "given.pt"), str(tmp_path / "found.pt"), *map(str, KEY)]
+    helpers = Path(damaged_tensors.__file__).parent
+    command = [sys.executable, "-c", FORKED, *map(str, (helpers, tmp_path / "given.pt", tmp_path / "found.pt", *KEY))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)

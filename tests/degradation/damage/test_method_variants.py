@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from damaged_tensors import KEY, damaged, weights
+from damaged_tensors import KEY, damaged
 from frankenlm.degradation.configs import get_config
 from frankenlm.degradation.damage.layout import Layout
 from frankenlm.degradation.damage.methods import MethodOptions, legacy_damage
@@ -129,8 +129,3 @@ def test_legacy_draws_are_coarse():
     assert (kept == 0).double().mean().item() == pytest.approx(0.0522, abs=0.0015)
     again = legacy_damage(ones, "ablation", 0.05, torch.Generator().manual_seed(42))
     assert torch.equal(kept, again)
-
-
-def test_legacy_draws_have_no_field():
-    with pytest.raises(ValueError, match="legacy_rng=True"):
-        damaged(weights(4, 4), "ablation", options=MethodOptions(legacy_rng=True))

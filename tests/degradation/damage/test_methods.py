@@ -7,12 +7,24 @@ import numpy as np
 import pytest
 import torch
 
-from damaged_tensors import DTYPES, INT, KEY, LEVELS, damaged, relative_error, same_bits, special_values, weights
+from damaged_tensors import (
+    DTYPES,
+    INT,
+    KEY,
+    LEVELS,
+    damage_tensor,
+    damaged,
+    gaussians,
+    relative_error,
+    same_bits,
+    special_values,
+    weights,
+)
 from frankenlm.degradation.configs import METHODS as METHOD_NAMES
 from frankenlm.degradation.damage.layout import Layout
-from frankenlm.degradation.damage.methods import METHODS, damage_tensor
-from frankenlm.degradation.damage.noise import gaussians, words
-from frankenlm.degradation.damage.rounding import round_once
+from frankenlm.degradation.damage.methods import METHODS
+from frankenlm.degradation.damage.noise import words
+from frankenlm.degradation.damage.rounding import check_dtype, round_once
 
 # --- formulas
 
@@ -184,7 +196,7 @@ def test_wrong_levels(method, level, message):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.uint8])
 def test_wrong_types(dtype):
     with pytest.raises(ValueError, match="cannot be damaged; known: float32, bfloat16, float16"):
-        damaged(torch.ones(4, dtype=dtype), "ablation")
+        check_dtype("tensor", dtype)
 
 
 def test_rounding_happens_once():

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from frankenlm.degradation.measures.choices import chosen, plain
-from frankenlm.degradation.measures.graders import GRADERS, GRADES, grade, grade_alias, has_letters, list_items
+from frankenlm.degradation.measures.graders import GRADERS, grade, grade_alias, has_letters, list_items
 from frankenlm.degradation.measures.numerals import numbers, numbers_in_digits, numbers_in_words
 from frankenlm.degradation.prompts import GRADER_NAMES, LabPrompt, load_prompts
 
@@ -347,7 +347,6 @@ def test_an_answer_that_a_series_passes_through(completion, expected):
 def test_no_key_no_grade():
     assert grade("12", LabPrompt(id=1, text="Tell.", set="x", skill="y")) is None
     assert grade("12", LabPrompt(id=1, text="List two.", set="x", skill="y", grader="list", items=2)) is None
-    assert GRADES == ("correct", "wrong", "unparsed")
 
 
 # --- lists

@@ -7,6 +7,8 @@ import pytest
 
 from crash_disk import CrashDisk
 from frankenlm.degradation.records.export_again import export_command
+from frankenlm.degradation.records.journal import Journal, JournalReader, repair
+from frankenlm.degradation.records.recovery import archive
 from record_rows import CONFIG, lesion, make_row
 from store_files import ROWS, open_store, paths
 
@@ -40,10 +42,26 @@ def test_every_step_is_on_the_disk_when_it_is_done(tmp_path, disk):
     assert disk.replaced.count(JSON) == 2 and "manifest.json" in disk.replaced
 
 
-def test_repairs_are_on_the_disk(filled, disk):
-    journal = paths(filled)[1] / "rank-00000.jsonl"
+def damage(journal):
+    """Spoil a line in the middle and leave one unfinished at the end."""
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([lines[0], lines[1].replace(b"Prompt", b"Pr0mpt", 1), *lines[2:], b'{"v":1,"cr']))
+
+
+def test_what_a_repair_moves_aside_is_on_the_disk_before_it_goes(tmp_path, disk):
+    path = tmp_path / "rank-00000.jsonl"
+    journal = Journal(path)
+    journal.append(ROWS[:3])
+    journal.close()
+    damage(path)
+    reader = JournalReader(path)
+    assert len(list(reader.new_lines())) == 2
+    repair(reader)
+    assert disk.check(tmp_path) == {path.name, f"{path.name}.torn", f"{path.name}.quarantine"}
+
+
+def test_repairs_at_a_start_are_on_the_disk(filled, disk):
+    damage(paths(filled)[1] / "rank-00000.jsonl")
     os.truncate(paths(filled)[1] / "manifest.json", 10)
     with open_store(filled) as opened:
         opened.export()
@@ -52,6 +70,14 @@ def test_repairs_are_on_the_disk(filled, disk):
         opened.export()
         kept = {"rank-00000.jsonl.torn", "rank-00000.jsonl.quarantine", "manifest.json.damaged"}
         assert kept <= disk.check(filled)
+
+
+def test_an_archive_is_on_the_disk(tmp_path, disk):
+    with open_store(tmp_path) as opened:
+        opened.append([make_row()])
+        opened.export()
+    archive(opened.files)
+    assert all("archived" in name for name in disk.check(tmp_path) if name.startswith("outputs"))
 
 
 def test_an_archive_a_rebuild_and_a_second_export_are_on_the_disk(tmp_path, disk):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from frankenlm.degradation.records.store import Store
-from frankenlm.degradation.run.legacy import LegacyCount, completion_of, import_legacy
+from frankenlm.degradation.run.legacy import LegacyCount, adopt_legacy, completion_of, read_legacy
 from record_rows import CONFIG, NAMES, make_row
 
 LEVELS = (0.0, 0.1, 0.125, 0.13)
@@ -54,7 +54,7 @@ def store(tmp_path):
 def adopt(tmp_path, store, old, plan):
     file = tmp_path / "old.json"
     file.write_text(json.dumps(old), encoding="utf-8")
-    return import_legacy(file, store, plan)
+    return adopt_legacy(read_legacy(file), file, store, plan)
 
 
 def test_rows_are_adopted_by_the_original_key(tmp_path, store):
@@ -129,10 +129,10 @@ def test_rows_of_another_model_are_refused_and_nothing_is_written(tmp_path, stor
         ("", "no JSON"),
     ],
 )
-def test_files_that_are_none(tmp_path, store, content, message):
+def test_files_that_are_none(tmp_path, content, message):
     (tmp_path / "old.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        import_legacy(tmp_path / "old.json", store, {})
+        read_legacy(tmp_path / "old.json")
 
 
 DEEP = json.loads("[" * 400 + "]" * 400)
@@ -190,8 +190,9 @@ def test_an_odd_field_of_a_row_to_adopt_is_named_and_nothing_is_written(field, v
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_the_other_encodings_of_json_are_read(encoding, tmp_path, store):
     row = make_row(1)
-    (tmp_path / "old.json").write_bytes(json.dumps([old_row(row)]).encode(encoding))
-    assert import_legacy(tmp_path / "old.json", store, planned(row)).adopted == 1
+    file = tmp_path / "old.json"
+    file.write_bytes(json.dumps([old_row(row)]).encode(encoding))
+    assert adopt_legacy(read_legacy(file), file, store, planned(row)).adopted == 1
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import logging
 import pytest
 import torch
 
+from damaged_tensors import damage_tensor
 from frankenlm.degradation.damage import quant4
-from frankenlm.degradation.damage.methods import MethodOptions, damage_tensor
+from frankenlm.degradation.damage.methods import MethodOptions
 from frankenlm.degradation.damage.noise import field_key
 from frankenlm.degradation.damage.quant4 import DenseTarget, dequantise, is_4bit, packed_crc
 from frankenlm.degradation.weights.groups import select_group

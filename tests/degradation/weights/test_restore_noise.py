@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from damaged_tensors import damage_tensor
 from frankenlm.degradation.configs import level_key
-from frankenlm.degradation.damage.methods import MethodOptions, damage_tensor
+from frankenlm.degradation.damage.methods import MethodOptions
 from frankenlm.degradation.damage.noise import field_key
 from frankenlm.degradation.weights.groups import select_group
 from frankenlm.degradation.weights.restore import Baseline
