@@ -15,6 +15,7 @@ from frankenlm.modeling.checks import check_choice
 from .argument_ranges import TRAINING_RANGES, check_ranges
 from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
+from .optim.guard_policy import read_policy
 
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
@@ -183,6 +184,21 @@ class FrankenTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "replace an earlier run in --output_dir instead of refusing to touch it"}
     )
+    gradient_guard: bool = field(
+        default=True,
+        metadata={
+            "help": "look at every step's gradient before it is taken: one with NaN is computed again, from the "
+            "weights of before the last step if need be, or skipped; one that explodes is clipped, and lowers the rate "
+            "for a while",
+        },
+    )
+    guard_policy: str | None = field(
+        default=None,
+        metadata={
+            "help": 'numbers of --gradient_guard to change, as YAML: "{tries: 1, exploding_norm: 100, rolling_copy: '
+            'false}" (without the rolling copy the weights and optimizer states are kept once, not twice)'
+        },
+    )
     learning_rate_drop: float = field(
         default=1.0,
         metadata={
@@ -243,6 +259,7 @@ class FrankenTrainingArguments(TrainingArguments):
         if self.early_stopping_patience is not None:
             self._prepare_early_stopping()
         self._check_ternary_training()
+        read_policy(self.guard_policy)
         self._check_what_is_here()
         # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")

@@ -37,6 +37,7 @@ class StepWindow:
         self._since: float | None = None
         self._tokens = 0
         self._warned: set[str] = set()
+        self.mark()
 
     def add_routers(self, aux_loss: torch.Tensor, expert_load: torch.Tensor) -> None:
         """Add one micro-batch: balancing loss (scalar) and share of tokens per expert (logical layers, experts)."""
@@ -44,6 +45,14 @@ class StepWindow:
         self.aux_loss = aux_loss if self.aux_loss is None else self.aux_loss + aux_loss
         self.expert_load = expert_load if self.expert_load is None else self.expert_load + expert_load
         self.router_batches += 1
+
+    def mark(self) -> None:
+        """Remember what was collected before a step, for `forget_step`."""
+        self._marked = self.router_batches, self.aux_loss, self.expert_load
+
+    def forget_step(self) -> None:
+        """Take back what was collected since `mark`: the step is computed again, or left out."""
+        self.router_batches, self.aux_loss, self.expert_load = self._marked
 
     def start(self, tokens: int) -> None:
         """Start the clock, with the number of tokens seen so far."""

@@ -65,6 +65,8 @@ COMMON_TRAINING_FLAGS = frozenset(
         "early_stopping_patience",
         "resume_from_checkpoint",
         "allow_inexact_resume",
+        "gradient_guard",
+        "guard_policy",
         "log_level",
         "use_cpu",
         "activation_checkpointing",

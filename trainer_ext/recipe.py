@@ -33,6 +33,8 @@ from .data.collators import MaskingEpochs, build_collator
 from .data.splits import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
 from .data.tokenizers import load_tokenizer, special_token_ids
 from .metrics.language import unigram_cross_entropy
+from .optim.guard import GradientGuard
+from .optim.guard_policy import read_policy
 from .optim.schedule import TwoStages
 from .preflight import SAVED, preset_config
 from .presets import RunSettings
@@ -242,7 +244,7 @@ def build_trainer(
     Args:
         prints: fingerprints of the rows.
     Raises:
-        UserError: something that Trainer needs for these arguments is missing.
+        UserError: something that Trainer needs for these arguments is missing, or a guard that cannot be had.
     """
     training = run.training
     training.eval_on_start = training.eval_on_start or checkpoint is None
@@ -275,6 +277,9 @@ def build_trainer(
         callbacks.append(TwoStages(training.learning_rate_drop, training.weight_decay_share))
     for callback in callbacks:
         trainer.add_callback(callback)
+    if training.gradient_guard:
+        with user_mistakes():
+            trainer.take_guard(GradientGuard(read_policy(training.guard_policy)))
     return trainer, csv_log
 
 

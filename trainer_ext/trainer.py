@@ -24,6 +24,7 @@ from frankenlm.modeling.outputs import IGNORED_LABEL
 from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
 from .loss_conduct import LossConduct, ask_model, smoothing_term
+from .optim.guard import GradientGuard
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
 from .saving.checkpoint_record import RunRecord, snapshot, write_record
 from .saving.output_folder import rotate
@@ -59,6 +60,7 @@ class FrankenTrainer(Trainer):
         self.label_smoother = None  # the base class's shifts by class name and drops the model's other losses
         self._conduct: LossConduct | None = None
         self.eval_collator = eval_collator
+        self.guard: GradientGuard | None = None
         self.window = StepWindow()
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, predicted tokens
         probes = (SaturationProbe(self.window), LowBitProbe(self.window))
@@ -67,6 +69,11 @@ class FrankenTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
+
+    def take_guard(self, guard: GradientGuard) -> None:
+        """Let a guard watch the gradients; what a step that is not taken has collected is forgotten."""
+        self.guard = guard.attach(self)
+        guard.undo.append(self.window.forget_step)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that decay: all but those the model exempts."""

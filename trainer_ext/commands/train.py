@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..callbacks import SignalStop
-from ..common.cli import Interrupted, UserError, user_mistakes
+from ..common.cli import Failed, Interrupted, UserError, user_mistakes
 from ..common.logs import RunLog
 from ..common.text_files import BadRowError
 from ..data.skipping import skipped_rows
@@ -91,6 +91,7 @@ def train_to_the_end(trainer: FrankenTrainer, stop: SignalStop, checkpoint: Save
 
     Raises:
         Interrupted: a signal came; there is a checkpoint to continue from.
+        Failed: the gradient guard ended the run.
         UserError: a stream reached a bad row; the same.
     """
     try:
@@ -101,6 +102,11 @@ def train_to_the_end(trainer: FrankenTrainer, stop: SignalStop, checkpoint: Save
         # from a worker it comes with the worker's traceback
         row = str(error).rsplit("BadRowError: ", 1)[-1]
         raise UserError(f"{row} Stopped at step {trainer.state.global_step}; {left}.") from error
+    if trainer.guard is not None and trainer.guard.stop_reason is not None:
+        raise Failed(
+            f"stopped at step {trainer.state.global_step}: {trainer.guard.stop_reason}; the last checkpoint holds the "
+            "parameters from before. Lower the learning rate, or look at the data of these steps."
+        )
     if stop.signum is not None:
         raise Interrupted(
             stop.signum, f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint last"

@@ -9,12 +9,11 @@ far too large or zero is `GuardPolicy`, a table of numbers; what happened in the
 """
 
 import contextlib
-import dataclasses
 import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from .gradients import GradientReport, inspect_gradients
+from .guard_policy import GuardPolicy
 from .rolling_copy import RollingCopy, all_finite
 from .sign_training import SideBySide
 
@@ -39,51 +39,13 @@ MITIGATIONS = {
     "ode_steps": "fewer ode_steps",
 }
 
-
-@dataclass(frozen=True)
-class GuardPolicy:
-    """What is done when a gradient is not what it should be.
-
-    tries: how often a batch whose gradient holds NaN is computed again before it is skipped: first with fresh random
-        numbers, then from the parameters of before the last step, which a rolling copy holds, at `redo_rate`
-        of the learning rate. rolling_copy: whether that copy is kept (memory and time: see RollingCopy).
-    failures_in_a_row: batches skipped in a row after which the run is saved and ends.
-    exploding_norm: from which norm on a finite gradient is clipped to `exploding_clip`, and the rate lowered to
-        `exploding_rate` of itself. exploding_epochs: epochs in a row with such steps after which the run ends.
-    recovery_steps: good steps over which a lowered rate rises back.
-    vanishing_norm: below which a gradient counts as vanished; vanishing_evaluations: evaluations without a
-        better loss, all with vanished gradients, after which the run ends.
-    """
-
-    tries: int = 3
-    rolling_copy: bool = True
-    redo_rate: float = 0.5
-    failures_in_a_row: int = 3
-    exploding_norm: float = 10.0
-    exploding_clip: float = 1.0
-    exploding_rate: float = 0.5
-    exploding_epochs: int = 5
-    recovery_steps: int = 20
-    vanishing_norm: float = 1e-10
-    vanishing_evaluations: int = 5
-
-    def __post_init__(self):
-        least = {"tries": 0, "failures_in_a_row": 1, "exploding_epochs": 1, "recovery_steps": 1}
-        for name, smallest in (least | {"vanishing_evaluations": 1}).items():
-            value = getattr(self, name)
-            if type(value) is not int or value < smallest:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {smallest}.")
-        for name in ("redo_rate", "exploding_rate"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)!r} must lie in (0, 1].")
-        for name in ("exploding_norm", "exploding_clip", "vanishing_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a positive finite number.")
+# What is done about a step, from nothing to the gravest.
+ACTIONS = ("none", "vanishing", "clip", "retry", "rollback", "skip")
 
 
 @dataclass
 class StepRecord:
-    """What the guard saw and did in one step. action: none, retry, rollback, clip, skip or vanishing."""
+    """What the guard saw in one step, before it did one of ACTIONS."""
 
     grad_norm: float
     has_nan: bool
@@ -98,6 +60,7 @@ class GradientGuard(TrainerCallback, ExportableState):
     def __init__(self, policy: GuardPolicy | None = None):
         self.policy = GuardPolicy() if policy is None else policy
         self.last: StepRecord | None = None
+        self.undo: list[Callable[[], None]] = []  # called before a step is computed again or left out
         self.counts: Counter[str] = Counter()
         self.stop_reason: str | None = None
         self.rate = 1.0  # what the learning rate is multiplied with
@@ -107,13 +70,13 @@ class GradientGuard(TrainerCallback, ExportableState):
         self._exploded_in_epoch = False
         self._vanished_since_evaluation = False
         self._vanished_evaluations = 0
-        self._best_loss = math.inf
+        self._best_loss: float | None = None
         self._told_vanishing = False
         self._batches: list[tuple[dict, Any]] = []
         self._losses: list[torch.Tensor] = []
         self._randomness: dict | None = None
         self._rates: list[float] | None = None
-        self._window = Counter()  # steps since the last log event, and those of them that were skipped
+        self._window: list[StepRecord] = []  # since the last log event
 
     def attach(self, trainer: Trainer) -> "GradientGuard":
         """Watch a trainer: its training_step and its log are wrapped, and the guard becomes one of its callbacks.
@@ -165,7 +128,7 @@ class GradientGuard(TrainerCallback, ExportableState):
             action = self._bound(model, report, action)
         self.last = StepRecord(first.norm, first.has_nan, first.has_inf, first.zero > 0, action)
         self.counts[action] += 1
-        self._window["steps"] += 1
+        self._window.append(self.last)
         if action == "skip":
             return self._skip(model, first)
         self.failures = 0
@@ -222,12 +185,17 @@ class GradientGuard(TrainerCallback, ExportableState):
 
     def _compute_again(self, model) -> None:
         model.zero_grad()
+        self._forget()
         self._losses = []
         accelerator = self.trainer.accelerator
         for index, (inputs, count) in enumerate(self._batches):
             last = index == len(self._batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 self._losses.append(self._compute(model, inputs, count))
+
+    def _forget(self) -> None:
+        for undo in self.undo:
+            undo()
 
     def _bound(self, model, report: GradientReport, action: str) -> str:
         """Clip what explodes, tell what vanishes, and let the rate recover."""
@@ -255,10 +223,10 @@ class GradientGuard(TrainerCallback, ExportableState):
     def _skip(self, model, report: GradientReport) -> torch.Tensor:
         """Leave everything as if the batch had not been seen, and end the run when it is the last of too many."""
         model.zero_grad()
+        self._forget()
         set_random_state(self._randomness)
         self.skipped = True
         _set_overflow(self.trainer.optimizer, True)  # the schedule stands still too
-        self._window["skipped"] += 1
         self.failures += 1
         logger.warning(
             "step %d: skipped, its gradient is not finite (norm %s)", self.trainer.state.global_step + 1, report.norm
@@ -322,25 +290,27 @@ class GradientGuard(TrainerCallback, ExportableState):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         loss = (metrics or {}).get("eval_loss", math.nan)
-        if self._vanished_since_evaluation and not loss < self._best_loss:
-            self._vanished_evaluations += 1
-        else:
-            self._vanished_evaluations = 0
-        self._best_loss = min(self._best_loss, loss) if loss == loss else self._best_loss
+        is_better = self._best_loss is None or loss < self._best_loss
+        fruitless = self._vanished_since_evaluation and not is_better
+        self._vanished_evaluations = self._vanished_evaluations + 1 if fruitless else 0
+        if is_better and math.isfinite(loss):
+            self._best_loss = loss
         self._vanished_since_evaluation = False
         if self._vanished_evaluations >= self.policy.vanishing_evaluations:
-            self._stop(
-                f"gradients have vanished, and {self._vanished_evaluations} evaluations brought no better loss",
-                save=False,
-            )
+            count = f"{self._vanished_evaluations} evaluations brought no better loss"
+            self._stop(f"gradients have vanished, and {count}", save=False)
 
     def _logged(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """As the trainer's; the mean loss is one of the steps that were taken."""
-        if "loss" in logs and self._window["steps"]:
-            taken = self._window["steps"] - self._window["skipped"]
-            logs["loss"] = logs["loss"] * self._window["steps"] / taken if taken else math.nan
-            logs |= {name: value for name, value in dataclasses.asdict(self.last).items() if name != "grad_norm"}
-            self._window.clear()
+        """As the trainer's, with what the guard saw and did since the last log event; the loss is a mean over steps
+        that were taken.
+        """
+        if "loss" in logs and self._window:
+            taken = sum(record.repair_action != "skip" for record in self._window)
+            logs["loss"] = logs["loss"] * len(self._window) / taken if taken else math.nan
+            for name in ("has_nan", "has_inf", "has_zero"):
+                logs[name] = float(any(getattr(record, name) for record in self._window))
+            logs["repair_action"] = max((record.repair_action for record in self._window), key=ACTIONS.index)
+            self._window = []
         return self._log(logs, *args, **kwargs)
 
     def state(self) -> dict:

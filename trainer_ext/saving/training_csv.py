@@ -23,6 +23,10 @@ CSV_COLUMNS = (
     "eval_accuracy",
     "learning_rate",
     "grad_norm",
+    "has_nan",
+    "has_inf",
+    "has_zero",
+    "repair_action",
     "tokens_per_second",
     "peak_memory_mib",
     "aux_loss",
@@ -33,6 +37,8 @@ CSV_COLUMNS = (
     "flip_rate",
     "seconds",
 )
+# of a cell, where it is no float
+KINDS = {"step": int, "tokens_seen": int, "repair_action": str}
 
 
 class CsvLog(TrainerCallback):
@@ -47,7 +53,7 @@ class CsvLog(TrainerCallback):
 
     def __init__(self, path: Path, earlier: TrainerState | None = None):
         self.path = path
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, float | str]] = []
         self._damage: str | None = None
         if earlier is not None and is_main_process():
             self.rows, self._damage = rows_so_far(path, earlier)
@@ -77,13 +83,13 @@ class CsvLog(TrainerCallback):
             csv.DictWriter(file, CSV_COLUMNS).writerow(row)
 
 
-def csv_row(logs: Mapping[str, Any], state: TrainerState) -> dict[str, float]:
+def csv_row(logs: Mapping[str, Any], state: TrainerState) -> dict[str, float | str]:
     """The row of a log event, without its seconds."""
     row = {name: logs[name] for name in CSV_COLUMNS if name in logs}
     return row | {"step": state.global_step, "epoch": state.epoch, "tokens_seen": state.num_input_tokens_seen}
 
 
-def rows_so_far(path: Path, earlier: TrainerState) -> tuple[list[dict[str, float]], str | None]:
+def rows_so_far(path: Path, earlier: TrainerState) -> tuple[list[dict[str, float | str]], str | None]:
     """Return the rows up to a checkpoint and what is wrong with the file, None if nothing is.
 
     A good file has a row for each event of the checkpoint's history; otherwise the history itself gives the rows.
@@ -102,12 +108,12 @@ def rows_so_far(path: Path, earlier: TrainerState) -> tuple[list[dict[str, float
     return [_row_of_history(logs) for logs in events], damage
 
 
-def _row_of_history(logs: Mapping[str, Any]) -> dict[str, float]:
+def _row_of_history(logs: Mapping[str, Any]) -> dict[str, float | str]:
     row = {name: logs[name] for name in CSV_COLUMNS if name in logs}
     return row | {"tokens_seen": logs.get("num_input_tokens_seen", 0)}
 
 
-def read_csv(path: Path) -> list[dict[str, float]]:
+def read_csv(path: Path) -> list[dict[str, float | str]]:
     """Read training.csv: a dict per row, without its empty cells.
 
     Raises:
@@ -117,7 +123,4 @@ def read_csv(path: Path) -> list[dict[str, float]]:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != CSV_COLUMNS:
             raise ValueError(f"{path}: its columns are not those of a training.csv")
-        return [
-            {name: int(text) if name in ("step", "tokens_seen") else float(text) for name, text in row.items() if text}
-            for row in reader
-        ]
+        return [{name: KINDS.get(name, float)(text) for name, text in row.items() if text} for row in reader]

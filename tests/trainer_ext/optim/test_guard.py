@@ -8,7 +8,8 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from frankenlm.trainer_ext.optim.gradients import inspect_gradients
-from frankenlm.trainer_ext.optim.guard import GradientGuard, GuardPolicy
+from frankenlm.trainer_ext.optim.guard import GradientGuard
+from frankenlm.trainer_ext.optim.guard_policy import GuardPolicy, read_policy
 from frankenlm.trainer_ext.optim.rolling_copy import RollingCopy, all_finite
 
 STEPS, FAULT = 6, 3  # steps of a run, and the step (from 1) that meets the fault
@@ -85,7 +86,7 @@ ALWAYS = 10**6
 
 def test_what_is_found_in_the_gradients():
     parameters = [(name, nn.Parameter(torch.zeros(2))) for name in "abcd"]
-    for (_, parameter), gradient in zip(parameters, ([3.0, 0], [0, 4.0], [0, 0], None), strict=True):
+    for (_, parameter), gradient in zip(parameters, ([3.0, 0.0], [0.0, 4.0], [0.0, 0.0], None), strict=True):
         parameter.grad = None if gradient is None else torch.tensor(gradient)
     report = inspect_gradients(parameters)
     assert (report.norm, report.zero, report.absent, report.bad) == (5.0, 1, 1, ()) and report.is_finite
@@ -205,7 +206,7 @@ def test_a_run_that_stays_bad_ends_with_good_parameters(rows, tmp_path):
 
     hit = Run(tmp_path, rows, plant=lambda trainer: trainer.add_callback(Poison()))
     assert hit.guard.counts == {"none": FAULT, "skip": 3} and "3 batches in a row" in hit.guard.stop_reason
-    assert hit.trainer.state.global_step == FAULT + 3 and hit.trainer.control.should_save
+    assert hit.trainer.state.global_step == FAULT + 3 and (tmp_path / f"checkpoint-{FAULT + 3}").is_dir()
     assert_same(hit, Run(tmp_path, rows, steps=FAULT, plant=same_length(STEPS)))
 
 
@@ -250,7 +251,8 @@ def test_what_explodes_is_clipped_and_slows_the_run_down_for_a_while(rows, tmp_p
     assert hit.guard.counts == {"none": STEPS - 1, "clip": 1} and hit.guard.rate == 1.0
     expected = reference(rows, FAULT, scale, policy)
     for name, value in hit.weights.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+        # gradients of key biases are rounding errors, which Adam makes steps of
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=2e-5)
 
 
 def test_explosions_in_too_many_epochs_end_the_run(tmp_path):
@@ -292,13 +294,28 @@ def test_vanished_gradients_and_a_loss_that_stands_end_the_run(rows, tmp_path):
     [
         ({"tries": -1}, "tries=-1 must be a whole number of at least 0"),
         ({"failures_in_a_row": True}, "failures_in_a_row=True must be a whole number"),
-        ({"redo_rate": 0.0}, "redo_rate=0.0 must lie in"),
+        ({"redo_rate": 0.0}, r"redo_rate=0.0 must be a number in \(0, 1\]"),
+        ({"exploding_clip": "1"}, "exploding_clip='1' must be a positive finite number"),
+        ({"rolling_copy": 1}, "rolling_copy=1 must be true or false"),
         ({"exploding_norm": math.nan}, "exploding_norm=nan must be a positive finite number"),
     ],
 )
 def test_policies_that_mean_nothing(options, message):
     with pytest.raises(ValueError, match=message):
         GuardPolicy(**options)
+
+
+def test_a_policy_is_read_as_yaml():
+    assert read_policy(None) == GuardPolicy()
+    changed = read_policy("{tries: 1, exploding_norm: 1e2, rolling_copy: no}")
+    assert (changed.tries, changed.exploding_norm, changed.rolling_copy) == (1, 100.0, False)
+    for text, message in {
+        "{trie: 1}": "--guard_policy: unknown key 'trie'. Did you mean 'tries'",
+        "3": "--guard_policy '3': a mapping is expected",
+        "{tries: x}": "--guard_policy: tries='x' must be a whole number",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            read_policy(text)
 
 
 def test_one_guard_a_trainer(rows, tmp_path):
