@@ -1,18 +1,18 @@
 """The operators `torch.ops.frankenlm.*`: the native library, or plain PyTorch where it cannot be built.
 
-`load()` makes them exist; models call them by name. They mean what the functions of the same names in
-`modeling/packed_reference.py` and `modeling/fake_quantize.py` say; kernels/README.md tells how the native code does it.
+`load()` makes them exist; models call them by name, through `modeling/native_ops.py`. They mean what the functions of
+the same names in `modeling/packed_reference.py` and `modeling/fake_quantize.py` say; kernels/README.md tells how the
+native code does it.
 """
 
 import ctypes
 import logging
 import os
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-
-from frankenlm.modeling import packed_reference as reference
 
 from .build import BuildError, NoCompilerError, build
 from .fakes import FAKES, register_fakes
@@ -41,11 +41,14 @@ _library: ctypes.CDLL | None = None
 _definitions: torch.library.Library | None = None  # what it registers lasts as long as it does
 
 
-def load() -> None:
+def load(reference: Mapping[str, Callable]) -> None:
     """Make `torch.ops.frankenlm.*` exist: find or build the native library, else register the reference.
 
     Repeated calls do nothing. FRANKENLM_TERNARY_PATH forces a path: reference, scalar, sse41, avx2, avx_vnni or
     avx512_vnni. Without a compiler one warning is logged and the reference runs.
+
+    Args:
+        reference: a function in plain PyTorch for each name of `SCHEMAS`.
 
     Raises:
         ValueError: FRANKENLM_TERNARY_PATH names no path, or one that this processor or machine cannot run.
@@ -53,12 +56,11 @@ def load() -> None:
     global _path
     with _lock:
         if _path is None:
-            _path = _load_reference() if _wanted() == REFERENCE else _load_native()
+            _path = _load_reference(reference) if _wanted() == REFERENCE else _load_native(reference)
 
 
-def which_path() -> str:
-    """Return the code path in use, loading the operators if need be."""
-    load()
+def which_path() -> str | None:
+    """Return the code path in use; None until the operators are loaded."""
     return _path
 
 
@@ -66,7 +68,7 @@ def _wanted() -> str:
     return os.environ.get(PATH_VARIABLE, "")
 
 
-def _load_native() -> str:
+def _load_native(reference: Mapping[str, Callable]) -> str:
     global _library
     try:
         _library = _open(build())
@@ -74,7 +76,7 @@ def _load_native() -> str:
         if _wanted():
             raise ValueError(f"{PATH_VARIABLE}={_wanted()} cannot be had here: {problem}.") from None
         logger.warning("The native operators cannot be built (%s); plain PyTorch runs instead, slower.", problem)
-        return _load_reference()
+        return _load_reference(reference)
     path = _ask_path(None)
     torch.ops.load_library(_library._name)
     register_fakes("frankenlm", FAKES)
@@ -112,21 +114,20 @@ def use_path(name: str) -> None:
     """Switch the native operators to another code path, for tests and benchmarks; no operator may be running.
 
     Raises:
-        ValueError: there is no path of this name, this processor lacks it, or the reference was loaded.
+        ValueError: there is no path of this name, this processor lacks it, or no native operators are loaded.
     """
     global _path
-    load()
     if _library is None:
-        raise ValueError(f"code path {name}: only the reference is loaded")
+        raise ValueError(f"code path {name}: no native operators are loaded")
     with _lock:
         _path = _ask_path(name)
 
 
-def _load_reference() -> str:
+def _load_reference(reference: Mapping[str, Callable]) -> str:
     global _definitions
     _definitions = torch.library.Library("frankenlm", "FRAGMENT")
     for name, schema in SCHEMAS.items():
         _definitions.define(name + schema)
-        _definitions.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+        _definitions.impl(name, reference[name], "CompositeExplicitAutograd")
     register_fakes("frankenlm", SCHEMAS)
     return REFERENCE

@@ -1,12 +1,6 @@
 """The architectures. Importing this module registers them with AutoConfig and the AutoModel classes."""
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-)
+import transformers
 
 from .configuration_frankenstein import FrankensteinConfig
 from .configuration_infinito import InfinitoConfig
@@ -46,27 +40,15 @@ __all__ = [
     "read_preset",
 ]
 
-AutoConfig.register(FrankensteinConfig.model_type, FrankensteinConfig)
-AutoModel.register(FrankensteinConfig, FrankensteinModel)
-AutoModelForMaskedLM.register(FrankensteinConfig, FrankensteinForMaskedLM)
-AutoModelForCausalLM.register(FrankensteinConfig, FrankensteinForCausalLM)
-AutoModelForSequenceClassification.register(FrankensteinConfig, FrankensteinForSequenceClassification)
-AutoConfig.register(InfinitoConfig.model_type, InfinitoConfig)
-AutoModel.register(InfinitoConfig, InfinitoModel)
-AutoModelForCausalLM.register(InfinitoConfig, InfinitoForCausalLM)
-AutoConfig.register(Legacy1BitConfig.model_type, Legacy1BitConfig)
-AutoModel.register(Legacy1BitConfig, Legacy1BitModel)
-AutoModelForCausalLM.register(Legacy1BitConfig, Legacy1BitForCausalLM)
-
-# From here on save_pretrained carries the code along, for those who load with trust_remote_code and without us.
-FrankensteinConfig.register_for_auto_class()
-FrankensteinModel.register_for_auto_class("AutoModel")
-FrankensteinForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
-FrankensteinForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-FrankensteinForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-InfinitoConfig.register_for_auto_class()
-InfinitoModel.register_for_auto_class("AutoModel")
-InfinitoForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-Legacy1BitConfig.register_for_auto_class()
-Legacy1BitModel.register_for_auto_class("AutoModel")
-Legacy1BitForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+# The Auto classes find what is registered with them; what is registered "for auto class" carries its code along when it
+# is saved, for those who load with trust_remote_code and without us.
+FAMILIES = (FrankensteinPreTrainedModel, InfinitoPreTrainedModel, Legacy1BitPreTrainedModel)
+for _family in FAMILIES:
+    _config = _family.config_class
+    transformers.AutoConfig.register(_config.model_type, _config)
+    _config.register_for_auto_class()
+    for _auto, _place in _family.auto_classes.items():
+        if _auto != "AutoConfig":
+            _model = globals()[_place.rpartition(".")[2]]
+            getattr(transformers, _auto).register(_config, _model)
+            _model.register_for_auto_class(_auto)

@@ -5,6 +5,9 @@ Statistics run over the last axis only: a token's output never depends on anothe
 Shapes: x (..., I), weight (O, I), y (..., O).
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,6 +19,8 @@ from .norms import RMS_EPS
 from .packed_linear import ACTIVATION_BITS, NO_NORM, PackedBitLinear, PreparedInput, check_packable
 from .packed_operators import quantize_activations
 from .ternary import quantize_weight
+
+LinearFactory = Callable[..., nn.Linear]
 
 
 def computing_dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -140,3 +145,12 @@ def _shares_input(layer: nn.Module, first: nn.Module) -> bool:
     if type(layer) is not type(first) or not hasattr(layer, "input_settings"):
         return False
     return is_plainly_called(layer) and layer.input_settings == first.input_settings
+
+
+def linear_factory(config, is_quantized: bool) -> LinearFactory:
+    """Return what makes the projections of a part: BitLinear with the configuration's scheme, or nn.Linear."""
+    if not is_quantized:
+        return nn.Linear
+    return functools.partial(
+        BitLinear, scheme=config.w_scheme, scale_axis=config.scale_axis, activation_bits=config.activation_bits
+    )

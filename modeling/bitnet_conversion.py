@@ -15,7 +15,6 @@ from .packed_linear import as_codes, expand_scale
 from .ternary import pack_ternary, quantize_weight, unpack_ternary
 
 PER_BYTE = 4
-LINEAR_CLASSES = ("bitlinear", "autobitlinear")
 
 
 def unpack_bitnet(packed: torch.Tensor) -> torch.Tensor:

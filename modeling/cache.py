@@ -121,11 +121,6 @@ class LayerState:
         for store in self.key_values:
             store.select(rows)
 
-    def held(self) -> list[torch.Tensor]:
-        """Return every tensor that takes memory."""
-        stores = [tensor for store in self.key_values for tensor in (store.keys, store.values)]
-        return [*self.tensors.values(), *stores]
-
 
 class StateCache(Cache):
     """The cache of a causal model: `layers` (one LayerState per logical layer) and `embedding`.
@@ -195,13 +190,6 @@ class StateCache(Cache):
     def capacity(self) -> int | None:
         """Return the columns of a windowed store: twice what it must keep, so that it moves them every other time."""
         return None if self.attention_window is None else 2 * (self.attention_window + self.inner_pads)
-
-    def state_bytes(self) -> int:
-        """Return the bytes of everything that is kept."""
-        tensors = [tensor for entry in (self.embedding, *self.layers) for tensor in entry.held()]
-        if self._keeps_keys():
-            tensors += [tensor for tensor in (self.key_positions, self.key_mask) if tensor is not None]
-        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def next_positions(self) -> torch.Tensor | None:
         """Return the position of each row's next token, (B, 1), or (1, 1) when all are alike; None at the start."""

@@ -1,70 +1,24 @@
 """The configuration of the Frankenstein family: every field with its default, and the checks between fields."""
 
-from dataclasses import fields
-
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
 from .checks import check_choice
-from .preset_files import config_from_preset
+from .family_config import BIT_CHOICES, COMMON_CHOICES, COMMON_RANGES, FamilyConfig
+from .mixers import MIXERS
 from .ranges import (
     ANY,
+    BITS,
     DEPTH,
     FEW,
     NOT_NEGATIVE,
     OPTIONAL_FEW,
     OPTIONAL_SIZE,
-    POSITIONS,
     POSITIVE,
-    SHARE,
     SIZE,
-    check_ranges,
-    check_token_ids,
-    check_total,
     with_plain_errors,
 )
 
-MIXER_NAMES = ("retnet", "titan_attn", "mamba", "ode", "standard_attn", "sigmoid_attn")
 NORM_NAMES = ("derf", "dynamic_tanh", "layer_norm", "rms_norm")
-POSITION_TYPES = ("none", "learned", "rope")
-CHOICES = {
-    "norm_type": NORM_NAMES,
-    "norm_style": ("pre", "post"),
-    "final_norm_type": (None, *NORM_NAMES),
-    "position_type": POSITION_TYPES,
-    "embedding_norm": (None, "rms"),
-    "head_bias_init": ("unigram", "zeros"),
-    "retnet_decay": ("linspace", "paper"),
-    "ode_solver": ("euler", "rk4"),
-    "hidden_act": ("gelu", "silu", "relu", "relu2", "swiglu"),
-    "w_scheme": ("binary", "ternary_absmean", "ternary_absmedian", "ternary_twn", "int2", "int2_pow"),
-    "scale_axis": ("tensor", "row"),
-}
-# What a model's number of parameters mostly comes from.
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_experts",
-    "num_hidden_layers",
-    "max_position_embeddings",
-)
-RANGES = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "chunk_size"), SIZE),
-    **dict.fromkeys(("memory_chunk", "mamba_head_dim", "mamba_state", "retention_heads"), SIZE),
-    "type_vocab_size": OPTIONAL_SIZE,
-    **dict.fromkeys(("num_hidden_layers", "num_loops", "ode_steps", "mamba_expand", "mamba_conv"), DEPTH),
-    "retnet_value_factor": DEPTH,
-    "max_position_embeddings": POSITIONS,
-    **dict.fromkeys(("num_experts", "embedding_conv_kernel"), OPTIONAL_FEW),
-    "top_k_experts": FEW,
-    **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
-    **dict.fromkeys(("layer_norm_eps", "rope_theta", "hope_base", "hope_damping"), POSITIVE),
-    **dict.fromkeys(("initializer_range", "hope_layer_scale"), NOT_NEGATIVE),
-    **dict.fromkeys(("router_aux_loss_coef", "router_z_loss_coef"), NOT_NEGATIVE),
-    **dict.fromkeys(("norm_alpha_attn", "norm_alpha_other", "hope_rho", "activation_bits"), ANY),
-    **dict.fromkeys(("factorized_embedding_dim", "attention_window"), ANY),
-}
 # A field that does nothing without another: (field, value, other field, what the other must be).
 NEEDS = (
     ("ode_bitnet", True, "use_bitnet", True),
@@ -80,7 +34,7 @@ ALIASES = {
 
 @with_plain_errors
 @strict
-class FrankensteinConfig(PreTrainedConfig):
+class FrankensteinConfig(FamilyConfig):
     """Configuration of `FrankensteinModel` and its heads.
 
     Sizes: `num_hidden_layers` is the logical depth, `num_loops` passes over `num_physical_layers` layers.
@@ -98,6 +52,37 @@ class FrankensteinConfig(PreTrainedConfig):
 
     model_type = "frankenstein"
     keys_to_ignore_at_inference = ["cache", "aux_loss", "router_z_loss", "expert_load"]
+    CHOICES = {
+        **COMMON_CHOICES,
+        **BIT_CHOICES,
+        "norm_type": NORM_NAMES,
+        "norm_style": ("pre", "post"),
+        "final_norm_type": (None, *NORM_NAMES),
+        "position_type": ("none", "learned", "rope"),
+        "embedding_norm": (None, "rms"),
+        "retnet_decay": ("linspace", "paper"),
+        "ode_solver": ("euler", "rk4"),
+    }
+    RANGES = {
+        **COMMON_RANGES,
+        **dict.fromkeys(("chunk_size", "memory_chunk", "mamba_head_dim", "mamba_state", "retention_heads"), SIZE),
+        "type_vocab_size": OPTIONAL_SIZE,
+        **dict.fromkeys(("num_loops", "ode_steps", "mamba_expand", "mamba_conv", "retnet_value_factor"), DEPTH),
+        **dict.fromkeys(("num_experts", "embedding_conv_kernel"), OPTIONAL_FEW),
+        "top_k_experts": FEW,
+        **dict.fromkeys(("rope_theta", "hope_base", "hope_damping"), POSITIVE),
+        **dict.fromkeys(("hope_layer_scale", "router_aux_loss_coef", "router_z_loss_coef"), NOT_NEGATIVE),
+        **dict.fromkeys(("norm_alpha_attn", "norm_alpha_other", "hope_rho", "factorized_embedding_dim"), ANY),
+        "activation_bits": BITS,
+    }
+    SIZES = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_experts",
+        "num_hidden_layers",
+        "max_position_embeddings",
+    )
 
     # size
     vocab_size: int = 50000
@@ -186,7 +171,6 @@ class FrankensteinConfig(PreTrainedConfig):
             self.retention_heads = self.num_attention_heads
         self.layer_pattern = list(self.layer_pattern)
         super().__post_init__(**kwargs)
-        self.check_consistency()
 
     def _take_aliases(self, kwargs: dict) -> None:
         for field in ("num_layers", "num_labels"):  # before anything is multiplied or counted out
@@ -204,16 +188,7 @@ class FrankensteinConfig(PreTrainedConfig):
     @classmethod
     def known_keys(cls) -> set[str]:
         """Return every key a preset or a command line may set: the fields and the aliases."""
-        return {field.name for field in fields(cls)} | set(ALIASES) | {"num_layers"}
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> "FrankensteinConfig":
-        """Build the configuration of a preset, with fields replaced by `overrides`.
-
-        Raises:
-            ValueError: unknown preset, unknown key (with a did-you-mean), wrong type or impossible combination.
-        """
-        return config_from_preset(cls, name, overrides)
+        return super().known_keys() | set(ALIASES) | {"num_layers"}
 
     @property
     def num_physical_layers(self) -> int:
@@ -225,20 +200,12 @@ class FrankensteinConfig(PreTrainedConfig):
         """The mixer of each physical layer: `layer_pattern`, cycled."""
         return [self.layer_pattern[i % len(self.layer_pattern)] for i in range(self.num_physical_layers)]
 
-    def check_consistency(self) -> None:
-        """Check every cross-field rule; the model calls it again, since attributes may have been set by hand."""
-        for field, choices in CHOICES.items():
-            value = self.__dict__[field]
-            if value not in choices:
-                check_choice(field, value, [choice for choice in choices if choice is not None])
-        check_ranges(self.__dict__, RANGES)
-        check_token_ids(self.__dict__)
-        self._check_total()
+    def check_family(self) -> None:
         self._check_needs()
         self._check_layers()
-        self._check_heads()
+        self._check_widths()
         self._check_positions()
-        self._check_experts_and_bits()
+        self._check_experts()
 
     def _check_needs(self) -> None:
         if self.use_titan_memory and "titan_attn" not in self.layer_pattern:
@@ -259,7 +226,7 @@ class FrankensteinConfig(PreTrainedConfig):
         if not self.layer_pattern:
             raise ValueError("layer_pattern is empty; name at least one mixer.")
         for name in self.layer_pattern:
-            check_choice("layer_pattern entry", name, MIXER_NAMES)
+            check_choice("layer_pattern entry", name, MIXERS)
         if self.num_hidden_layers % self.num_loops:
             raise ValueError(
                 f"num_loops={self.num_loops} must divide num_hidden_layers={self.num_hidden_layers}, the logical depth."
@@ -270,11 +237,8 @@ class FrankensteinConfig(PreTrainedConfig):
                 "physical layers (num_hidden_layers / num_loops), so part of it would be missing; shorten it."
             )
 
-    def _check_heads(self) -> None:
-        for field in ("num_attention_heads", "retention_heads"):
-            heads = self.__dict__[field]
-            if heads <= 0 or self.hidden_size % heads:
-                raise ValueError(f"{field}={heads} must divide hidden_size={self.hidden_size}.")
+    def _check_widths(self) -> None:
+        self.check_heads("retention_heads")
         if "mamba" in self.layer_pattern and (self.mamba_expand * self.hidden_size) % self.mamba_head_dim:
             raise ValueError(
                 f"mamba_head_dim={self.mamba_head_dim} must divide mamba_expand * hidden_size = "
@@ -296,27 +260,22 @@ class FrankensteinConfig(PreTrainedConfig):
     def _check_positions(self) -> None:
         if not 0 <= self.hope_rho < 1:
             raise ValueError(f"hope_rho={self.hope_rho} must lie in [0, 1), or logits grow with distance.")
-        titan_is_aware = self.use_hope or self.use_titan_memory
-        aware = {"retnet", "mamba"} | ({"titan_attn"} if titan_is_aware else set())
-        if self.position_type == "none" and not aware & set(self.layer_pattern):
+        titan_is_aware = "titan_attn" in self.layer_pattern and (self.use_hope or self.use_titan_memory)
+        is_aware = titan_is_aware or any(MIXERS[name].carries_position for name in self.layer_pattern)
+        if self.position_type == "none" and not is_aware:
             raise ValueError(
                 f"no mixer of layer_pattern={self.layer_pattern} can tell the order of tokens: set position_type to "
                 "'learned' or 'rope', or add retnet, mamba or titan_attn with use_hope=True."
             )
-        if self.attention_window is not None and self.attention_window <= 0:
-            raise ValueError(f"attention_window={self.attention_window} must be positive, or None for no window.")
 
-    def _check_experts_and_bits(self) -> None:
+    def _check_experts(self) -> None:
         if self.num_experts and self.top_k_experts > self.num_experts:
             raise ValueError(f"top_k_experts={self.top_k_experts} exceeds num_experts={self.num_experts}.")
-        if not 2 <= self.activation_bits <= 8:
-            raise ValueError(f"activation_bits={self.activation_bits} must lie in 2..8.")
         if self.factorized_embedding_dim is not None and self.factorized_embedding_dim <= 0:
             raise ValueError(f"factorized_embedding_dim={self.factorized_embedding_dim} must be positive or None.")
 
-    def _check_total(self) -> None:
-        positions = self.max_position_embeddings if self.position_type == "learned" else 0
-        tables = (self.factorized_embedding_dim or self.hidden_size) * (self.vocab_size + positions)
+    def count_roughly(self) -> int:
+        tables = (self.factorized_embedding_dim or self.hidden_size) * (self.vocab_size + self.num_positions)
         feed_forward = 2 * self.intermediate_size * max(self.num_experts, 1)
         layer = self.hidden_size * (4 * self.hidden_size + feed_forward)
-        check_total(self.__dict__, tables + self.num_physical_layers * layer, SIZES)
+        return tables + self.num_physical_layers * layer

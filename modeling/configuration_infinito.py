@@ -1,50 +1,14 @@
 """The configuration of the Infinito family: every field with its default, and the checks between fields."""
 
-from dataclasses import fields
-
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
-from .checks import check_choice
-from .preset_files import config_from_preset
-from .ranges import (
-    ANY,
-    DEPTH,
-    NOT_NEGATIVE,
-    POSITIONS,
-    POSITIVE,
-    SEED,
-    SHARE,
-    SIZE,
-    check_ranges,
-    check_token_ids,
-    check_total,
-    with_plain_errors,
-)
-
-CHOICES = {
-    "hidden_act": ("gelu", "silu", "relu", "relu2", "swiglu"),
-    "head_bias_init": ("unigram", "zeros"),
-    "exploration_schedule": ("cosine", "constant"),
-}
-# What a model's number of parameters mostly comes from.
-SIZES = ("vocab_size", "max_position_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers")
-RANGES = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"), SIZE),
-    **dict.fromkeys(("memory_slots", "memory_dim", "memory_heads", "memory_segment"), SIZE),
-    "num_hidden_layers": DEPTH,
-    "max_position_embeddings": POSITIONS,
-    **dict.fromkeys(("dropout", "attention_dropout"), SHARE),
-    "layer_norm_eps": POSITIVE,
-    **dict.fromkeys(("initializer_range", "exploration_sigma"), NOT_NEGATIVE),
-    "exploration_seed": SEED,
-    **dict.fromkeys(("memory_decay", "attention_window"), ANY),
-}
+from .family_config import COMMON_CHOICES, COMMON_RANGES, FamilyConfig
+from .ranges import ANY, NOT_NEGATIVE, SEED, SIZE, with_plain_errors
 
 
 @with_plain_errors
 @strict
-class InfinitoConfig(PreTrainedConfig):
+class InfinitoConfig(FamilyConfig):
     """Configuration of `InfinitoModel` and `InfinitoForCausalLM`.
 
     Trunk: a post-norm transformer with learned positions; `attention_window` bounds how far its attention looks back.
@@ -61,6 +25,15 @@ class InfinitoConfig(PreTrainedConfig):
 
     model_type = "infinito"
     keys_to_ignore_at_inference = ["cache", "memory_state", "memory_stats", "memory_reads"]
+    position_type = "learned"  # no field: the family has no other
+    CHOICES = COMMON_CHOICES | {"exploration_schedule": ("cosine", "constant")}
+    RANGES = {
+        **COMMON_RANGES,
+        **dict.fromkeys(("memory_slots", "memory_dim", "memory_heads", "memory_segment"), SIZE),
+        "memory_decay": ANY,
+        "exploration_sigma": NOT_NEGATIVE,
+        "exploration_seed": SEED,
+    }
 
     # size
     vocab_size: int = 50257
@@ -104,38 +77,8 @@ class InfinitoConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.memory_layers = list(self.memory_layers)
         super().__post_init__(**kwargs)
-        self.check_consistency()
 
-    @classmethod
-    def known_keys(cls) -> set[str]:
-        """Return every key a preset or a command line may set."""
-        return {field.name for field in fields(cls)}
-
-    @classmethod
-    def from_preset(cls, name: str, **overrides) -> "InfinitoConfig":
-        """Build the configuration of a preset, with fields replaced by `overrides`.
-
-        Raises:
-            ValueError: unknown preset, unknown key (with a did-you-mean), wrong type or impossible combination.
-        """
-        return config_from_preset(cls, name, overrides)
-
-    def check_consistency(self) -> None:
-        """Check every cross-field rule; the model calls it again, since attributes may have been set by hand."""
-        for field, choices in CHOICES.items():
-            check_choice(field, self.__dict__[field], choices)
-        check_ranges(self.__dict__, RANGES)
-        check_token_ids(self.__dict__)
-        self._check_total()
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size}."
-            )
-        if self.attention_window is not None and self.attention_window <= 0:
-            raise ValueError(f"attention_window={self.attention_window} must be positive, or None for no window.")
-        self._check_memory()
-
-    def _check_memory(self) -> None:
+    def check_family(self) -> None:
         last = self.num_hidden_layers - 1
         for layer in self.memory_layers:
             if not 0 <= layer <= last:
@@ -154,8 +97,3 @@ class InfinitoConfig(PreTrainedConfig):
             raise ValueError(f"memory_heads={self.memory_heads} must divide memory_dim={self.memory_dim}.")
         if not 0 < self.memory_decay <= 1:
             raise ValueError(f"memory_decay={self.memory_decay} must lie in (0, 1]; 1 means that nothing fades.")
-
-    def _check_total(self) -> None:
-        tables = self.hidden_size * (self.vocab_size + self.max_position_embeddings)
-        layer = self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
-        check_total(self.__dict__, tables + self.num_hidden_layers * layer, SIZES)

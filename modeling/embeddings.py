@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .bitlinear import LinearFactory
 from .cache import slide_window
 from .context import SequenceContext
-from .mixer_base import LinearFactory
 from .norms import rms_normalize
 
 

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .bitlinear import BitLinear, apply_together
+from .bitlinear import BitLinear, LinearFactory, apply_together
 from .checks import check_choice
 from .full_linear import FullPrecisionLinear
-from .mixer_base import LinearFactory, ends_branch
+from .mixer_base import ends_branch
 from .norms import at_least_float32
 from .packed_linear import PackedBitLinear
 
@@ -143,3 +143,14 @@ def router_statistics(logits: torch.Tensor, probabilities: torch.Tensor, chosen:
     importance = probabilities.sum(0) / max(tokens, 1)
     z_loss = logits.logsumexp(-1).square().sum() / max(tokens, 1)
     return RouterStatistics(load, experts * (load * importance).sum(), z_loss)
+
+
+def summarize_routers(routers: list[RouterStatistics]) -> dict[str, torch.Tensor]:
+    """Return what the routers of all logical layers come to, as fields of FrankensteinModelOutput; {} without any."""
+    if not routers:
+        return {}
+    return {
+        "aux_loss": torch.stack([router.balance_loss for router in routers]).mean(),
+        "router_z_loss": torch.stack([router.z_loss for router in routers]).mean(),
+        "expert_load": torch.stack([router.load for router in routers]),
+    }

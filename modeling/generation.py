@@ -53,7 +53,7 @@ def _check_cache(cache: Cache, config) -> None:
 
 
 class CachedGenerationMixin(GenerationMixin):
-    """generate() with a StateCache; the head implements `new_cache()` and `can_forget()`.
+    """generate() with the StateCache that the stack `model` makes; the head implements `can_forget()`.
 
     It stands before the model class among a head's bases, for `_is_stateful` to be its own.
     """
@@ -64,8 +64,8 @@ class CachedGenerationMixin(GenerationMixin):
         return not self.can_forget()
 
     def new_cache(self) -> StateCache:
-        """Return an empty cache for this model."""
-        raise NotImplementedError(f"{type(self).__name__} must implement new_cache()")
+        """Return an empty cache for generate() or forward()."""
+        return self.model.new_cache()
 
     def can_forget(self) -> bool:
         """Return whether the cache can be cropped: the model keeps keys and values of all tokens and nothing else."""
@@ -91,7 +91,7 @@ class CachedGenerationMixin(GenerationMixin):
 
     def max_positions(self) -> int | None:
         """Return how many positions the model has embeddings for; None when it can go on for ever."""
-        return None
+        return self.model.max_positions()
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

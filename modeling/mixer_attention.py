@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .bitlinear import apply_together
+from .bitlinear import LinearFactory, apply_together, linear_factory
 from .context import Block, SequenceContext
-from .decode_ops import attend_step, attends_natively
 from .delta_memory import DeltaMemory
-from .mixer_base import LinearFactory, Mixer, ends_branch
+from .mixer_base import Mixer, ends_branch
+from .native_ops import attend_step, attends_natively
 from .norms import RMSNorm, at_least_float32, full_precision
 from .positions import (
     apply_rotary,
@@ -51,6 +51,8 @@ class StandardAttention(Mixer):
         qk_norm: RMSNorm with a gain on each head's queries and keys.
     """
 
+    keeps_keys_only = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -76,6 +78,19 @@ class StandardAttention(Mixer):
         self.o_proj = ends_branch(linear(hidden_size, hidden_size, bias=use_bias))
         self.q_norm = RMSNorm(self.head_width) if qk_norm else None
         self.k_norm = RMSNorm(self.head_width) if qk_norm else None
+
+    @classmethod
+    def options(cls, config) -> dict:
+        return {
+            "hidden_size": config.hidden_size,
+            "num_heads": config.num_attention_heads,
+            "position_type": config.position_type,
+            "rope_theta": config.rope_theta,
+            "use_bias": config.use_bias,
+            "qk_norm": bool(config.qk_norm),
+            "attention_dropout": config.attention_dropout,
+            "linear": linear_factory(config, config.use_bitnet),
+        }
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return q, k, v, each (B, H, L, K)."""
@@ -158,6 +173,19 @@ class TitanAttention(StandardAttention):
         self.hope_base = hope_base
         self.hope_layer_scale = hope_layer_scale
 
+    @classmethod
+    def options(cls, config) -> dict:
+        return {
+            **super().options(config),
+            "use_hope": config.use_hope,
+            "hope_damping": config.hope_damping,
+            "hope_rho": config.hope_rho,
+            "hope_base": config.hope_base,
+            "hope_layer_scale": config.hope_layer_scale,
+            "use_memory": config.use_titan_memory,
+            "memory_chunk": config.memory_chunk,
+        }
+
     def rates(self, logical_layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return this layer's decay rates towards past and future, each (K,) float64."""
         damping = self.hope_damping * (1 + self.hope_layer_scale * logical_layer_idx)
@@ -199,6 +227,10 @@ class SigmoidAttention(StandardAttention):
         self.head_bias = nn.Parameter(torch.empty(num_heads))
         self.output_norm = RMSNorm(hidden_size)
         self.initialize_parameters()
+
+    @classmethod
+    def options(cls, config) -> dict:
+        return {**super().options(config), "qk_norm": config.qk_norm is not False}
 
     def initialize_parameters(self) -> None:
         init.zeros_(self.head_bias)

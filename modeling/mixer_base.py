@@ -1,13 +1,9 @@
 """The contract of every mixer (see mixers.py for the table of them)."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
 from .context import SequenceContext
-
-LinearFactory = Callable[..., nn.Linear]
 
 
 class Mixer(nn.Module):
@@ -22,11 +18,19 @@ class Mixer(nn.Module):
     - direction comes from `context.is_causal` alone; parameters are the same either way;
     - a row padded at its left or right gives its real tokens what the unpadded row gets (pads amid a text are not
       supported: convolutions would see them); what it returns at pads is unspecified but finite;
-    - `carries_position` says whether it can tell the order of its tokens by itself.
+    - `carries_position` says whether it can tell the order of its tokens by itself;
+    - `keeps_keys_only` says whether what it keeps in a cache are the keys and values of each token, which can be taken
+      back; a state that sums tokens up cannot.
     """
 
     carries_position = False
+    keeps_keys_only = False
     takes_raw_stream = False
+
+    @classmethod
+    def options(cls, config) -> dict:
+        """Return the arguments that build it from a FrankensteinConfig: what the configuration's fields mean to it."""
+        raise NotImplementedError(f"{cls.__name__} must implement options()")
 
     def forward(
         self, x: torch.Tensor, context: SequenceContext, logical_layer_idx: int

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .bitlinear import LinearFactory, linear_factory
 from .cache import LayerState, slide_window
 from .context import zero_pads
 from .full_linear import UnroundedLinear
-from .mixer_base import LinearFactory, Mixer, ends_branch
+from .mixer_base import Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32, full_precision
 from .scan_linear import linear_scan_chunked, may_reuse
 
@@ -40,6 +41,8 @@ class DepthwiseConv(nn.Conv1d):
 class Mamba2(Mixer):
     """z, xBC, dt = W_in u;  x, B, C = silu(conv(xBC));  y = SSM(x, B, C, dt) + D x;  W_out RMSNorm(y silu(z))."""
 
+    carries_position = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -53,7 +56,6 @@ class Mamba2(Mixer):
         linear: LinearFactory = nn.Linear,
     ):
         super().__init__()
-        self.carries_position = True
         self.inner_size = expand * hidden_size
         self.num_heads = self.inner_size // head_dim
         self.state_size = state_size
@@ -71,6 +73,19 @@ class Mamba2(Mixer):
         self.norm = RMSNorm(self.inner_size)
         self.out_proj = ends_branch(linear(self.inner_size, hidden_size, bias=use_bias))
         self.initialize_parameters()
+
+    @classmethod
+    def options(cls, config) -> dict:
+        return {
+            "hidden_size": config.hidden_size,
+            "expand": config.mamba_expand,
+            "head_dim": config.mamba_head_dim,
+            "state_size": config.mamba_state,
+            "conv_kernel": config.mamba_conv,
+            "chunk_size": config.chunk_size,
+            "use_bias": config.use_bias,
+            "linear": linear_factory(config, config.use_bitnet),
+        }
 
     def initialize_parameters(self) -> None:
         bound = self.conv1d.kernel_size[0] ** -0.5

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from .bitlinear import LinearFactory, linear_factory
 from .context import SequenceContext
 from .mixer_attention import StandardAttention
-from .mixer_base import LinearFactory, Mixer
+from .mixer_base import Mixer
 from .norms import at_least_float32
 
 
@@ -51,6 +52,7 @@ class OdeBlock(Mixer):
     """
 
     takes_raw_stream = True
+    keeps_keys_only = True  # of every evaluation of the field
 
     def __init__(
         self,
@@ -81,6 +83,17 @@ class OdeBlock(Mixer):
         self.carries_position = self.attention.carries_position
         self.tau = nn.Parameter(torch.empty(hidden_size)) if time_input else None
         self.initialize_parameters()
+
+    @classmethod
+    def options(cls, config) -> dict:
+        options = StandardAttention.options(config) | {
+            "solver": config.ode_solver,
+            "steps": config.ode_steps,
+            "time_input": config.ode_time_input,
+            "linear": linear_factory(config, config.use_bitnet and config.ode_bitnet),
+        }
+        del options["attention_dropout"]  # the field is deterministic
+        return options
 
     def initialize_parameters(self) -> None:
         if self.tau is not None:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .bitlinear import LinearFactory, linear_factory
 from .cache import LayerState
 from .checks import check_choice
-from .mixer_base import LinearFactory, Mixer, ends_branch
+from .mixer_base import Mixer, ends_branch
 from .norms import at_least_float32, full_precision, rms_normalize
 from .positions import apply_rotary, shared_rotary_tables
 from .scan_linear import linear_scan_chunked, may_reuse
@@ -40,6 +41,8 @@ def retention_log_decay(num_heads: int, kind: str = "linspace") -> torch.Tensor:
 class Retention(Mixer):
     """W_o( silu(W_g x) * headRMSNorm(retention(q, k, v)) )."""
 
+    carries_position = True
+
     def __init__(
         self,
         hidden_size: int,
@@ -54,7 +57,6 @@ class Retention(Mixer):
         linear: LinearFactory = nn.Linear,
     ):
         super().__init__()
-        self.carries_position = True
         self.num_heads = num_heads
         self.key_width = hidden_size // num_heads
         self.rope_theta = rope_theta if rotary else None
@@ -66,6 +68,20 @@ class Retention(Mixer):
         self.v_proj = linear(hidden_size, value_size, bias=use_bias)
         self.g_proj = linear(hidden_size, value_size, bias=use_bias)
         self.o_proj = ends_branch(linear(value_size, hidden_size, bias=use_bias))
+
+    @classmethod
+    def options(cls, config) -> dict:
+        return {
+            "hidden_size": config.hidden_size,
+            "num_heads": config.retention_heads,
+            "value_factor": config.retnet_value_factor,
+            "rotary": config.retnet_rotary,
+            "rope_theta": config.rope_theta,
+            "decay": config.retnet_decay,
+            "chunk_size": config.chunk_size,
+            "use_bias": config.use_bias,
+            "linear": linear_factory(config, config.use_bitnet),
+        }
 
     def heads(self, x, context):
         """Return q, k (B, L, H, K) and v (B, L, H, V) in at least float32; keys are zero at pads."""

@@ -1,4 +1,7 @@
-"""The table of mixers: what `layer_pattern` may name. Their contract is in mixer_base.py."""
+"""The table of mixers: what `layer_pattern` may name. Their contract is in mixer_base.py.
+
+The configuration asks it for names, and for what a mixer says of itself; a mixer says which fields it is built from.
+"""
 
 from .checks import check_choice
 from .mixer_attention import SigmoidAttention, StandardAttention, TitanAttention

@@ -1,104 +1,60 @@
 """Frankenstein: one stack in which every layer may mix its tokens in another way.
 
-Read top to bottom: the block, the family's base class, the stack with its logical loops, the heads.
-With `norm_style="pre"` a block is x += mixer(norm1(x)); x += ffn(norm2(x)), and norm_f ends the stack;
-with "post" it is BERT's x = norm1(x + mixer(x)); x = norm2(x + ffn(x)).
+Read the block in frankenstein_block.py, then here, top to bottom: the family's base class, the stack with its logical
+loops, the heads. With `norm_style="pre"` norm_f ends the stack; with "post", BERT's, each block normalises its sums.
 Shapes: B batch, L length, D hidden, V vocabulary, R width of the embedding table, E experts.
 """
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .bert_weights import bert_to_ours, ours_to_bert
+from .bitlinear import linear_factory
 from .cache import StateCache
 from .configuration_frankenstein import FrankensteinConfig
-from .context import SequenceContext
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
-from .feedforward import ACTIVATIONS, MixtureOfExperts, RouterStatistics
-from .frankenstein_parts import linear_factory, make_feed_forward, make_mixer, make_norm
+from .family import FamilyPreTrainedModel, FamilyStack, LanguageModelHead, head_output
+from .feedforward import ACTIVATIONS, summarize_routers
+from .frankenstein_block import FrankensteinBlock, make_norm
 from .full_linear import UnroundedLinear
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
-from .loading import LoadsClearly
-from .outputs import FrankensteinHeadOutput, FrankensteinModelOutput
+from .mixers import MIXERS
+from .outputs import IGNORED_LABEL, FrankensteinHeadOutput, FrankensteinModelOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
 from .weight_groups import weight_groups
 
 
-class FrankensteinBlock(GradientCheckpointingLayer):
-    """One physical layer: a mixer and a feed-forward, each on a residual branch."""
-
-    def __init__(self, config: FrankensteinConfig, mixer_name: str):
-        super().__init__()
-        self.is_post_norm = config.norm_style == "post"
-        self.norm1 = make_norm(config, config.norm_alpha_attn)
-        self.mixer = make_mixer(config, mixer_name)
-        self.norm2 = make_norm(config, config.norm_alpha_other)
-        self.ffn = make_feed_forward(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self, x: torch.Tensor, context: SequenceContext, logical_layer_idx: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None, RouterStatistics | None]:
-        """Map x (B, L, D) to the next x, the attention weights or None, and the router's statistics or None."""
-        delta, weights = self.mix(x, context, logical_layer_idx)
-        x = self.add(x, delta, context)
-        x = self.norm1(x) if self.is_post_norm else x
-
-        delta, statistics = self.feed_forward(x if self.is_post_norm else self.norm2(x), context)
-        x = self.add(x, delta, context)
-        x = self.norm2(x) if self.is_post_norm else x
-        return context.zero_pads(x), weights, statistics
-
-    def mix(self, x, context, logical_layer_idx):
-        if self.mixer.takes_raw_stream:
-            return self.mixer(x, context, logical_layer_idx, self.normalize)
-        return self.mixer(self.normalize(x), context, logical_layer_idx)
-
-    def normalize(self, x):
-        """What the mixer sees of the stream x."""
-        return x if self.is_post_norm else self.norm1(x)
-
-    def add(self, x, delta, context):
-        return x + context.zero_pads(self.dropout(delta) if self.training else delta)
-
-    def feed_forward(self, x, context):
-        if isinstance(self.ffn, MixtureOfExperts):
-            return self.ffn(x, context.mask)
-        return self.ffn(x), None
-
-
-class FrankensteinPreTrainedModel(LoadsClearly, PreTrainedModel):
-    """Initialisation, loading and weight-decay rules of the family."""
+class FrankensteinPreTrainedModel(FamilyPreTrainedModel):
+    """What the models of the family know of its configuration, blocks and weights."""
 
     config: FrankensteinConfig
     config_class = FrankensteinConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
+    auto_classes = {
+        "AutoConfig": "configuration_frankenstein.FrankensteinConfig",
+        "AutoModel": "modeling_frankenstein.FrankensteinModel",
+        "AutoModelForMaskedLM": "modeling_frankenstein.FrankensteinForMaskedLM",
+        "AutoModelForCausalLM": "modeling_frankenstein.FrankensteinForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_frankenstein.FrankensteinForSequenceClassification",
+    }
     _no_split_modules = ["FrankensteinBlock"]
-    _supports_sdpa = True
     degradation_groups = weight_groups(r"mixer\.(?:attention\.)?") | {
         "mixer": [r"text/layers\.\d+\.mixer\.(?:attention\.)?\w+_proj\.weight"],  # Mamba has no q, k and v
     }
-
-    def __init__(self, config: FrankensteinConfig, *inputs, **kwargs):
-        config.check_consistency()
-        super().__init__(config, *inputs, **kwargs)
+    # Matrices that must not decay; norms, biases, A_log, D, dt_bias and the like are vectors.
+    _not_decaying = ("router.weight", "loop_embedding", "forget_proj.weight", "write_proj.weight", "read_proj.weight")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and hasattr(module, "ends_branch"):
-            depth_scale = (2 * self.config.num_hidden_layers) ** -0.5
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
-        elif hasattr(module, "initialize_parameters"):
-            module.initialize_parameters()
-        elif isinstance(module, FrankensteinModel) and module.loop_embedding is not None:
+        if isinstance(module, FrankensteinModel) and module.loop_embedding is not None:
             init.zeros_(module.loop_embedding)
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Return whether weight decay pulls at a parameter: not at routers, gates and loop embeddings either."""
+        return super().decays(name, parameter) and not name.endswith(self._not_decaying)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -110,22 +66,8 @@ class FrankensteinPreTrainedModel(LoadsClearly, PreTrainedModel):
                 module.align()
         return loaded
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers; config.json names every Auto class, so that each of them can open the checkpoint."""
-        self.config.auto_map = dict(AUTO_MAP)
-        return super().save_pretrained(save_directory, **kwargs)
 
-    def no_weight_decay_names(self) -> set[str]:
-        """Return the parameters that must not decay: all vectors and scalars, routers, gates, loop embeddings.
-
-        Norms, biases, A_log, D, dt_bias and the like are the vectors.
-        """
-        return {
-            name for name, parameter in self.named_parameters() if parameter.ndim < 2 or name.endswith(NOT_DECAYING)
-        }
-
-
-class FrankensteinModel(FrankensteinPreTrainedModel):
+class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
     """The stack without a head."""
 
     def __init__(self, config: FrankensteinConfig):
@@ -137,7 +79,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             rank=config.factorized_embedding_dim,
             conv_kernel=config.embedding_conv_kernel,
             conv_depthwise=config.embedding_conv_depthwise,
-            num_positions=config.max_position_embeddings if config.position_type == "learned" else 0,
+            num_positions=config.num_positions,
             num_types=config.type_vocab_size,
             is_causal=config.is_decoder,
             padding_idx=config.pad_token_id,
@@ -187,25 +129,13 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
                 more tokens than learned positions, token types the model does not have, or a cache that is not its own.
         """
-        inputs_embeds = self._look_up(input_ids, inputs_embeds)
+        rows = self.look_up(input_ids, inputs_embeds)
+        self._check_types(token_type_ids)
         cache = resolve_cache(self, cache, use_cache)
-        self._check_inputs(inputs_embeds, token_type_ids)
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        context = SequenceContext.build(
-            batch_size=inputs_embeds.shape[0],
-            length=inputs_embeds.shape[1],
-            device=inputs_embeds.device,
-            is_causal=self.config.is_decoder,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            attention_window=self.config.attention_window,
-            attn_implementation=self.config._attn_implementation,
-            keep_weights=want_attentions and self.config._attn_implementation == "eager",
-            max_positions=self.config.max_position_embeddings if self.config.position_type == "learned" else None,
-            cache=cache,
-        )
-        x = self.embeddings(inputs_embeds, token_type_ids, context)
+        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions)
+        x = self.embeddings(rows, token_type_ids, context)
         states = [] if want_states else None
         attentions = [] if want_attentions else None
         x, routers = self._run_layers(x, context, states, attentions)
@@ -214,7 +144,7 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             cache=cache,
             hidden_states=tuple(states) if want_states else None,
             attentions=tuple(attentions) if want_attentions else None,
-            **_summarise_routers(routers),
+            **summarize_routers(routers),
         )
 
     def _run_layers(self, x, context, states: list | None, attentions: list | None):
@@ -243,30 +173,9 @@ class FrankensteinModel(FrankensteinPreTrainedModel):
             states[-1] = x
         return x, routers
 
-    def _look_up(self, input_ids, inputs_embeds):
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        return self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-
-    def _check_inputs(self, inputs_embeds, token_type_ids):
-        if inputs_embeds.shape[1] == 0:
-            raise ValueError("The sequence is empty: give at least one token.")
+    def _check_types(self, token_type_ids):
         if token_type_ids is not None and self.config.type_vocab_size == 0 and bool(token_type_ids.any()):
             raise ValueError("token_type_ids are given but type_vocab_size=0: this model has no token types.")
-
-    def new_cache(self) -> StateCache:
-        """Return an empty cache, with one entry per logical layer."""
-        return StateCache(self.config.num_hidden_layers, self.config.attention_window)
-
-
-def _summarise_routers(routers: list[RouterStatistics]) -> dict:
-    if not routers:
-        return {}
-    return {
-        "aux_loss": torch.stack([router.balance_loss for router in routers]).mean(),
-        "router_z_loss": torch.stack([router.z_loss for router in routers]).mean(),
-        "expert_load": torch.stack([router.load for router in routers]),
-    }
 
 
 class _FrankensteinHead(FrankensteinPreTrainedModel):
@@ -283,22 +192,10 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
         """Return the task's loss from transformers' loss function, plus the router losses; None without labels."""
         if labels is None:
             return None
-        loss_kwargs = _loss_kwargs(kwargs)
+        loss_kwargs = _for_loss(kwargs)
         loss = self.loss_function(labels=labels, **loss_inputs, **loss_kwargs)
         predicted = labels[..., 1:] if self.shifts_labels else labels
         return self.add_router_losses(loss, predicted, outputs, loss_kwargs.get("num_items_in_batch"))
-
-    def head_output(self, loss, logits, outputs) -> FrankensteinHeadOutput:
-        return FrankensteinHeadOutput(
-            loss=loss,
-            logits=logits,
-            cache=outputs.cache,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            aux_loss=outputs.aux_loss,
-            router_z_loss=outputs.router_z_loss,
-            expert_load=outputs.expert_load,
-        )
 
     def add_router_losses(self, loss, labels, outputs, num_items_in_batch):
         """Add the weighted router losses while training; evaluation reports the task's loss alone.
@@ -310,14 +207,12 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
             return loss
         router_loss = self.config.router_aux_loss_coef * outputs.aux_loss
         router_loss = router_loss + self.config.router_z_loss_coef * outputs.router_z_loss
-        share = 1 if num_items_in_batch is None else (labels != -100).sum() / num_items_in_batch
+        share = 1 if num_items_in_batch is None else (labels != IGNORED_LABEL).sum() / num_items_in_batch
         return loss + share * router_loss
 
 
-class _FrankensteinLanguageModel(_FrankensteinHead):
-    """What the two language-model heads share: the tied output matrix and its bias."""
-
-    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
+class _FrankensteinLanguageModel(LanguageModelHead, _FrankensteinHead):
+    """What the two language-model heads share."""
 
     def __init__(self, config: FrankensteinConfig):
         super().__init__(config)
@@ -332,16 +227,6 @@ class _FrankensteinLanguageModel(_FrankensteinHead):
             linear=linear_factory(config, config.use_bitnet and config.bitnet_head),
         )
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.lm_head.set_decoder(new_embeddings)
-
-    def set_unigram_bias(self, counts: torch.Tensor) -> None:
-        """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""
-        self.lm_head.set_unigram_bias(counts)
 
 
 class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
@@ -370,21 +255,15 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
     ) -> FrankensteinHeadOutput:
         """As FrankensteinModel; `labels` (B, L) hold the original token where one was masked and -100 elsewhere."""
         outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **_stack_kwargs(kwargs),
+            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **_for_stack(kwargs)
         )
         hidden = outputs.last_hidden_state
         if self.config.sparse_prediction and labels is not None:
-            labelled = labels != -100
+            labelled = labels != IGNORED_LABEL
             hidden, labels = hidden[labelled], labels[labelled]
         logits = self.lm_head(hidden)
         loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
-        return self.head_output(loss, logits, outputs)
+        return head_output(FrankensteinHeadOutput, outputs, loss, logits)
 
     @classmethod
     def from_bert(cls, bert) -> "FrankensteinForMaskedLM":
@@ -443,26 +322,18 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
             inputs_embeds=inputs_embeds,
             cache=cache,
             use_cache=use_cache,
-            return_dict=True,
-            **_stack_kwargs(kwargs),
+            **_for_stack(kwargs),
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
-        return self.head_output(loss, logits, outputs)
-
-    def new_cache(self) -> StateCache:
-        """Return an empty cache for generate() or forward()."""
-        return self.model.new_cache()
+        return head_output(FrankensteinHeadOutput, outputs, loss, logits)
 
     def can_forget(self) -> bool:
         """Return whether the last tokens can be taken back, as assisted decoding must: attention alone, no window."""
         config = self.config
-        keeps_keys_only = not {"retnet", "mamba"} & set(config.layer_pattern) and not config.use_titan_memory
-        return keeps_keys_only and config.attention_window is None and not config.embedding_conv_kernel
-
-    def max_positions(self) -> int | None:
-        """Return the size of the position table, the one thing that ends a text."""
-        return self.config.max_position_embeddings if self.config.position_type == "learned" else None
+        keeps_keys_only = all(MIXERS[name].keeps_keys_only for name in config.layer_pattern)
+        sums_up = config.use_titan_memory or config.embedding_conv_kernel
+        return keeps_keys_only and not sums_up and config.attention_window is None
 
 
 class FrankensteinForSequenceClassification(_FrankensteinHead):
@@ -492,18 +363,12 @@ class FrankensteinForSequenceClassification(_FrankensteinHead):
     ) -> FrankensteinHeadOutput:
         """As FrankensteinModel; `labels` (B,) class ids, or floats for regression and multi-label problems."""
         outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            return_dict=True,
-            **_stack_kwargs(kwargs),
+            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **_for_stack(kwargs)
         )
         pooled = pool(outputs.last_hidden_state, attention_mask, self.config.is_decoder)
         logits = self.classifier(self.dropout(pooled))
         loss = self.compute_loss(labels, outputs, kwargs, pooled_logits=logits, config=self.config)
-        return self.head_output(loss, logits, outputs)
+        return head_output(FrankensteinHeadOutput, outputs, loss, logits)
 
 
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: bool) -> torch.Tensor:
@@ -519,23 +384,14 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: b
     return total / mask.sum(1, keepdim=True).clamp_min(1)
 
 
-# Matrices that must not decay.
-NOT_DECAYING = ("router.weight", "loop_embedding", "forget_proj.weight", "write_proj.weight", "read_proj.weight")
-# What a checkpoint that carries its code along offers; entries are file.Class.
-AUTO_MAP = {
-    "AutoConfig": "configuration_frankenstein.FrankensteinConfig",
-    "AutoModel": "modeling_frankenstein.FrankensteinModel",
-    "AutoModelForMaskedLM": "modeling_frankenstein.FrankensteinForMaskedLM",
-    "AutoModelForCausalLM": "modeling_frankenstein.FrankensteinForCausalLM",
-    "AutoModelForSequenceClassification": "modeling_frankenstein.FrankensteinForSequenceClassification",
-}
 STACK_KEYS = ("output_hidden_states", "output_attentions", "cache", "use_cache")
 
 
-def _stack_kwargs(kwargs: dict) -> dict:
-    return {key: value for key, value in kwargs.items() if key in STACK_KEYS}
+def _for_stack(kwargs: dict) -> dict:
+    """What goes on to the stack, which is to return its fields by name."""
+    return {"return_dict": True} | {key: value for key, value in kwargs.items() if key in STACK_KEYS}
 
 
-def _loss_kwargs(kwargs: dict) -> dict:
+def _for_loss(kwargs: dict) -> dict:
     """What the loss function of transformers understands, above all the Trainer's `num_items_in_batch`."""
     return {key: value for key, value in kwargs.items() if key not in STACK_KEYS}

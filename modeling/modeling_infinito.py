@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import ModelOutput, can_return_tuple
@@ -22,12 +20,13 @@ from .configuration_infinito import InfinitoConfig
 from .context import SequenceContext
 from .embeddings import FactorizedEmbedding, FactorizedHead
 from .exploration import ExplorationNoise
+from .family import CausalHead, FamilyPreTrainedModel, FamilyStack, head_output
 from .feedforward import FeedForward
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
-from .loading import LoadsClearly
 from .mixer_attention import StandardAttention
 from .norms import build_norm
-from .slot_memory import SlotMemory, SlotMemoryState
+from .slot_memory import SlotMemory
+from .slot_memory_state import SlotMemoryState
 from .weight_groups import weight_groups
 
 
@@ -81,7 +80,7 @@ class InfinitoBlock(GradientCheckpointingLayer):
         self.attention = StandardAttention(
             config.hidden_size,
             config.num_attention_heads,
-            position_type="learned",
+            position_type=config.position_type,
             attention_dropout=config.attention_dropout,
             use_bias=config.use_bias,
         )
@@ -105,40 +104,24 @@ class InfinitoBlock(GradientCheckpointingLayer):
         return x + self.dropout(delta) if self.training else x + delta
 
 
-class InfinitoPreTrainedModel(LoadsClearly, PreTrainedModel):
-    """Initialisation, loading and weight-decay rules of the family."""
+class InfinitoPreTrainedModel(FamilyPreTrainedModel):
+    """What the models of the family know of its configuration, blocks and weights."""
 
     config: InfinitoConfig
     config_class = InfinitoConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
+    auto_classes = {
+        "AutoConfig": "configuration_infinito.InfinitoConfig",
+        "AutoModel": "modeling_infinito.InfinitoModel",
+        "AutoModelForCausalLM": "modeling_infinito.InfinitoForCausalLM",
+    }
     _no_split_modules = ["InfinitoBlock"]
-    _supports_sdpa = True
     degradation_groups = weight_groups(r"attention\.") | {
         "memory": [r"text/memories\.\d+\.[qkvo]_proj\.weight"],
     }
 
-    def __init__(self, config: InfinitoConfig, *inputs, **kwargs):
-        config.check_consistency()
-        super().__init__(config, *inputs, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, nn.Linear) and hasattr(module, "ends_branch"):
-            depth_scale = (2 * self.config.num_hidden_layers) ** -0.5
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
-        elif hasattr(module, "initialize_parameters"):
-            module.initialize_parameters()
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers; config.json names every Auto class, so that each of them can open the checkpoint."""
-        self.config.auto_map = dict(AUTO_MAP)
-        return super().save_pretrained(save_directory, **kwargs)
-
-    def no_weight_decay_names(self) -> set[str]:
-        """Return the parameters that must not decay: all vectors, those written as one-row matrices among them."""
-        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2 or parameter.shape[0] == 1}
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Return whether weight decay pulls at a parameter: not at vectors written as matrices of one row."""
+        return super().decays(name, parameter) and parameter.shape[0] > 1
 
     def set_exploration(self, progress: float) -> None:
         """Tell the noise schedule how much of the training is done, in [0, 1]; a training callback calls it.
@@ -151,7 +134,7 @@ class InfinitoPreTrainedModel(LoadsClearly, PreTrainedModel):
                 module.set_progress(progress)
 
 
-class InfinitoModel(InfinitoPreTrainedModel):
+class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
     """The stack without a head."""
 
     def __init__(self, config: InfinitoConfig):
@@ -159,7 +142,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
         self.embeddings = FactorizedEmbedding(
             config.vocab_size,
             config.hidden_size,
-            num_positions=config.max_position_embeddings,
+            num_positions=config.num_positions,
             is_causal=config.is_decoder,
             padding_idx=config.pad_token_id,
             dropout=config.dropout,
@@ -214,30 +197,16 @@ class InfinitoModel(InfinitoPreTrainedModel):
                 more tokens than positions, a cache that is not its own or was made with the memory switched the other
                 way; a memory_state of another shape, beside a filled cache, or without memory; one row to shuffle.
         """
-        inputs_embeds = self._look_up(input_ids, inputs_embeds)
+        rows = self.look_up(input_ids, inputs_embeds)
         cache = resolve_cache(self, cache, use_cache)
-        if inputs_embeds.shape[1] == 0:
-            raise ValueError("The sequence is empty: give at least one token.")
         memories = self.memories if use_memory is None or use_memory else {}
-        states = self._starting_states(memories, memory_state, cache, inputs_embeds)
+        states = self._starting_states(memories, memory_state, cache, rows)
         if shuffle_memory:
-            self._check_shuffling(memories, len(inputs_embeds))
+            self._check_shuffling(memories, len(rows))
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        context = SequenceContext.build(
-            batch_size=inputs_embeds.shape[0],
-            length=inputs_embeds.shape[1],
-            device=inputs_embeds.device,
-            is_causal=self.config.is_decoder,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            attention_window=self.config.attention_window,
-            attn_implementation=self.config._attn_implementation,
-            keep_weights=want_attentions and self.config._attn_implementation == "eager",
-            max_positions=self.config.max_position_embeddings,
-            cache=cache,
-        )
-        x = self.embeddings(inputs_embeds, None, context)
+        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions)
+        x = self.embeddings(rows, None, context)
         hidden_states, attentions, reads = [x], [], []
         for index, layer in enumerate(self.layers):
             name = str(index)
@@ -264,18 +233,13 @@ class InfinitoModel(InfinitoPreTrainedModel):
             memory_reads=tuple(reads) if memories and output_memory_reads else None,
         )
 
-    def _look_up(self, input_ids, inputs_embeds):
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-        return self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-
     def _check_shuffling(self, memories, batch_size):
         if not memories:
             raise ValueError("shuffle_memory=True needs the memory: leave out use_memory=False, or set memory_layers.")
         if batch_size < 2:
             raise ValueError("shuffle_memory=True lets each row read another row's memory: give at least two rows.")
 
-    def _starting_states(self, memories, memory_state, cache, inputs_embeds) -> dict[str, SlotMemoryState | None]:
+    def _starting_states(self, memories, memory_state, cache, rows) -> dict[str, SlotMemoryState | None]:
         """Return the state of each memory before the new tokens, by layer; None where a text starts."""
         is_continued = cache is not None and cache.seen_tokens is not None
         if memory_state is not None:
@@ -286,7 +250,7 @@ class InfinitoModel(InfinitoPreTrainedModel):
                     "memory_state is given beside a filled cache, which holds the memory's state already: "
                     "leave one of them out."
                 )
-            return self._checked_states(memories, memory_state, len(inputs_embeds), inputs_embeds.device)
+            return self._checked_states(memories, memory_state, len(rows), rows.device)
         states = {name: _recall(cache, int(name)) if is_continued else None for name in self.memories}
         if is_continued and any((states[name] is None) == (name in memories) for name in states):
             raise ValueError(
@@ -311,10 +275,6 @@ class InfinitoModel(InfinitoPreTrainedModel):
             name = f"memory_state[{index}]"
             state.check(name, batch_size, config.memory_slots, config.memory_dim, config.memory_segment, device)
         return dict(zip(memories, memory_state, strict=True))
-
-    def new_cache(self) -> StateCache:
-        """Return an empty cache, with one entry per layer."""
-        return StateCache(self.config.num_hidden_layers, self.config.attention_window)
 
 
 def _make_memory(config: InfinitoConfig) -> SlotMemory:
@@ -352,16 +312,11 @@ def _summarise_memories(states: tuple[SlotMemoryState, ...]) -> dict[str, torch.
     return {name: torch.stack([each[name] for each in statistics]).mean(0) for name in statistics[0]}
 
 
-class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
+class InfinitoForCausalLM(CausalHead, CachedGenerationMixin, InfinitoPreTrainedModel):
     """A causal decoder that predicts the next token."""
 
-    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
-
     def __init__(self, config: InfinitoConfig):
-        if not config.is_decoder:
-            raise ValueError("InfinitoForCausalLM needs is_decoder=True.")
         super().__init__(config)
-        self.loss_type = "ForCausalLM"  # a subclass's own name would say nothing to transformers
         self.model = InfinitoModel(config)
         self.lm_head = FactorizedHead(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
@@ -406,41 +361,12 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
             return_dict=True,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return InfinitoCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            cache=outputs.cache,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            memory_state=outputs.memory_state,
-            memory_stats=outputs.memory_stats,
-            memory_reads=outputs.memory_reads,
-        )
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.lm_head.set_decoder(new_embeddings)
-
-    def set_unigram_bias(self, counts: torch.Tensor) -> None:
-        """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""
-        self.lm_head.set_unigram_bias(counts)
-
-    def new_cache(self) -> StateCache:
-        """Return an empty cache for generate() or forward()."""
-        return self.model.new_cache()
+        loss = self.next_token_loss(logits, labels, **kwargs)
+        return head_output(InfinitoCausalLMOutput, outputs, loss, logits)
 
     def can_forget(self) -> bool:
         """Return whether the last tokens can be taken back, as assisted decoding must: no memory and no window."""
         return not self.config.memory_layers and self.config.attention_window is None
-
-    def max_positions(self) -> int | None:
-        """Return the size of the position table."""
-        return self.config.max_position_embeddings
 
     @takes_old_cache_name
     def prepare_inputs_for_generation(self, input_ids, cache=None, inputs_embeds=None, memory_state=None, **kwargs):
@@ -458,11 +384,3 @@ class InfinitoForCausalLM(CachedGenerationMixin, InfinitoPreTrainedModel):
             rows = rows.repeat_interleave(expand_size)
             model_kwargs["memory_state"] = tuple(state.select(rows) for state in memory_state)
         return input_ids, model_kwargs
-
-
-# What a checkpoint that carries its code along offers; entries are file.Class.
-AUTO_MAP = {
-    "AutoConfig": "configuration_infinito.InfinitoConfig",
-    "AutoModel": "modeling_infinito.InfinitoModel",
-    "AutoModelForCausalLM": "modeling_infinito.InfinitoForCausalLM",
-}

@@ -7,11 +7,8 @@ A block is x = x + attention(norm1(x)); x = x + ffn(norm2(x)); norm_f ends the s
 Shapes: B batch, L length, D hidden, H heads, T keys, V vocabulary.
 """
 
-import functools
-
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -19,28 +16,23 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
 from .bit_embedding import BitEmbedding
-from .bitlinear import BitLinear
+from .bitlinear import LinearFactory, linear_factory
 from .cache import StateCache
 from .configuration_legacy_1bit import Legacy1BitConfig
 from .context import SequenceContext
 from .embeddings import FactorizedEmbedding, FactorizedHead
+from .family import CausalHead, FamilyPreTrainedModel, FamilyStack, head_output
 from .feedforward import FeedForward
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
-from .loading import LoadsClearly
 from .mixer_attention import StandardAttention
-from .mixer_base import LinearFactory
 from .norms import build_norm
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  loads packed checkpoints
 from .weight_groups import weight_groups
 
 
-def linear_factory(config: Legacy1BitConfig, quantized: bool) -> LinearFactory:
-    """Return the class that makes the projections of a part: BitLinear with the config's scheme, or nn.Linear."""
-    if not (config.use_bitnet and quantized):
-        return nn.Linear
-    return functools.partial(
-        BitLinear, scheme=config.w_scheme, scale_axis=config.scale_axis, activation_bits=config.activation_bits
-    )
+def _linear(config: Legacy1BitConfig, is_quantized: bool) -> LinearFactory:
+    """Return the class that makes the projections of a part."""
+    return linear_factory(config, config.use_bitnet and is_quantized)
 
 
 def _make_embedding(config: Legacy1BitConfig) -> FactorizedEmbedding:
@@ -48,7 +40,7 @@ def _make_embedding(config: Legacy1BitConfig) -> FactorizedEmbedding:
     embedding = FactorizedEmbedding(
         size,
         width,
-        num_positions=config.max_position_embeddings if config.position_type == "learned" else 0,
+        num_positions=config.num_positions,
         is_causal=config.is_decoder,
         padding_idx=pad,
         normalize_rms=config.embedding_norm == "rms",
@@ -74,7 +66,7 @@ class Legacy1BitBlock(GradientCheckpointingLayer):
             rope_theta=config.rope_theta,
             attention_dropout=config.attention_dropout,
             use_bias=config.use_bias,
-            linear=linear_factory(config, config.bitnet_attention),
+            linear=_linear(config, config.bitnet_attention),
         )
         self.norm2 = build_norm(config.norm_type, config.hidden_size, eps=config.layer_norm_eps)
         self.ffn = FeedForward(
@@ -82,7 +74,7 @@ class Legacy1BitBlock(GradientCheckpointingLayer):
             config.intermediate_size,
             config.hidden_act,
             use_bias=config.use_bias,
-            linear=linear_factory(config, config.bitnet_ffn),
+            linear=_linear(config, config.bitnet_ffn),
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -99,45 +91,29 @@ class Legacy1BitBlock(GradientCheckpointingLayer):
         return x + self.dropout(delta) if self.training else x + delta
 
 
-class Legacy1BitPreTrainedModel(LoadsClearly, PreTrainedModel):
-    """Initialisation, saving and weight-decay rules of the family."""
+class Legacy1BitPreTrainedModel(FamilyPreTrainedModel):
+    """What the models of the family know of its configuration, blocks and weights."""
 
     config: Legacy1BitConfig
     config_class = Legacy1BitConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
+    auto_classes = {
+        "AutoConfig": "configuration_legacy_1bit.Legacy1BitConfig",
+        "AutoModel": "modeling_legacy_1bit.Legacy1BitModel",
+        "AutoModelForCausalLM": "modeling_legacy_1bit.Legacy1BitForCausalLM",
+    }
     _no_split_modules = ["Legacy1BitBlock"]
-    _supports_sdpa = True
     degradation_groups = weight_groups(r"attention\.")
-
-    def __init__(self, config: Legacy1BitConfig, *inputs, **kwargs):
-        config.check_consistency()
-        super().__init__(config, *inputs, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, nn.Linear) and hasattr(module, "ends_branch"):
-            depth_scale = (2 * self.config.num_hidden_layers) ** -0.5
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
-        elif isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=self.config.embedding_initializer_range)
             if module.padding_idx is not None:
                 init.zeros_(module.weight[module.padding_idx])
-        elif hasattr(module, "initialize_parameters"):
-            module.initialize_parameters()
-
-    def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers; config.json names every Auto class, so that each of them can open the checkpoint."""
-        self.config.auto_map = dict(AUTO_MAP)
-        return super().save_pretrained(save_directory, **kwargs)
-
-    def no_weight_decay_names(self) -> set[str]:
-        """Return the parameters that must not decay: all vectors."""
-        return {name for name, parameter in self.named_parameters() if parameter.ndim < 2}
 
 
-class Legacy1BitModel(Legacy1BitPreTrainedModel):
+class Legacy1BitModel(FamilyStack, Legacy1BitPreTrainedModel):
     """The stack without a head."""
 
     def __init__(self, config: Legacy1BitConfig):
@@ -182,29 +158,13 @@ class Legacy1BitModel(Legacy1BitPreTrainedModel):
             ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
                 more tokens than learned positions, a cache that is not its own.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         config = self.config
-        x = self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        rows = self.look_up(input_ids, inputs_embeds)
         cache = resolve_cache(self, cache, use_cache)
-        if x.shape[1] == 0:
-            raise ValueError("The sequence is empty: give at least one token.")
         want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = config.output_attentions if output_attentions is None else output_attentions
-        context = SequenceContext.build(
-            batch_size=x.shape[0],
-            length=x.shape[1],
-            device=x.device,
-            is_causal=config.is_decoder,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            attention_window=config.attention_window,
-            attn_implementation=config._attn_implementation,
-            keep_weights=want_attentions and config._attn_implementation == "eager",
-            max_positions=self.max_positions(),
-            cache=cache,
-        )
-        x = self.embeddings(x, None, context)
+        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions)
+        x = self.embeddings(rows, None, context)
         hidden_states, attentions = [], []
         for index, layer in enumerate(self.layers):
             if want_states:
@@ -220,31 +180,18 @@ class Legacy1BitModel(Legacy1BitPreTrainedModel):
             attentions=tuple(weights for weights in attentions if weights is not None) if want_attentions else None,
         )
 
-    def max_positions(self) -> int | None:
-        """Return the size of the position table; None when rotary positions go on for ever."""
-        return self.config.max_position_embeddings if self.config.position_type == "learned" else None
 
-    def new_cache(self) -> StateCache:
-        """Return an empty cache, with one entry per layer."""
-        return StateCache(self.config.num_hidden_layers, self.config.attention_window)
-
-
-class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
+class Legacy1BitForCausalLM(CausalHead, CachedGenerationMixin, Legacy1BitPreTrainedModel):
     """A causal decoder that predicts the next token."""
 
-    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
-
     def __init__(self, config: Legacy1BitConfig):
-        if not config.is_decoder:
-            raise ValueError("Legacy1BitForCausalLM needs is_decoder=True.")
         super().__init__(config)
-        self.loss_type = "ForCausalLM"  # a subclass's own name would say nothing to transformers
         self.model = Legacy1BitModel(config)
         self.lm_head = FactorizedHead(
             config.hidden_size,
             config.vocab_size,
             bias=config.head_bias,
-            linear=linear_factory(config, config.bitnet_head),
+            linear=_linear(config, config.bitnet_head),
         )
         self.post_init()
 
@@ -280,43 +227,9 @@ class Legacy1BitForCausalLM(CachedGenerationMixin, Legacy1BitPreTrainedModel):
             return_dict=True,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            cache=outputs.cache,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
-        self.lm_head.set_decoder(new_embeddings)
-
-    def set_unigram_bias(self, counts: torch.Tensor) -> None:
-        """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""
-        self.lm_head.set_unigram_bias(counts)
-
-    def new_cache(self) -> StateCache:
-        """Return an empty cache for generate() or forward()."""
-        return self.model.new_cache()
+        loss = self.next_token_loss(logits, labels, **kwargs)
+        return head_output(CausalLMOutputWithPast, outputs, loss, logits)
 
     def can_forget(self) -> bool:
         """Return whether the last tokens can be taken back, as assisted decoding must: unless a window is set."""
         return self.config.attention_window is None
-
-    def max_positions(self) -> int | None:
-        """Return the size of the position table; None when rotary positions go on for ever."""
-        return self.model.max_positions()
-
-
-# What a checkpoint that carries its code along offers; entries are file.Class.
-AUTO_MAP = {
-    "AutoConfig": "configuration_legacy_1bit.Legacy1BitConfig",
-    "AutoModel": "modeling_legacy_1bit.Legacy1BitModel",
-    "AutoModelForCausalLM": "modeling_legacy_1bit.Legacy1BitForCausalLM",
-}

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .checks import check_choice
-from .decode_ops import normalizes_natively, rms_norm_step
+from .native_ops import normalizes_natively, rms_norm_step
 
 RMS_EPS = 1e-6
 SATURATION_BOUND = 2.0  # |argument| where erf and tanh still pass about 2 % and 7 % of their peak gradient

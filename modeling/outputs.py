@@ -7,6 +7,8 @@ from transformers.utils import ModelOutput
 
 from .cache import StateCache
 
+IGNORED_LABEL = -100  # a label that counts in no loss: the ignore_index of torch's cross_entropy and of transformers
+
 
 @dataclass
 class FrankensteinModelOutput(ModelOutput):

@@ -11,7 +11,7 @@ Shapes: B batch, H heads, L length, Lq queries, Lk keys, D head width (even), P 
 import torch
 
 from .context import SequenceContext
-from .decode_ops import rotate_step, rotates_natively
+from .native_ops import rotate_step, rotates_natively
 from .norms import at_least_float32
 
 # Exponents stay below this: products of two factors reach e^60 = 1e26 at most, finite in float32.

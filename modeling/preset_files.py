@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-
 from .checks import check_choice, check_keys
 from .yaml_text import load_yaml, plain
 
@@ -59,21 +57,3 @@ def read_preset(name: str) -> Preset:
         data=sections.get("data", {}),
         training=sections.get("training", {}),
     )
-
-
-def config_from_preset(config_class, name: str, overrides: Mapping):
-    """Build the configuration of a preset, with fields replaced by `overrides`: what each family's from_preset does.
-
-    Raises:
-        ValueError: unknown preset, one of another family, unknown key (with a did-you-mean), wrong type or impossible
-            combination.
-    """
-    preset = read_preset(name)
-    if preset.model_type != config_class.model_type:
-        raise ValueError(f"preset {name!r} is of model_type {preset.model_type!r}, not {config_class.model_type!r}.")
-    check_keys(f"preset {name!r}, section 'model'", preset.model, config_class.known_keys())
-    check_keys("overrides", overrides, config_class.known_keys())
-    try:
-        return config_class(**{**preset.model, **overrides})
-    except StrictDataclassError as error:
-        raise ValueError(f"preset {name!r}: {error}") from error

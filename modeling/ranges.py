@@ -34,6 +34,8 @@ class Range(NamedTuple):
             return "must be a finite number"
         if self == SHARE:
             return "must lie in [0, 1)"
+        if self == BITS:
+            return f"must lie in {self.lowest}..{self.highest}"
         if value > self.highest:
             return f"must be at most {self.highest:,}"
         if self.lowest_is_out or self.lowest == 1:
@@ -50,6 +52,7 @@ OPTIONAL_FEW = Range(0, 65536)
 SHARE = Range(0, 1, highest_is_out=True)
 POSITIVE = Range(0, 1e30, lowest_is_out=True)
 NOT_NEGATIVE = Range(0, 1e6)
+BITS = Range(2, 8)
 ANY = Range(-(2**24), 2**24)  # rules of their own say more
 SEED = Range(0, 2**63 - 1)
 

@@ -20,183 +20,13 @@ from transformers import initialization as init
 
 from .full_linear import FullPrecisionLinear, apply_full_together
 from .norms import at_least_float32, full_precision
+from .segment_grid import SegmentGrid
+from .slot_memory_state import SlotMemoryState
 
 IMPORTANCE_FLOOR = 1e-6
 ACCESS_WEIGHT = 0.1
 AGE_WEIGHT = 0.05
-EMPTY_BONUS = 1e3
-
-
-@dataclass(frozen=True)
-class SlotMemoryState:
-    """What one memory layer remembers of each row; every tensor has the batch first and is never changed in place.
-
-    Attributes:
-        keys, values: (B, S, W).
-        importance: (B, S) in (0, 1), faded by every write since its own; 0 in an empty slot.
-        occupied: (B, S) bool.
-        age: (B, S) writes of the row since the slot was written.
-        access: (B, S) read mass the slot has received since then, from full segments, averaged over heads.
-        open_access: (B, S) the same from the open segment.
-        numerator: (B, F), denominator: (B, 1), maximum: (B, 1): pooling of the open segment as a running softmax; the
-            pooled contents are numerator / denominator, both in units of exp(maximum).
-        count: (B,) int64, real tokens in the open segment, less than a full one.
-        overwrites: (B,) int64, occupied slots replaced so far.
-        null_mass: (B,) sum over the real tokens so far of their read mass on the null slot.
-        tokens_read: (B,) int64, real tokens so far.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    importance: torch.Tensor
-    occupied: torch.Tensor
-    age: torch.Tensor
-    access: torch.Tensor
-    open_access: torch.Tensor
-    numerator: torch.Tensor
-    denominator: torch.Tensor
-    maximum: torch.Tensor
-    count: torch.Tensor
-    overwrites: torch.Tensor
-    null_mass: torch.Tensor
-    tokens_read: torch.Tensor
-
-    @classmethod
-    def empty(cls, batch_size: int, num_slots: int, width: int, like: torch.Tensor) -> "SlotMemoryState":
-        """Return the state of rows that have read nothing, on the device and in the dtype of `like`."""
-        slots, row = like.new_zeros(batch_size, num_slots), like.new_zeros(batch_size)
-        whole = torch.zeros_like(row, dtype=torch.int64)
-        return cls(
-            keys=like.new_zeros(batch_size, num_slots, width),
-            values=like.new_zeros(batch_size, num_slots, width),
-            importance=slots,
-            occupied=torch.zeros_like(slots, dtype=torch.bool),
-            age=slots,
-            access=slots,
-            open_access=slots,
-            numerator=like.new_zeros(batch_size, 2 * width + 1),
-            denominator=row[:, None],
-            maximum=torch.full_like(row[:, None], float("-inf")),
-            count=whole,
-            overwrites=whole,
-            null_mass=row,
-            tokens_read=whole,
-        )
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by name."""
-        return dict(self.__dict__)
-
-    def detach(self) -> "SlotMemoryState":
-        """Return the state cut off from the graph that made it."""
-        return SlotMemoryState(**{name: tensor.detach() for name, tensor in self.tensors().items()})
-
-    def select(self, rows: torch.Tensor) -> "SlotMemoryState":
-        """Return the state of the rows `rows` (N,) int64, in that order; a row may come more than once."""
-        return SlotMemoryState(**{name: tensor.index_select(0, rows) for name, tensor in self.tensors().items()})
-
-    def statistics(self) -> dict[str, torch.Tensor]:
-        """Return (B,) floats that describe the row so far: plain statistics of the memory's use.
-
-        slots_used: occupied slots. mean_importance: over the occupied slots, 0 without any. rotation: occupied slots
-        replaced, over all slots. null_mass: mean read mass on the null slot, over tokens and heads; a token that meets
-        an empty memory counts with 1, and a row without tokens is given 0.
-        """
-        used = self.occupied.sum(1)
-        return {
-            "slots_used": used.to(self.importance.dtype),
-            "mean_importance": self.importance.detach().sum(1) / used.clamp_min(1),
-            "rotation": self.overwrites / self.occupied.shape[1],
-            "null_mass": self.null_mass / self.tokens_read.clamp_min(1),
-        }
-
-    def check(self, name: str, batch_size: int, num_slots: int, width: int, segment: int, device: torch.device) -> None:
-        """Raise ValueError unless the state fits a batch, a memory of this size, and the device."""
-        expected = (batch_size, num_slots, width)
-        if self.keys.device != device:
-            raise ValueError(f"{name} lies on {self.keys.device}, the model on {device}: move it there.")
-        count = int(self.count.max())
-        if count >= segment:
-            raise ValueError(
-                f"{name} has {count} tokens in its open segment, but memory_segment={segment}: it comes from a model "
-                "of another memory_segment."
-            )
-        if self.keys.shape != expected:
-            raise ValueError(
-                f"{name} holds keys of shape {tuple(self.keys.shape)}, expected (batch, memory_slots, memory_dim) = "
-                f"{expected}: carry a state on with as many rows, and into a model of the same memory."
-            )
-
-
-@dataclass(frozen=True)
-class SegmentGrid:
-    """Where each new token lies among the segments of its row: a grid of C segments by T tokens.
-
-    Attributes:
-        num_segments, tokens_per_segment: C and T. T is the memory's segment, or 1 when one token comes at a time.
-        cells: (B, L) int64, the cell of each token in the flattened grid, C * T for pads; None when token i is in
-            cell i in every row.
-        filled: (B or 1, C, T) bool, the cells that hold a real token.
-        closed: (B,) int64, how many segments become full; the one after them stays open.
-        count: (B,) int64, tokens then in the open segment.
-    """
-
-    num_segments: int
-    tokens_per_segment: int
-    cells: torch.Tensor | None
-    filled: torch.Tensor
-    closed: torch.Tensor
-    count: torch.Tensor
-
-    @classmethod
-    def lay_out(cls, count: torch.Tensor, length: int, mask: torch.Tensor | None, segment: int, *, is_fresh: bool):
-        """Lay out `length` new columns, of which mask (B, L) marks the real tokens, behind `count` (B,) earlier ones.
-
-        `is_fresh` says that count is zero everywhere, which is then not looked up.
-        """
-        device = count.device
-        total = count + (length if mask is None else mask.sum(1))
-        closed = total // segment
-        num_segments, width = -(-(length if is_fresh else segment - 1 + length) // segment), segment
-        if length == 1:
-            num_segments, width = 1, 1
-            position = torch.zeros_like(count)[:, None]
-        elif mask is None:
-            position = count[:, None] + torch.arange(length, device=device)
-        else:
-            position = count[:, None] + mask.cumsum(1) - 1
-        size = num_segments * width
-        if mask is None and (is_fresh or length == 1):
-            cells, filled = None, (torch.arange(size, device=device) < length)[None]
-        else:
-            cells = position if mask is None else torch.where(mask, position, size)
-            filled = torch.zeros(len(count), size + 1, dtype=torch.bool, device=device)
-            filled = filled.scatter(1, cells, True)[:, :-1]
-        filled = filled.unflatten(1, (num_segments, width))
-        return cls(num_segments, width, cells, filled, closed, total - closed * segment)
-
-    @property
-    def closes(self) -> torch.Tensor:
-        """Return (B, C) bool: which segments become full."""
-        return torch.arange(self.num_segments, device=self.closed.device) < self.closed[:, None]
-
-    def spread(self, x: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
-        """Lay x (B, L, F) out on the grid: (B, C, T, F), with `fill` where no token is."""
-        size = self.num_segments * self.tokens_per_segment
-        if self.cells is None:
-            grid = F.pad(x, (0, 0, 0, size - x.shape[1]), value=fill)
-        else:
-            grid = x.new_full((x.shape[0], size + 1, x.shape[2]), fill)
-            grid = grid.scatter(1, self.cells[:, :, None].expand_as(x), x)[:, :-1]
-        return grid.unflatten(1, (self.num_segments, self.tokens_per_segment))
-
-    def collect(self, grid: torch.Tensor, length: int) -> torch.Tensor:
-        """Bring a grid (B, C, T, F) back to the tokens' order: (B, L, F), zero at pads."""
-        flat = grid.flatten(1, 2)
-        if self.cells is None:
-            return flat[:, :length]
-        flat = F.pad(flat, (0, 0, 0, 1))
-        return flat.gather(1, self.cells[:, :, None].expand(-1, -1, flat.shape[2]))
+EMPTY_BONUS = 1e3  # above every other score: an occupied slot scores -1.1 to 0.05
 
 
 @dataclass(frozen=True)
@@ -272,6 +102,7 @@ class SlotMemory(nn.Module):
             state = SlotMemoryState.empty(x.shape[0], self.num_slots, self.width, contents)
         grid = SegmentGrid.lay_out(state.count, x.shape[1], mask, self.segment, is_fresh=is_fresh)
         with full_precision(x.device.type):
+            # (B, L, W) -> (B, C, T, W) -> (B, C, T, H, K) -> (B, H, C, T, K)
             queries = grid.spread(queries).unflatten(-1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
             summaries, state = self.pool(grid, grid.spread(scores, float("-inf")), grid.spread(contents), state)
             # The loop is short when one segment is all there is. Training prefers the other form even then: a write
@@ -281,7 +112,7 @@ class SlotMemory(nn.Module):
             else:
                 read, mass, state = self.run_segments(grid, queries, summaries, state, shuffle)
             state = self.count_reads(grid, mass, state)
-        delta = self.o_proj(grid.collect(read, x.shape[1]).to(x.dtype))
+        delta = self.o_proj(grid.collect(read, x.shape[1]).to(x.dtype))  # (B, C, T, W) -> (B, L, W) -> (B, L, D)
         reads = grid.collect(mass, x.shape[1]) if keep_reads else None
         return (x + gates * delta).to(x.dtype), state, reads
 
@@ -293,15 +124,17 @@ class SlotMemory(nn.Module):
         """One real token per row, x (B, 1, D): the general form without its grid, at a third of its time."""
         queries, contents, scores, gates = self.project(x)
         with full_precision(x.device.type):
-            log_importance = _log_importance(state.importance, state.occupied)[:, None, None]
+            log_importance = _log_importance(state.importance, state.occupied)[:, None, None]  # (B, 1, 1, S)
+            # queries (B, H, 1, K), keys and values (B, H, S, K)
             queries, keys, values = (
                 heads.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
                 for heads in (queries, state.keys, state.values)
             )
             logits = queries @ keys.transpose(-1, -2) * self.scale + log_importance
-            weights = F.pad(logits, (0, 1)).softmax(-1)  # the null slot: logit 0, value 0
-            read = (weights[..., :-1] @ values).transpose(1, 2).flatten(2)
-            mass = weights.detach().mean((1, 2))
+            weights = F.pad(logits, (0, 1)).softmax(-1)  # (B, H, 1, S + 1); the null slot: logit 0, value 0
+            read = (weights[..., :-1] @ values).transpose(1, 2).flatten(2)  # (B, 1, W)
+            mass = weights.detach().mean((1, 2))  # (B, S + 1)
+            # One step of the running softmax that pools the segment: old sums move to the new maximum's units.
             maximum = torch.maximum(state.maximum, scores[:, 0].detach())
             kept, weight = (state.maximum - maximum).exp(), (scores[:, 0] - maximum).exp()
             state = replace(
@@ -322,6 +155,7 @@ class SlotMemory(nn.Module):
         is_full = state.count == self.segment
         if not bool(is_full.any()):
             return state
+        # (B, F) -> key (B, W), value (B, W), importance before its sigmoid (B, 1); an untouched segment divides by 1
         pooled = state.numerator / torch.where(state.denominator > 0, state.denominator, 1.0)
         keys, values, importance = pooled.split([self.width, self.width, 1], dim=-1)
         state = self.write(state, keys, values, importance[:, 0].sigmoid(), is_full)
@@ -349,17 +183,20 @@ class SlotMemory(nn.Module):
         Takes scores (B, C, T, 1), -inf where no token is, and contents (B, C, T, F). The state returned holds the
         pooling of the segment that stays open.
         """
-        later = grid.num_segments - 1
+        later = grid.num_segments - 1  # segments behind the open one, of which the state holds nothing
+        # softmax over T by sums in units of exp(maximum), (B, C), so that no exponential overflows and the open
+        # segment's earlier tokens can join in. A segment without tokens has maximum -inf and is measured from 0.
         maximum = scores.detach().amax((2, 3))
         maximum = torch.maximum(maximum, F.pad(state.maximum.detach(), (0, later), value=float("-inf")))
         reference = torch.where(maximum.isfinite(), maximum, 0.0)
-        weights = (scores - reference[:, :, None, None]).exp()
+        weights = (scores - reference[:, :, None, None]).exp()  # (B, C, T, 1), 0 where no token is
         carried = (state.maximum.detach() - reference[:, :1]).exp()
         denominator = weights.sum((2, 3)) + F.pad(state.denominator * carried, (0, later))
         numerator = (weights * contents).sum(2) + F.pad((state.numerator * carried)[:, None], (0, 0, 0, later))
 
-        pooled = numerator / torch.where(denominator > 0, denominator, 1.0)[:, :, None]
+        pooled = numerator / torch.where(denominator > 0, denominator, 1.0)[:, :, None]  # (B, C, F)
         keys, values, importance = pooled.split([self.width, self.width, 1], dim=-1)
+        # (B, C), one True a row: behind `closed` full segments lies the open one, whose sums the state takes along
         stays_open = torch.arange(grid.num_segments, device=scores.device) == grid.closed[:, None]
         opened = replace(
             state,
@@ -381,23 +218,26 @@ class SlotMemory(nn.Module):
 
         A slot is then described by the segment from which it is visible and by its importance at that time.
         """
+        # All of (B, S): the empty slots take the closing segments in turn, so each knows its writer in advance.
         turn = (~state.occupied).long().cumsum(1) - 1  # which write of this call an empty slot is waiting for
         is_new = ~state.occupied & (turn < grid.closed[:, None])
-        source = turn.clamp(0, grid.num_segments - 1)
+        source = turn.clamp(0, grid.num_segments - 1)  # the segment that writes it; where none does, any will do
         rows = source[:, :, None].expand_as(state.keys)
         keys = torch.where(is_new[:, :, None], summaries.keys.gather(1, rows), state.keys)
         values = torch.where(is_new[:, :, None], summaries.values.gather(1, rows), state.values)
         importance = torch.where(is_new, summaries.importance.gather(1, source), state.importance)
         occupied = state.occupied | is_new
-        visible_from = torch.where(is_new, turn + 1, 0)
+        visible_from = torch.where(is_new, turn + 1, 0)  # a segment does not see its own write, only the next one does
 
+        # Segment c has seen min(c, closed) writes; what a slot's importance lost is decay to the writes since its own.
         writes = torch.arange(grid.num_segments, device=turn.device).minimum(grid.closed[:, None])
-        elapsed = writes[:, :, None] - visible_from[:, None]
+        elapsed = writes[:, :, None] - visible_from[:, None]  # (B, C, S)
         visible = occupied[:, None] & (elapsed >= 0)
         faded = importance[:, None] * self.decay ** elapsed.clamp_min(0).to(importance.dtype)
         read, mass = self.read(queries, keys, values, _log_importance(faded, visible), grid.filled, shuffle)
 
-        elapsed = (grid.closed[:, None] - visible_from).to(importance.dtype)
+        # The state after the call: reads of full segments are booked as access, those of the open one apart.
+        elapsed = (grid.closed[:, None] - visible_from).to(importance.dtype)  # (B, S)
         per_segment, closes = self.slot_mass(mass, shuffle), grid.closes[:, :, None]
         open_access = torch.where((grid.closed > 0)[:, None], 0.0, state.open_access)
         return (
@@ -420,6 +260,7 @@ class SlotMemory(nn.Module):
         reads, masses = [], []
         for index in range(grid.num_segments):
             piece = slice(index, index + 1)
+            # read first, write then: a segment's tokens see what was there when it began
             log_importance = _log_importance(state.importance, state.occupied)[:, None]
             read, mass = self.read(
                 queries[:, :, piece], state.keys, state.values, log_importance, grid.filled[:, piece], shuffle
@@ -441,9 +282,11 @@ class SlotMemory(nn.Module):
         keys, values = (
             F.pad(x, (0, 0, 0, 1)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (keys, values)
         )
+        # One product for all cells: (B, H, C T, K) @ (B, H, K, S + 1)
         cells = queries.shape[2:4]
         logits = (queries.flatten(2, 3) @ keys.transpose(-1, -2)).unflatten(2, cells) * self.scale
-        weights = (logits + F.pad(log_importance, (0, 1))[:, None, :, None]).softmax(-1)
+        weights = (logits + F.pad(log_importance, (0, 1))[:, None, :, None]).softmax(-1)  # (B, H, C, T, S + 1)
+        # (B, H, C T, S + 1) @ (B, H, S + 1, K) -> (B, C T, H, K) -> (B, C, T, W)
         read = (weights.flatten(2, 3) @ values).transpose(1, 2).flatten(2).unflatten(1, cells)
         return read, weights.detach().mean(1) * filled[..., None]
 
@@ -455,6 +298,7 @@ class SlotMemory(nn.Module):
     def write(self, state, keys, values, importance, fills) -> SlotMemoryState:
         """Put one summary (B, W), (B, W), (B,) into a slot of each row where `fills` (B,) is True."""
         slots = torch.arange(self.num_slots, device=keys.device)
+        # (B, S), at most one True a row. The slots that survive a write fade, age, and get the segment's reads booked.
         chosen = (slots == self.choose(state)[:, None]) & fills[:, None]
         survives = state.occupied & fills[:, None] & ~chosen
         faded = torch.where(survives, self.decay * state.importance, state.importance)

@@ -12,68 +12,25 @@ Settings that are not given are off: the sampling defaults that come with a chec
 """
 
 import argparse
-import dataclasses
-import logging
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from tqdm import tqdm
-from transformers.utils import logging as transformers_logging
-
-import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
-from frankenlm.trainer_ext.cards import library_versions
-from frankenlm.trainer_ext.common.checkpoints import (
-    DTYPES,
-    Checkpoint,
-    check_device,
-    check_memory_switch,
-    check_output_file,
-    load_model,
-    open_checkpoint,
-)
-from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_model_name, run_command, user_mistakes
-from frankenlm.trainer_ext.common.files import write_json
-from frankenlm.trainer_ext.common.logs import RunLog
-from frankenlm.trainer_ext.common.output_streams import stop_if_unread
-from frankenlm.trainer_ext.common.redaction import public_name
-from frankenlm.trainer_ext.evaluation.scoring import default_device
-from frankenlm.trainer_ext.generation.conversation import HELP, Conversation, converse, typed_lines
-from frankenlm.trainer_ext.generation.generate import (
-    Text,
-    check_chat_template,
-    encode_prompt,
-    generate_texts,
-    measure_texts,
-)
-from frankenlm.trainer_ext.generation.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
-from frankenlm.trainer_ext.generation.sampling import DEFAULT_EXPLORATION, DEFAULT_TEMPERATURE, Sampling
-
-logger = logging.getLogger("frankenlm.generate")
-
-# name -> settings; the seeds are the same in each, so the rows differ by the settings alone
-DEMO = {
-    "greedy": {"temperature": 0.0},
-    "sampled": {"temperature": 1.0},
-    "top-p 0.9": {"temperature": 0.8, "top_p": 0.9},
-    "penalised": {"temperature": 0.0, "repetition_penalty": 1.3},
-}
-DEMO_TOKENS = 40
-DEMO_COLUMNS = ("repetition_1", "repetition_4", "longest_repeat", "distinct_1", "distinct_2", "tokens_per_second")
-CHOOSING = ("temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "num_return_sequences", "explore")
+from frankenlm.trainer_ext.common.cli import OneLineParser, run_command
+from frankenlm.trainer_ext.common.flags import add_log_flag, add_model_flags
+from frankenlm.trainer_ext.generation.flags import CONVERSATION_HELP, DEMO_TOKENS
+from frankenlm.trainer_ext.generation.sampling import DEFAULT_EXPLORATION, DEFAULT_TEMPERATURE
 
 
 def build_parser() -> OneLineParser:
     parser = OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add = parser.add_argument
-    add("--model", required=True, help="folder or hub name of a saved causal language model")
+    parser.add_argument("--model", required=True, help="folder or hub name of a saved causal language model")
     what = parser.add_argument_group("what to go on from")
     what.add_argument("--prompt", action="append", default=[], help="the text to go on from; may be given again")
     what.add_argument("--prompts", help='file: a prompt a line (.txt), or rows with "prompt" (.jsonl)')
     what.add_argument("--chat_template", action="store_true", help="put prompts into the tokenizer's chat template")
-    what.add_argument("--interactive", action="store_true", help=f"read lines and answer them. {HELP}")
+    what.add_argument("--interactive", action="store_true", help=f"read lines and answer them. {CONVERSATION_HELP}")
     what.add_argument(
         "--demo",
         action="store_true",
@@ -108,256 +65,18 @@ def build_parser() -> OneLineParser:
     out.add_argument("--json", help="JSON file to write: prompts, texts, settings, seeds, speed")
     out.add_argument("--attention_map", metavar="FILE.png", help="heat maps of the attention weights, numbers beside")
     out.add_argument("--memory_map", metavar="FILE.png", help="heat map of the slot memory's reads (infinito)")
-    add("--device", default=default_device(), help="cpu or cuda (default: the GPU if there is one)")
-    add("--dtype", choices=DTYPES, default="auto", help="number format of the weights (default: as saved)")
-    add("--trust_remote_code", action="store_true", help="run model code that comes with the checkpoint")
-    add("--log_level", choices=["debug", "info", "warning", "error"], default="info", help="(default: info)")
+    add_model_flags(parser)
+    add_log_flag(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
-    check_combinations(args)
-    sampling = read_sampling(args)
-    check_device(args.device)
-    check_files(args)
-    check_model_name("--model", args.model)
-    prompts = collect_prompts(args)
-    with RunLog(args.log_level):
-        with user_mistakes():
-            checkpoint = open_checkpoint(args.model, trust_remote_code=args.trust_remote_code)
-            check_abilities(args, checkpoint)
-            ids = [encode_prompt(checkpoint, prompt.text, chat=args.chat_template) for prompt in prompts]
-            model = load_model(checkpoint, device=args.device, dtype=args.dtype)
-            if args.attention_map:
-                from frankenlm.trainer_ext.generation.inspection import check_attention
+    # after the help page and slips of the pen, which need not wait for torch
+    from frankenlm.trainer_ext.commands.generate import generate
 
-                check_attention(model, checkpoint, ids[0])
-        rows: list[dict] = []
-        try:
-            if args.interactive:
-                chat_along(args, model, checkpoint, sampling, rows)
-            elif args.demo:
-                demonstrate(args, model, checkpoint, prompts, ids, sampling, rows)
-            else:
-                write_texts(args, model, checkpoint, prompts, ids, sampling, rows)
-        finally:
-            # whatever ends the work, the texts that are there are kept
-            if args.json and (rows or args.interactive):
-                write_report(args, model, sampling, rows)
-
-
-# --- checks
-
-
-def check_combinations(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other."""
-    given = [f"--{name}" for name in CHOOSING if getattr(args, name) is not None]
-    maps = [f"--{name}" for name in ("attention_map", "memory_map") if getattr(args, name)]
-    if args.demo and given:
-        raise UserError(f"--demo compares settings of its own: leave out {given[0]}.")
-    if args.demo and args.interactive:
-        raise UserError("--demo and --interactive are two things: leave one of them out.")
-    if maps and (args.demo or args.interactive):
-        raise UserError(f"{maps[0]} draws the text of a prompt: leave out --{'demo' if args.demo else 'interactive'}.")
-    if args.interactive:
-        for name in ("prompt", "prompts"):
-            if getattr(args, name):
-                raise UserError(f"--interactive reads its prompts from standard input: leave out --{name}.")
-        for name in ("num_beams", "num_return_sequences"):
-            if (getattr(args, name) or 1) > 1:
-                raise UserError(f"--interactive writes one text as it comes: leave out --{name}.")
-    elif not (args.demo or args.prompt or args.prompts):
-        raise UserError("nothing to go on from: give --prompt, --prompts, --interactive or --demo.")
-    if args.memory_map and args.no_memory:
-        raise UserError("--memory_map draws what --no_memory switches off: leave one of them out.")
-
-
-def read_sampling(args: argparse.Namespace) -> Sampling:
-    """The settings of the command line, checked."""
-    given = {name: getattr(args, name) for name in ("max_new_tokens", *CHOOSING) if getattr(args, name) is not None}
-    if (args.num_beams or 1) > 1:
-        given.setdefault("temperature", 0.0)
-    if args.demo:
-        given.setdefault("max_new_tokens", DEMO_TOKENS)
-    sampling = Sampling(
-        **given,
-        seed=args.seed,
-        stop=tuple(args.stop),
-        use_cache=not args.no_cache,
-        use_memory=False if args.no_memory else None,
-    )
-    sampling.check()
-    return sampling
-
-
-def check_files(args: argparse.Namespace) -> None:
-    """Make sure, before the work, that what is asked for can be written."""
-    for name, suffix in (("json", ".json"), ("attention_map", ".png"), ("memory_map", ".png")):
-        if getattr(args, name):
-            check_output_file(f"--{name}", Path(getattr(args, name)), suffix)
-    maps = [Path(name).with_suffix(".csv") for name in (args.attention_map, args.memory_map) if name]
-    if len(set(maps)) < len(maps):  # each map has its figures beside it
-        raise UserError(f"--attention_map and --memory_map are both {args.memory_map}: give them different names.")
-
-
-def check_abilities(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
-    """Refuse, before the weights are loaded, what this model has not."""
-    if args.chat_template:
-        check_chat_template(checkpoint)
-    for name in ("no_memory", "memory_map"):
-        if getattr(args, name):
-            check_memory_switch(checkpoint, f"--{name}")
-
-
-def collect_prompts(args: argparse.Namespace) -> list[Prompt]:
-    prompts = [Prompt(text) for text in args.prompt]
-    if any(not prompt.text.strip() for prompt in prompts):
-        raise UserError("--prompt is empty: give at least a word to go on from.")
-    if args.prompts:
-        prompts += read_prompts(Path(args.prompts))
-    return prompts or (list(BUILTIN_PROMPTS) if args.demo else [])
-
-
-# --- work
-
-
-def write_texts(args, model, checkpoint, prompts, ids, sampling, rows: list[dict]) -> None:
-    """Generate, on standard output, the texts of each prompt, and add each to the rows of the report."""
-    many = len(prompts) * sampling.num_return_sequences > 1
-
-    show = printer(args)
-
-    def begin(index: int, number: int):
-        if many:
-            show(f"{chr(10) if number else ''}--- prompt {index + 1}, text {number + 1}\n")
-        show(prompts[index].text)
-        return show
-
-    for index, prompt in enumerate(prompts):
-        texts = generate_texts(
-            model, checkpoint, ids[index], sampling, index=index, write=lambda number, at=index: begin(at, number)
-        )
-        show("\n")
-        rows += [report_row(prompt.text, text) for text in texts]
-        for number, text in enumerate(texts):
-            draw_maps(
-                args, model, checkpoint, [*ids[index], *text.tokens], f"-{index + 1}-{number + 1}" if many else ""
-            )
-    tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
-    logger.info("%d tokens in %.1f s, %.1f tokens/s", tokens, seconds, tokens / seconds)
-
-
-def demonstrate(args, model, checkpoint, prompts, ids, sampling, rows: list[dict]) -> None:
-    """Generate under each of the DEMO settings; print the texts and a table of what the settings do to them."""
-    lines = []
-    show = printer(args)
-    progress = tqdm(total=len(DEMO) * len(prompts), unit="text", disable=None)
-    for name, changes in DEMO.items():
-        setting = dataclasses.replace(sampling, **changes)
-        texts = []
-        tqdm.write(f"=== {name}: {', '.join(f'{key} {value}' for key, value in changes.items())}", file=sys.stdout)
-        for index, prompt in enumerate(prompts):
-            (text,) = generate_texts(model, checkpoint, ids[index], setting, index=index)
-            tqdm.write(f"{prompt.text}|{text.text}\n", file=sys.stdout)
-            show("")
-            texts.append(text)
-            rows.append({"setting": name, **report_row(prompt.text, text)})
-            progress.update()
-        measures = measure_texts(texts, model, checkpoint.tokenizer)
-        cells = ["-" if measures[column] is None else f"{measures[column]:.3g}" for column in DEMO_COLUMNS]
-        lines.append(f"{name:<12}" + "".join(f"{cell:>18}" for cell in cells))
-    progress.close()
-    show(f"{'setting':<12}" + "".join(f"{column:>18}" for column in DEMO_COLUMNS) + "\n")
-    show("".join(line + "\n" for line in lines))
-
-
-def chat_along(args, model, checkpoint, sampling, rows: list[dict]) -> None:
-    """Answer lines of standard input until it ends, and add each answer to the rows of the report."""
-
-    def say(note: str) -> None:
-        print(f"[{note}]", file=sys.stderr, flush=True)
-
-    show = printer(args)
-    conversation = Conversation(model, checkpoint, sampling, chat=args.chat_template, write=show, say=say)
-    if sys.stdin is not None and sys.stdin.isatty():
-        say(HELP)
-    for line, text in converse(conversation, typed_lines(say), say=say):
-        rows.append(report_row(line, text))
-
-
-def draw_maps(args, model, checkpoint, ids, suffix: str) -> None:
-    """Draw the maps that are asked for, of a prompt with its text."""
-    if not (args.attention_map or args.memory_map):
-        return
-    # Figures take their time to import; only who draws waits for them.
-    from frankenlm.trainer_ext.generation.heatmaps import plot_attention, plot_memory
-    from frankenlm.trainer_ext.generation.inspection import attention_weights, memory_reads, token_texts
-
-    tokens, name = token_texts(checkpoint.tokenizer, ids), public_name(args.model)
-    if args.attention_map:
-        path = numbered(Path(args.attention_map), suffix)
-        beside = plot_attention(attention_weights(model, ids), tokens, path, title=f"{name}: attention")
-        logger.info("attention: %s, %s", path, beside)
-    if args.memory_map:
-        path = numbered(Path(args.memory_map), suffix)
-        beside = plot_memory(*memory_reads(model, ids), tokens, path, title=f"{name}: slot memory")
-        logger.info("memory: %s, %s", path, beside)
-
-
-def numbered(path: Path, suffix: str) -> Path:
-    return path.with_name(path.stem + suffix + path.suffix)
-
-
-def report_row(prompt: str, text: Text) -> dict:
-    """What the report says of one text."""
-    return {
-        "finished": text.finished,
-        "prompt": prompt,
-        "seconds": round(text.seconds, 4),
-        "seed": text.seed,
-        "text": text.text,
-        "token_ids": text.tokens,
-        "tokens": len(text.tokens),
-        "tokens_per_second": round(len(text.tokens) / text.seconds, 1),
-    }
-
-
-def write_report(args, model, sampling: Sampling, rows: list[dict]) -> None:
-    path = Path(args.json)
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
-    facts = {
-        "architecture": type(model).__name__,
-        "chat_template": args.chat_template,
-        "demo": DEMO if args.demo else None,
-        "device": args.device,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "interactive": args.interactive,
-        "model": public_name(args.model),
-        "parameters": model.num_parameters(),
-        "settings": dataclasses.asdict(sampling),
-        "texts": rows,
-        "tokens": tokens,
-        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
-        "versions": library_versions(),
-    }
-    write_json(path, facts)
-    logger.info("report: %s", path)
-
-
-def printer(args: argparse.Namespace) -> Callable[[str], None]:
-    """Return what shows text; where nobody reads it any more and nothing is to be kept of it, it ends the run."""
-    kept = bool(args.json or args.attention_map or args.memory_map)
-
-    def show(text: str) -> None:
-        print(text, end="", flush=True)
-        if not kept:
-            stop_if_unread()
-
-    return show
+    generate(args)
 
 
 if __name__ == "__main__":
-    transformers_logging.set_verbosity_warning()
     sys.exit(run_command(main))

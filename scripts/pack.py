@@ -11,25 +11,11 @@ packing.json with the sizes. Takes models of frankenlm, and transformers' BitNet
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
-from frankenlm.trainer_ext.common.cli import OneLineParser, run_command, user_mistakes
-from frankenlm.trainer_ext.common.logs import RunLog
-from frankenlm.trainer_ext.packed_checkpoints import (
-    FORMATS,
-    FRANKENLM,
-    PackingOptions,
-    check_new_folder,
-    open_source,
-    pack_checkpoint,
-)
-
-logger = logging.getLogger("frankenlm.pack")
+from frankenlm.trainer_ext.common.cli import OneLineParser, run_command
+from frankenlm.trainer_ext.common.flags import PACKED_FORMATS, add_log_flag
 
 
 def build_parser() -> OneLineParser:
@@ -52,37 +38,21 @@ def build_parser() -> OneLineParser:
     )
     add(
         "--to",
-        choices=FORMATS,
-        default=FRANKENLM,
+        choices=PACKED_FORMATS,
+        default=PACKED_FORMATS[0],
         help="bitnet: give a packed BitNet model back to transformers (default: frankenlm)",
     )
-    add("--log_level", choices=["debug", "info", "warning", "error"], default="info", help="(default: info)")
+    add_log_flag(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
-    options = PackingOptions(args.int8_embeddings, args.int8_head, tuple(args.modules_to_not_convert), args.to)
-    check_new_folder(args.output)
-    with RunLog(args.log_level):
-        with user_mistakes():
-            source = open_source(args.model, options)
-        with user_mistakes():
-            facts = pack_checkpoint(source, Path(args.output), options)
-    print(summary(facts))
-    print(f"packed: {args.output}")
+    # after the help page and slips of the pen, which need not wait for torch
+    from frankenlm.trainer_ext.commands.pack import pack
 
-
-def summary(facts: dict) -> str:
-    """One line of what was packed."""
-    if "ternary_weights" not in facts:
-        return f"{facts['ternary_layers']} ternary layers, {facts['file_bytes']:,} bytes in {facts['format']}'s format"
-    return (
-        f"{facts['ternary_weights']:,} ternary weights at {facts['bits_per_ternary_weight']:.3f} bits each; "
-        f"{facts['file_bytes']:,} bytes instead of {facts['unpacked_file_bytes']:,}"
-    )
+    pack(args)
 
 
 if __name__ == "__main__":
-    transformers_logging.set_verbosity_warning()
     sys.exit(run_command(main))

@@ -10,111 +10,27 @@ The output folder holds the checkpoint, the tokenizer, the code, README.md (mode
 training.png and training.log. `--help` lists the flags and exit codes, `--list_presets` the presets.
 """
 
-import logging
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
 
-from frankenlm.trainer_ext import FrankenTrainer
-from frankenlm.trainer_ext.callbacks import SignalStop
-from frankenlm.trainer_ext.common.cli import Interrupted, UserError, run_command, user_mistakes
-from frankenlm.trainer_ext.common.logs import RunLog
-from frankenlm.trainer_ext.common.text_files import BadRowError
-from frankenlm.trainer_ext.data.skipping import skipped_rows
-from frankenlm.trainer_ext.preflight import check_run
-from frankenlm.trainer_ext.presets import parse_run
-from frankenlm.trainer_ext.recipe import (
-    build_model,
-    build_trainer,
-    check_first_batch,
-    compare_data,
-    hold_output_dir,
-    prepare_data,
-    set_head_bias,
-    unigram_statistics,
-    use_hardware,
-)
-from frankenlm.trainer_ext.results import final_loss, run_facts, write_results
-from frankenlm.trainer_ext.saving.output_folder import clear
-from frankenlm.trainer_ext.saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
-
-logger = logging.getLogger("frankenlm.train")
+from frankenlm.trainer_ext.common.cli import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    run = parse_run(sys.argv[1:] if argv is None else argv)
-    if run is None:
+    argv = sys.argv[1:] if argv is None else argv
+    if "-h" in argv or "--help" in argv:
+        # written in advance, since the parser takes its flags from transformers' TrainingArguments: seconds of imports
+        from frankenlm.trainer_ext.commands.help_page import help_page
+
+        print(help_page(), end="")
         return
-    args, output_dir = run.training, Path(run.training.output_dir)
+    from frankenlm.trainer_ext.presets import parse_run
 
-    with RunLog(args.log_level) as log, SignalStop(args.world_size) as stop, ExitStack() as held:
-        found = checkpoint_folders(output_dir)
-        checkpoint = check_run(run)
-        if args.should_save and args.world_size > 1:
-            # before the data: rank 0 leaves the tokenizer there for the others
-            held.enter_context(hold_output_dir(run, found))
-        data = prepare_data(run, checkpoint)
-        check_first_batch(run, data)
-        with user_mistakes():
-            prints = compare_data(run, checkpoint, data)
-        model = build_model(run, data)
-        logger.info(
-            "%s, %s parameters, vocabulary %d", type(model).__name__, f"{model.num_parameters():,}", len(data.tokenizer)
-        )
-        logger.info("command: %s", run.command)
-        use_hardware(args)
-        unigram = None
-        if run.data.objective != "classification":
-            with user_mistakes():  # a stream is read here, and may hold a bad row
-                unigram = unigram_statistics(run, data, model.config.vocab_size)
-            if run.model.preset:
-                set_head_bias(model, unigram)
-            logger.info("unigram cross-entropy of the held-out text: %.4f nats per token", unigram.cross_entropy)
-        trainer, csv_log = build_trainer(run, data, model, stop, checkpoint, prints)
+    run = parse_run(argv)
+    if run is not None:
+        from frankenlm.trainer_ext.commands.train import train
 
-        # every check is through: only now may an earlier run go
-        if args.should_save:
-            if args.world_size == 1:
-                held.enter_context(hold_output_dir(run, found))
-            if args.overwrite_output_dir:
-                clear(output_dir)
-        log.write_to(output_dir / "training.log", append=checkpoint is not None)
-        train(trainer, stop, checkpoint)
-
-        final = final_loss(trainer)
-        trainer.save_model(output_dir)
-        if trainer.is_world_process_zero():
-            facts = run_facts(run, trainer, csv_log.rows, unigram, final)
-            write_results(output_dir, facts, csv_log.rows)
-            if run.data.skip_bad_rows:
-                logger.info("%d bad row(s) were passed over", skipped_rows())
-            logger.info(
-                "held-out loss %.4f nats; checkpoint, metrics.json and training.png are in %s",
-                facts["eval_loss"],
-                output_dir,
-            )
-
-
-def train(trainer: FrankenTrainer, stop: SignalStop, checkpoint: SavedCheckpoint | None) -> None:
-    """Train to the end.
-
-    Raises:
-        Interrupted: a signal came; there is a checkpoint to continue from.
-        UserError: a stream reached a bad row; the same.
-    """
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.folder))
-    except BadRowError as error:
-        saved = trainer.save_for_later()
-        left = "continue with --resume_from_checkpoint last" if saved else "no step was done"
-        # from a worker it comes with the worker's traceback
-        row = str(error).rsplit("BadRowError: ", 1)[-1]
-        raise UserError(f"{row} Stopped at step {trainer.state.global_step}; {left}.") from error
-    if stop.signum is not None:
-        raise Interrupted(
-            stop.signum, f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint last"
-        )
+        train(run)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ PARTS = ("modeling", "trainer_ext", "degradation", "kernels")
 FOUNDATION = {"modeling", "trainer_ext.common"}
 ARROWS = {
     "modeling": set(),
-    "kernels": {"modeling"},
-    "trainer_ext.metrics": set(),
+    "kernels": set(),
+    "trainer_ext.metrics": {"modeling"},
     "trainer_ext.common": {"modeling", "trainer_ext.metrics"},
     "trainer_ext.data": FOUNDATION,
     "trainer_ext.generation": FOUNDATION | {"trainer_ext.data", "trainer_ext.metrics", "trainer_ext.plots"},
     "trainer_ext.evaluation": FOUNDATION | {"trainer_ext.data", "trainer_ext.generation", "trainer_ext.metrics"},
     "trainer_ext.optim": FOUNDATION | {"trainer_ext.ternary_stats"},
-    "trainer_ext.saving": FOUNDATION | {"trainer_ext.callbacks"},
+    "trainer_ext.saving": FOUNDATION,
     "degradation.errors": set(),
     "degradation.configs": {"trainer_ext.common"},
     "degradation.cells": {"degradation.configs"},

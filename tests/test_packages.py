@@ -1,8 +1,12 @@
 """The set-up: the lock covers what setup.cfg asks for, and what goes wrong on the way is one line."""
 
 import importlib.util
+import os
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -173,3 +177,31 @@ def test_a_clone_is_the_package_from_the_folder_it_lies_in(tmp_path):
     assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr  # nothing installed: -S
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr
+
+
+def test_the_wheel_is_the_product_and_its_command_runs_anywhere(tmp_path):
+    """Built from the files of the project; no benchmark, no experiment, no drawing is in it."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git here to say which files belong to the project")
+    for name in listed.stdout.splitlines():
+        if not name.startswith(("tests/", "results/", "model_cards/")) and (ROOT / name).is_file():
+            (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tmp_path / "source" / name)
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tmp_path / "source"]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        entry = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
+        archive.extractall(tmp_path / "installed")
+    assert "frankenlm = frankenlm.command:main" in entry
+    assert "frankenlm/scripts/train.py" in names and "frankenlm/trainer_ext/commands/train_help.txt" in names
+    assert not [name for name in names if re.search(r"bench|evidence|pictures|draw|packages/|tests/", name)]
+    (tmp_path / "empty").mkdir()
+    for words in ([], ["train", "--help"], ["degrade", "run", "--help"], ["evaluate", "--help"]):
+        run = [sys.executable, "-m", "frankenlm", *words]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+        done = subprocess.run(run, cwd=tmp_path / "empty", env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "") and "usage: " in done.stdout, done.stderr

@@ -13,9 +13,9 @@ from transformers.utils import logging as transformers_logging
 from frankenlm.modeling.checks import check_choice
 
 from .argument_ranges import TRAINING_RANGES, check_ranges
+from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
 
-OBJECTIVES = ("mlm", "causal", "classification")
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
 

@@ -6,20 +6,10 @@ from importlib.metadata import version
 from typing import Any
 
 from .common.files import write_json
+from .common.objectives import OBJECTIVES
 
 __all__ = ["library_versions", "model_card", "write_json"]
 
-PIPELINES = {"mlm": "fill-mask", "causal": "text-generation", "classification": "text-classification"}
-AUTO_CLASSES = {
-    "mlm": "AutoModelForMaskedLM",
-    "causal": "AutoModelForCausalLM",
-    "classification": "AutoModelForSequenceClassification",
-}
-LOSS_MEANINGS = {
-    "mlm": "cross-entropy of the hidden tokens of held-out text, the same masks at every evaluation",
-    "causal": "cross-entropy of the next token of held-out text",
-    "classification": "cross-entropy of the label of held-out documents",
-}
 LIBRARIES = ("accelerate", "datasets", "frankenlm", "tokenizers", "torch", "transformers")
 
 
@@ -52,7 +42,7 @@ def _front_matter(facts) -> str:
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {PIPELINES[facts['objective']]}",
+        f"pipeline_tag: {OBJECTIVES[facts['objective']].pipeline}",
         "tags:",
         "- frankenlm",
         f"- {facts['model_type']}",
@@ -71,7 +61,7 @@ def _summary(facts) -> str:
 
 
 def _usage(facts) -> str:
-    auto_class = AUTO_CLASSES[facts["objective"]]
+    auto_class = OBJECTIVES[facts["objective"]].auto_class
     return f"""## Use
 
 ```python
@@ -94,7 +84,7 @@ def _results(facts) -> str:
         ("ln of the vocabulary size (nats)", _number(facts["ln_vocab_size"])),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
-    meaning = LOSS_MEANINGS[facts["objective"]]
+    meaning = OBJECTIVES[facts["objective"]].loss
     return f"## Results\n\n| measure | value |\n|---|---|\n{table}\n\nThe loss is the {meaning}.\n"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-IGNORE_INDEX = -100
+from frankenlm.modeling.outputs import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def ask_model(model: torch.nn.Module, inputs: Mapping[str, Any], takes_count: bo
 
 def _ignores_first_label(model, inputs) -> bool:
     """Whether a label at the first position makes no difference (NaN of no labels at all included)."""
-    nothing = torch.full_like(inputs["labels"], IGNORE_INDEX)
+    nothing = torch.full_like(inputs["labels"], IGNORED_LABEL)
     first = nothing.clone()
     first[:, 0] = 0
     with_first, without = (_loss(model, {**inputs, "labels": labels}) for labels in (first, nothing))
@@ -96,10 +96,10 @@ def smoothing_term(
     if labels.is_floating_point():
         raise ValueError("--label_smoothing_factor smooths the labels of classes, and these labels are real numbers.")
     if logits.dim() == 2 and labels.dim() == 2:
-        labels = labels[labels != IGNORE_INDEX]  # sparse prediction: the logits of the labelled tokens alone
+        labels = labels[labels != IGNORED_LABEL]  # sparse prediction: the logits of the labelled tokens alone
     elif shifts:
         logits, labels = logits[..., :-1, :], labels[..., 1:]
-    labelled = labels != IGNORE_INDEX
+    labelled = labels != IGNORED_LABEL
     chosen = logits.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1).float()
     excess = (chosen - logits.mean(-1, dtype=torch.float32)).masked_fill(~labelled, 0.0)
     return excess.sum() / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)

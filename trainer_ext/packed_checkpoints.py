@@ -34,13 +34,12 @@ from frankenlm.modeling.quantizer_ternary import (
 from .cards import library_versions
 from .common.cli import UserError, check_output_dir
 from .common.files import write_json, write_text
+from .common.flags import BITNET, FRANKENLM
 from .common.opening import INDEX, WEIGHTS, check_runs, location, read_config, read_tokenizer, read_weights, reading
 from .common.redaction import public_name
 
 logger = logging.getLogger("frankenlm.pack")
 
-FRANKENLM, BITNET = "frankenlm", "bitnet"
-FORMATS = (FRANKENLM, BITNET)
 REPORT = "packing.json"
 
 

@@ -8,9 +8,6 @@ from typing import Any
 
 from transformers import (
     CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     PreTrainedConfig,
 )
 
@@ -18,6 +15,7 @@ from frankenlm.modeling import read_preset
 
 from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_ranges
 from .common.cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
+from .common.objectives import OBJECTIVES
 from .common.opening import read_config
 from .common.shared_memory import check_processes
 from .optim.sign_training import SCHEMES as SIGN_SCHEMES
@@ -31,12 +29,6 @@ from .saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
 logger = logging.getLogger("frankenlm.preflight")
 
 SAVED = "--model_name_or_path"
-
-HEADS = {
-    "mlm": MODEL_FOR_MASKED_LM_MAPPING,
-    "causal": MODEL_FOR_CAUSAL_LM_MAPPING,
-    "classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-}
 
 
 def check_run(run: RunSettings) -> SavedCheckpoint | None:
@@ -99,8 +91,8 @@ def check_config(run: RunSettings) -> None:
         )
     with user_mistakes():
         config = preset_config(run, {})
-    if type(config) not in HEADS[run.data.objective]:
-        known = ", ".join(name for name, heads in HEADS.items() if type(config) in heads)
+    if not OBJECTIVES[run.data.objective].has_head_for(config):
+        known = ", ".join(name for name, objective in OBJECTIVES.items() if objective.has_head_for(config))
         raise UserError(f"--objective {run.data.objective}: {config.model_type} has no such head; it has: {known}.")
     check_ternary_training(run, config)
     if run.data.max_length > config.max_position_embeddings:

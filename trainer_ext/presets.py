@@ -24,6 +24,7 @@ from frankenlm.modeling.yaml_text import YamlFloat, YamlInt, YamlWord, load_yaml
 
 from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
 from .common.cli import OneLineParserMixin, UserError, user_mistakes
+from .common.objectives import OBJECTIVES
 from .common.redaction import learn_secrets, redact_words
 from .common.text_files import read_text
 
@@ -38,6 +39,7 @@ Precedence: command line > --config run.yaml > preset > defaults shown here.
 Exit codes: 0 done, 1 failed, 2 a mistake in the input, 6 storage full or read-only, 130/143 stopped by a signal
 (one process: after writing a checkpoint; continue with --resume_from_checkpoint last). They are those of this
 script: `accelerate launch` turns every failure into 1, and prints a traceback of its own unless called with -q.
+Where the package is installed, this is `frankenlm train`, or `accelerate launch -m frankenlm.scripts.train`.
 """
 
 # What a newcomer meets in --help; --help_all shows the rest of TrainingArguments too.
@@ -137,7 +139,7 @@ def parse_run(argv: Sequence[str]) -> RunSettings | None:
         words, command_fields = split_model_fields(argv)
         first = RunParser().parse_strictly(words)
         if first.help or first.help_all:
-            print_help(full=first.help_all)
+            RunParser().print_help()
             return None
         if first.list_presets:
             print(preset_table())
@@ -369,23 +371,13 @@ def as_field(value: Any, hint: Any) -> Any:
 def preset_table() -> str:
     """A table of the presets: name, parameters, objective, path of the file."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-    heads = {"mlm": AutoModelForMaskedLM, "causal": AutoModelForCausalLM}
     lines = [f"{'preset':<16} {'parameters':>12}  {'objective':<9} file"]
     for name, path in list_presets().items():
         preset = read_preset(name)
         objective = preset.data["objective"]
         config = CONFIG_MAPPING[preset.model_type].from_preset(name, is_decoder=objective == "causal")
         with torch.device("meta"):
-            parameters = heads[objective].from_config(config).num_parameters()
+            parameters = OBJECTIVES[objective].auto_model.from_config(config).num_parameters()
         lines.append(f"{name:<16} {parameters:>12,}  {objective:<9} {path}")
     return "\n".join(lines)
-
-
-def print_help(full: bool) -> None:
-    """Print the help page, with the flags of a first run or with all of them."""
-    parser = RunParser()
-    if not full:
-        parser.hide_uncommon_flags()
-    parser.print_help()

@@ -16,9 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,10 +24,11 @@ from transformers import (
 )
 
 from .arguments import FrankenTrainingArguments
-from .callbacks import CsvLog, EarlyStopping, ExplorationSchedule, SignalStop
+from .callbacks import EarlyStopping, ExplorationSchedule, SignalStop
 from .common import opening
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
+from .common.objectives import OBJECTIVES
 from .data.collators import MaskingEpochs, build_collator
 from .data.splits import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
 from .data.tokenizers import load_tokenizer, special_token_ids
@@ -42,15 +40,11 @@ from .requirements import needed_packages
 from .resuming import check_data, fingerprint, run_settings
 from .saving.checkpoint_record import RunRecord
 from .saving.saved_checkpoints import STATE, SavedCheckpoint, checkpoint_folders
+from .saving.training_csv import CsvLog
 from .trainer import FrankenTrainer
 
 logger = logging.getLogger("frankenlm.recipe")
 
-AUTO_MODELS = {
-    "mlm": AutoModelForMaskedLM,
-    "causal": AutoModelForCausalLM,
-    "classification": AutoModelForSequenceClassification,
-}
 # What a stream's unigram statistics and a trained tokenizer are estimated from.
 STREAM_SAMPLE = 2_000
 TOKENIZER_DOCUMENTS = 100_000
@@ -184,7 +178,7 @@ def build_model(run: RunSettings, data: PreparedData) -> PreTrainedModel:
         UserError: the configuration is impossible, or the saved weights do not fit the tokenizer.
     """
     set_seed(run.training.seed)
-    auto_model = AUTO_MODELS[run.data.objective]
+    auto_model = OBJECTIVES[run.data.objective].auto_model
     with user_mistakes():
         if run.model.model_name_or_path:
             return load_model(run, data, auto_model)

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from .callbacks import CsvLog
 from .cards import library_versions, model_card
 from .common.files import replaced_file, write_json, write_text
 from .common.redaction import redact_facts
 from .plots import plot_training
 from .presets import RunSettings
 from .recipe import Unigram
+from .saving.training_csv import CsvLog
 from .trainer import FrankenTrainer
 
 

@@ -19,9 +19,11 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from frankenlm.modeling.outputs import IGNORED_LABEL
+
 from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
-from .loss_conduct import IGNORE_INDEX, LossConduct, ask_model, smoothing_term
+from .loss_conduct import LossConduct, ask_model, smoothing_term
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
 from .saving.checkpoint_record import RunRecord, snapshot, write_record
 from .saving.output_folder import rotate
@@ -96,7 +98,7 @@ class FrankenTrainer(Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if num_items_in_batch is not None and not self._conduct.divides:
             # a mean of this micro-batch, where the Trainer counts on its share of the whole batch
-            loss = loss * (self._predicted(inputs["labels"]).ne(IGNORE_INDEX).sum() / _scalar(num_items_in_batch))
+            loss = loss * (self._predicted(inputs["labels"]).ne(IGNORED_LABEL).sum() / _scalar(num_items_in_batch))
         if not model.training:
             return (loss, outputs) if return_outputs else loss
         if self.args.label_smoothing_factor:
@@ -169,7 +171,7 @@ class FrankenTrainer(Trainer):
         """As the base class; also adds the batch to the exact evaluation sums."""
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if loss is not None and "labels" in inputs:
-            tokens = self._predicted(inputs["labels"]).ne(IGNORE_INDEX).sum().to(loss.device)
+            tokens = self._predicted(inputs["labels"]).ne(IGNORED_LABEL).sum().to(loss.device)
             # a loss normalised over all processes' tokens is a sum over this one's tokens, up to a common factor
             if self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices:
                 weight = self.accelerator.reduce(tokens, "sum") / self.accelerator.num_processes

@@ -9,16 +9,10 @@
 #include <cstring>
 #include <limits>
 #include <optional>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "rounding.h"
-#include "ternary.h"
 #include "threads.h"
-
-#pragma GCC diagnostic ignored "-Wpsabi"
-#define INLINE __attribute__((always_inline)) inline
+#include "vectors.h"
 
 namespace frankenlm {
 namespace {
@@ -27,30 +21,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr long kElementsPerTask = 65536;  // of keys and values
-
-[[noreturn]] void fail(const std::string& text) { throw std::runtime_error("frankenlm::" + text); }
-
-template <class T, int Lanes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(Lanes * sizeof(T))));
-};
-template <class T, int Lanes>
-using Vector = typename VectorOf<T, Lanes>::type;
-
-template <int Lanes>
-INLINE Vector<float, Lanes> load(const float* from) {
-  Vector<float, Lanes> out;
-  std::memcpy(&out, from, sizeof(out));
-  return out;
-}
-
-// bfloat16 as the upper half of a float
-template <int Lanes>
-INLINE Vector<float, Lanes> load(const uint16_t* from) {
-  Vector<uint16_t, Lanes> raw;
-  std::memcpy(&raw, from, sizeof(raw));
-  return (Vector<float, Lanes>)(__builtin_convertvector(raw, Vector<uint32_t, Lanes>) << 16);
-}
 
 INLINE float one(const float* from) { return *from; }
 INLINE float one(const uint16_t* from) { return from_bfloat16(*from); }
@@ -74,7 +44,7 @@ INLINE Vector<float, Lanes> exponential(Vector<float, Lanes> x) {
   using Words = Vector<int32_t, Lanes>;
   const Floats lowest = Floats{} - 87.0f;
   x = x < lowest ? lowest : x;  // in this order NaN stays NaN
-  const Floats shift = Floats{} + 12582912.0f;  // 1.5 * 2^23: rounds to an integer, which its low bits then hold
+  const Floats shift = Floats{} + kRoundToEven;  // the low bits then hold the integer
   const Floats shifted = x * 1.44269504f + shift, n = shifted - shift;
   const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -125,7 +95,7 @@ INLINE void weigh(const Head<T>& h, const float* weights, long k, float factor, 
   }
   for (int i = 0; i < Count; ++i) {
     sum[i] *= factor;
-    std::memcpy(out + k + i * Lanes, &sum[i], sizeof(sum[i]));
+    store<Lanes>(sum[i], out + k + i * Lanes);
   }
 }
 
@@ -154,8 +124,7 @@ INLINE void attend(const Head<T>& h, float* scores, float* out) {
     return;
   }
   for (long t = 0; t < h.length; t += Lanes) {
-    const Floats weights = exponential<Lanes>(load<Lanes>(scores + t) - largest);
-    std::memcpy(scores + t, &weights, sizeof(weights));
+    store<Lanes>(exponential<Lanes>(load<Lanes>(scores + t) - largest), scores + t);
   }
   float sum = 0.0f;
   for (long t = 0; t < h.length; ++t)
@@ -177,8 +146,7 @@ INLINE void normalise(const float* x, const float* weight, long width, float eps
   for (long k = whole; k < width; ++k) sum += x[k] * x[k];
   const float factor = 1.0f / std::sqrt(sum / static_cast<float>(width) + eps);
   for (long k = 0; k < whole; k += Lanes) {
-    const Floats y = load<Lanes>(x + k) * factor * load<Lanes>(weight + k);
-    std::memcpy(out + k, &y, sizeof(y));
+    store<Lanes>(load<Lanes>(x + k) * factor * load<Lanes>(weight + k), out + k);
   }
   for (long k = whole; k < width; ++k) out[k] = x[k] * factor * weight[k];
 }
@@ -201,18 +169,11 @@ FUNCTIONS(Plain, 4, )
 #if defined(__x86_64__)
 FUNCTIONS(Avx2, 8, __attribute__((target("avx2"))))
 FUNCTIONS(Avx512, 16, __attribute__((target("avx512f,avx512bw,avx512dq"))))
+#else
+using Avx2 = Plain;
+using Avx512 = Plain;
 #endif
 #undef FUNCTIONS
-
-template <class Body>
-void with_functions(const Body& body) {
-#if defined(__x86_64__)
-  const Path* path = &chosen_path();
-  if (path == &kAvx512Vnni) return body(Avx512{});
-  if (path == &kAvxVnni || path == &kAvx2) return body(Avx2{});
-#endif
-  body(Plain{});
-}
 
 void to_result(const float* from, long count, float* to) { std::memcpy(to, from, count * sizeof(float)); }
 void to_result(const float* from, long count, uint16_t* to) {
@@ -246,7 +207,7 @@ void attend_all(const Tensor& query, const Tensor& keys, const Tensor& values, c
                          width,
                          scale};
       float* result = scratch.data() + length + 16;
-      with_functions([&](auto set) { decltype(set)::head(head, scratch.data(), result); });
+      with_registers<Plain, Avx2, Avx512>([&](auto set) { decltype(set)::head(head, scratch.data(), result); });
       to_result(result, width, y + i * width);
     }
   });
@@ -319,7 +280,7 @@ Tensor rms_norm_step(const Tensor& x, const Tensor& weight, double eps) {
   auto* to = static_cast<float*>(out.data_ptr());
   const float epsilon = static_cast<float>(eps);
   parallel_for(false, 0, rows, std::max(1L, kElementsPerTask / std::max(1L, width)), [&](long begin, long end) {
-    with_functions([&](auto set) {
+    with_registers<Plain, Avx2, Avx512>([&](auto set) {
       for (long i = begin; i < end; ++i) decltype(set)::norm(from + i * width, gain, width, epsilon, to + i * width);
     });
   });

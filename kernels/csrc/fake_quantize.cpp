@@ -8,19 +8,12 @@
 
 #include <algorithm>
 #include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "rounding.h"
-#include "ternary.h"
 #include "threads.h"
-
-// Vectors wider than the processor's registers are passed only to functions that are inlined. A cast between vector
-// types of one size keeps the bits.
-#pragma GCC diagnostic ignored "-Wpsabi"
-#define INLINE __attribute__((always_inline)) inline
+#include "vectors.h"
 
 namespace frankenlm {
 namespace {
@@ -29,50 +22,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr long kElementsPerTask = 32768;
-constexpr float kRoundToEven = 12582912.0f;  // 1.5 * 2^23: added and taken away, it leaves an integer, ties to even
-
-template <class T, int Lanes>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(Lanes * sizeof(T))));
-};
-template <class T, int Lanes>
-using Vector = typename VectorOf<T, Lanes>::type;
-
-template <int Lanes>
-INLINE Vector<float, Lanes> widen(const Vector<float, Lanes>& x) {
-  return x;
-}
-template <int Lanes>
-INLINE Vector<float, Lanes> widen(const Vector<uint16_t, Lanes>& bfloats) {
-  return (Vector<float, Lanes>)(__builtin_convertvector(bfloats, Vector<uint32_t, Lanes>) << 16);
-}
-
-template <int Lanes>
-INLINE void narrow(const Vector<float, Lanes>& x, Vector<float, Lanes>& out) {
-  out = x;
-}
-template <int Lanes>
-INLINE void narrow(const Vector<float, Lanes>& x, Vector<uint16_t, Lanes>& out) {
-  using Words = Vector<uint32_t, Lanes>;
-  const Words bits = (Words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words nan = (Words)(x != x);
-  out = __builtin_convertvector((nan & kBfloat16Nan) | (~nan & rounded), Vector<uint16_t, Lanes>);
-}
-
-// `count` values from `from` on, zeros behind them.
-template <int Lanes, class T>
-INLINE Vector<float, Lanes> load(const T* from, long count) {
-  Vector<T, Lanes> raw = {};
-  std::memcpy(&raw, from, count == Lanes ? sizeof(raw) : count * sizeof(T));
-  return widen<Lanes>(raw);
-}
-
-template <int Lanes, class T>
-INLINE void store(const Vector<float, Lanes>& x, T* to, long count) {
-  Vector<T, Lanes> raw;
-  narrow<Lanes>(x, raw);
-  std::memcpy(to, &raw, count == Lanes ? sizeof(raw) : count * sizeof(T));
-}
 
 // Calls body(k, count) for all of [0, length): full vectors, with a count the compiler knows, then the rest.
 template <int Lanes, class Body>
@@ -171,19 +120,10 @@ VARIANT(Plain, 8, 8, )
 #if defined(__x86_64__)
 VARIANT(Avx2, 4, 8, __attribute__((target("avx2,fma"))))
 VARIANT(Avx512, 8, 16, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))))
+#else
+using Avx2 = Plain;
+using Avx512 = Plain;
 #endif
-
-template <class Call>
-void with_instructions(const Call& call) {
-#if defined(__x86_64__)
-  const Path* path = &chosen_path();
-  if (path == &kAvx512Vnni) return call(Avx512{});
-  if (path == &kAvxVnni || path == &kAvx2) return call(Avx2{});
-#endif
-  call(Plain{});
-}
-
-[[noreturn]] void fail(const std::string& text) { throw std::runtime_error("frankenlm::" + text); }
 
 // Calls call(pointer) with the tensor's data in its own type.
 template <class Call>
@@ -226,7 +166,7 @@ std::tuple<Tensor, Tensor> fake_quantize_activations(const Tensor& x, int64_t bi
   const Rule rule{static_cast<float>((1 << (bits - 1)) - 1), static_cast<float>(norm_eps)};
   with_pointer(plain, "x", [&](const auto* from) {
     with_pointer(out, "dtype", [&](auto* to) {
-      with_instructions([&](auto variant) {
+      with_registers<Plain, Avx2, Avx512>([&](auto variant) {
         over_tokens(extent, [&](long begin, long end) {
           decltype(variant)::forward(from, begin, end, extent.inputs, rule, to, factors);
         });
@@ -250,7 +190,7 @@ Tensor fake_quantize_activations_backward(const Tensor& gradient, const Tensor& 
   with_pointer(plain_gradient, "gradient", [&](const auto* towards) {
     with_pointer(plain, "x", [&](const auto* from) {
       auto* to = static_cast<std::remove_const_t<std::remove_pointer_t<decltype(from)>>*>(out.data_ptr());
-      with_instructions([&](auto variant) {
+      with_registers<Plain, Avx2, Avx512>([&](auto variant) {
         over_tokens(extent, [&](long begin, long end) {
           decltype(variant)::backward(towards, from, begin, end, extent.inputs, factors, to);
         });

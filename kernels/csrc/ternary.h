@@ -13,7 +13,7 @@ constexpr long kTileRows = 16;    // output rows of a tile
 constexpr long kBlock = 16;       // inputs of a tile, and of a block of a panel
 constexpr long kTileBytes = 64;
 constexpr long kPanelTokens = 8;  // tokens multiplied at once: 3 tiles x 8 tokens are 24 of the 32 AVX-512 registers
-// A plane of codes is summed up to 64 times too large (see planes in path_vnni.inc): 65,536 a block at most, in int32.
+// A plane of codes is summed up to 64 times too large (see planes in path_avx512_vnni.cpp): 65,536 a block at most, in int32.
 constexpr long kMaxTernaryInputs = 500000;
 // Activations are offset to 0..255 there: 255 * 128 an input at most, in int32.
 constexpr long kMaxInt8Inputs = 65536;

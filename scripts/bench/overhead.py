@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from frankenlm.kernels.ops import load, which_path
+from frankenlm.modeling.native_ops import native_path
 from frankenlm.scripts.bench.cells import interleave
 from frankenlm.scripts.bench.contestants import OurPath, TorchCalls, Weights
 from frankenlm.scripts.bench.library import BenchLibrary
@@ -19,8 +19,7 @@ def overhead_rows(shapes: Sequence[tuple[int, int]] = SHAPES, seconds: float = 0
     Raises:
         RuntimeError: the native operators could not be built, so there is nothing to compare.
     """
-    load()
-    path, library = which_path(), BenchLibrary()
+    path, library = native_path(), BenchLibrary()
     if path not in library.paths():
         raise RuntimeError(f"the operators run as {path!r}, not natively: there is no kernel below the call.")
     return [_row(library, path, inputs, outputs, seconds) for inputs, outputs in shapes]

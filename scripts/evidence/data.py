@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from frankenlm.modeling.outputs import IGNORED_LABEL
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.data.packing import encode_pieces, pack_blocks
 from frankenlm.trainer_ext.data.splits import iter_texts, load_documents, load_splits, load_tokenizer
 from frankenlm.trainer_ext.metrics.language import unigram_cross_entropy
 
-IGNORED = -100
 HELD_OUT_FILES = ("validation", "test")
 CODE_VALIDATION_FRACTION = 0.1
 DOCUMENTATION_HELD_OUT_FRACTION = 0.2
@@ -165,10 +165,10 @@ def _held_out(texts, pieces, length: int, counts: torch.Tensor, packed: bool, to
     )
     if len(rows) < 2:
         raise UserError(f"the held-out text fills fewer than two rows of {length} tokens; give more text.")
-    labels = rows.masked_fill(rows < 0, IGNORED)
+    labels = rows.masked_fill(rows < 0, IGNORED_LABEL)
     rows = rows.masked_fill(rows < 0, tokenizer.pad_token_id)
     scored = labels[:, 1:]
-    held_out_counts = torch.bincount(scored[scored != IGNORED], minlength=len(counts))
+    held_out_counts = torch.bincount(scored[scored != IGNORED_LABEL], minlength=len(counts))
     return HeldOut(
         rows=rows,
         labels=labels,

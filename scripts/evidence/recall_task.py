@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-IGNORED = -100
+from frankenlm.modeling.outputs import IGNORED_LABEL
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class RecallTask:
         told = torch.stack([order, values], dim=2).flatten(1)
         asked = torch.stack([order.gather(1, again), values.gather(1, again)], dim=2).flatten(1)
         input_ids = torch.cat([told, self.keys + self.values + filler, asked], dim=1)
-        labels = torch.full_like(input_ids, IGNORED)
+        labels = torch.full_like(input_ids, IGNORED_LABEL)
         labels[:, -2 * self.pairs + 1 :: 2] = input_ids[:, -2 * self.pairs + 1 :: 2]
         return input_ids, labels
 
@@ -70,7 +70,7 @@ def recall_accuracy(model, task: RecallTask, *, sequences: int = 256, seed: int 
     """Return the share of asked values that a causal model puts first, over freshly drawn sequences."""
     input_ids, labels = task.batch(sequences, torch.Generator().manual_seed(seed))
     guesses = model(input_ids, use_cache=False).logits[:, :-1].argmax(-1)
-    scored = labels[:, 1:] != IGNORED
+    scored = labels[:, 1:] != IGNORED_LABEL
     return (guesses == labels[:, 1:])[scored].float().mean().item()
 
 

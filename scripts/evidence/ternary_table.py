@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from frankenlm.scripts.evidence.ternary_findings import ternary_findings
-from frankenlm.trainer_ext.callbacks import read_csv
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.files import write_csv, write_json, write_text
 from frankenlm.trainer_ext.presets import parse_run
+from frankenlm.trainer_ext.saving.training_csv import read_csv
 
 COLUMNS = (
     "run", "preset", "weights", "w_scheme", "ternary_training", "embedding_start", "tokens_seen", "steps", "batch",

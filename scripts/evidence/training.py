@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from frankenlm.scripts.evidence.data import IGNORED, Corpus, HeldOut
+from frankenlm.modeling.outputs import IGNORED_LABEL
+from frankenlm.scripts.evidence.data import Corpus, HeldOut
 from frankenlm.scripts.evidence.models import Variant
 from frankenlm.trainer_ext.metrics.language import perplexity_report
 
@@ -175,9 +176,9 @@ def score(variant: Variant, model: PreTrainedModel, held_out: HeldOut, recipe: R
     for ids, labels in _scored_batches(held_out, recipe.eval_rows):
         output = predict(variant, model, ids, recipe.bf16, **more)
         logits = output.logits[:, :-1].float().transpose(1, 2)
-        losses = F.cross_entropy(logits, labels[:, 1:], ignore_index=IGNORED, reduction="none")
+        losses = F.cross_entropy(logits, labels[:, 1:], ignore_index=IGNORED_LABEL, reduction="none")
         nats += losses.double().sum(0)
-        counts += (labels[:, 1:] != IGNORED).sum(0)
+        counts += (labels[:, 1:] != IGNORED_LABEL).sum(0)
         if variant.has_memory:
             statistics.append(output.memory_stats)
     by_position = (nats / counts.clamp(min=1)).tolist()

@@ -91,7 +91,10 @@ CALL = """
 import logging; logging.basicConfig(format="%(name)s|%(message)s")
 import torch
 from frankenlm.kernels.ops import load, which_path
-load(); load()
+from frankenlm.modeling.native_ops import REFERENCE, native_path
+assert which_path() is None
+load(REFERENCE); load(REFERENCE)
+assert native_path() == which_path()
 from frankenlm.modeling.ternary import pack_ternary
 packed = pack_ternary(torch.ones(2, 3, dtype=torch.int8))
 y = torch.ops.frankenlm.ternary_linear(torch.ones(1, 3), packed, torch.ones(2), 2)

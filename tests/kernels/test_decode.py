@@ -5,12 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from frankenlm.kernels import ops
-from frankenlm.modeling import decode_ops
+from frankenlm.modeling import native_ops
 from frankenlm.modeling.norms import RMSNorm
 from frankenlm.modeling.positions import apply_rotary, rotary_tables
 
-ops.load()
-if ops.which_path() == ops.REFERENCE:
+if not native_ops.native_code_runs():
     pytest.skip("no compiler here: these operators are native only", allow_module_level=True)
 
 op = torch.ops.frankenlm
@@ -132,15 +131,15 @@ def test_opcheck(name):
 
 def test_layers_take_them_only_without_gradients():
     norm, x = RMSNorm(8), torch.randn(1, 1, 8)
-    assert norm(x).requires_grad and not decode_ops.normalizes_natively(x)
+    assert norm(x).requires_grad and not native_ops.normalizes_natively(x)
     with torch.no_grad():
-        assert decode_ops.normalizes_natively(x) and not decode_ops.normalizes_natively(x.double())
-        assert decode_ops.attends_natively(Q, K, V, None, 0.0)
-        assert not decode_ops.attends_natively(Q, K, V, torch.ones(2, 3, 1, 5, dtype=torch.bool), 0.0)
-        assert not decode_ops.attends_natively(Q, K, V, None, 0.1)
-        assert not decode_ops.attends_natively(Q.half(), K.half(), V.half(), None, 0.0)
-        assert not decode_ops.attends_natively(Q, K, V.bfloat16(), None, 0.0)
-        assert not decode_ops.attends_natively(Q, K, V[..., :2], None, 0.0)
+        assert native_ops.normalizes_natively(x) and not native_ops.normalizes_natively(x.double())
+        assert native_ops.attends_natively(Q, K, V, None, 0.0)
+        assert not native_ops.attends_natively(Q, K, V, torch.ones(2, 3, 1, 5, dtype=torch.bool), 0.0)
+        assert not native_ops.attends_natively(Q, K, V, None, 0.1)
+        assert not native_ops.attends_natively(Q.half(), K.half(), V.half(), None, 0.0)
+        assert not native_ops.attends_natively(Q, K, V.bfloat16(), None, 0.0)
+        assert not native_ops.attends_natively(Q, K, V[..., :2], None, 0.0)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert not decode_ops.attends_natively(Q, K, V, None, 0.0)
-        assert decode_ops.rotates_natively(Q) and not decode_ops.rotates_natively(K)
+            assert not native_ops.attends_natively(Q, K, V, None, 0.0)
+        assert native_ops.rotates_natively(Q) and not native_ops.rotates_natively(K)

@@ -79,8 +79,8 @@ def test_an_export_is_not_written_over(variant):
 
 def test_it_lives_beside_an_installed_frankenlm(variant, tmp_path):
     both = """
-from frankenlm.kernels.ops import load
-load()
+from frankenlm.modeling.native_ops import native_path
+assert native_path()
 import torch
 from frankenlm.modeling.ternary import pack_ternary
 codes = torch.ones(3, 4, dtype=torch.int8)

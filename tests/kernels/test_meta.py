@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from frankenlm.kernels.ops import load, which_path
+from frankenlm.modeling.native_ops import native_code_runs
 from frankenlm.modeling.ternary import pack_ternary
 
 PACKED = pack_ternary(torch.ones(16, 32, dtype=torch.int8))
@@ -26,8 +26,7 @@ NATIVE_ONLY = set(CALLS) - {"quantize_activations", "ternary_linear", "ternary_l
 
 @pytest.mark.parametrize("name", CALLS)
 def test_tensors_without_memory(name):
-    load()
-    if which_path() == "reference" and name in NATIVE_ONLY:
+    if not native_code_runs() and name in NATIVE_ONLY:
         pytest.skip("the reference does not have this operator")
     operator, arguments = getattr(torch.ops.frankenlm, name), CALLS[name]
     places = [place for place, given in enumerate(arguments) if isinstance(given, torch.Tensor)]

@@ -6,7 +6,16 @@ import pydoc_data.topics
 import pytest
 import torch
 
-from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, FrankensteinForMaskedLM
+from causal_cases import CASES
+from frankenlm.modeling import (
+    FrankensteinConfig,
+    FrankensteinForCausalLM,
+    FrankensteinForMaskedLM,
+    InfinitoForCausalLM,
+    Legacy1BitForCausalLM,
+)
+from tiny_infinito import tiny_infinito
+from tiny_legacy import tiny_legacy
 
 VOCAB = 61
 TINY = {
@@ -109,3 +118,39 @@ def text_bytes():
         share = int(hashlib.sha256(topic.encode()).hexdigest(), 16) % 10
         parts["train" if share else "validation"].append(text)
     return {name: torch.tensor(list("\n".join(texts).encode("ascii", "replace"))) for name, texts in parts.items()}
+
+
+@pytest.fixture(scope="session")
+def build_infinito(enliven):
+    """build_infinito(**fields) -> a lively float64 model in eval mode."""
+
+    def make(*, dtype=torch.float64, **fields):
+        torch.manual_seed(0)
+        return enliven(InfinitoForCausalLM(tiny_infinito(**fields)).eval()).to(dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def build_legacy(enliven):
+    """build_legacy(kind, **fields) -> a lively float64 model in eval mode."""
+
+    def make(kind="legacy", *, dtype=torch.float64, **fields):
+        torch.manual_seed(0)
+        return enliven(Legacy1BitForCausalLM(tiny_legacy(kind, **fields)).eval()).to(dtype)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def build_causal(tiny_model):
+    """build_causal(case) -> the model of a causal case, in float64; made once, never changed."""
+    models = {}
+
+    def make(case):
+        if case not in models:
+            mixers, fields = CASES[case]
+            models[case] = tiny_model(mixers, "rms_norm", is_decoder=True, dtype=torch.float64, **fields)
+        return models[case]
+
+    return make

@@ -277,7 +277,7 @@ def test_two_processes_share_gradients(form, tmp_path):
     assert [process.returncode for process in ranks] == [0, 0], errors
 
 
-# --- packing (the packed layer's own tests are in test_packing.py)
+# --- packing (the packed layer's own tests are in test_packed_layers.py)
 
 
 @pytest.mark.parametrize("scheme", ["binary", "ternary_absmean", "ternary_absmedian", "ternary_twn"])

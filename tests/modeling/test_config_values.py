@@ -9,20 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from frankenlm.modeling import (
-    FrankensteinConfig,
-    InfinitoConfig,
-    Legacy1BitConfig,
-    configuration_frankenstein,
-    configuration_infinito,
-    configuration_legacy_1bit,
-)
+from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig
 
-CONFIGS = {
-    FrankensteinConfig: configuration_frankenstein.RANGES,
-    InfinitoConfig: configuration_infinito.RANGES,
-    Legacy1BitConfig: configuration_legacy_1bit.RANGES,
-}
+CONFIGS = (FrankensteinConfig, InfinitoConfig, Legacy1BitConfig)
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "mask_token_id")
 NAN, INF, HUGE = float("nan"), float("inf"), 10**18
 OF_ANOTHER_TYPE = ["much", [], {}, 1j, b"1", [[0.5]]]
@@ -51,19 +40,19 @@ def refusal(config_class, **values) -> str:
 @every_config
 def test_every_number_has_a_range(config_class):
     numbers = {name for name, kind in own_fields(config_class).items() if kinds(kind) & {int, float}}
-    assert numbers - set(TOKENS) == set(CONFIGS[config_class]) and len(numbers) > 12
+    assert numbers - set(TOKENS) == set(config_class.RANGES) and len(numbers) > 12
 
 
 @every_config
 def test_numbers_that_are_none(config_class):
-    for name, allowed in CONFIGS[config_class].items():
+    for name, allowed in config_class.RANGES.items():
         for value in (NAN, INF, -INF, -HUGE, *([] if allowed.holds(HUGE) else [HUGE])):
             assert f"{name}=" in refusal(config_class, **{name: value}), name
 
 
 @every_config
 def test_numbers_below_their_range(config_class):
-    for name, allowed in CONFIGS[config_class].items():
+    for name, allowed in config_class.RANGES.items():
         kind = own_fields(config_class)[name]
         below = -1 if int in kinds(kind) else -0.5
         values = [below, 0] if allowed.lowest == 1 or allowed.lowest_is_out else [below] if allowed.lowest == 0 else []

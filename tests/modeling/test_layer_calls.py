@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from frankenlm import modeling
 from frankenlm.modeling import (
     FrankensteinForSequenceClassification,
     InfinitoConfig,
@@ -97,29 +98,47 @@ def parametrised(model) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if any(True for _ in module.parameters(False))}
 
 
+def silent_layers(model, call) -> list[str]:
+    """Return the layers with parameters whose hooks a call of the model does not reach."""
+    fired = set()
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: fired.add(name)) for name, module in model.named_modules()
+    ]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return sorted(parametrised(model).keys() - fired)
+
+
+def modules_passed(model, call) -> list[str]:
+    """Return the classes of the modules that a call of the model hands to another module's call."""
+    passed = []
+
+    def look(module, args, kwargs):
+        passed.extend(type(given).__name__ for given in (*args, *kwargs.values()) if isinstance(given, nn.Module))
+
+    hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in model.modules()]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return passed
+
+
 @every_family
 def test_hooks_of_every_layer_fire(family, make, tokens):
     model, ids = make(family), tokens(4, 21)
-    fired = set()
-    for name, module in model.named_modules():
-        module.register_forward_hook(lambda *_, name=name: fired.add(name))
-
-    def silent():
-        found = sorted(parametrised(model).keys() - fired)
-        fired.clear()
-        return found
-
-    model.train()(ids)
-    assert not silent()
+    assert not silent_layers(model.train(), lambda: model(ids))
     model.eval()
     with torch.no_grad():
-        model(ids)
-        assert not silent()
+        assert not silent_layers(model, lambda: model(ids))
         if is_causal_lm(model):
             cache = model(ids, use_cache=True).cache
-            fired.clear()
-            model(ids[:, :1], cache=cache)
-            assert not silent()
+            assert not silent_layers(model, lambda: model(ids[:, :1], cache=cache))
+
+
+def test_every_family_is_walked(make):
+    families = {type(make(family)).config_class.model_type for family in FAMILIES}
+    assert families == {family.config_class.model_type for family in modeling.FAMILIES}
 
 
 def hide_parameters(model) -> None:
@@ -159,24 +178,36 @@ def test_a_layer_that_is_read_past_is_found(make, tokens):
         def forward(self, x):
             return nn.functional.linear(x, self.layer.weight, self.layer.bias)
 
-    model = make("legacy-full")
+    model, ids = make("legacy-full"), tokens(1, 5)
     model.lm_head.decoder = ReadsPast(model.lm_head.decoder)
+    assert silent_layers(model, lambda: model(ids)) == ["lm_head.decoder.layer"]
     hide_parameters(model)
-    assert model(tokens(1, 5)).logits.isnan().all()
+    assert model(ids).logits.isnan().all()
 
 
 @every_family
 def test_no_module_is_passed_to_another(family, make, tokens):
     """Whatever moves the inputs of a call (offloading, pipelines) would move it along."""
-    model, passed = make(family), []
+    model, ids = make(family), tokens(2, 21)
+    assert not modules_passed(model, lambda: runs(model, ids))
 
-    def look(module, args, kwargs):
-        passed.extend(type(given).__name__ for given in (*args, *kwargs.values()) if isinstance(given, nn.Module))
 
-    for module in model.modules():
-        module.register_forward_pre_hook(look, with_kwargs=True)
-    runs(model, tokens(2, 21))
-    assert not passed
+def test_a_module_that_is_passed_is_found(make, tokens):
+    class Wraps(nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer, self.around = layer, Around()
+
+        def forward(self, x):
+            return self.around(x, layer=self.layer)
+
+    class Around(nn.Module):
+        def forward(self, x, layer):
+            return layer(x)
+
+    model, ids = make("legacy-full"), tokens(1, 5)
+    model.lm_head.decoder = Wraps(model.lm_head.decoder)
+    assert modules_passed(model, lambda: model(ids)) == ["Linear"]
 
 
 @every_family

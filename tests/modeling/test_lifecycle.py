@@ -4,9 +4,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from frankenlm.modeling import FrankensteinForCausalLM, FrankensteinForMaskedLM, InfinitoConfig, InfinitoForCausalLM
-from frankenlm.modeling.bitlinear import BitLinear
-from frankenlm.modeling.embeddings import FactorizedHead
 from frankenlm.modeling.mixers import MIXERS
 from frankenlm.modeling.norms import NORMS
 
@@ -134,52 +131,6 @@ def test_half_is_finite(mixer, norm, is_decoder, tiny_model, tokens):
     assert logits(model, ids).isfinite().all() and logits(model, ids, attention_mask=mask).isfinite().all()
 
 
-@pytest.mark.parametrize("factorized", [None, 8])
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("size", [77, 40])
-def test_resize_token_embeddings(size, tied, factorized, tiny_model, tokens, tmp_path):
-    options = {"factorized_embedding_dim": factorized, "tie_word_embeddings": tied}
-    model, ids = tiny_model(HYBRID, "derf", **options), tokens(2, LENGTH) % 40
-    before = logits(model, ids)
-    model.resize_token_embeddings(size)
-    after, kept = logits(model, ids), min(size, 61)
-    assert after.shape[-1] == size == model.config.vocab_size
-    torch.testing.assert_close(after[..., :kept], before[..., :kept], atol=1e-5, rtol=1e-5)
-    assert (model.lm_head.decoder.weight is model.get_input_embeddings().weight) == tied
-    new_ids = ids + size - 40
-    loss, grads = gradients(model, new_ids)
-    assert loss.isfinite() and grads["lm_head.decoder.bias"].shape == (size,)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(logits(type(model).from_pretrained(tmp_path), new_ids), logits(model, new_ids))
-
-
-@pytest.mark.parametrize("size", [77, 40])
-@pytest.mark.parametrize("is_decoder", [False, True])
-def test_a_quantised_head_stays_so_in_another_vocabulary(size, is_decoder, tiny_model, tokens, tmp_path):
-    options = {"use_bitnet": True, "bitnet_head": True, "tie_word_embeddings": False, "scale_axis": "row"}
-    model, ids = tiny_model("retnet", "derf", is_decoder, **options), tokens(2, LENGTH) % 40
-    before, head = logits(model, ids), model.get_output_embeddings()
-    model.resize_token_embeddings(size)
-    after, kept = logits(model, ids), min(size, 61)
-    assert model.get_output_embeddings() is head and type(head) is BitLinear and head.out_features == size
-    torch.testing.assert_close(after[..., :kept], before[..., :kept], atol=1e-5, rtol=1e-5)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(logits(type(model).from_pretrained(tmp_path), ids), after)
-
-
-def test_every_family_keeps_the_kind_of_its_head():
-    head = FactorizedHead(8, 61, linear=BitLinear)
-    infinito = InfinitoForCausalLM(
-        InfinitoConfig(vocab_size=61, hidden_size=8, num_attention_heads=2, num_hidden_layers=1, memory_layers=[])
-    )
-    infinito.lm_head = head
-    infinito.set_output_embeddings(torch.nn.Linear(8, 70))
-    assert type(infinito.get_output_embeddings()) is BitLinear and infinito.get_output_embeddings().out_features == 70
-    own = torch.nn.Sequential(torch.nn.Linear(8, 70))
-    infinito.set_output_embeddings(own)
-    assert infinito.get_output_embeddings() is own
-
-
 @pytest.mark.parametrize("is_training", [False, True])
 def test_sparse_prediction_computes_labelled_positions_only(is_training, tiny_model, tokens):
     dense, sparse = (tiny_model(HYBRID[:4], sparse_prediction=sparse).train(is_training) for sparse in (False, True))
@@ -209,12 +160,6 @@ def test_compiles_without_changing_the_result(is_decoder, tiny_model, tokens):
     compiled = torch.compile(model, backend="eager")
     for inputs in ({}, {"attention_mask": mask}):
         torch.testing.assert_close(logits(compiled, ids, **inputs), logits(model, ids, **inputs), atol=1e-5, rtol=1e-5)
-
-
-def test_a_head_of_the_wrong_direction_is_refused(tiny_config):
-    for head, is_decoder in ((FrankensteinForCausalLM, False), (FrankensteinForMaskedLM, True)):
-        with pytest.raises(ValueError, match="is_decoder"):
-            head(tiny_config(is_decoder=is_decoder))
 
 
 @every_mixer

@@ -14,8 +14,13 @@ from frankenlm.modeling import (
     FrankensteinForMaskedLM,
     FrankensteinForSequenceClassification,
     FrankensteinModel,
-    decode_ops,
+    InfinitoForCausalLM,
+    InfinitoModel,
+    Legacy1BitForCausalLM,
+    native_ops,
 )
+from tiny_infinito import tiny_infinito
+from tiny_legacy import tiny_legacy
 
 PATTERN = ["retnet", "titan_attn", "mamba", "sigmoid_attn", "standard_attn", "ode"]
 # Runs without the package: an import hook refuses it, which an editable install would otherwise defeat.
@@ -26,16 +31,18 @@ class NoFrankenlm:
         if name.split(".")[0] == "frankenlm":
             raise ModuleNotFoundError(f"No module named {name!r}")
 sys.meta_path.insert(0, NoFrankenlm())
-import json, torch, transformers
+import torch, transformers
 folder, kind, again = sys.argv[1:]
 model = getattr(transformers, kind).from_pretrained(folder, trust_remote_code=True).eval()
 assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
 ids = torch.arange(3, 20)[None]
 with torch.no_grad():
-    logits = model(input_ids=ids).logits
-torch.save(logits, again + "/logits.pt")
+    torch.save(model(input_ids=ids)[0], again + "/output.pt")
+if kind == "AutoModelForCausalLM":
+    torch.save(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0), again + "/text.pt")
 model.save_pretrained(again)
-transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
+if kind != "AutoModel":
+    transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
 """
 
 
@@ -59,13 +66,21 @@ def tiny(is_decoder: bool) -> FrankensteinConfig:
     )
 
 
-@pytest.mark.parametrize(
-    ("head", "kind", "is_decoder"),
-    [(FrankensteinForMaskedLM, "AutoModelForMaskedLM", False), (FrankensteinForCausalLM, "AutoModelForCausalLM", True)],
-)
-def test_loads_where_the_package_is_missing(tmp_path, monkeypatch, head, kind, is_decoder):
+FAMILIES = {"modeling_frankenstein.py", "modeling_infinito.py", "modeling_legacy_1bit.py"}
+CASES = {
+    "encoder": (lambda: FrankensteinForMaskedLM(tiny(False)), "AutoModelForMaskedLM"),
+    "decoder": (lambda: FrankensteinForCausalLM(tiny(True)), "AutoModelForCausalLM"),
+    "infinito": (lambda: InfinitoForCausalLM(tiny_infinito()), "AutoModelForCausalLM"),
+    "infinito stack": (lambda: InfinitoModel(tiny_infinito()), "AutoModel"),
+    "legacy": (lambda: Legacy1BitForCausalLM(tiny_legacy()), "AutoModelForCausalLM"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loads_where_the_package_is_missing(case, tmp_path, monkeypatch):
+    make, kind = CASES[case]
     torch.manual_seed(0)
-    model = head(tiny(is_decoder)).eval()
+    model, ids = make().eval(), torch.arange(3, 20)[None]
     first, second = tmp_path / "first", tmp_path / "second"
     second.mkdir()
     model.save_pretrained(first)
@@ -74,13 +89,18 @@ def test_loads_where_the_package_is_missing(tmp_path, monkeypatch, head, kind, i
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     # Without the native attention and norm, which the stranger does not have: equal to the last bit.
-    monkeypatch.setattr(decode_ops, "native_code_runs", lambda: False)
+    monkeypatch.setattr(native_ops, "native_code_runs", lambda: False)
     with torch.no_grad():
-        expected = model(input_ids=torch.arange(3, 20)[None]).logits
-    torch.testing.assert_close(torch.load(second / "logits.pt", weights_only=True), expected, rtol=0, atol=0)
-    # What the stranger saved is complete again.
-    assert {path.name for path in first.glob("*.py")} == {path.name for path in second.glob("*.py")}
-    assert json.loads((second / "config.json").read_text())["auto_map"].keys() >= {"AutoConfig", "AutoModel", kind}
+        expected = model(input_ids=ids)[0]
+    assert torch.equal(torch.load(second / "output.pt", weights_only=True), expected)
+    if kind == "AutoModelForCausalLM":
+        text = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        assert torch.equal(torch.load(second / "text.pt", weights_only=True), text)
+    # What the stranger saved is complete again, and no other family's.
+    carried = {path.name for path in first.glob("*.py")}
+    assert carried == {path.name for path in second.glob("*.py")}
+    assert carried & FAMILIES == {f"modeling_{model.config.model_type}.py"}
+    assert json.loads((second / "config.json").read_text())["auto_map"] == model.auto_classes
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from frankenlm.modeling.slot_memory import SegmentGrid, SlotMemory, SlotMemoryState
+from frankenlm.modeling.segment_grid import SegmentGrid
+from frankenlm.modeling.slot_memory import SlotMemory
+from frankenlm.modeling.slot_memory_state import SlotMemoryState
 
 HIDDEN, WIDTH, HEADS, SEGMENT, DECAY = 10, 6, 2, 4, 0.9
 LENGTH = 31

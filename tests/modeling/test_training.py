@@ -129,7 +129,7 @@ def test_derf_and_its_layer_norm_twin_both_learn(text_bytes, evaluation):
     pattern, gains = ["retnet", "titan_attn", "mamba", "ode"], {}
     for norm in ("derf", "layer_norm"):
         config = shrunk("mini", norm_type=norm, layer_pattern=pattern, num_loops=1, num_hidden_layers=4, num_experts=0)
-        gains[norm] = gain_over_unigram(config, text_bytes, evaluation)
+        gains[norm] = gain_over_unigram(config, text_bytes, evaluation, enough=0.25)
     assert min(gains.values()) >= 0.25, gains
 
 
@@ -212,8 +212,8 @@ def test_every_scheme_overfits_one_batch(norm, scheme, tiny_model, tokens):
 def test_bf16_steps_without_nan(is_decoder, tiny_model, text_bytes):
     options = {"num_experts": 4, "factorized_embedding_dim": 16, "embedding_conv_kernel": 3, "vocab_size": VOCAB}
     model = tiny_model(HYBRID_PATTERN, "derf", is_decoder, lively=False, **options).train()
-    recipe, generator, losses = Recipe(model, 3e-3, STEPS), torch.Generator().manual_seed(1), []
-    for _ in range(STEPS):
+    recipe, generator, losses = Recipe(model, 3e-3, 80), torch.Generator().manual_seed(1), []
+    for _ in range(80):
         ids, labels = masked_batch(text_bytes["train"], 4, generator)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(ids, labels=ids if is_decoder else labels).loss

@@ -14,13 +14,13 @@ from frankenlm.scripts import compare as script_module
 from frankenlm.trainer_ext.common.cli import Failed, UserError, run_command
 from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 from frankenlm.trainer_ext.evaluation.comparing import (
-    METRICS,
     PANELS,
     choose_metrics,
     format_value,
     make_labels,
     markdown_report,
 )
+from frankenlm.trainer_ext.evaluation.flags import COMPARED
 from frankenlm.trainer_ext.metrics.text import bleu
 
 TEXT = "the cat sat on a mat and saw dogs run over green hills while birds sang of rain in spring"
@@ -86,7 +86,7 @@ def test_all_files_say_the_same(full):
     facts = read(full / "compare.json")
     labels = [row["label"] for row in facts["models"]]
     assert labels == ["one #1", "two", "one #2"]
-    names = [measure for measures in METRICS.values() for measure in measures]
+    names = [measure for measures in COMPARED.values() for measure in measures]
     with (full / "compare.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     page = (full / "compare.md").read_text()
@@ -159,7 +159,7 @@ def test_chosen_metrics_only(compare, models, tmp_path, capsys):
     words = ["--metrics", "repetition,parameters", "--max_new_tokens", 3, "--temperature", 0, "--output_dir", tmp_path]
     assert compare("--models", *models, *words) == 0
     measures = read(tmp_path / "compare.json")["models"][0]["measures"]
-    assert sorted(measures) == sorted(["parameters", *METRICS["repetition"]])
+    assert sorted(measures) == sorted(["parameters", *COMPARED["repetition"]])
     assert measures["repetition_4"] is None  # no text has four tokens
     out = capsys.readouterr().out
     assert "longest_repeat" in out and "perplexity" not in out and "compare.md" in out
@@ -234,7 +234,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_a_report(compare, models, tmp_pa
 
 def test_panels_draw_measures():
     assert {measure for panel in PANELS.values() for measure in panel} <= {
-        measure for measures in METRICS.values() for measure in measures
+        measure for measures in COMPARED.values() for measure in measures
     }
 
 
@@ -256,7 +256,7 @@ def test_tables():
 
 
 def test_metric_names():
-    assert choose_metrics("all", has_data=True, has_references=True) == list(METRICS)
+    assert choose_metrics("all", has_data=True, has_references=True) == list(COMPARED)
     assert "loss" not in choose_metrics("all", has_data=False, has_references=True)
     assert "bleu" not in choose_metrics("all", has_data=True, has_references=False)
     assert choose_metrics("speed, loss", has_data=True, has_references=False) == ["loss", "speed"]

@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from frankenlm.trainer_ext import FrankenTrainer
 from frankenlm.trainer_ext.arguments import DataArguments
-from frankenlm.trainer_ext.callbacks import read_csv
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.folder_lock import locked_folder
 from frankenlm.trainer_ext.preflight import check_data_arguments
 from frankenlm.trainer_ext.recipe import hold_output_dir
+from frankenlm.trainer_ext.saving.training_csv import read_csv
 
 from .conftest import write_corpus
 

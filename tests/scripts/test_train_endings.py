@@ -9,11 +9,10 @@ from datasets import IterableDataset
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
 from frankenlm.trainer_ext.callbacks import SignalStop
+from frankenlm.trainer_ext.commands.train import train_to_the_end
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.text_files import BadRowError
 from frankenlm.trainer_ext.saving.saved_checkpoints import examine
-
-from .conftest import load_script
 
 VOCAB = 40
 
@@ -58,11 +57,11 @@ def make_trainer(folder, bad: int, **fields) -> FrankenTrainer:
 def test_a_bad_row_late_in_a_stream_leaves_a_checkpoint(tmp_path, accumulation, steps):
     trainer = make_trainer(tmp_path, bad=9, gradient_accumulation_steps=accumulation)
     with pytest.raises(UserError, match=f"line 10: not JSON. Stopped at step {steps}; continue with --resume"):
-        load_script("train").train(trainer, SignalStop(1), None)
+        train_to_the_end(trainer, SignalStop(1), None)
     assert examine(tmp_path / f"checkpoint-{steps}", 1).is_whole
 
 
 def test_a_bad_row_before_the_first_step_leaves_none(tmp_path):
     with pytest.raises(UserError, match="line 1: not JSON. Stopped at step 0; no step was done"):
-        load_script("train").train(make_trainer(tmp_path, bad=0), SignalStop(1), None)
+        train_to_the_end(make_trainer(tmp_path, bad=0), SignalStop(1), None)
     assert not list(tmp_path.glob("checkpoint-*"))

@@ -11,15 +11,8 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from frankenlm.modeling.norms import Derf
-from frankenlm.trainer_ext.callbacks import (
-    CsvLog,
-    SaturationProbe,
-    SignalStop,
-    StepWindow,
-    describe,
-    peak_memory_mib,
-    read_csv,
-)
+from frankenlm.trainer_ext.callbacks import SaturationProbe, SignalStop, StepWindow, describe, peak_memory_mib
+from frankenlm.trainer_ext.saving.training_csv import CsvLog, read_csv
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from transformers import TrainerState
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
-from frankenlm.trainer_ext.callbacks import CSV_COLUMNS, CsvLog, EarlyStopping
+from frankenlm.trainer_ext.callbacks import EarlyStopping
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.resuming import (
@@ -26,6 +26,7 @@ from frankenlm.trainer_ext.resuming import (
 )
 from frankenlm.trainer_ext.saving.checkpoint_record import RunRecord, read_record
 from frankenlm.trainer_ext.saving.saved_checkpoints import examine, newest_first
+from frankenlm.trainer_ext.saving.training_csv import CSV_COLUMNS, CsvLog
 
 VOCAB = 40
 CONSTANT = {"lr_scheduler_type": "constant", "eval_strategy": "no", "learning_rate": 1e-2}

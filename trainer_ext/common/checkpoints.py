@@ -1,6 +1,6 @@
 """Saved causal models, first what can be known without their weights, then the weights; and checks before the work."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,10 @@ from transformers import (
 from frankenlm.modeling.packed_operators import has_native_operators
 from frankenlm.modeling.quantizer_ternary import packed_layers
 
-from ..evaluation.scoring import is_kind
-from ..metrics.text import NEED_SACREBLEU, require_sacrebleu
+from ..metrics.text import TEXT_MEASURES, require_sacrebleu
 from .cli import UserError, check_new_file
+from .objectives import OBJECTIVES
 from .opening import check_runs, read_config, read_tokenizer, read_weights
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,19 @@ def open_checkpoint(name: str, *, option: str = "--model", trust_remote_code: bo
     """
     config = read_config(name, option=option, trust_remote_code=trust_remote_code)
     architectures = config.architectures or []
-    if architectures and not any(is_kind(architecture, "CausalLM") for architecture in architectures):
+    if architectures and not any(OBJECTIVES["causal"].is_head(architecture) for architecture in architectures):
         raise UserError(f"{option} {name}: holds {', '.join(architectures)}; only causal language models generate.")
     tokenizer = read_tokenizer(name, option=option, trust_remote_code=trust_remote_code)
     return Checkpoint(name, config, tokenizer, position_limit(config), trust_remote_code)
+
+
+def check_vocabulary(ids: Collection[int], vocabulary: int) -> None:
+    """Raises UserError for an id beyond the model's vocabulary: its tokenizer is of another model."""
+    if ids and max(ids) >= vocabulary:
+        raise UserError(
+            f"the tokenizer gives token {max(ids)}, and the model's vocabulary ends at {vocabulary - 1}: the tokenizer "
+            "in its folder is of another model."
+        )
 
 
 def position_limit(config: PreTrainedConfig) -> int | None:
@@ -104,6 +111,11 @@ def keep_token_ids_only(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     model.generation_config = GenerationConfig(eos_token_id=end, bos_token_id=own.bos_token_id, pad_token_id=pad)
 
 
+def default_device() -> str:
+    """The GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_device(device: str, option: str = "--device") -> torch.device:
     """Return a device by its name; raises UserError for one that is not here."""
     try:
@@ -124,7 +136,7 @@ def check_device(device: str, option: str = "--device") -> torch.device:
 
 def check_sacrebleu(metrics: Sequence[str]) -> None:
     """Raises UserError, before the work, where BLEU is asked for and its library is missing."""
-    if any(name in metrics for name in NEED_SACREBLEU):
+    if any(measure.needs_sacrebleu for name, measure in TEXT_MEASURES.items() if name in metrics):
         try:
             require_sacrebleu()
         except ImportError as error:

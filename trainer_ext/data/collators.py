@@ -21,10 +21,11 @@ import torch
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from frankenlm.modeling.checks import check_choice
+from frankenlm.modeling.outputs import IGNORED_LABEL
 
-from .tokenizers import OBJECTIVES, special_token_ids
+from ..common.objectives import OBJECTIVES
+from .tokenizers import special_token_ids
 
-IGNORED = -100  # the label that transformers' losses leave out
 _EVALUATION = -1  # the epoch of evaluation; training counts from 0
 
 MASK_SHARE = 0.8  # of the chosen positions: replaced by the mask token (Devlin et al. 2019, arXiv:1810.04805, 3.1)
@@ -92,7 +93,7 @@ class CausalCollator:
 
     def __call__(self, rows: Sequence[dict]) -> Batch:
         ids = [_ids(row) for row in rows]
-        return {**self.padder.inputs(ids), "labels": self.padder(ids, IGNORED)}
+        return {**self.padder.inputs(ids), "labels": self.padder(ids, IGNORED_LABEL)}
 
     def for_evaluation(self) -> "CausalCollator":
         return self
@@ -154,7 +155,7 @@ class MaskingCollator:
     def __call__(self, rows: Sequence[dict]) -> Batch:
         masked = [self._mask(_ids(row)) for row in rows]
         inputs = self.padder.inputs([ids for ids, _ in masked])
-        return {**inputs, "labels": self.padder([labels for _, labels in masked], IGNORED)}
+        return {**inputs, "labels": self.padder([labels for _, labels in masked], IGNORED_LABEL)}
 
     def _mask(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (ids with replacements, labels) of one unpadded row, both int64 [T]."""
@@ -166,7 +167,7 @@ class MaskingCollator:
         chosen = draw < self.mlm_probability
         if len(ids) and not chosen.any() and draw.min() < 1:
             chosen[draw.argmin()] = True
-        labels = torch.where(chosen, ids, IGNORED)
+        labels = torch.where(chosen, ids, IGNORED_LABEL)
         masked = torch.where(chosen & (fate < MASK_SHARE), self.mask_id, ids)
         randomised = chosen & (fate >= MASK_SHARE) & (fate < MASK_SHARE + RANDOM_SHARE)
         return torch.where(randomised, self.ordinary_ids[random_ids], masked), labels

@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerFast
 
 from frankenlm.modeling.checks import check_choice
 
+from ..common.objectives import OBJECTIVES
 from .caching import cache_folder, cache_key, cached_dataset
-from .tokenizers import OBJECTIVES, separator_id, special_token_ids
+from .tokenizers import separator_id, special_token_ids
 
 # Raised by hand whenever the rows for the same documents change, so that older caches are not used.
 PACKING_VERSION = 1

@@ -12,11 +12,11 @@ from frankenlm.modeling import byte_tokenizer
 from frankenlm.modeling.checks import check_choice, suggest
 
 from ..common.cli import UserError
+from ..common.objectives import OBJECTIVES
 from ..common.opening import reading, reason
 
 logger = logging.getLogger(__name__)
 
-OBJECTIVES = ("mlm", "causal", "classification")
 DEFAULT_VOCAB_SIZE = 8192
 
 PAD_TOKEN = "<pad>"

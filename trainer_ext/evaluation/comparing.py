@@ -20,30 +20,22 @@ from frankenlm.modeling.checks import suggest
 from ..common.checkpoints import Checkpoint
 from ..common.cli import UserError
 from ..common.redaction import public_name
-from ..generation.generate import Text, generate_texts, measure_texts, text_tokens
+from ..generation.generate import Text, generate_texts, text_tokens, tokens_per_second, written
 from ..generation.prompts import Prompt
 from ..generation.sampling import Sampling
-from ..metrics.text import ORDERS, TEXT_MEASURES, bleu, self_bleu
+from ..metrics.text import ORDERS, measure_written
+from .flags import COMPARED
 from .scoring import Scorer, score, usable_positions
 
-# group, as --metrics names it -> measures; the order of the tables
-METRICS = {
-    "parameters": ("parameters",),
-    "loss": ("loss",),
-    "perplexity": ("perplexity",),
-    "bits_per_byte": ("bits_per_byte",),
-    **TEXT_MEASURES,
-    "speed": ("tokens_per_second",),
-}
 # panel of the figure -> measures that share a scale
 PANELS = {
     "parameters": ("parameters",),
     "loss (nats per token)": ("loss",),
     "perplexity": ("perplexity",),
     "bits per byte": ("bits_per_byte",),
-    "BLEU-n (percent)": METRICS["bleu"],
-    "repetition-n": METRICS["repetition"][: len(ORDERS)],
-    "distinct-n": METRICS["diversity"][: len(ORDERS)],
+    "BLEU-n (percent)": COMPARED["bleu"],
+    "repetition-n": COMPARED["repetition"][: len(ORDERS)],
+    "distinct-n": COMPARED["diversity"][: len(ORDERS)],
     "self-BLEU (percent)": ("self_bleu",),
     "vocabulary use": ("type_token_ratio", "vocabulary_share"),
     "tokens per second": ("tokens_per_second",),
@@ -73,7 +65,7 @@ class Likelihood:
 
 
 def choose_metrics(text: str, *, has_data: bool, has_references: bool) -> list[str]:
-    """Read --metrics: `all` (of what can be measured) or names with commas, in the order of METRICS.
+    """Read --metrics: `all` (of what can be measured) or names with commas, in the order of COMPARED.
 
     Raises:
         UserError: an unknown name, or one that needs a data set or references that are not there.
@@ -82,18 +74,18 @@ def choose_metrics(text: str, *, has_data: bool, has_references: bool) -> list[s
     if not has_references:
         missing["bleu"] = 'needs a "reference" in every row of the --prompts file (.jsonl)'
     if text == "all":
-        return [name for name in METRICS if name not in missing]
+        return [name for name in COMPARED if name not in missing]
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
-        if name not in METRICS:
+        if name not in COMPARED:
             raise UserError(
-                f"--metrics: unknown metric {name!r}.{suggest(name, METRICS)} Known: all, {', '.join(METRICS)}."
+                f"--metrics: unknown metric {name!r}.{suggest(name, COMPARED)} Known: all, {', '.join(COMPARED)}."
             )
         if name in missing:
             raise UserError(f"--metrics {name}: {missing[name]}.")
     if not names:
-        raise UserError(f"--metrics is empty. Known: all, {', '.join(METRICS)}.")
-    return [name for name in METRICS if name in names]
+        raise UserError(f"--metrics is empty. Known: all, {', '.join(COMPARED)}.")
+    return [name for name in COMPARED if name in names]
 
 
 def make_labels(names: Sequence[str]) -> list[str]:
@@ -173,18 +165,10 @@ def measure(
         bar.update()
     values: dict[str, Any] = {"parameters": model.num_parameters()}
     flat = [text for of_prompt in texts for text in of_prompt]
-    values |= measure_texts(flat, model, checkpoint.tokenizer)
-    if "diversity" in metrics:
-        values["self_bleu"] = self_bleu([text.text for text in flat])
-    extra: dict[str, Any] = {}
-    if "bleu" in metrics:
-        pairs = [
-            (text.text, prompt.references)
-            for prompt, of_prompt in zip(prompts, texts, strict=True)
-            for text in of_prompt
-        ]
-        values |= bleu([text for text, _ in pairs], [references for _, references in pairs])
-        extra["bleu_signature"] = values.pop("bleu_signature")
+    references = [prompt.references for prompt, of_prompt in zip(prompts, texts, strict=True) for _ in of_prompt]
+    values |= measure_written(written(flat, model, checkpoint.tokenizer, references), metrics)
+    values["tokens_per_second"] = tokens_per_second(flat)
+    extra = {"bleu_signature": values["bleu_signature"]} if "bleu" in metrics else {}
     if likelihood is not None and any(name in metrics for name in LIKELIHOOD):
         scorer = Scorer(
             model, checkpoint.tokenizer, "causal", likelihood.context_length, likelihood.stride, likelihood.batch_size
@@ -196,7 +180,7 @@ def measure(
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
         "label": contestant.label,
-        "measures": {measure: values[measure] for name in metrics for measure in METRICS[name]},
+        "measures": {measure: values[measure] for name in metrics for measure in COMPARED[name]},
         "model": public_name(checkpoint.name),
         "texts": [
             {"prompt": prompt.text, "references": list(prompt.references), **text_row(text, model)}

@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from ..common.checkpoints import Checkpoint, keep_token_ids_only, position_limit
 from ..common.cli import UserError
-from ..generation.generate import generate_texts, measure_texts
+from ..generation.generate import generate_texts, written
 from ..generation.sampling import Sampling
 from ..generation.streaming import continuation_text
-from ..metrics.text import TEXT_MEASURES, bleu, self_bleu
+from ..metrics.text import measure_written
+from .flags import NEW_TOKENS, PROMPT_TOKENS
 from .scoring import Scorer, token_ids, vocabulary_of
-
-PROMPT_TOKENS, NEW_TOKENS = 32, 64
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def measure_continuations(
 ) -> dict[str, Any]:
     """Go on with each document; return the measures of metrics/text.py that `metrics` names.
 
-    With BLEU comes `bleu_signature`. Every text has its own seed: see generating.py.
+    With BLEU comes `bleu_signature`. Every text has its own seed: see generate.py.
     """
     model, tokenizer = scorer.model, scorer.tokenizer
     keep_token_ids_only(model, tokenizer)
@@ -72,12 +71,5 @@ def measure_continuations(
             generate_texts(model, checkpoint, beginning.prompt, sampling, index=index)[0]
             for index, beginning in enumerate(shown)
         ]
-    written = [text.text for text in texts]
-    values: dict[str, Any] = measure_texts(texts, model, tokenizer)
-    extra: dict[str, Any] = {}
-    if "diversity" in metrics:
-        values["self_bleu"] = self_bleu(written)
-    if "bleu" in metrics:
-        values |= bleu(written, [[beginning.reference] for beginning in beginnings])
-        extra["bleu_signature"] = values["bleu_signature"]
-    return {measure: values[measure] for name in metrics for measure in TEXT_MEASURES[name]} | extra
+    references = [[beginning.reference] for beginning in beginnings]
+    return measure_written(written(texts, model, tokenizer, references), metrics)

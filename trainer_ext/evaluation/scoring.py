@@ -7,50 +7,36 @@ mlm      the masked loss at the positions training would mask; the quick measure
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from frankenlm.modeling.checks import suggest
 
+from ..common.checkpoints import check_vocabulary
 from ..common.cli import UserError, user_mistakes
+from ..common.objectives import OBJECTIVES
 from ..common.opening import check_runs, read_config, read_tokenizer, read_weights
 from ..data.collators import build_collator
 from ..data.packing import template_ids
 from ..data.splits import count_bytes, count_tokens, iter_texts, load_documents, load_splits, prepare_dataset
 from ..data.tokenizers import special_token_ids
 from ..metrics.language import LossSum, causal_nats, masked_lm_nats, perplexity_report, pseudo_nats
-from ..metrics.text import TEXT_MEASURES
+from .flags import CAUSAL_ONLY, LIKELIHOOD, METHODS, METRICS, TEXT_METRICS
 
 logger = logging.getLogger("frankenlm.scoring")
 
-LIKELIHOOD = ("bits_per_byte", "loss", "perplexity", "word_perplexity")
-CAUSAL_ONLY = ("word_perplexity",)
-# of texts that a causal model writes: continuations.py
-TEXT_METRICS = tuple(TEXT_MEASURES)
-METRICS = LIKELIHOOD + TEXT_METRICS
-METHODS = {"mlm": "MaskedLM", "pseudo": "MaskedLM", "causal": "CausalLM"}
-DEFAULT_METHODS = {"MaskedLM": "mlm", "CausalLM": "causal"}
-CLASS_NAMES = {"MaskedLM": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "CausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
 # families whose position of the first token is pad_token_id + 1
 COUNTED_FROM_PAD = ("camembert", "data2vec-text", "ibert", "longformer", "roberta", "xlm-roberta", "xlm-roberta-xl")
-AUTO_MODELS = {"MaskedLM": AutoModelForMaskedLM, "CausalLM": AutoModelForCausalLM}
 
 
 @dataclass(frozen=True)
@@ -127,7 +113,7 @@ def load_scorer(
     if one_text and method != "causal":
         raise UserError(f"--one_text: a text is scored as one by causal models; {name!r} is scored by {method}.")
     tokenizer = read_tokenizer(name, trust_remote_code=trust_remote_code)
-    if METHODS[method] == "MaskedLM" and tokenizer.mask_token_id is None:
+    if METHODS[method] == "mlm" and tokenizer.mask_token_id is None:
         raise UserError(f"--method {method}: the tokenizer of {name!r} has no mask token.")
     context_length = choose_context(name, config, max_length)
     stride = stride or (context_length if one_text else max(1, context_length // 2))
@@ -135,7 +121,9 @@ def load_scorer(
         raise UserError(f"--stride {stride}: must not exceed the {context_length} tokens the model sees at once.")
     if method == "pseudo":
         check_room(tokenizer, context_length)
-    model = read_weights(AUTO_MODELS[METHODS[method]], name, config, trust_remote_code=trust_remote_code).to(device)
+    model = read_weights(OBJECTIVES[METHODS[method]].auto_model, name, config, trust_remote_code=trust_remote_code).to(
+        device
+    )
     check_runs(model, name)
     return Scorer(model, tokenizer, method, context_length, stride, batch_size)
 
@@ -175,7 +163,8 @@ def usable_positions(config: PreTrainedConfig) -> int:
 
 def choose_method(name: str, architectures: list[str], method: str | None) -> str:
     """The method asked for, if the saved class allows it; by default the one that fits the class."""
-    kinds = {kind for kind in AUTO_MODELS for architecture in architectures if is_kind(architecture, kind)}
+    scored = sorted(set(METHODS.values()))
+    kinds = {kind for kind in scored for architecture in architectures if OBJECTIVES[kind].is_head(architecture)}
     if not kinds:
         raise UserError(
             f"{name!r} holds {architectures or 'no class'}: only masked and causal language models are scored."
@@ -183,13 +172,10 @@ def choose_method(name: str, architectures: list[str], method: str | None) -> st
     kind = kinds.pop()
     if method is not None and METHODS[method] != kind:
         fitting = [known for known in METHODS if METHODS[known] == kind]
-        raise UserError(f"--method {method} does not fit {name!r}, a {kind}. Methods for it: {', '.join(fitting)}.")
-    return method or DEFAULT_METHODS[kind]
-
-
-def is_kind(architecture: str, kind: str) -> bool:
-    """Whether a class is a MaskedLM or a CausalLM: by its name's end, or by transformers' list (GPT2LMHeadModel)."""
-    return architecture.endswith(f"For{kind}") or architecture in CLASS_NAMES[kind].values()
+        raise UserError(
+            f"--method {method} does not fit {name!r}, a {OBJECTIVES[kind].head}. Methods for it: {', '.join(fitting)}."
+        )
+    return method or kind
 
 
 def load_text(
@@ -310,17 +296,3 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, documents: Dataset, vocabulary
 def vocabulary_of(model: PreTrainedModel) -> int:
     """How many token ids a model has embeddings for."""
     return model.config.get_text_config().vocab_size
-
-
-def check_vocabulary(ids: Collection[int], vocabulary: int) -> None:
-    """Raises UserError for an id beyond the model's vocabulary: its tokenizer is of another model."""
-    if ids and max(ids) >= vocabulary:
-        raise UserError(
-            f"the tokenizer gives token {max(ids)}, and the model's vocabulary ends at {vocabulary - 1}: the tokenizer "
-            "in its folder is of another model."
-        )
-
-
-def default_device() -> str:
-    """The GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..common.checkpoints import Checkpoint
 from ..common.cli import UserError, one_line
+from .flags import CONVERSATION_HELP
 from .generate import Text, chat_text, derive_seed, finish_reason, require_text, run_generate
 from .sampling import Sampling
 from .streaming import StopOnSignal, TextStream
@@ -25,7 +26,6 @@ from .streaming import StopOnSignal, TextStream
 # A line goes on from the text so far on a line of its own, as in a text.
 TURN_SEPARATOR = "\n"
 LONGEST_SEED = 19  # digits of 2^63
-HELP = "/reset forgets everything, /seed N sets the seed, /quit ends; Ctrl-C ends the text that is being written"
 
 
 class Conversation:
@@ -240,9 +240,9 @@ def run_line_command(conversation: Conversation, line: str, say: Callable[[str],
         conversation.reseed(int(words[0]))
         say(f"seed {int(words[0])}")
     elif name == "help":
-        say(HELP)
+        say(CONVERSATION_HELP)
     else:
-        raise UserError(f"unknown command {line!r}: {HELP}.")
+        raise UserError(f"unknown command {line!r}: {CONVERSATION_HELP}.")
     return True
 
 

@@ -24,11 +24,10 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from ..common.checkpoints import Checkpoint
+from ..common.checkpoints import Checkpoint, check_vocabulary
 from ..common.cli import Failed, UserError
 from ..common.opening import reading
-from ..evaluation.scoring import check_vocabulary
-from ..metrics.text import diversity, repetition, vocabulary_use
+from ..metrics.text import Written
 from .sampling import Sampling
 from .streaming import StopAtText, TextStream, continuation_text, cut_at_stop, holds_special_stop
 
@@ -262,16 +261,17 @@ def text_tokens(model: PreTrainedModel, row: Sequence[int]) -> list[int]:
     return [token for token in row if token not in ends]
 
 
-def measure_texts(
-    texts: Sequence[Text], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, float | int | None]:
-    """Repetition, diversity and vocabulary use of texts, in the model's own tokens (metrics/text.py), and the speed."""
+def written(
+    texts: Sequence[Text],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    references: Sequence[Sequence[str]] | None = None,
+) -> Written:
+    """The texts as the measures of metrics/text.py take them, in the model's own tokens."""
     tokens = [text_tokens(model, text.tokens) for text in texts]
-    seconds = sum(text.seconds for text in texts)
-    return {
-        **repetition(tokens),
-        **diversity(tokens),
-        **vocabulary_use(tokens, len(tokenizer)),
-        "tokens": sum(map(len, tokens)),
-        "tokens_per_second": round(sum(len(text.tokens) for text in texts) / seconds, 1),
-    }
+    return Written(tokens, [text.text for text in texts], len(tokenizer), references)
+
+
+def tokens_per_second(texts: Sequence[Text]) -> float:
+    """The speed at which texts were written, end tokens included."""
+    return round(sum(len(text.tokens) for text in texts) / sum(text.seconds for text in texts), 1)

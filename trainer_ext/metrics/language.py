@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-IGNORED = -100
+from frankenlm.modeling.outputs import IGNORED_LABEL
 
 
 class LossSum(NamedTuple):
@@ -192,7 +192,7 @@ def masked_lm_nats(model: torch.nn.Module, batches: Iterable[dict[str, torch.Ten
 
 def _sum_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
     """Return (sum of cross-entropies in nats, count) where labels, of the leading shape of logits, are not -100."""
-    asked = labels != IGNORED
+    asked = labels != IGNORED_LABEL
     losses = F.cross_entropy(logits[asked].float(), labels[asked], reduction="none")
     return float(losses.double().sum()), int(asked.sum())
 
@@ -203,7 +203,7 @@ def _pad(
     """Return right-padded ids, mask and labels, int64 [B, T]; labels are -100 before first_scored and in padding."""
     shape = len(rows), max(len(row) for row in rows)
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED)
+    labels = torch.full(shape, IGNORED_LABEL)
     for index, (row, first) in enumerate(zip(rows, first_scored, strict=True)):
         values = torch.as_tensor(row, dtype=torch.long)
         ids[index, : len(row)] = values

@@ -11,18 +11,11 @@ A measure of something that is not there, such as the 4-grams of a text of three
 Distinct-n and the type-token ratio fall with the amount of text: compare them at equal numbers of tokens only.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 ORDERS = (1, 2, 3, 4)
-# group, as commands name it -> measures of texts, as reports name them
-TEXT_MEASURES = {
-    "bleu": tuple(f"bleu_{order}" for order in ORDERS),
-    "repetition": (*(f"repetition_{order}" for order in ORDERS), "longest_repeat"),
-    "diversity": (*(f"distinct_{order}" for order in ORDERS), "self_bleu"),
-    "vocabulary": ("distinct_tokens", "type_token_ratio", "vocabulary_share"),
-}
-NEED_SACREBLEU = ("bleu", "diversity")
 
 
 def ngrams(tokens: Sequence[Hashable], order: int) -> list[tuple[Hashable, ...]]:
@@ -182,3 +175,59 @@ def _sacrebleu():
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+# --- the table: a new measure is a function above and its line here
+
+
+@dataclass(frozen=True)
+class Written:
+    """Texts that a model wrote: in its tokens, without end tokens, and as strings.
+
+    vocab_size: tokens of its vocabulary. references: for each text at least one to compare with, or None.
+    """
+
+    tokens: Sequence[Sequence[Hashable]]
+    strings: Sequence[str]
+    vocab_size: int
+    references: Sequence[Sequence[str]] | None = None
+
+
+@dataclass(frozen=True)
+class TextMeasure:
+    """One group of measures. names: as reports name them. of: what takes them of texts, perhaps with more beside."""
+
+    names: tuple[str, ...]
+    of: Callable[[Written], Mapping[str, Any]]
+    needs_sacrebleu: bool = False
+
+
+# group, as --metrics names it
+TEXT_MEASURES = {
+    "bleu": TextMeasure(
+        tuple(f"bleu_{order}" for order in ORDERS),
+        lambda written: bleu(written.strings, written.references),
+        needs_sacrebleu=True,
+    ),
+    "repetition": TextMeasure(
+        (*(f"repetition_{order}" for order in ORDERS), "longest_repeat"), lambda written: repetition(written.tokens)
+    ),
+    "diversity": TextMeasure(
+        (*(f"distinct_{order}" for order in ORDERS), "self_bleu"),
+        lambda written: {**diversity(written.tokens), "self_bleu": self_bleu(written.strings)},
+        needs_sacrebleu=True,
+    ),
+    "vocabulary": TextMeasure(
+        ("distinct_tokens", "type_token_ratio", "vocabulary_share"),
+        lambda written: vocabulary_use(written.tokens, written.vocab_size),
+    ),
+}
+
+
+def measure_written(written: Written, groups: Iterable[str]) -> dict[str, Any]:
+    """Return the measures of those `groups` that are of texts, and with BLEU its signature."""
+    report: dict[str, Any] = {}
+    for group in groups:
+        if group in TEXT_MEASURES:
+            report |= TEXT_MEASURES[group].of(written)
+    return report

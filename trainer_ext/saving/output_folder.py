@@ -11,10 +11,10 @@ from pathlib import Path
 
 import frankenlm.modeling
 
-from ..callbacks import CSV_COLUMNS
 from ..common.cli import UserError
 from .checkpoint_record import RECORD, read_record_or_none
 from .saved_checkpoints import STATE, checkpoint_folders, newest_first
+from .training_csv import CSV_COLUMNS
 
 logger = logging.getLogger("frankenlm.output_folder")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from frankenlm.kernels.ops import REFERENCE, load, which_path
 from frankenlm.modeling import Legacy1BitForCausalLM
+from frankenlm.modeling.native_ops import native_code_runs
 from frankenlm.scripts.bench import ternary_generate as script_module
 from frankenlm.scripts.bench.packed_generation import (
     DecodingStep,
@@ -68,8 +68,7 @@ def test_generation_gives_as_many_tokens_as_are_timed(packed, monkeypatch):
 
 
 def test_a_step_records_every_operator_and_its_result(packed):
-    load()
-    if which_path() == REFERENCE:
+    if not native_code_runs():
         pytest.skip("no C++ compiler: the operators are plain PyTorch")
     model = load_packed(packed)
     step = DecodingStep(model, prompt=5)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM
-from frankenlm.scripts.evidence.recall_task import IGNORED, RecallTask, recall_accuracy, train_recall
+from frankenlm.modeling.outputs import IGNORED_LABEL
+from frankenlm.scripts.evidence.recall_task import RecallTask, recall_accuracy, train_recall
 
 TASK = RecallTask()
 WINDOW, LAYERS = 16, 2
@@ -28,7 +29,7 @@ def test_kinds_of_token_do_not_overlap_and_only_asked_values_are_scored():
     filler = ids[:, 2 * TASK.pairs : -2 * TASK.pairs]
     assert filler.shape[1] == TASK.filler_length
     assert filler.min() >= TASK.keys + TASK.values and filler.max() < TASK.vocab_size
-    scored = labels != IGNORED
+    scored = labels != IGNORED_LABEL
     assert scored.sum(1).tolist() == [TASK.pairs] * 50 and not scored[:, : -2 * TASK.pairs].any()
     assert torch.equal(labels[scored], ids[scored])
     assert labels[scored].min() >= TASK.keys and labels[scored].max() < TASK.keys + TASK.values

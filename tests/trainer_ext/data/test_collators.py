@@ -6,7 +6,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, TrainerState
 
-from frankenlm.trainer_ext.data.collators import IGNORED, MaskingEpochs, build_collator
+from frankenlm.modeling.outputs import IGNORED_LABEL
+from frankenlm.trainer_ext.data.collators import MaskingEpochs, build_collator
 
 SPECIALS = ["[PAD]", "[EOS]", "[MASK]", "[EXTRA]"]
 PAD, EOS, MASK, EXTRA = range(4)
@@ -35,7 +36,7 @@ def test_causal_by_hand(tokenizer):
     batch = build_collator("causal", tokenizer)([{"input_ids": [5, 6, EOS]}, {"input_ids": [7], "length": 1}])
     assert batch["input_ids"].tolist() == [[5, 6, EOS], [7, PAD, PAD]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[5, 6, EOS], [7, IGNORED, IGNORED]]
+    assert batch["labels"].tolist() == [[5, 6, EOS], [7, IGNORED_LABEL, IGNORED_LABEL]]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
 
@@ -48,7 +49,7 @@ def test_padding_side_and_multiple(tokenizer):
         tokenizer.padding_side = "right"
     assert batch["input_ids"].tolist() == [[PAD, PAD, PAD, 5], [PAD, PAD, 6, 7]]
     assert batch["attention_mask"].tolist() == [[0, 0, 0, 1], [0, 0, 1, 1]]
-    assert batch["labels"].tolist() == [[IGNORED] * 3 + [5], [IGNORED] * 2 + [6, 7]]
+    assert batch["labels"].tolist() == [[IGNORED_LABEL] * 3 + [5], [IGNORED_LABEL] * 2 + [6, 7]]
 
 
 def test_pad_token_that_is_also_the_end_token(tokenizer):
@@ -59,7 +60,7 @@ def test_pad_token_that_is_also_the_end_token(tokenizer):
         tokenizer.pad_token = "[PAD]"
     assert batch["input_ids"].tolist() == [[5, EOS], [EOS, EOS]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
-    assert batch["labels"].tolist() == [[5, EOS], [EOS, IGNORED]]
+    assert batch["labels"].tolist() == [[5, EOS], [EOS, IGNORED_LABEL]]
 
 
 def test_classification_by_hand(tokenizer):
@@ -75,7 +76,7 @@ def test_masking_shares(tokenizer):
     rows = random_rows(400, 63)
     batch = build_collator("mlm", tokenizer, mlm_probability=0.15)(rows)
     original = torch.tensor([row["input_ids"] for row in rows])
-    chosen = batch["labels"] != IGNORED
+    chosen = batch["labels"] != IGNORED_LABEL
     masked, kept = batch["input_ids"] == MASK, batch["input_ids"] == original
 
     assert chosen.float().mean() == pytest.approx(0.15, abs=0.01)  # 25,200 tokens: 1 sigma is 0.002
@@ -91,14 +92,14 @@ def test_masking_shares(tokenizer):
 
 def test_masking_probability_is_heard(tokenizer):
     batch = build_collator("mlm", tokenizer, mlm_probability=0.4)(random_rows(100, 63))
-    assert (batch["labels"] != IGNORED).float().mean() == pytest.approx(0.4, abs=0.03)
+    assert (batch["labels"] != IGNORED_LABEL).float().mean() == pytest.approx(0.4, abs=0.03)
 
 
 def test_special_tokens_and_padding_are_never_chosen_nor_inserted(tokenizer):
     rows = [{"input_ids": [EOS, 5, EXTRA, 6, MASK] * 3 + [7] * n} for n in range(200)]
     collator = build_collator("mlm", tokenizer, mlm_probability=0.9, pad_to_multiple_of=8)
     batch = collator(rows)
-    chosen = batch["labels"] != IGNORED
+    chosen = batch["labels"] != IGNORED_LABEL
     assert not (chosen & (batch["attention_mask"] == 0)).any()
     assert (batch["labels"][chosen] >= len(SPECIALS)).all()
     assert (batch["input_ids"][batch["attention_mask"] == 0] == PAD).all()
@@ -113,7 +114,7 @@ def test_special_tokens_and_padding_are_never_chosen_nor_inserted(tokenizer):
 def test_every_row_with_an_ordinary_token_has_a_label(tokenizer):
     collator = build_collator("mlm", tokenizer, mlm_probability=0.001)
     batch = collator([{"input_ids": [EOS, 5 + n, EOS]} for n in range(50)] + [{"input_ids": [EOS, EOS]}])
-    assert (batch["labels"] != IGNORED).sum(1).tolist() == [1] * 50 + [0]
+    assert (batch["labels"] != IGNORED_LABEL).sum(1).tolist() == [1] * 50 + [0]
     assert batch["labels"][:50, 1].tolist() == list(range(5, 55))
 
 

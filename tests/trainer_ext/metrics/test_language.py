@@ -7,15 +7,15 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from frankenlm.trainer_ext.metrics import (
+from frankenlm.trainer_ext.metrics.language import (
     LossSum,
+    _windows,
     causal_nats,
     masked_lm_nats,
     perplexity_report,
     pseudo_nats,
     unigram_cross_entropy,
 )
-from frankenlm.trainer_ext.metrics.language import _windows
 
 VOCABULARY = 11
 

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from frankenlm.trainer_ext.callbacks import CSV_COLUMNS
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.preflight import find_checkpoint
 from frankenlm.trainer_ext.saving.checkpoint_record import RunRecord, snapshot, write_record
 from frankenlm.trainer_ext.saving.output_folder import check_links, clear, is_run, rotate
+from frankenlm.trainer_ext.saving.training_csv import CSV_COLUMNS
 
 FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json")
 

@@ -1,0 +1,168 @@
+"""What the models of all families share around their own blocks, stacks and heads.
+
+`FamilyPreTrainedModel` initialises, loads and saves; `FamilyStack` stands before it among the bases of a model without
+head, `LanguageModelHead` or `CausalHead` among those of a model that predicts tokens.
+Shapes: B batch, L length, D hidden, V vocabulary.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .cache import StateCache
+from .context import SequenceContext
+from .loading import LoadsClearly
+
+
+class FamilyPreTrainedModel(LoadsClearly, PreTrainedModel):
+    """Initialisation, loading, saving and weight decay.
+
+    `auto_classes` are what a checkpoint that carries its code along offers: Auto class -> file.Class.
+    """
+
+    auto_classes: dict[str, str]
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config, *inputs, **kwargs):
+        config.check_consistency()
+        super().__init__(config, *inputs, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and hasattr(module, "ends_branch"):
+            # 2 branches a layer add up in the stream: its variance stays that of one, however deep the model
+            depth_scale = (2 * self.config.num_hidden_layers) ** -0.5
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range * depth_scale)
+        elif hasattr(module, "initialize_parameters"):
+            module.initialize_parameters()
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers; config.json names every Auto class, so that each of them can open the checkpoint."""
+        self.config.auto_map = dict(self.auto_classes)
+        return super().save_pretrained(save_directory, **kwargs)
+
+    def no_weight_decay_names(self) -> set[str]:
+        """Return the parameters that must not decay: all vectors and scalars, and what the family says."""
+        return {name for name, parameter in self.named_parameters() if not self.decays(name, parameter)}
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Return whether weight decay pulls at a parameter."""
+        return parameter.ndim >= 2
+
+
+class FamilyStack:
+    """What happens to the inputs before the first layer; the stack has `embeddings`, a FactorizedEmbedding."""
+
+    def look_up(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Return rows of the token table (B, L, R): those of `input_ids`, or the ones given in their place.
+
+        Raises:
+            ValueError: both or neither is given, or the sequence is empty.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        rows = self.embeddings.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if rows.shape[1] == 0:
+            raise ValueError("The sequence is empty: give at least one token.")
+        return rows
+
+    def make_context(
+        self,
+        rows: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: StateCache | None,
+        want_attentions: bool,
+    ) -> SequenceContext:
+        """Return what every layer must know of the rows (B, L, R); a cache learns of them here."""
+        config = self.config
+        return SequenceContext.build(
+            batch_size=rows.shape[0],
+            length=rows.shape[1],
+            device=rows.device,
+            is_causal=config.is_decoder,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            attention_window=config.attention_window,
+            attn_implementation=config._attn_implementation,
+            keep_weights=want_attentions and config._attn_implementation == "eager",
+            max_positions=self.max_positions(),
+            cache=cache,
+        )
+
+    def max_positions(self) -> int | None:
+        """Return the size of the position table; None when positions go on for ever."""
+        return self.config.num_positions or None
+
+    def new_cache(self) -> StateCache:
+        """Return an empty cache, with one entry per logical layer."""
+        return StateCache(self.config.num_hidden_layers, self.config.attention_window)
+
+
+class LanguageModelHead:
+    """A model with `lm_head`, a FactorizedHead whose output matrix can be the token table."""
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head.set_decoder(new_embeddings)
+
+    def set_unigram_bias(self, counts: torch.Tensor) -> None:
+        """Start the output bias from the unigram distribution; see `FactorizedHead.set_unigram_bias`."""
+        self.lm_head.set_unigram_bias(counts)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args, **kwargs) -> nn.Module:
+        """As in transformers; a quantised table or head stays quantised.
+
+        Raises:
+            ValueError: the model is packed, and another size is asked for.
+        """
+        packed = [
+            type(layer).__name__
+            for layer in (self.get_input_embeddings(), self.get_output_embeddings())
+            if hasattr(layer, "is_packed_layer")
+        ]
+        if not packed:
+            return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        if new_num_tokens in (None, self.config.vocab_size):
+            return self.get_input_embeddings()
+        raise ValueError(
+            f"the vocabulary of {self.config.vocab_size} tokens cannot become one of {new_num_tokens}: {packed[0]} "
+            "holds packed weights. Resize the model it was packed from, and pack that."
+        )
+
+
+class CausalHead(LanguageModelHead):
+    """A decoder that predicts the next token.
+
+    A CachedGenerationMixin stands beside it among a model's own bases: by their names transformers tells who generates.
+    """
+
+    def __init__(self, config):
+        if not config.is_decoder:
+            raise ValueError(f"{type(self).__name__} needs is_decoder=True.")
+        super().__init__(config)
+        self.loss_type = "ForCausalLM"  # a subclass's own name would say nothing to transformers
+
+    def next_token_loss(self, logits: torch.Tensor, labels: torch.Tensor | None, **kwargs) -> torch.Tensor | None:
+        """Return the mean cross-entropy of the labels (B, L), shifted here, by logits (B, L, V); None without labels.
+
+        `kwargs` go to transformers' loss function, above all the Trainer's `num_items_in_batch`.
+        """
+        if labels is None:
+            return None
+        return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+
+
+def head_output(kind: type[ModelOutput], stack: ModelOutput, loss, logits) -> ModelOutput:
+    """Return a head's output: its loss and logits, and what the stack returned but for its last hidden state."""
+    passed = {name: value for name, value in stack.items() if name != "last_hidden_state"}
+    return kind(loss=loss, logits=logits, **passed)
