@@ -237,7 +237,7 @@ class SigmoidAttention(StandardAttention):
 
     def attend_block(self, q, k, v, block, context, logical_layer_idx):
         visible = block.visible_keys()
-        keys_seen = visible.sum(-1, keepdim=True)
+        keys_seen = visible.sum(-1, keepdim=True)  # n_i: without its logarithm the sum would grow with the text
         logits = at_least_float32(q @ k.transpose(-1, -2)) * self.scale
         logits = logits - keys_seen.to(logits.dtype).log() + self.head_bias[:, None, None]
         weights = logits.masked_fill(~visible, float("-inf")).sigmoid()

@@ -109,7 +109,8 @@ class Mamba2(Mixer):
     def scan(self, xBC, dt, state: LayerState | None):
         """Return the state-space output with its skip, (B, L, H, V), for convolved inputs and step sizes (B, L, H)."""
         x, B, C = xBC.split([self.inner_size, self.state_size, self.state_size], dim=-1)
-        x = x.unflatten(-1, (self.num_heads, -1))
+        x = x.unflatten(-1, (self.num_heads, -1))  # (B, L, H, V)
+        # the linear scan with q = C, k = B, shared by all heads (one group), v = dt x, and log a = -dt exp(A_log)
         log_decay = -dt * at_least_float32(self.A_log).exp()
         before = None if state is None else state.tensors.get("scan")
         y, after = linear_scan_chunked(
@@ -125,10 +126,12 @@ class Mamba2(Mixer):
             return self.scan(at_least_float32(convolved), dt, state)
 
     def forward(self, x, context, logical_layer_idx):
+        # (B, L, D) -> z (B, L, I), xBC (B, L, I + 2N), dt (B, L, H); a step of size 0, at pads, leaves the state alone
         z, xBC, dt = self.in_proj(x).split([self.inner_size, self.conv1d.in_channels, self.num_heads], dim=-1)
         dt = context.zero_pads(F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias)))
         y = self.one_direction(xBC, dt, context.mask, context.state(logical_layer_idx))
         if not context.is_causal:
+            # the same weights over the row read backwards; both directions count half
             mask = None if context.mask is None else context.mask.flip(1)
             backward = self.one_direction(xBC.flip(1), dt.flip(1), mask)
             y = 0.5 * (y + backward.flip(1))

@@ -111,11 +111,12 @@ class Retention(Mixer):
         if context.is_causal:
             return forward
         backward, _ = linear_scan_chunked(*(t.flip(1) for t in (q, k, v, log_decay)), self.chunk_size)
+        # both scans hold the token's own term (q_t k_t) v_t, which counts once
         return forward + backward.flip(1) - (q * k).sum(-1, keepdim=True) * v
 
     def forward(self, x, context, logical_layer_idx):
         q, k, v = self.heads(x, context)
         with full_precision(x.device.type):
             retained = self.retain(q, k, v, context, context.state(logical_layer_idx))
-        retained = rms_normalize(retained).flatten(2).to(x.dtype)
+        retained = rms_normalize(retained).flatten(2).to(x.dtype)  # each head by itself, then (B, L, H V)
         return self.o_proj(F.silu(self.g_proj(x)) * retained), None

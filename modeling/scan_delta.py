@@ -87,14 +87,15 @@ def _scan_segment(q, k, v, log_alpha, eta, chunk_size, state):
     # (I + T) U = eta (V - e^before M_0 K): solved for both right-hand sides at once, before M_0 is known
     keys_seen = k @ k.transpose(-1, -2)
     system = eta[..., None] * _decays(before, after, -1) * keys_seen  # (B,H,N,C,C), strictly lower
-    sides = torch.cat([v, before.exp()[..., None] * k], dim=-1) * eta[..., None]
+    sides = torch.cat([v, before.exp()[..., None] * k], dim=-1) * eta[..., None]  # (B,H,N,C,V+K)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     written, corrections = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
 
-    scores = (q @ k.transpose(-1, -2)) * _decays(after, after, 0)
-    queries = after.exp()[..., None] * q
-    remaining = (after[..., -1:] - after).exp()[..., None] * k
-    chunk_decay = after[..., -1].exp()[..., None, None]
+    # o_i = e^after_i M_0 q_i + sum_{j <= i} e^(after_i - after_j) (q_i k_j) u_j, and M at the chunk's end likewise
+    scores = (q @ k.transpose(-1, -2)) * _decays(after, after, 0)  # (B,H,N,C,C)
+    queries = after.exp()[..., None] * q  # (B,H,N,C,K)
+    remaining = (after[..., -1:] - after).exp()[..., None] * k  # (B,H,N,C,K)
+    chunk_decay = after[..., -1].exp()[..., None, None]  # (B,H,N,1,1)
     outputs = []
     for n in range(q.shape[2]):
         update = written[:, :, n] - corrections[:, :, n] @ state.transpose(-1, -2)  # u, (B,H,C,V)

@@ -113,9 +113,11 @@ def _scan_segment(q, k, v, log_decay, chunk_size, state):
     v = _into_chunks(v, chunk_size, missing).unflatten(1, (groups, -1))  # (B,G,R,N,C,V)
     cumulative = _into_chunks(log_decay, chunk_size, missing).cumsum(-1).unflatten(1, (groups, -1))  # (B,G,R,N,C)
 
+    # what the tokens of a chunk give each other: the quadratic form, chunk by chunk
     scores = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay_matrix(cumulative)  # (B,G,R,N,C,C)
-    within = scores @ v
+    within = scores @ v  # (B,G,R,N,C,V)
 
+    # what a chunk adds to the state, decayed to its end, and the states before each chunk, one after the other
     to_end = (cumulative[..., -1:] - cumulative).exp()
     weighted = (v * to_end.unsqueeze(-1)).permute(0, 1, 3, 4, 2, 5).flatten(4)  # (B,G,N,C,R*V)
     added = k.transpose(-1, -2) @ weighted  # (B,G,N,K,R*V)
@@ -125,6 +127,7 @@ def _scan_segment(q, k, v, log_decay, chunk_size, state):
     for chunk in range(added.shape[2]):
         before.append(state)
         state = chunk_decay[:, :, chunk] * state + added[:, :, chunk]
+    # what all earlier chunks give a token, through the state its chunk began with
     across = (q @ torch.stack(before, dim=2)).unflatten(4, (-1, v.shape[-1]))  # (B,G,N,C,R,V)
     output = within + across.permute(0, 1, 4, 2, 3, 5) * cumulative.exp().unsqueeze(-1)
     return output.permute(0, 3, 4, 1, 2, 5).flatten(1, 2)[:, :length].flatten(2, 3), state

@@ -18,6 +18,7 @@ from frankenlm.modeling import (
     Legacy1BitForCausalLM,
 )
 from frankenlm.modeling.full_linear import FullPrecisionLinear, apply_full_together
+from frankenlm.modeling.quantizer_ternary import pack_model
 
 # The sizes are those that bitsandbytes' 4-bit product takes on a CPU.
 SIZES = {"vocab_size": 61, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
@@ -134,6 +135,15 @@ def test_hooks_of_every_layer_fire(family, make, tokens):
         if is_causal_lm(model):
             cache = model(ids, use_cache=True).cache
             assert not silent_layers(model, lambda: model(ids[:, :1], cache=cache))
+
+
+@pytest.mark.parametrize("family", ["bitnet", "legacy-1bit"])
+def test_hooks_of_packed_layers_fire(family, make, tokens):
+    model, ids = pack_model(make(family)), tokens(2, 21)
+    with torch.no_grad():
+        assert not silent_layers(model, lambda: model(ids))
+        cache = model(ids, use_cache=True).cache
+        assert not silent_layers(model, lambda: model(ids[:, :1], cache=cache))
 
 
 def test_every_family_is_walked(make):
