@@ -28,22 +28,7 @@ _HOMES = {
     "write_report": "report.write",
 }
 
-__all__ = [
-    "Baseline",
-    "ExperimentConfig",
-    "Lab",
-    "MethodOptions",
-    "RunOptions",
-    "Store",
-    "apply_damage",
-    "describe_groups",
-    "get_config",
-    "load_prompts",
-    "measure_row",
-    "run_experiment",
-    "select_group",
-    "write_report",
-]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -31,6 +31,7 @@ from .flags import (
     add_model_flags,
     check_command,
     experiments_of,
+    options_of,
     with_underscores,
 )
 
@@ -64,22 +65,13 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(args: argparse.Namespace) -> None:
-    from .lab import Lab, RunOptions
+    from .lab import Lab
 
     configs = experiments_of(args)
-    options = RunOptions(
-        output_dir=args.output_dir,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-        force_fp16=args.force_fp16,
-        wait_lock=args.wait_lock,
-        on_conflict=args.on_conflict,
-        rebuild=args.rebuild,
-    )
     with user_mistakes():
         check_output_dir(args.output_dir)
         check_output_dir(Path(args.output_dir) / LOGS)
-        lab = Lab(args.model, options)
+        lab = Lab(args.model, options_of(args))
         experiments = [lab.plan(config) for config in configs]
     failures = run_all(experiments, args, lab)
     if failures:
@@ -226,19 +218,13 @@ def import_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def import_command(args: argparse.Namespace) -> None:
-    from .lab import Lab, RunOptions
+    from .lab import Lab
 
     (path,) = existing([args.file])
     configs = experiments_of(args)
-    options = RunOptions(
-        output_dir=args.output_dir,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-        force_fp16=args.force_fp16,
-    )
     with user_mistakes():
         check_output_dir(args.output_dir)
-        lab = Lab(args.model, options)
+        lab = Lab(args.model, options_of(args))
         experiments = [lab.plan(config) for config in configs]
         for experiment in experiments:
             count = lab.adopt(experiment, path)

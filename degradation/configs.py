@@ -9,11 +9,24 @@ import numbers
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from frankenlm.trainer_ext.common.checks import check_choice, suggest
 
-METHODS = ("mult_gauss", "ablation", "uni_quant", "add_gauss")
+
+class Scale(NamedTuple):
+    """How figures name the levels of a method."""
+
+    symbol: str
+    meaning: str
+
+
+METHODS = {
+    "mult_gauss": Scale("σ", "noise σ (multiplicative)"),
+    "ablation": Scale("p", "share of weights removed p"),
+    "uni_quant": Scale("N", "quantisation levels N (log₂, fewer to the right)"),
+    "add_gauss": Scale("σ", "noise σ (additive, in units of rms(W))"),
+}
 DTYPES = ("bfloat16", "float32", "float16")
 MOST_LEVELS = 1 << 20  # of uni_quant: beyond, the values are finer than the weights are stored
 MOST_LEVEL = 1e30  # of noise: weights times it are still numbers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from frankenlm.trainer_ext.common.cli import UserError, check_new_file, user_mistakes
 from frankenlm.trainer_ext.common.files import write_json
 
-from .flags import add_experiment_flags, add_model_flags, experiments_of
+from .flags import add_experiment_flags, add_model_flags, experiments_of, options_of
 from .records.row_keys import load_json
 
 if TYPE_CHECKING:
@@ -44,16 +44,15 @@ def gigabytes(text: str) -> float:
 
 
 def dry_run_command(args: argparse.Namespace) -> None:
-    from .lab import Lab, RunOptions
+    from .lab import Lab
     from .run.estimate import dry_run
 
     configs = experiments_of(args)
     if args.report:
         check_new_file("--report", Path(args.report))
         refuse_foreign("--report", Path(args.report), ESTIMATES)
-    options = RunOptions(device=args.device, trust_remote_code=args.trust_remote_code, force_fp16=args.force_fp16)
     with user_mistakes():
-        lab = Lab(args.model, options)
+        lab = Lab(args.model, options_of(args))
         experiments = [lab.plan(config) for config in configs]
         estimates = [
             dry_run(

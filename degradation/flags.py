@@ -4,12 +4,15 @@ import argparse
 import itertools
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from frankenlm.trainer_ext.common.checks import suggest
 from frankenlm.trainer_ext.common.cli import UserError
 
 from .configs import CONFIGS, ExperimentConfig, get_config
+
+if TYPE_CHECKING:
+    from .lab import RunOptions
 
 # one experiment for each combination of these
 LISTS = ("config", "method", "group")
@@ -61,6 +64,13 @@ def add_log_flag(parser: argparse.ArgumentParser) -> None:
         default="info",
         help="what the console shows (default: info)",
     )
+
+
+def options_of(args: argparse.Namespace) -> "RunOptions":
+    """Return the options of a run that a command has flags for; the others are as they are by default."""
+    from .lab import RunOptions
+
+    return RunOptions(**{field.name: vars(args)[field.name] for field in fields(RunOptions) if field.name in args})
 
 
 def add_experiment_flags(parser: argparse.ArgumentParser) -> None:

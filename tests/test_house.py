@@ -37,7 +37,8 @@ ARROWS = {
     "degradation.run": FOUNDATION
     | {f"degradation.{room}" for room in ("answers", "cells", "configs", "damage", "errors", "measures", "prompts")}
     | {"degradation.records", "degradation.weights"},
-    "degradation.report": FOUNDATION | {f"degradation.{room}" for room in ("errors", "measures", "prompts", "records")},
+    "degradation.report": FOUNDATION
+    | {f"degradation.{room}" for room in ("configs", "errors", "measures", "prompts", "records")},
 }
 # Files that stand beside the folders of their part may import whatever does not lead back to them.
 TOP = {"trainer_ext": {"modeling", "trainer_ext"}, "degradation": {"modeling", "trainer_ext.common", "degradation"}}

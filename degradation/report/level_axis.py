@@ -5,13 +5,9 @@ from dataclasses import dataclass
 
 import numpy
 
-SYMBOLS = {"mult_gauss": "σ", "add_gauss": "σ", "ablation": "p", "uni_quant": "N"}
-MEANINGS = {
-    "mult_gauss": "noise σ (multiplicative)",
-    "add_gauss": "noise σ (additive, in units of rms(W))",
-    "ablation": "share of weights removed p",
-    "uni_quant": "quantisation levels N (log₂, fewer to the right)",
-}
+from ..configs import METHODS, Scale
+
+UNKNOWN = Scale("level", "damage level")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +43,11 @@ class LevelAxis:
 
     @property
     def symbol(self) -> str:
-        return SYMBOLS.get(self.method, "level")
+        return METHODS.get(self.method, UNKNOWN).symbol
 
     @property
     def label(self) -> str:
-        return MEANINGS.get(self.method, "damage level")
+        return METHODS.get(self.method, UNKNOWN).meaning
 
     def level_at(self, position: float) -> float | None:
         """Return the level of a position; None milder than the mildest N, where there is no number for it."""

@@ -6,10 +6,12 @@ the results hold nothing for it.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ..measures.names import PER_SKILL, Measure
@@ -46,19 +48,16 @@ def plot_levels(curves: Sequence[Curve], names: Sequence[str], folder: Path, nam
     if not chosen:
         raise NothingToDraw("no measure of the answers has a value")
     series = series_of(curves)
-    found = looks(series)
-    figure, axes = panels(len(chosen))
-    for panel, measure in zip(axes, chosen, strict=True):
-        drawn = of_measure(curves, measure)
+
+    def draw(panel, drawn: Sequence[Curve], found: Mapping[int, Look]) -> None:
         for curve in drawn:
             look = found[id(curve.series)]
             draw_curve(panel, curve.series.axis.positions, curve, look, len(drawn) <= BANDS)
             _mark_half(panel, curve, look.colour)
         _chance(panel, drawn)
-        value_axis(panel, drawn[0])
         level_axis(panel, [curve.series.axis for curve in drawn])
-    legend(figure, axes)
-    rows = [row for measure in chosen for curve in of_measure(curves, measure) for row in curve_rows(curve)]
+
+    figure, rows = _panel_a_measure(curves, chosen, draw)
     return save(
         figure,
         folder,
@@ -71,6 +70,25 @@ def plot_levels(curves: Sequence[Curve], names: Sequence[str], folder: Path, nam
     )
 
 
+def _panel_a_measure(
+    curves: Sequence[Curve], names: Sequence[str], draw: Callable[[Any, list[Curve], dict[int, Look]], None]
+) -> tuple[Figure, list[dict[str, Any]]]:
+    """Return a figure with a panel for each measure, one legend above, and the rows of the table behind it.
+
+    Args:
+        draw: fills a panel with the curves of one measure, given how each series looks.
+    """
+    figure, axes = panels(len(names))
+    found, rows = looks(series_of(curves)), []
+    for panel, name in zip(axes, names, strict=True):
+        drawn = of_measure(curves, name)
+        draw(panel, drawn, found)
+        value_axis(panel, drawn[0])
+        rows += [row for curve in drawn for row in curve_rows(curve)]
+    legend(figure, axes)
+    return figure, rows
+
+
 def plot_common_axis(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
     """Draw each measure over the relative L2 distance of the damaged weights: all groups and methods on one axis."""
     known = [curve for curve in curves if numpy.isfinite(curve.series.mean_rel_l2[1:]).any()]
@@ -79,13 +97,10 @@ def plot_common_axis(curves: Sequence[Curve], names: Sequence[str], folder: Path
     chosen = present(known, names)
     if not chosen:
         raise NothingToDraw("no measure of the answers has a value")
-    series = series_of(known)
-    if len(series) == 1:
+    if len(series_of(known)) == 1:
         raise NothingToDraw("there is one group only, and nothing to set beside it")
-    found = looks(series)
-    figure, axes = panels(len(chosen))
-    for panel, measure in zip(axes, chosen, strict=True):
-        drawn = of_measure(known, measure)
+
+    def draw(panel, drawn: Sequence[Curve], found: Mapping[int, Look]) -> None:
         for curve in drawn:
             draw_curve(panel, curve.series.mean_rel_l2, curve, found[id(curve.series)], len(drawn) <= BANDS)
         _chance(panel, drawn)
@@ -94,9 +109,8 @@ def plot_common_axis(curves: Sequence[Curve], names: Sequence[str], folder: Path
         panel.set_xlim(left=0)
         _common_ticks(panel, drawn)
         panel.set_xlabel("relative L2 change of the group's weights", fontsize=9)
-        value_axis(panel, drawn[0])
-    legend(figure, axes)
-    rows = [row for measure in chosen for curve in of_measure(known, measure) for row in curve_rows(curve)]
+
+    figure, rows = _panel_a_measure(known, chosen, draw)
     return save(
         figure,
         folder,
@@ -171,29 +185,25 @@ def plot_perplexity(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
     chosen = present(curves, PERPLEXITIES)
     if not chosen:
         raise NothingToDraw("perplexity was not measured")
-    series = series_of(curves)
-    found = looks(series)
-    figure, axes = panels(len(chosen))
-    for panel, measure in zip(axes, chosen, strict=True):
-        drawn = of_measure(curves, measure)
+
+    def draw(panel, drawn: Sequence[Curve], found: Mapping[int, Look]) -> None:
         for curve in drawn:
             x, look = curve.series.axis.positions, found[id(curve.series)]
             if len(curve.values) > 1:
                 places = numpy.broadcast_to(x, curve.values.shape)
                 panel.plot(places.ravel(), curve.values.ravel(), ".", ms=3, color=look.colour, alpha=0.35, zorder=1)
             draw_curve(panel, x, curve, look, len(drawn) <= BANDS)
-        if measure == "perplexity":
+        if drawn[0].measure.name == "perplexity":
             _log_axis(panel)
-        value_axis(panel, drawn[0])
         level_axis(panel, [curve.series.axis for curve in drawn])
-    legend(figure, axes)
-    rows = [row for measure in chosen for curve in of_measure(curves, measure) for row in curve_rows(curve)]
+
+    figure, rows = _panel_a_measure(curves, chosen, draw)
     return save(
         figure,
         folder,
         name,
         rows,
-        f"Perplexity and distance from the undamaged model, {series[0].key.method}",
+        f"Perplexity and distance from the undamaged model, {curves[0].series.key.method}",
         "Perplexity on the shipped text (median; dots are repeats), and the mean KL divergence "
         "of the next token's distribution from the undamaged model's: it sees damage before behaviour "
         "does.",

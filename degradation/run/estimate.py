@@ -16,11 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from frankenlm.trainer_ext.common.redaction import public_name
 
-from ..answers.mask_filling import render_texts
-from ..answers.rendering import load_picture, render_prompts
 from ..cells import make_cells
 from ..configs import ExperimentConfig
-from ..prompts import picture_path
+from ..prompts import LabPrompt
 from ..weights.groups import select_group
 from ..weights.loading import Loaded
 from ..weights.memory import PAUSE_ABOVE, host_memory
@@ -38,7 +36,7 @@ from .footprint import (
     read_shape,
     weight_bytes,
 )
-from .plan import Experiment
+from .plan import Experiment, render
 
 GPU_CONTEXT = 500_000_000
 FRAGMENTATION = 0.10
@@ -119,7 +117,7 @@ def dry_run(
     name: str,
     config: ExperimentConfig,
     model_config: PreTrainedConfig,
-    prompts: Sequence[Any],
+    prompts: Sequence[LabPrompt],
     *,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -166,7 +164,7 @@ def _estimate(
     shape: ModelShape,
     group: Group,
     weights: dict[str, int],
-    prompts: Sequence[Any],
+    prompts: Sequence[LabPrompt],
     length: PromptLength,
     device: torch.device,
     device_total: int,
@@ -257,28 +255,12 @@ class _MemoryPlan:
 
 
 def prompt_length(
-    prompts: Sequence[Any], tokenizer: Any, processor: Any, config: ExperimentConfig, masked: bool = False
+    prompts: Sequence[LabPrompt], tokenizer: Any, processor: Any, config: ExperimentConfig, masked: bool
 ) -> PromptLength:
-    """Render the prompts, `masked` as a masked language model reads them, and return their lengths.
-
-    Raises:
-        ValueError: one is longer than max_seq_length, or cannot be rendered.
-    """
-    texts = [prompt.text for prompt in prompts]
-    if masked:
-        return PromptLength(
-            max(len(row.ids) for row in render_texts(texts, tokenizer, config.max_seq_length).prompts), 0
-        )
-    rendering = render_prompts(
-        texts,
-        tokenizer,
-        system_prompt=config.system_prompt,
-        max_length=config.max_seq_length,
-        processor=processor,
-        picture=load_picture(picture_path(config.image)) if config.image is not None else None,
-    )
+    """Render the prompts and return their lengths; see `plan.render`."""
+    rendering = render(config, prompts, tokenizer, processor, masked)
     longest = max(len(prompt.ids) for prompt in rendering.prompts)
-    return PromptLength(longest, len(rendering.prefix))
+    return PromptLength(longest, 0 if masked else len(rendering.prefix))
 
 
 def total_memory(device: torch.device) -> int:

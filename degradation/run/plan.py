@@ -235,29 +235,45 @@ class Experiment:
         }
 
 
+def render(
+    config: ExperimentConfig, prompts: Iterable[LabPrompt], tokenizer: Any, processor: Any, masked: bool
+) -> Rendering:
+    """Render prompts as an experiment shows them; `masked`: to a masked language model.
+
+    Raises:
+        ValueError: one is longer than max_seq_length, or cannot be rendered.
+    """
+    texts = [prompt.text for prompt in prompts]
+    if masked:
+        return render_texts(texts, tokenizer, config.max_seq_length)
+    return render_prompts(
+        texts,
+        tokenizer,
+        system_prompt=config.system_prompt,
+        max_length=config.max_seq_length,
+        processor=processor,
+        picture=load_picture(picture_path(config.image)) if config.image is not None else None,
+    )
+
+
 def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = None) -> Rendering:
     """Render an experiment's prompts, with its picture if it has one.
 
     Raises:
         ValueError: a prompt is longer than max_seq_length, or with its answer longer than the model's positions.
     """
-    config, texts = experiment.config, [prompt.text for prompt in experiment.prompts]
-    limit = experiment.positions
+    config, limit = experiment.config, experiment.positions
     if config.perplexity:
         window_of(WINDOW, limit, sum(map(len, surroundings(tokenizer))) if experiment.fills_masks else 0)
-    if experiment.fills_masks:
-        rendering = render_texts(texts, tokenizer, config.max_seq_length)
-        check_masked_length(experiment, rendering, limit)
-        return rendering
-    rendering = render_prompts(
-        texts,
-        tokenizer,
-        system_prompt=config.system_prompt,
-        max_length=config.max_seq_length,
-        processor=processor,
-        picture=load_picture(experiment.picture) if experiment.picture is not None else None,
-    )
+    rendering = render(config, experiment.prompts, tokenizer, processor, experiment.fills_masks)
     longest = max(len(row.ids) for row in rendering.prompts)
+    if experiment.fills_masks:
+        if limit is not None and longest > limit:
+            raise ValueError(
+                f"a prompt has {longest} tokens, more than the {limit} positions of {experiment.model_name}: shorten "
+                "it."
+            )
+        return rendering
     if limit is not None and longest + config.max_new_tokens > limit:
         room = limit - longest
         way_out = f"lower it to {room}" if room > 0 else "shorten the prompts, or take a model with more positions"
@@ -266,15 +282,6 @@ def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = N
             f"positions of {experiment.model_name}: {way_out}."
         )
     return rendering
-
-
-def check_masked_length(experiment: Experiment, rendering: Rendering, limit: int | None) -> None:
-    """Raise ValueError where a prompt is longer than the model's positions."""
-    longest = max(len(row.ids) for row in rendering.prompts)
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"a prompt has {longest} tokens, more than the {limit} positions of {experiment.model_name}: shorten it."
-        )
 
 
 WHERE_FIELDS = ("group", "level", "level_index", "prompt_id", "repeat_index")

@@ -11,6 +11,7 @@ has rows in the order (head, q k v, width); mixtures of experts stack theirs in 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 QKV = "qkv"
@@ -83,22 +84,12 @@ class Family:
 # --- cuts
 
 
-def stacked_rows(part: str) -> Cut:
-    """Cut q, k or v out of a matrix (q rows + k rows + v rows, inputs)."""
+def stacked(part: str, axis: int) -> Cut:
+    """Cut q, k or v out of a matrix in which they stand one after the other along an axis: 0, its rows; 1, columns."""
 
     def cut(shape: tuple[int, ...], heads: Heads) -> Slice:
         start = sum(heads.rows(other) for other in QKV[: QKV.index(part)])
-        return Slice(shape, 0, start, heads.rows(part))
-
-    return cut
-
-
-def stacked_columns(part: str) -> Cut:
-    """Cut q, k or v out of a matrix (inputs, q columns + k columns + v columns)."""
-
-    def cut(shape: tuple[int, ...], heads: Heads) -> Slice:
-        start = sum(heads.rows(other) for other in QKV[: QKV.index(part)])
-        return Slice(shape, 1, start, heads.rows(part))
+        return Slice(shape, axis, start, heads.rows(part))
 
     return cut
 
@@ -193,7 +184,9 @@ LLAMA = Family(_LLAMA)
 SHARED_KV = Family(_LLAMA, shared_kv="num_kv_shared_layers", equal_heads=False)
 MIXTURE = Family(_mixture(), uniform=False)
 PHI3 = Family(
-    _fused_attention(LAYER + r"self_attn\.qkv_proj\.weight", stacked_rows, LAYER + r"self_attn\.o_proj\.weight")
+    _fused_attention(
+        LAYER + r"self_attn\.qkv_proj\.weight", partial(stacked, axis=0), LAYER + r"self_attn\.o_proj\.weight"
+    )
     | {
         "mlp_gate": (Pick(LAYER + r"mlp\.gate_up_proj\.weight", "gate", half_of_rows(0)),),
         "mlp_up": (Pick(LAYER + r"mlp\.gate_up_proj\.weight", "up", half_of_rows(1)),),
@@ -202,7 +195,9 @@ PHI3 = Family(
     | _tables(r"text/embed_tokens")
 )
 GPT2 = Family(
-    _fused_attention(GPT2_LAYER + r"attn\.c_attn\.weight", stacked_columns, GPT2_LAYER + r"attn\.c_proj\.weight")
+    _fused_attention(
+        GPT2_LAYER + r"attn\.c_attn\.weight", partial(stacked, axis=1), GPT2_LAYER + r"attn\.c_proj\.weight"
+    )
     | _mlp(GPT2_LAYER + r"mlp\.", "c_fc", "c_proj")
     | _tables(r"text/wte")
 )

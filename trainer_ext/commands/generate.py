@@ -16,12 +16,11 @@ from ..common.checkpoints import (
     Checkpoint,
     check_device,
     check_memory_switch,
-    check_output_file,
     default_device,
     load_model,
     open_checkpoint,
 )
-from ..common.cli import UserError, check_model_name, user_mistakes
+from ..common.cli import UserError, check_model_name, check_new_file, user_mistakes
 from ..common.files import write_json
 from ..common.logs import RunLog
 from ..common.output_streams import stop_if_unread
@@ -131,7 +130,7 @@ def check_files(args: argparse.Namespace) -> None:
     """Make sure, before the work, that what is asked for can be written."""
     for name, suffix in (("json", ".json"), ("attention_map", ".png"), ("memory_map", ".png")):
         if getattr(args, name):
-            check_output_file(f"--{name}", Path(getattr(args, name)), suffix)
+            check_new_file(f"--{name}", Path(getattr(args, name)), suffix)
     maps = [Path(name).with_suffix(".csv") for name in (args.attention_map, args.memory_map) if name]
     if len(set(maps)) < len(maps):  # each map has its figures beside it
         raise UserError(f"--attention_map and --memory_map are both {args.memory_map}: give them different names.")

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import (
@@ -17,7 +16,7 @@ from frankenlm.modeling.packed_operators import has_native_operators
 from frankenlm.modeling.quantizer_ternary import packed_layers
 
 from ..metrics.text import TEXT_MEASURES, require_sacrebleu
-from .cli import UserError, check_new_file
+from .cli import UserError
 from .objectives import OBJECTIVES
 from .opening import check_runs, read_config, read_tokenizer, read_weights
 
@@ -141,14 +140,3 @@ def check_sacrebleu(metrics: Sequence[str]) -> None:
             require_sacrebleu()
         except ImportError as error:
             raise UserError(str(error)) from error
-
-
-def check_output_file(option: str, path: Path, suffix: str) -> None:
-    """Make sure, before the work, that a file can be written.
-
-    Raises:
-        UserError: another ending than `suffix`, a folder, or a place that cannot be written.
-    """
-    if path.suffix.lower() != suffix:
-        raise UserError(f"{option} {path}: name a file that ends in {suffix}.")
-    check_new_file(option, path)

@@ -239,13 +239,16 @@ def check_output_dir(folder: str | os.PathLike) -> None:
         raise UserError(f"cannot write to {str(folder)!r}: {error.strerror}. Choose another folder.") from error
 
 
-def check_new_file(option: str, path: Path) -> None:
+def check_new_file(option: str, path: Path, suffix: str | None = None) -> None:
     """Make sure, before the work, that a file can be written at `path`; see `check_output_dir`.
 
     Raises:
-        UserError: a folder or a device stands there, the name is too long, or the place cannot be written.
+        UserError: another ending than `suffix`; a folder or a device stands there, the name is too long, or the place
+            cannot be written.
         OSError: the storage is full or read-only.
     """
+    if suffix is not None and path.suffix.lower() != suffix:
+        raise UserError(f"{option} {path}: name a file that ends in {suffix}.")
     if not path.name.strip():
         raise UserError(f"{option} {str(path)!r}: names no file.")
     try:
