@@ -148,9 +148,9 @@ def test_no_circular_imports_among_files(part):
 
 
 def test_folders_and_files_are_of_a_size_to_read():
-    for path in [path for part in (*PARTS, "scripts", "frankenlm") for path in modules_of(part)]:
+    for path in [path for part in (*PARTS, "scripts", "frankenlm", "tests") for path in modules_of(part)]:
         assert path.read_text(encoding="utf-8").count("\n") <= LONGEST_FILE, f"{path.relative_to(ROOT)} is too long"
-        if path.parent != ROOT / "modeling":
+        if path.parent.name != "modeling":
             assert len(list(path.parent.glob("*.py"))) <= FULLEST_FOLDER, f"{path.parent.relative_to(ROOT)} is too full"
 
 

@@ -1,16 +1,13 @@
-"""Measures of texts against values worked out by hand, and against slow forms of themselves."""
+"""Measures of the lab's rows and cells: by hand, of odd texts, of answers."""
 
 import gzip
 import hashlib
 import itertools
-import json
 import math
 import random
 
 import pytest
 
-import make_wordlist
-from frankenlm.degradation.measures.loops import MIN_LOOP_CHARACTERS, find_loop, periodic_end
 from frankenlm.degradation.measures.measure import (
     CELL_MEASURES,
     ROW_MEASURES,
@@ -27,14 +24,7 @@ from frankenlm.degradation.measures.measure import (
     sentence_overlap,
 )
 from frankenlm.degradation.measures.text_words import (
-    ASSETS,
-    STOPWORDS,
-    content_stems,
-    sentences,
-    stem,
-    word_counts,
     word_frequency,
-    words,
 )
 from frankenlm.degradation.prompts import LabPrompt, load_prompts, picture_path
 from frankenlm.trainer_ext.metrics.text import self_bleu
@@ -44,158 +34,6 @@ DREAM = "Tell me a dream."
 
 def row(completion, prompt_text=DREAM, **more):
     return {"completion": completion, "prompt_text": prompt_text, **more}
-
-
-# --- words
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("The cat's well-known, isn't it?", ["the", "cat's", "well", "known", "isn't", "it"]),
-        ("It’s 3.5 km", ["it's", "3", "5", "km"]),
-        ("'quoted' _x_ **bold**", ["quoted", "x", "bold"]),
-        ("我喜欢猫。", ["我", "喜", "欢", "猫"]),
-        ("नमस्ते दुनिया।", ["नमस्ते", "दुनिया"]),
-        ("Ça été — naïve", ["ça", "été", "naïve"]),
-        ("cafe\u0301", ["café"]),
-        ("", []),
-        ("... !? —", []),
-        ("😀", []),
-    ],
-)
-def test_words(text, expected):
-    assert words(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("One. Two! Three?", 3),
-        ("He paid 3.50 euros. Done", 2),
-        ('"Stop!" he said. (Really.) Yes', 3),
-        ("line\nline\n\nline", 3),
-        ("我来。你来！", 2),
-        ("...", 0),
-        ("", 0),
-        ("one", 1),
-    ],
-)
-def test_sentences(text, count):
-    assert len(sentences(text)) == count
-
-
-def test_stems_meet():
-    for forms in (
-        "dream dreams dreamed dreaming",
-        "run runs running",
-        "chase chases chased chasing",
-        "fly flies",
-        "kitchen kitchen's kitchens",
-        "fall falls falling",
-        "box boxes",
-        "carry carries",
-    ):
-        assert len({stem(form) for form in forms.split()}) == 1, forms
-    assert len(set(map(stem, ("dream", "drum", "glass", "class", "bus", "thing", "ring")))) == 7
-    assert content_stems(["the", "dogs", "of", "dog"]) == ["dog", "dog"]
-
-
-def test_word_frequencies():
-    counts, total = word_counts()
-    assert total > 600_000 and len(counts) > 20_000 and max(counts, key=counts.get) == "the"
-    assert word_frequency("the") == pytest.approx(math.log10(counts["the"] / total * 1e9))
-    assert 8 > word_frequency("the") > 7 > word_frequency("river") > word_frequency("giggled") > 3
-    for word in ("dreamed", "hallways", "kitchen's", "running", "stopped", "happily", "couldn't", "flies", "nobody"):
-        assert word_frequency(word) is not None, word
-    for word in ("blorf", "snarfle", "wreqp", "quanch", "thhe", "ondit", "vermisht"):
-        assert word_frequency(word) is None, word
-    assert all(word_frequency(word) for word in STOPWORDS)
-
-
-def test_the_word_list_is_what_the_tool_makes(tmp_path):
-    lines = [json.dumps({"text": text}) for text in ("The cat saw the dog's cat.", "A dog's 22 22 été été zoo.")]
-    assert make_wordlist.word_list(make_wordlist.count_words(lines)) == "total\t13\n2\tcat dog's the\n"
-    shipped = (ASSETS / "words_en.txt").read_text(encoding="utf-8")
-    assert len(shipped.encode()) < 300_000
-    numbers = [int(line.partition("\t")[0]) for line in shipped.splitlines()[1:]]
-    assert numbers == sorted(set(numbers), reverse=True) and numbers[-1] == make_wordlist.AT_LEAST
-
-
-def test_the_text_for_perplexity():
-    text = perplexity_text()
-    assert 800 <= len(words(text)) <= 900 and text.isascii()
-    measured = measure_row(row(text))
-    assert measured["unknown_words"] < 0.01 and not measured["looped"] and measured["rep_4"] < 0.01
-
-
-# --- loops
-
-
-@pytest.mark.parametrize(
-    ("text", "start", "period"),
-    [
-        ("we ran. and then and then and then and then", "we ran. ", "and then"),
-        ("so no no no no", "so ", "no"),
-        ("x a b c a b c a b c a b c a", "x ", "a b c"),  # a fifth round has begun
-        ("go the end the end the end the end the en", "go ", "the end"),  # cut within a word
-        ("Case CASE case Case", "", "Case"),
-        ("so 哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈哈", "so ", "哈"),
-        ("你好吗" * 10, "", "你好吗"),
-        ("=" * 40, "", "="),
-        ("a " * 100, "", "a"),
-    ],
-)
-def test_loops_by_hand(text, start, period):
-    found = find_loop(text)
-    assert (found.start, found.period) == (len(start), len(period))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " \n",
-        "one",
-        "and then and then and then",  # three rounds
-        "no no no no but in the end it stopped",
-        "a b c a b c a b c a b d",
-        "1. 2. 3. 4. 5.",
-        "Hmmmmmmm",
-        "Wait...",
-        " ".join(f"w{i}" for i in range(21)) * 4,  # joined without a space: a longer period
-        "我喜欢猫和狗也喜欢鱼和鸟还有兔子和马以及所有其他动物",
-    ],
-)
-def test_no_loops(text):
-    assert find_loop(text) is None
-
-
-def test_the_longest_period_of_a_loop():
-    twenty, more = (" ".join([*(f"w{i}" for i in range(n)), ""]) for n in (20, 21))
-    assert find_loop(twenty * 4).period == len(twenty) - 1
-    assert find_loop(more * 4) is None
-    assert find_loop("ab" * (MIN_LOOP_CHARACTERS // 2)).period == 2
-    assert find_loop("ab" * (MIN_LOOP_CHARACTERS // 2 - 1)) is None
-
-
-def test_periodic_ends_against_all_ends():
-    def slow(items, max_period, repeats):
-        for period in range(1, max_period + 1):
-            starts = [
-                start
-                for start in range(len(items) - repeats * period + 1)
-                if all(items[i] == items[i + period] for i in range(start, len(items) - period))
-            ]
-            if starts:
-                return min(starts), period
-        return None
-
-    rng = random.Random(0)
-    for _ in range(500):
-        items = rng.choices("ab", k=rng.randint(0, 14))
-        items += rng.choices("ab", k=rng.randint(1, 3)) * rng.randint(1, 5)
-        assert periodic_end(items, 3, 3) == slow(items, 3, 3), items
 
 
 # --- rows

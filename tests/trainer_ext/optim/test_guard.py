@@ -1,84 +1,38 @@
 """The gradient guard: what it finds in one pass, what it does about it, and that nothing else changes."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+import guard_ranks
 from frankenlm.trainer_ext.optim.gradients import inspect_gradients
 from frankenlm.trainer_ext.optim.guard import GradientGuard
 from frankenlm.trainer_ext.optim.guard_policy import GuardPolicy, read_policy
 from frankenlm.trainer_ext.optim.rolling_copy import RollingCopy, all_finite
+from guarded_runs import (
+    ALWAYS,
+    FAULT,
+    KINDS,
+    PLANTED,
+    STEPS,
+    Run,
+    assert_same,
+    batches,
+    gradient_fault,
+    model_of,
+    same_length,
+    without,
+)
 
-STEPS, FAULT = 6, 3  # steps of a run, and the step (from 1) that meets the fault
-PLANTED = "transformer.h.0.mlp.c_fc.weight"
-
-
-def batches(count: int, seed: int = 0) -> list[dict]:
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(0, 31, (count, 9), generator=generator)
-    return [{"input_ids": row, "labels": row} for row in rows]
-
-
-def model_of(dropout: float = 0.0) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 31, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "use_cache": False}
-    pads = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-    rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    return GPT2LMHeadModel(GPT2Config(**sizes, **pads, **rates))
-
-
-class Run:
-    """A run of a plain Trainer under the guard; its weights after it, and the guard."""
-
-    def __init__(self, folder, rows, *, steps=STEPS, accumulation=1, bf16=False, policy=None, plant=None, dropout=0.0):
-        self.model = model_of(dropout)
-        args = TrainingArguments(
-            output_dir=str(folder), per_device_train_batch_size=2, gradient_accumulation_steps=accumulation,
-            max_steps=steps, learning_rate=1e-2, lr_scheduler_type="linear", train_sampling_strategy="sequential",
-            logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=bf16, disable_tqdm=True,
-            max_grad_norm=1.0, logging_nan_inf_filter=False,
-        )  # fmt: skip
-        self.trainer = Trainer(self.model, args, train_dataset=rows)
-        self.guard = GradientGuard(policy).attach(self.trainer) if policy is not False else None
-        if plant is not None:
-            plant(self.trainer)
-        self.trainer.train()
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in self.model.state_dict().items()}
-
-
-def assert_same(one: Run, other: Run) -> None:
-    for name, value in one.weights.items():
-        assert torch.equal(value, other.weights[name]), name
-
-
-def gradient_fault(value: float, times: int, step: int = FAULT, factor: bool = False):
-    """Plant `value` into an element of one gradient (or multiply all of it) in the first `times` passes of a step."""
-
-    def plant(trainer):
-        parameter = dict(trainer.model.named_parameters())[PLANTED]
-        left = [times]
-
-        def spoil(gradient):
-            if trainer.state.global_step + 1 != step or not left[0]:
-                return gradient
-            left[0] -= 1
-            gradient = gradient * value if factor else gradient.clone()
-            if not factor:
-                gradient.view(-1)[0] = value
-            return gradient
-
-        parameter.register_hook(spoil)
-
-    return plant
-
-
-ALWAYS = 10**6
+ROOT = Path(__file__).resolve().parents[3]
 
 
 # --- one pass
@@ -141,16 +95,11 @@ def rows():
     return batches(4 * 2 * (STEPS + 1))
 
 
-def without(rows: list[dict], accumulation: int) -> list[dict]:
-    """The rows without those of the faulty step."""
-    size = 2 * accumulation
-    return rows[: (FAULT - 1) * size] + rows[FAULT * size :]
-
-
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_a_healthy_run_is_what_it_was(rows, tmp_path, accumulation, bf16):
-    options = {"accumulation": accumulation, "bf16": bf16, "dropout": 0.1}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_healthy_run_is_what_it_was(rows, tmp_path, accumulation, bf16, kind):
+    options = {"accumulation": accumulation, "bf16": bf16, "dropout": 0.1, "kind": kind}
     guarded, plain = Run(tmp_path, rows, **options), Run(tmp_path, rows, policy=False, **options)
     assert_same(guarded, plain)
     losses = [[row["loss"] for row in run.trainer.state.log_history if "loss" in row] for run in (guarded, plain)]
@@ -159,8 +108,9 @@ def test_a_healthy_run_is_what_it_was(rows, tmp_path, accumulation, bf16):
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_nan_that_does_not_come_again_leaves_no_trace(rows, tmp_path, accumulation, bf16):
-    options = {"accumulation": accumulation, "bf16": bf16}
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_that_does_not_come_again_leaves_no_trace(rows, tmp_path, accumulation, bf16, kind):
+    options = {"accumulation": accumulation, "bf16": bf16, "kind": kind}
     hit, clean = Run(tmp_path, rows, plant=gradient_fault(math.nan, 1), **options), Run(tmp_path, rows, **options)
     assert hit.guard.counts == {"none": STEPS - 1, "retry": 1}
     assert_same(hit, clean)
@@ -169,22 +119,13 @@ def test_nan_that_does_not_come_again_leaves_no_trace(rows, tmp_path, accumulati
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_a_batch_that_stays_bad_is_as_if_it_had_not_been_seen(rows, tmp_path, accumulation, bf16, value):
-    options = {"accumulation": accumulation, "bf16": bf16, "dropout": 0.1}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_that_stays_bad_is_as_if_it_had_not_been_seen(rows, tmp_path, accumulation, bf16, value, kind):
+    options = {"accumulation": accumulation, "bf16": bf16, "dropout": 0.1, "kind": kind}
     hit = Run(tmp_path, rows, plant=gradient_fault(value, ALWAYS), **options)
     assert hit.guard.counts == {"none": STEPS - 1, "skip": 1} and hit.guard.rate == 1.0
     spared = Run(tmp_path, without(rows, accumulation), plant=same_length(STEPS), steps=STEPS - 1, **options)
     assert_same(hit, spared)
-
-
-def same_length(steps: int):
-    """Let a shorter run fall with the learning rate of one of `steps`."""
-
-    def plant(trainer):
-        original = trainer.create_scheduler
-        trainer.create_scheduler = lambda num_training_steps, optimizer=None: original(steps, optimizer)
-
-    return plant
 
 
 def test_weights_that_the_last_step_poisoned_are_taken_back(rows, tmp_path):
@@ -282,8 +223,14 @@ def test_vanished_gradients_step_and_are_told_once(rows, tmp_path, caplog):
 def test_vanished_gradients_and_a_loss_that_stands_end_the_run(rows, tmp_path):
     guard = GradientGuard(GuardPolicy(vanishing_evaluations=2))
     guard.trainer = Run(tmp_path, rows, steps=1).trainer
-    for vanished, loss, over in ((True, 2.0, False), (True, 2.0, False), (False, 2.0, False), (True, 1.0, False),
-                                 (True, 1.0, False), (True, 1.5, True)):  # fmt: skip
+    for vanished, loss, over in (
+        (True, 2.0, False),
+        (True, 2.0, False),
+        (False, 2.0, False),
+        (True, 1.0, False),
+        (True, 1.0, False),
+        (True, 1.5, True),
+    ):
         guard._vanished_since_evaluation = vanished
         guard.on_evaluate(None, None, None, {"eval_loss": loss})
         assert (guard.stop_reason is not None) is over
@@ -322,3 +269,22 @@ def test_one_guard_a_trainer(rows, tmp_path):
     run = Run(tmp_path, rows, steps=1)
     with pytest.raises(ValueError, match="has a GradientGuard already"):
         GradientGuard().attach(run.trainer)
+
+
+def test_two_processes_decide_alike(tmp_path):
+    """Both trainers, fp32 and bf16, accumulation 1 and 4, and each fault in one process alone: one launch."""
+    launch = ["launch", "--config_file", str(ROOT / "configs/accelerate/cpu_2.yaml"), "--main_process_port", "0"]
+    command = [str(Path(sys.executable).with_name("accelerate")), *launch, guard_ranks.__file__, str(tmp_path)]
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(guard_ranks.__file__).parent),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 24
+    for row in found:
+        action = "retry" if row["fault"] == "nan once" else "skip"
+        assert row["same"] and row["counts"] == {"none": STEPS - 1, action: 1}, row
