@@ -97,6 +97,7 @@ bench: $(READY)
 	$(BIN)/python scripts/bench/decode.py --threads 2 --rounds 5
 	$(BIN)/python scripts/bench/ternary.py $(if $(FULL),--full) $(if $(GGML_LIB),--ggml_lib $(GGML_LIB))
 	$(BIN)/python scripts/bench/damage.py
+	$(BIN)/python scripts/bench/guard.py
 	$(if $(FULL),$(MAKE) $(REAL_MODEL)/config.json && $(BIN)/python scripts/bench/degrade.py --model $(REAL_MODEL))
 	$(if $(FULL),$(BIN)/python scripts/bench/ternary_training.py)
 	$(if $(FULL),$(BIN)/python scripts/bench/ternary_generate.py $(if $(LLAMA_PYTHON),--llama_python $(LLAMA_PYTHON)))

@@ -212,7 +212,7 @@ def test_all_is_the_public_surface():
 def test_readme_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         assert len([line for line in block.splitlines() if line]) <= 20
         exec(compile(block, "README.md", "exec"), {"__name__": "__readme__"})

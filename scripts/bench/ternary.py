@@ -23,11 +23,10 @@ from tqdm import tqdm
 from frankenlm.modeling.checks import check_choice
 from frankenlm.scripts.bench.ggml import find_ggml
 from frankenlm.scripts.bench.library import BenchLibrary
-from frankenlm.scripts.bench.limit_plots import plot_shares_of_limit
 from frankenlm.scripts.bench.overhead import overhead_rows
 from frankenlm.scripts.bench.suite import MEMORY, PEERS, SHAPES, THREADS, TOKENS, Selection, Suite
 from frankenlm.scripts.bench.suite import paths_of_this_processor as available_paths
-from frankenlm.scripts.bench.tables import tables_of
+from frankenlm.scripts.bench.tables import plot_shares_of_limit, tables_of
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
 from frankenlm.trainer_ext.common.files import write_csv
 from frankenlm.trainer_ext.common.timing import write_report

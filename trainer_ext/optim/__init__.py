@@ -1,1 +1,1 @@
-"""What the optimizer does that torch does not: two-stage schedules, signs that flip."""
+"""Around the optimizer: a guard for gradients, two-stage schedules, signs that flip."""
