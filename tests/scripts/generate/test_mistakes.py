@@ -71,7 +71,9 @@ def test_mistakes(words, message, generate, gpt2, mamba, tmp_path, capfd, monkey
     before = sorted(tmp_path.iterdir())
     assert generate("--model", gpt2, *(word.format(**places) for word in words)) == 2
     out, err = capfd.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and message.format(**places) in err
+    # transformers says once a process that a Mamba runs without its kernels
+    (said,) = [line for line in err.splitlines() if not line.startswith("[transformers]")]
+    assert out == "" and message.format(**places) in said
     assert sorted(tmp_path.iterdir()) == before
 
 
