@@ -8,6 +8,7 @@ weights (`sign_training.py`). (The gradient seam, `_clip_grad_norm`, is left to 
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +25,10 @@ from frankenlm.modeling.outputs import IGNORED_LABEL
 from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
 from .loss_conduct import LossConduct, ask_model, smoothing_term
-from .optim.guard import GradientGuard
+from .optim.guard import GradientGuard, leaves
+from .optim.rolling_copy import all_finite
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
-from .saving.checkpoint_record import RunRecord, snapshot, write_record
+from .saving.checkpoint_record import Health, RunRecord, snapshot, write_record
 from .saving.output_folder import rotate
 from .ternary_stats import LowBitProbe
 
@@ -237,8 +239,24 @@ class FrankenTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each process writes its random numbers
         if self.args.should_save:
-            write_record(folder, self.record, self.state.global_step, before, time.time_ns())
+            health = self.health()
+            if health.fault is not None:
+                logger.warning("%s is not healthy: %s", folder, health.fault)
+            write_record(folder, self.record, self.state.global_step, before, time.time_ns(), health)
             self._rotate(output_dir, self.args.save_total_limit, folder)
+
+    def health(self) -> Health:
+        """What a checkpoint of now would be worth."""
+        losses = [logs["eval_loss"] for logs in self.state.log_history if "eval_loss" in logs]
+        loss = losses[-1] if losses else None
+        fault = None
+        if not all_finite(self.model.parameters(), []):
+            fault = "its parameters hold NaN or Inf"
+        elif not all_finite([], leaves(self.optimizer)):
+            fault = "its optimizer's state holds NaN or Inf"
+        elif loss is not None and not math.isfinite(loss):
+            fault, loss = f"its evaluation loss is {loss}", None
+        return Health(fault, loss, {} if self.guard is None else dict(self.guard.counts))
 
     def save_for_later(self) -> bool:
         """Leave a checkpoint of the last finished step, as after a signal; return whether there was one to leave."""
@@ -253,13 +271,13 @@ class FrankenTrainer(Trainer):
         with self._base_class_keeps_all():
             output = super()._finalize_training(trial, num_train_samples, start_time)
         if self.args.should_save and self.state.best_model_checkpoint is not None and self.args.save_total_limit == 1:
-            self._rotate(Path(self._get_output_dir(trial=trial)), 1)
+            self._rotate(Path(self._get_output_dir(trial=trial)), 1, is_over=True)
         return output
 
-    def _rotate(self, output_dir: Path, limit: int | None, *keep: Path) -> None:
+    def _rotate(self, output_dir: Path, limit: int | None, *keep: Path, is_over: bool = False) -> None:
         if self.state.best_model_checkpoint is not None:
             keep = (*keep, Path(self.state.best_model_checkpoint))
-        rotate(output_dir, self.record.run, limit, keep, self._told)
+        rotate(output_dir, self.record.run, limit, keep, self._told, is_over=is_over)
 
     @contextlib.contextmanager
     def _base_class_keeps_all(self) -> Iterator[None]:

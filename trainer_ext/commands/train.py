@@ -1,6 +1,8 @@
 """scripts/train.py behind its flags: the whole of a run in order, from the checks to the files it leaves."""
 
 import logging
+import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -73,6 +75,7 @@ def train(run: RunSettings) -> None:
         train_to_the_end(trainer, stop, checkpoint)
 
         final = final_loss(trainer)
+        check_health(trainer, final)
         trainer.save_model(output_dir)
         if trainer.is_world_process_zero():
             facts = run_facts(run, trainer, csv_log.rows, unigram, final)
@@ -84,6 +87,18 @@ def train(run: RunSettings) -> None:
                 facts["eval_loss"],
                 output_dir,
             )
+
+
+def check_health(trainer: FrankenTrainer, final: Mapping[str, float]) -> None:
+    """Raises Failed where the weights are none that anybody should load: they are not saved as the run's result."""
+    fault = trainer.health().fault
+    if fault is None and not math.isfinite(final["eval_loss"]):
+        fault = f"its evaluation loss is {final['eval_loss']}"
+    if fault is not None:
+        raise Failed(
+            f"the model is not healthy at the end: {fault}. It is not saved; --resume_from_checkpoint last takes the "
+            "newest healthy checkpoint. Lower the learning rate, or look at the data."
+        )
 
 
 def train_to_the_end(trainer: FrankenTrainer, stop: SignalStop, checkpoint: SavedCheckpoint | None) -> None:

@@ -34,6 +34,18 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class Health:
+    """Whether a checkpoint may be gone on from. fault: what is not finite in it, None where all is.
+
+    eval_loss: of the last evaluation before it, None without one. guard: how often the gradient guard did what.
+    """
+
+    fault: str | None = None
+    eval_loss: float | None = None
+    guard: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CheckpointRecord:
     """A checkpoint's resume.json.
 
@@ -46,6 +58,7 @@ class CheckpointRecord:
     step: int
     saved: int
     files: Mapping[str, tuple[int, str]]
+    health: Health = Health()
 
 
 def snapshot(folder: Path) -> Snapshot:
@@ -59,14 +72,17 @@ def snapshot(folder: Path) -> Snapshot:
     return found
 
 
-def write_record(folder: Path, record: RunRecord, step: int, before: Snapshot, saved: int) -> None:
+def write_record(
+    folder: Path, record: RunRecord, step: int, before: Snapshot, saved: int, health: Health | None = None
+) -> None:
     """Write resume.json: the files of `folder` that are new or were written since `before` are the run's."""
     known = read_record(folder)
     earlier = set(known.files) if known is not None and known.run == record.run else set()
     after = snapshot(folder)
     written = {name for name, status in after.items() if before.get(name) != status}
     files = {name: digest(folder / name) for name in sorted(written | (earlier & after.keys())) if name != RECORD}
-    write_json(folder / RECORD, {"format": FORMAT, "step": step, "saved": saved, "files": files, **asdict(record)})
+    about = {"format": FORMAT, "step": step, "saved": saved, "files": files, "health": asdict(health or Health())}
+    write_json(folder / RECORD, {**about, **asdict(record)})
 
 
 def read_record(folder: Path) -> CheckpointRecord | None:
@@ -84,7 +100,9 @@ def read_record(folder: Path) -> CheckpointRecord | None:
             raise ValueError(f"{RECORD} was written by a newer version")
         files = {str(name): (int(size), str(digest)) for name, (size, digest) in raw["files"].items()}
         settings, data = dict(raw["settings"]), dict(raw["data"])
-        return CheckpointRecord(settings, data, str(raw["run"]), int(raw["step"]), int(raw["saved"]), files)
+        run, step, saved = str(raw["run"]), int(raw["step"]), int(raw["saved"])
+        health = Health(**raw["health"]) if "health" in raw else Health()  # unknown in those of older versions
+        return CheckpointRecord(settings, data, run, step, saved, files, health)
     except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"{RECORD} is damaged ({type(error).__name__}: {error})") from error
 

@@ -100,27 +100,34 @@ def contents(folder: Path) -> tuple[list[str], list[str]]:
     return ours, others
 
 
-def rotate(output_dir: Path, run: str, limit: int | None, keep: Iterable[Path], told: set[Path]) -> None:
-    """Delete the oldest checkpoints of a run beyond `limit`.
+def rotate(
+    output_dir: Path, run: str, limit: int | None, keep: Iterable[Path], told: set[Path], *, is_over: bool = False
+) -> None:
+    """Delete the oldest checkpoints of a run beyond `limit`; the newest healthy one stays.
 
     Folders that another run made, or that hold a file of somebody else, are no checkpoints of this run and stay.
 
     Args:
         run: the id in the checkpoints' resume.json. limit: None or 0 keeps all. keep: folders that stay in any case.
         told: folders that a warning has named; those named now are added.
+        is_over: the run will not go on, so any healthy one among `keep` is enough.
     """
     if not limit or limit < 0:
         return
     keep = {folder.resolve() for folder in keep}
-    mine = []
+    mine, healthy = [], []
     for folder in newest_first(output_dir):
         record = read_record_or_none(folder)
         others = [] if record is None or record.run != run else contents(folder)[1]
         if record is not None and record.run == run and not others:
             mine.append(folder)
+            if record.health.fault is None:
+                healthy.append(folder)
         elif others and folder not in told:
             told.add(folder)
             logger.warning("%s is not rotated: it holds %s, which this run did not write", folder, _listed(others))
+    if not (is_over and any(folder.resolve() in keep for folder in healthy)):
+        keep |= {folder.resolve() for folder in healthy[:1]}
     kept = sum(folder.resolve() in keep for folder in mine)
     for folder in mine:  # newest first
         if folder.resolve() in keep:

@@ -87,6 +87,8 @@ def examine(folder: Path, world_size: int) -> SavedCheckpoint:
             _check_formats(folder)
     except (OSError, *DAMAGE) as error:
         return SavedCheckpoint(folder, None, one_line(error))
+    if damaged is None and record is not None and record.health.fault is not None:
+        damaged = f"not healthy: {record.health.fault}"
     missing = tuple(dict.fromkeys([*missing, *_expected_but_missing(folder, world_size)]))
     return SavedCheckpoint(folder, record, damaged, missing)
 

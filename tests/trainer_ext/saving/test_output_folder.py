@@ -49,7 +49,7 @@ def test_without_a_limit_all_stay(tmp_path, limit):
 
 def test_the_best_and_the_newest_stay(tmp_path):
     folders = [make_checkpoint(tmp_path, step) for step in (2, 4, 6)]
-    rotate(tmp_path, "mine", 1, [folders[0]], set())
+    rotate(tmp_path, "mine", 1, [folders[0]], set(), is_over=True)
     assert names(tmp_path) == {"checkpoint-2"}
 
 
