@@ -15,6 +15,7 @@ from frankenlm.modeling.checks import check_choice
 from .argument_ranges import TRAINING_RANGES, check_ranges
 from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
+from .optim.galore import MATRIX_OPTIMIZERS, PROJECTIONS
 from .optim.guard_policy import read_policy
 
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
@@ -199,6 +200,26 @@ class FrankenTrainingArguments(TrainingArguments):
             'false}" (without the rolling copy the weights and optimizer states are kept once, not twice)'
         },
     )
+    matrix_optimizer: str = field(
+        default="same",
+        metadata={
+            "choices": list(MATRIX_OPTIMIZERS),
+            "help": "optimizer of the matrices inside the layers: same (that of --optim, as for everything else), "
+            "galore (AdamW on gradients of low rank: a fraction of its memory) or muon (orthogonalised momentum); "
+            "embeddings, head, norms and routers then have AdamW",
+        },
+    )
+    use_galore: bool = field(default=False, metadata={"help": "the same as --matrix_optimizer galore"})
+    galore_rank: int = field(default=128, metadata={"help": "rank of the projected gradients"})
+    galore_update_gap: int = field(default=200, metadata={"help": "steps between two projections"})
+    galore_scale: float = field(default=0.25, metadata={"help": "factor on the projected step"})
+    galore_projection: str = field(
+        default="std",
+        metadata={
+            "choices": list(PROJECTIONS),
+            "help": "side that is projected: std is the shorter one of each matrix",
+        },
+    )
     learning_rate_drop: float = field(
         default=1.0,
         metadata={
@@ -260,6 +281,7 @@ class FrankenTrainingArguments(TrainingArguments):
             self._prepare_early_stopping()
         self._check_ternary_training()
         read_policy(self.guard_policy)
+        self._check_matrix_optimizer()
         self._check_what_is_here()
         # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
@@ -284,6 +306,27 @@ class FrankenTrainingArguments(TrainingArguments):
             )
         if self.dataloader_prefetch_factor is not None and not self.dataloader_num_workers:
             raise ValueError("--dataloader_prefetch_factor needs workers: give --dataloader_num_workers too.")
+
+    def _check_matrix_optimizer(self):
+        if self.use_galore:
+            if self.matrix_optimizer == "muon":
+                raise ValueError("--use_galore and --matrix_optimizer muon exclude each other: give one.")
+            self.matrix_optimizer = "galore"
+        check_choice("matrix_optimizer", self.matrix_optimizer, MATRIX_OPTIMIZERS)
+        check_choice("galore_projection", self.galore_projection, PROJECTIONS)
+        if self.matrix_optimizer == "same":
+            return
+        if self.ternary_training != "ste":
+            raise ValueError(
+                f"--matrix_optimizer {self.matrix_optimizer} and --ternary_training {self.ternary_training} are two "
+                "optimizers for the same matrices: leave one of them out."
+            )
+        if not str(self.optim).rpartition(".")[2].lower().startswith("adamw_torch"):
+            raise ValueError(f"--matrix_optimizer {self.matrix_optimizer} stands beside AdamW: leave out --optim.")
+        if self.fsdp or self.deepspeed:
+            raise ValueError(
+                f"--matrix_optimizer {self.matrix_optimizer} needs whole matrices, and FSDP and DeepSpeed shard them."
+            )
 
     def _check_ternary_training(self):
         check_choice("ternary_training", self.ternary_training, TERNARY_TRAINING)

@@ -67,6 +67,8 @@ COMMON_TRAINING_FLAGS = frozenset(
         "allow_inexact_resume",
         "gradient_guard",
         "guard_policy",
+        "matrix_optimizer",
+        "galore_rank",
         "log_level",
         "use_cpu",
         "activation_checkpointing",

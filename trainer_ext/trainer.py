@@ -25,6 +25,7 @@ from frankenlm.modeling.outputs import IGNORED_LABEL
 from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
 from .loss_conduct import LossConduct, ask_model, smoothing_term
+from .optim.galore import build_galore, build_muon, hidden_matrices
 from .optim.guard import GradientGuard, leaves
 from .optim.rolling_copy import all_finite
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
@@ -85,8 +86,10 @@ class FrankenTrainer(Trainer):
         return [name for name, _ in model.named_parameters() if name not in exempt]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """As the base class; with a sign mode of --ternary_training, codes get an optimizer of their own beside it."""
+        """As the base class; with --matrix_optimizer, or a sign mode of --ternary_training, matrices get their own."""
         mode = self.args.ternary_training
+        if self.optimizer is None and self.args.matrix_optimizer != "same":
+            self.optimizer = self._matrix_optimizer(self.model if model is None else model)
         if self.optimizer is not None or mode == "ste":
             return super().create_optimizer(model)
         options = {"sign": self.args.ternary_sign} if mode == "sign_legacy" else {}
@@ -95,6 +98,22 @@ class FrankenTrainer(Trainer):
             others = super().create_optimizer(model)
         self.optimizer = SideBySide(others, codes)
         return self.optimizer
+
+    def _matrix_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        """GaLore or Muon for the matrices inside the layers, AdamW for everything else."""
+        args, decaying = self.args, set(self.get_decay_parameter_names(model))
+        named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        groups = [
+            {"params": [named[name] for name in named if name in decaying], "weight_decay": args.weight_decay},
+            {"params": [named[name] for name in named if name not in decaying], "weight_decay": 0.0},
+        ]
+        matrices = {id(named[name]) for name in hidden_matrices(model) if name in named}
+        shared = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        if args.matrix_optimizer == "muon":
+            return SideBySide(*build_muon(groups, matrices, **shared))
+        projected = {"update_gap": args.galore_update_gap, "scale": args.galore_scale}
+        projected |= {"rank": args.galore_rank, "projection": args.galore_projection}
+        return build_galore(groups, matrices, **shared, **projected)
 
     def compute_loss(
         self,

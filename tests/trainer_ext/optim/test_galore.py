@@ -1,0 +1,152 @@
+"""GaLore against the paper's update in float64; what it keeps, what it takes, and that it resumes to the bit."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM, Legacy1BitConfig, Legacy1BitForCausalLM
+from frankenlm.trainer_ext.optim.galore import GaLoreAdamW, build_galore, hidden_matrices
+
+
+def reference(weight, gradients, *, rank, gap, scale, lr, decay, betas=(0.9, 0.999), eps=1e-8):
+    """Algorithm 2 of the paper, line by line, in float64."""
+    weight = weight.clone()
+    m, n = weight.shape
+    first = second = 0.0
+    for t, gradient in enumerate(gradients):
+        if t % gap == 0:
+            u, _, vh = torch.linalg.svd(gradient)
+            p = u[:, :rank] if m <= n else vh[:rank].T
+        r = p.T @ gradient if m <= n else gradient @ p
+        first = betas[0] * first + (1 - betas[0]) * r
+        second = betas[1] * second + (1 - betas[1]) * r**2
+        step = (first / (1 - betas[0] ** (t + 1))) / ((second / (1 - betas[1] ** (t + 1))) ** 0.5 + eps)
+        back = p @ step if m <= n else step @ p.T
+        weight = weight - lr * decay * weight - lr * scale * back
+    return weight
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7)])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_is_the_papers_update(shape, rank):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    gradients = [torch.randn(shape, dtype=torch.float64) for _ in range(7)]
+    expected = reference(weight.data, gradients, rank=rank, gap=3, scale=0.25, lr=0.1, decay=0.01)
+    optimizer = GaLoreAdamW([weight], lr=0.1, weight_decay=0.01, rank=rank, update_gap=3)
+    for gradient in gradients:
+        weight.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(weight.data, expected, rtol=0, atol=1e-10)
+
+
+def test_without_a_rank_it_is_adamw():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(6, 4), None
+    theirs = copy.deepcopy(ours)
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    for model, optimizer in ((ours, GaLoreAdamW), (theirs, torch.optim.AdamW)):
+        torch.manual_seed(1)
+        made = optimizer(model.parameters(), **options)
+        for _ in range(5):
+            made.zero_grad()
+            model(torch.randn(3, 6)).square().sum().backward()
+            made.step()
+    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("projection", ["std", "reverse_std", "left", "right"])
+def test_projected_and_back_a_gradient_of_low_rank_is_itself(projection):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(6, 8, dtype=torch.float64))
+    low = torch.randn(6, 2, dtype=torch.float64) @ torch.randn(2, 8, dtype=torch.float64)
+    optimizer = GaLoreAdamW([weight], lr=1.0, betas=(0.0, 0.0), eps=1e12, scale=1e12, rank=2, projection=projection)
+    weight.grad = low  # with so large an epsilon, Adam's step is the gradient over it
+    optimizer.step()
+    torch.testing.assert_close(weight.data, -low, rtol=1e-9, atol=1e-9)
+
+
+def tiny(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    if family == "frankenstein":
+        sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+        return FrankensteinForMaskedLM(FrankensteinConfig.from_preset("mini", **sizes, retention_heads=4))
+    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "bos_token_id": 1, "eos_token_id": 2}
+    return Legacy1BitForCausalLM(Legacy1BitConfig.from_preset("legacy-1bit", **sizes, pad_token_id=0))
+
+
+@pytest.mark.parametrize("family", ["frankenstein", "legacy"])
+def test_what_is_projected(family):
+    model = tiny(family)
+    chosen = hidden_matrices(model)
+    assert any("q_proj" in name for name in chosen) and any("ffn" in name for name in chosen)
+    assert not any(part in name for name in chosen for part in ("embed", "lm_head", "router", "norm"))
+    assert chosen <= set(dict(model.named_parameters()))
+
+
+def train(model, optimizer, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        ids = torch.randint(3, 61, (2, 9))
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+
+
+def galore_of(model) -> GaLoreAdamW:
+    named = dict(model.named_parameters())
+    chosen = {id(named[name]) for name in hidden_matrices(model)}
+    return build_galore([{"params": list(named.values())}], chosen, rank=4, lr=1e-3, update_gap=3)
+
+
+@pytest.mark.parametrize("family", ["frankenstein", "legacy"])
+def test_resumes_to_the_bit_and_holds_tensors_only(family):
+    whole = tiny(family).eval()
+    optimizer = galore_of(whole)
+    train(whole, optimizer, range(8))
+    broken = tiny(family).eval()
+    optimizer = galore_of(broken)
+    train(broken, optimizer, range(4))
+    saved = io.BytesIO()
+    torch.save(optimizer.state_dict(), saved)
+    saved.seek(0)
+    optimizer = galore_of(broken)
+    optimizer.load_state_dict(torch.load(saved, weights_only=True))
+    train(broken, optimizer, range(4, 8))
+    assert all(map(torch.equal, whole.parameters(), broken.parameters()))
+
+
+def test_the_state_is_small():
+    """At a quarter of the width, at most 40 % of AdamW's two moments, over the matrices of mini."""
+    with torch.device("meta"):
+        model = FrankensteinForMaskedLM(FrankensteinConfig.from_preset("mini"))
+    rank, named = model.config.hidden_size // 4, dict(model.named_parameters())
+    ours = theirs = 0
+    for name in hidden_matrices(model):
+        m, n = named[name].shape
+        short, long = min(m, n), max(m, n)
+        ours += min(rank, short) * (2 * long + short)
+        theirs += 2 * m * n
+    assert ours <= 0.4 * theirs
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank=0 must be a whole number"),
+        ({"rank": 2, "update_gap": 0}, "update_gap=0 must be"),
+        ({"rank": 2, "scale": 0.0}, "scale=0.0 must be positive"),
+        ({"rank": 2, "projection": "lft"}, "Did you mean 'left'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        GaLoreAdamW([nn.Parameter(torch.zeros(3, 3))], **options)
+
+
+def test_vectors_have_no_rank():
+    with pytest.raises(ValueError, match="GaLore takes matrices"):
+        GaLoreAdamW([nn.Parameter(torch.zeros(3))], rank=2)

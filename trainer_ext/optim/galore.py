@@ -1,0 +1,170 @@
+"""GaLore: AdamW whose moments live in a low-rank projection of the gradient (Zhao et al. 2024, arXiv:2403.03507).
+
+For the gradient G (m, n) of a matrix, every `update_gap` steps P holds its leading singular vectors: the left ones
+(m, r) where m <= n, the right ones (n, r) elsewhere. Adam runs on R = P^T G (or G P), and the weight moves by
+lr * scale * P N (or N P^T), N being Adam's normalised step (algorithm 2). Weight decay is decoupled, as in AdamW.
+Groups without a `rank` are plain AdamW. The state holds nothing but tensors.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from frankenlm.modeling.checks import check_choice
+from frankenlm.modeling.embeddings import FactorizedEmbedding, FactorizedHead
+from frankenlm.modeling.full_linear import UnroundedLinear
+
+# std: the side with fewer rows or columns is projected; reverse_std: the other; left, right: always this one.
+MATRIX_OPTIMIZERS = ("same", "galore", "muon")
+PROJECTIONS = ("std", "reverse_std", "left", "right")
+
+
+class GaLoreAdamW(Optimizer):
+    """See the module.
+
+    Args:
+        params: groups as of any optimizer; those with `rank` hold matrices and may set update_gap, scale, projection.
+        rank: None for plain AdamW. update_gap: steps between two projections. scale: of the projected step (0.25 in
+            the paper). projection: one of PROJECTIONS.
+
+    Raises:
+        ValueError: numbers out of range, or a parameter of another shape in a group with a rank.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        rank: int | None = None,
+        update_gap: int = 200,
+        scale: float = 0.25,
+        projection: str = "std",
+    ):
+        shared = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(
+            params, {**shared, "rank": rank, "update_gap": update_gap, "scale": scale, "projection": projection}
+        )
+        for group in self.param_groups:
+            _check_group(group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._move(weight, group)
+        return loss
+
+    def _move(self, weight: torch.Tensor, group: dict) -> None:
+        state, gradient = self.state[weight], weight.grad
+        if not state:
+            state["step"] = torch.tensor(0.0)
+        if group["rank"] is not None:
+            left = projects_left(gradient, group["projection"])
+            if int(state["step"]) % group["update_gap"] == 0:
+                state["projector"] = leading_vectors(gradient, group["rank"], left)
+            projector = state["projector"]
+            gradient = projector.T @ gradient if left else gradient @ projector  # (r, n) or (m, r)
+        if "exp_avg" not in state:
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        state["step"] += 1
+        move = adam_step(gradient, state, group["betas"], group["eps"])
+        if group["rank"] is not None:
+            move = group["scale"] * (projector @ move if left else move @ projector.T)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.sub_(group["lr"] * move)
+
+
+def adam_step(gradient: torch.Tensor, state: dict, betas: tuple[float, float], eps: float) -> torch.Tensor:
+    """Update the moments and return Adam's step, m_hat / (sqrt(v_hat) + eps) (Kingma and Ba 2015)."""
+    state["exp_avg"].lerp_(gradient, 1 - betas[0])
+    state["exp_avg_sq"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    step = float(state["step"])
+    mean = state["exp_avg"] / (1 - betas[0] ** step)
+    return mean / ((state["exp_avg_sq"] / (1 - betas[1] ** step)).sqrt() + eps)
+
+
+def projects_left(gradient: torch.Tensor, projection: str) -> bool:
+    """Whether the rows of a gradient (m, n) are projected, from m to the rank."""
+    if projection in ("left", "right"):
+        return projection == "left"
+    return (gradient.shape[0] <= gradient.shape[1]) is (projection == "std")
+
+
+def leading_vectors(gradient: torch.Tensor, rank: int, left: bool) -> torch.Tensor:
+    """Return the leading left (m, r) or right (n, r) singular vectors of a gradient (m, n), at least in float32."""
+    full = gradient if gradient.dtype == torch.float64 else gradient.float()
+    u, _, vh = torch.linalg.svd(full, full_matrices=False)
+    vectors = u[:, :rank] if left else vh[:rank].T
+    return vectors.to(gradient.dtype).contiguous()
+
+
+def _check_group(group: dict) -> None:
+    check_choice("projection", group["projection"], PROJECTIONS)
+    if group["rank"] is None:
+        return
+    for name in ("rank", "update_gap"):
+        if type(group[name]) is not int or group[name] < 1:
+            raise ValueError(f"{name}={group[name]!r} must be a whole number of at least 1.")
+    if not group["scale"] > 0:
+        raise ValueError(f"scale={group['scale']!r} must be positive.")
+    for weight in group["params"]:
+        if weight.ndim != 2:
+            raise ValueError(f"a parameter of shape {tuple(weight.shape)} has no rank: GaLore takes matrices.")
+
+
+def hidden_matrices(model: nn.Module) -> set[str]:
+    """Names of the weights that GaLore and Muon are for: of linear layers (BitLinear too) inside the stack.
+
+    Embeddings, the output matrix, norms, routers and gates (layers that keep their precision) are left out.
+    """
+    ends = [module for module in model.modules() if isinstance(module, (FactorizedEmbedding, FactorizedHead))]
+    if hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
+        ends.append(model.get_output_embeddings())
+    outside = {id(module) for end in ends for module in end.modules()}
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not isinstance(module, UnroundedLinear) and id(module) not in outside
+    }
+
+
+def build_galore(groups: list[dict], matrices: set[int], *, rank: int, **options) -> GaLoreAdamW:
+    """Make GaLore of AdamW's groups: parameters whose id is in `matrices` get a rank, the others stay AdamW's.
+
+    Args:
+        options: lr, betas, eps of all; update_gap, scale, projection of the projected.
+    """
+    shared = {name: options.pop(name) for name in ("lr", "betas", "eps") if name in options}
+    made = []
+    for group in groups:
+        rest = {name: value for name, value in group.items() if name != "params"}
+        chosen = [weight for weight in group["params"] if id(weight) in matrices]
+        others = [weight for weight in group["params"] if id(weight) not in matrices]
+        made += [{**rest, "params": chosen, "rank": rank, **options}] if chosen else []
+        made += [{**rest, "params": others}] if others else []
+    return GaLoreAdamW(made, **shared)
+
+
+def build_muon(groups: list[dict], matrices: set[int], *, lr: float, betas: tuple[float, float], eps: float):
+    """Return (AdamW of the others, Muon of the matrices), with Muon's step brought to AdamW's size, so that one rate
+    serves both (Liu et al. 2025, arXiv:2502.16982).
+    """
+    adam, muon = [], []
+    for group in groups:
+        rest = {name: value for name, value in group.items() if name != "params"}
+        chosen = [weight for weight in group["params"] if id(weight) in matrices]
+        others = [weight for weight in group["params"] if id(weight) not in matrices]
+        muon += [{**rest, "params": chosen}] if chosen else []
+        adam += [{**rest, "params": others}] if others else []
+    return AdamW(adam, lr=lr, betas=betas, eps=eps), torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw")
