@@ -11,8 +11,9 @@ import sys
 import torch
 from accelerate import PartialState
 
-from guarded_runs import ALWAYS, KINDS, STEPS, Run, batches, gradient_fault, same_length, without
+from guarded_runs import ALWAYS, FAULT, KINDS, Run, batches, gradient_fault, same_length, without
 
+STEPS = FAULT + 1
 FAULTS = {"nan once": (math.nan, 1), "nan": (math.nan, ALWAYS), "inf": (math.inf, ALWAYS)}
 
 
@@ -24,9 +25,11 @@ def main(folder: str) -> None:
     rows = batches(4 * 4 * (STEPS + 1))
     found = []
     for kind, bf16, accumulation in itertools.product(KINDS, (False, True), (1, 4)):
-        options = {"kind": kind, "bf16": bf16, "accumulation": accumulation}
+        options = {"kind": kind, "bf16": bf16, "accumulation": accumulation, "steps": STEPS}
         clean = Run(folder, rows, **options)
-        spared = Run(folder, without(rows, accumulation, 4), plant=same_length(STEPS), steps=STEPS - 1, **options)
+        spared = Run(
+            folder, without(rows, accumulation, 4), plant=same_length(STEPS), **(options | {"steps": STEPS - 1})
+        )
         for rank, (name, (value, times)) in enumerate(FAULTS.items()):
             # DDP averages gradients, so what one process meets reaches all; the hook runs before that
             hit = Run(folder, rows, plant=on_rank(rank % 2, gradient_fault(value, times)), **options)

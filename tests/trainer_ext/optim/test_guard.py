@@ -287,4 +287,4 @@ def test_two_processes_decide_alike(tmp_path):
     assert len(found) == 24
     for row in found:
         action = "retry" if row["fault"] == "nan once" else "skip"
-        assert row["same"] and row["counts"] == {"none": STEPS - 1, action: 1}, row
+        assert row["same"] and row["counts"] == {"none": FAULT, action: 1}, row
