@@ -64,6 +64,7 @@ class GradientGuard(TrainerCallback, ExportableState):
         self.counts: Counter[str] = Counter()
         self.stop_reason: str | None = None
         self.rate = 1.0  # what the learning rate is multiplied with
+        self._lowest = 1.0  # what it was lowered to last
         self.failures = 0  # batches skipped in a row
         self.skipped = False  # whether the step that is under way has no gradient left
         self._exploding_epochs = 0
@@ -165,14 +166,12 @@ class GradientGuard(TrainerCallback, ExportableState):
             report = self._inspect(model)
             if report.is_finite:
                 if rolled_back:
-                    self.rate = min(self.rate, self.policy.redo_rate)
+                    self._slow_down(self.policy.redo_rate)
                 action = "rollback" if rolled_back else "retry"
                 logger.warning("%s helped", "the parameters of before the last step" if rolled_back else "a second try")
                 return action, report
         if rolled_back:
             self._copy.swap()
-            if not self._healthy():
-                self._copy.swap()  # the last step has poisoned them: what was before it is all there is
         return "skip", report
 
     def _healthy(self) -> bool:
@@ -209,7 +208,7 @@ class GradientGuard(TrainerCallback, ExportableState):
             )
             scale = policy.exploding_clip / report.norm
             torch._foreach_mul_(list(_gradients(model)), scale)
-            self.rate = min(self.rate, policy.exploding_rate)
+            self._slow_down(policy.exploding_rate)
             self._exploded_in_epoch = True
             return "clip"
         if report.norm < policy.vanishing_norm:
@@ -217,14 +216,19 @@ class GradientGuard(TrainerCallback, ExportableState):
             self._tell_vanishing(report)
             return "vanishing"
         if action == "none":
-            self.rate = min(1.0, self.rate + (1 - policy.redo_rate) / policy.recovery_steps)
+            self.rate = min(1.0, self.rate + (1 - self._lowest) / policy.recovery_steps)
         return action
+
+    def _slow_down(self, rate: float) -> None:
+        self.rate = self._lowest = min(self.rate, rate)
 
     def _skip(self, model, report: GradientReport) -> torch.Tensor:
         """Leave everything as if the batch had not been seen, and end the run when it is the last of too many."""
         model.zero_grad()
         self._forget()
         set_random_state(self._randomness)
+        if self.policy.rolling_copy and self._copy.taken and not self._healthy():
+            self._copy.swap()  # the last step has poisoned them: what was before it is all there is
         self.skipped = True
         _set_overflow(self.trainer.optimizer, True)  # the schedule stands still too
         self.failures += 1
@@ -318,6 +322,7 @@ class GradientGuard(TrainerCallback, ExportableState):
         names = (
             "counts",
             "rate",
+            "_lowest",
             "failures",
             "_exploding_epochs",
             "_exploded_in_epoch",
