@@ -46,6 +46,7 @@ NO_MOUNTS = why_no_mounts()
 def visit(folder: Path, name: str, options: list[str], changes: dict[str, str | None], mounts: bool = False) -> dict:
     """Run every command in changed surroundings and return the tool's report."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["FRANKENLM_CXXFLAGS"] = "-O0"  # where no home keeps a library, each process makes one
     for variable in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "PYTHONIOENCODING"):
         environment.pop(variable, None)
     environment |= changes | {"MPLCONFIGDIR": str(folder / "mpl"), "HF_MODULES_CACHE": str(folder / "modules")}

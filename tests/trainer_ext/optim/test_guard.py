@@ -116,7 +116,7 @@ def test_nan_that_does_not_come_again_leaves_no_trace(rows, tmp_path, accumulati
     assert_same(hit, clean)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
