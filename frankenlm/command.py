@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import __version__
 from .trainer_ext.common.checks import suggest
-from .trainer_ext.common.cli import EXIT_USER_MISTAKE, run_command
+from .trainer_ext.common.cli import EXIT_FAILED, EXIT_USER_MISTAKE, run_command
 
 
 def verbs() -> dict[str, Path]:
@@ -41,4 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: unknown verb {verb!r}.{suggest(verb, known)} Known: {', '.join(known)}.", file=sys.stderr)
         return EXIT_USER_MISTAKE
     sys.argv[0] = f"frankenlm {verb}"  # what a parser calls itself
-    return run_command(importlib.import_module(f"frankenlm.scripts.{verb}").main, words)
+    try:
+        return run_command(importlib.import_module(f"frankenlm.scripts.{verb}").main, words)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("frankenlm"):
+            raise
+        print(f"error: the package {error.name} is missing: pip install 'frankenlm[train,lab]'.", file=sys.stderr)
+        return EXIT_FAILED

@@ -20,6 +20,8 @@ from .optim.guard_policy import read_policy
 
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
+GALORE_FIELDS = ("galore_rank", "galore_update_gap", "galore_scale", "galore_projection")
+
 
 @dataclass
 class ModelArguments:
@@ -158,7 +160,8 @@ class FrankenTrainingArguments(TrainingArguments):
         metadata={
             "nargs": "?",
             "const": "last",
-            "help": "continue an interrupted run: 'last' (the newest whole checkpoint of --output_dir) or a folder",
+            "help": "continue an interrupted run: 'last' (the newest whole, healthy checkpoint of --output_dir) or a "
+            "folder",
         },
     )
     allow_inexact_resume: bool = field(
@@ -281,6 +284,8 @@ class FrankenTrainingArguments(TrainingArguments):
             self._prepare_early_stopping()
         self._check_ternary_training()
         read_policy(self.guard_policy)
+        if self.guard_policy is not None and not self.gradient_guard:
+            raise ValueError("--guard_policy says what --gradient_guard does: leave out --no_gradient_guard.")
         self._check_matrix_optimizer()
         self._check_what_is_here()
         # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
@@ -314,6 +319,12 @@ class FrankenTrainingArguments(TrainingArguments):
             self.matrix_optimizer = "galore"
         check_choice("matrix_optimizer", self.matrix_optimizer, MATRIX_OPTIMIZERS)
         check_choice("galore_projection", self.galore_projection, PROJECTIONS)
+        for name in GALORE_FIELDS:
+            if (
+                self.matrix_optimizer != "galore"
+                and getattr(self, name) != type(self).__dataclass_fields__[name].default
+            ):
+                raise ValueError(f"--{name} belongs to --matrix_optimizer galore: give both, or neither.")
         if self.matrix_optimizer == "same":
             return
         if self.ternary_training != "ste":
@@ -321,7 +332,7 @@ class FrankenTrainingArguments(TrainingArguments):
                 f"--matrix_optimizer {self.matrix_optimizer} and --ternary_training {self.ternary_training} are two "
                 "optimizers for the same matrices: leave one of them out."
             )
-        if not str(self.optim).rpartition(".")[2].lower().startswith("adamw_torch"):
+        if str(self.optim).rpartition(".")[2].lower() not in ("adamw_torch", "adamw_torch_fused"):
             raise ValueError(f"--matrix_optimizer {self.matrix_optimizer} stands beside AdamW: leave out --optim.")
         if self.fsdp or self.deepspeed:
             raise ValueError(

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import shlex
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -154,7 +155,10 @@ def parse_run(argv: Sequence[str]) -> RunSettings | None:
         model, data, training = parse_dataclasses(default_words(weak) + preset_words + run_words + words)
         fields = {**run_fields, **command_fields}
         fields = check_model_fields(model, fields)
-    command = shlex.join(["accelerate", "launch", "scripts/train.py", *redact_words(argv)])
+    program = (
+        ["frankenlm", "train"] if sys.argv[0].startswith("frankenlm ") else ["accelerate", "launch", "scripts/train.py"]
+    )
+    command = shlex.join([*program, *redact_words(argv)])
     return RunSettings(model, data, training, fields, command)
 
 

@@ -277,7 +277,9 @@ def build_trainer(
         callbacks.append(TwoStages(training.learning_rate_drop, training.weight_decay_share))
     for callback in callbacks:
         trainer.add_callback(callback)
-    if training.gradient_guard:
+    if training.gradient_guard and (training.fsdp or training.deepspeed):
+        logger.warning("the gradient guard is off: under FSDP and DeepSpeed no process holds a whole gradient")
+    elif training.gradient_guard:
         with user_mistakes():
             trainer.take_guard(GradientGuard(read_policy(training.guard_policy)))
     return trainer, csv_log

@@ -44,7 +44,7 @@ FREE = frozenset(
         "debug", "skip_memory_metrics", "local_rank", "torch_empty_cache_steps", "use_cache",
         "activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing",
         "gradient_checkpointing_kwargs", "dataset", "validation_dataset", "num_proc", "cache_dir", "skip_bad_rows",
-        "list_presets", "config", "trust_remote_code",
+        "list_presets", "config", "trust_remote_code", "use_galore",
     )
 )  # fmt: skip
 NOT_FREE = frozenset({"dataloader_drop_last"})
@@ -62,6 +62,7 @@ def run_settings(run: RunSettings) -> dict[str, Any]:
     for section, part in sections.items():
         for field in dataclasses.fields(section):
             free = field.name in FREE or (field.name.startswith(FREE_PREFIXES) and field.name not in NOT_FREE)
+            free |= field.name.startswith("galore_") and run.training.matrix_optimizer != "galore"
             if field.init and not free:
                 settings[field.name] = _plain(getattr(part, field.name))
     return redact_facts(settings)

@@ -24,6 +24,7 @@ from frankenlm.modeling.outputs import IGNORED_LABEL
 
 from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
+from .data.length_sampler import EpochLengthSampler
 from .loss_conduct import LossConduct, ask_model, smoothing_term
 from .optim.galore import build_galore, build_muon, hidden_matrices
 from .optim.guard import GradientGuard, leaves
@@ -36,7 +37,7 @@ from .ternary_stats import LowBitProbe
 logger = logging.getLogger("frankenlm.trainer")
 
 # What a group of an optimizer holds of the arguments, and a checkpoint would bring back.
-RATES = frozenset({"lr", "initial_lr", "weight_decay", "betas", "eps"})
+RATES = frozenset({"lr", "initial_lr", "weight_decay", "betas", "eps", "scale", "update_gap"})
 
 
 class FrankenTrainer(Trainer):
@@ -257,8 +258,8 @@ class FrankenTrainer(Trainer):
         with self._base_class_keeps_all():
             super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()  # each process writes its random numbers
+        health = self.health()  # every process asks: with shards each sees a part
         if self.args.should_save:
-            health = self.health()
             if health.fault is not None:
                 logger.warning("%s is not healthy: %s", folder, health.fault)
             write_record(folder, self.record, self.state.global_step, before, time.time_ns(), health)
@@ -268,14 +269,20 @@ class FrankenTrainer(Trainer):
         """What a checkpoint of now would be worth."""
         losses = [logs["eval_loss"] for logs in self.state.log_history if "eval_loss" in logs]
         loss = losses[-1] if losses else None
+        sick = torch.tensor([not self.weights_are_finite(), not all_finite([], leaves(self.optimizer))])
+        weights, states = self.accelerator.reduce(sick.float().to(self.args.device), "sum").tolist()
         fault = None
-        if not all_finite(self.model.parameters(), []):
+        if weights:
             fault = "its parameters hold NaN or Inf"
-        elif not all_finite([], leaves(self.optimizer)):
+        elif states:
             fault = "its optimizer's state holds NaN or Inf"
         elif loss is not None and not math.isfinite(loss):
             fault, loss = f"its evaluation loss is {loss}", None
         return Health(fault, loss, {} if self.guard is None else dict(self.guard.counts))
+
+    def weights_are_finite(self) -> bool:
+        """Whether the parameters hold finite numbers alone."""
+        return all_finite(self.model.parameters(), [])
 
     def save_for_later(self) -> bool:
         """Leave a checkpoint of the last finished step, as after a signal; return whether there was one to leave."""
@@ -345,22 +352,6 @@ class FrankenTrainer(Trainer):
 def _scalar(num_items_in_batch: torch.Tensor | int) -> torch.Tensor | int:
     """The count itself: DataParallel is handed one for each replica."""
     return num_items_in_batch.flatten()[0] if torch.is_tensor(num_items_in_batch) else num_items_in_batch
-
-
-class EpochLengthSampler(LengthGroupedSampler):
-    """Batches by length, in an order that depends on (seed, epoch) alone; accelerate calls `set_epoch`."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int):
-        super().__init__(batch_size, lengths=lengths)
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self):
-        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return super().__iter__()
 
 
 class LossWindow(TrainerCallback, ExportableState):

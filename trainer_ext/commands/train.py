@@ -91,7 +91,7 @@ def train(run: RunSettings) -> None:
 
 def check_health(trainer: FrankenTrainer, final: Mapping[str, float]) -> None:
     """Raises Failed where the weights are none that anybody should load: they are not saved as the run's result."""
-    fault = trainer.health().fault
+    fault = None if trainer.weights_are_finite() else "its parameters hold NaN or Inf"
     if fault is None and not math.isfinite(final["eval_loss"]):
         fault = f"its evaluation loss is {final['eval_loss']}"
     if fault is not None:
@@ -117,12 +117,12 @@ def train_to_the_end(trainer: FrankenTrainer, stop: SignalStop, checkpoint: Save
         # from a worker it comes with the worker's traceback
         row = str(error).rsplit("BadRowError: ", 1)[-1]
         raise UserError(f"{row} Stopped at step {trainer.state.global_step}; {left}.") from error
-    if trainer.guard is not None and trainer.guard.stop_reason is not None:
-        raise Failed(
-            f"stopped at step {trainer.state.global_step}: {trainer.guard.stop_reason}; the last checkpoint holds the "
-            "parameters from before. Lower the learning rate, or look at the data of these steps."
-        )
     if stop.signum is not None:
         raise Interrupted(
             stop.signum, f"stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint last"
+        )
+    if trainer.guard is not None and trainer.guard.stop_reason is not None:
+        raise Failed(
+            f"stopped at step {trainer.state.global_step}: {trainer.guard.stop_reason}; its last "
+            "checkpoint is where it ended. Lower the learning rate, or look at the data of these steps."
         )

@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
+from transformers.pytorch_utils import Conv1D
 
 from frankenlm.modeling.checks import check_choice
-from frankenlm.modeling.embeddings import FactorizedEmbedding, FactorizedHead
-from frankenlm.modeling.full_linear import UnroundedLinear
+from frankenlm.modeling.embeddings import FactorizedEmbedding
+from frankenlm.modeling.full_linear import FullPrecisionLinear
 
-# std: the side with fewer rows or columns is projected; reverse_std: the other; left, right: always this one.
+from ..common.cli import UserError
+
 MATRIX_OPTIMIZERS = ("same", "galore", "muon")
+# std: the side with fewer rows or columns is projected; reverse_std: the other; left, right: always this one.
 PROJECTIONS = ("std", "reverse_std", "left", "right")
 
 
@@ -124,19 +127,27 @@ def _check_group(group: dict) -> None:
 
 
 def hidden_matrices(model: nn.Module) -> set[str]:
-    """Names of the weights that GaLore and Muon are for: of linear layers (BitLinear too) inside the stack.
+    """Names of the weights that GaLore and Muon are for: of linear layers (BitLinear, Conv1D too) inside the stack.
 
-    Embeddings, the output matrix, norms, routers and gates (layers that keep their precision) are left out.
+    Embeddings, heads, norms, routers and gates (layers that compute in full precision) are left out.
+
+    Raises:
+        UserError: the model has none.
     """
-    ends = [module for module in model.modules() if isinstance(module, (FactorizedEmbedding, FactorizedHead))]
-    if hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None:
-        ends.append(model.get_output_embeddings())
+    stack = model.base_model if hasattr(model, "base_model") else model
+    ends = [module for module in stack.modules() if isinstance(module, FactorizedEmbedding)]
     outside = {id(module) for end in ends for module in end.modules()}
-    return {
-        f"{name}.weight"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not isinstance(module, UnroundedLinear) and id(module) not in outside
+    inside = {
+        id(module.weight)
+        for module in stack.modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+        and not isinstance(module, FullPrecisionLinear)
+        and id(module) not in outside
     }
+    found = {name for name, weight in model.named_parameters() if id(weight) in inside}
+    if not found:
+        raise UserError("--matrix_optimizer: this model has no linear layers inside its stack; leave it out.")
+    return found
 
 
 def build_galore(groups: list[dict], matrices: set[int], *, rank: int, **options) -> GaLoreAdamW:

@@ -51,9 +51,9 @@ def inspect_gradients(
     """
     named = [(name, parameter.grad) for name, parameter in parameters if parameter.requires_grad]
     present = [(name, grad.detach()) for name, grad in named if grad is not None]
-    if not present:
-        return GradientReport(0.0, False, False, (), 0, len(named))
     grads = [grad for _, grad in present]
+    if not grads:
+        grads = [torch.zeros(1)]  # the other processes wait for this one's flags
     narrow = any(grad.dtype in (torch.float16, torch.bfloat16) for grad in grads)
     norms = torch.stack([norm.double() for norm in torch._foreach_norm(grads, 2, torch.float32 if narrow else None)])
     flags = torch.stack([norms.isnan().sum(), norms.isinf().sum()]).double()
@@ -61,7 +61,7 @@ def inspect_gradients(
         flags = agree(flags)
     values = torch.cat([norms, flags]).tolist()  # the one wait
     each, (nan, inf) = values[:-2], values[-2:]
-    bad = [name for (name, _), norm in zip(present, each, strict=True) if not math.isfinite(norm)]
+    bad = [name for (name, _), norm in zip(present, each, strict=False) if not math.isfinite(norm)]
     total = math.nan if nan else math.inf if inf else math.hypot(*each) / scale
-    zero = sum(norm == 0 for norm in each)
+    zero = sum(norm == 0 for norm in each[: len(present)])
     return GradientReport(total, nan > 0, inf > 0, tuple(bad[:SHOWN]), zero, len(named) - len(present))

@@ -9,6 +9,7 @@ far too large or zero is `GuardPolicy`, a table of numbers; what happened in the
 """
 
 import contextlib
+import dataclasses
 import logging
 import math
 import random
@@ -52,6 +53,7 @@ class StepRecord:
     has_inf: bool
     has_zero: bool
     repair_action: str
+    rate: float  # factor on the learning rate
 
 
 class GradientGuard(TrainerCallback, ExportableState):
@@ -88,6 +90,10 @@ class GradientGuard(TrainerCallback, ExportableState):
         """
         if any(isinstance(callback, GradientGuard) for callback in trainer.callback_handler.callbacks):
             raise ValueError("this trainer has a GradientGuard already.")
+        if trainer.args.restore_callback_states_from_checkpoint:
+            raise ValueError(
+                "restore_callback_states_from_checkpoint: leave it out; the guard takes up its state itself."
+            )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError("GradientGuard does not work under FSDP or DeepSpeed: no process holds a whole gradient.")
         self.trainer = trainer
@@ -121,19 +127,27 @@ class GradientGuard(TrainerCallback, ExportableState):
         report = self._inspect(model)
         first = report
         action = "none"
+        if not report.is_finite and self._scales_losses:
+            # an overflow of fp16: the scaler leaves the step out and lowers its scale, for which it needs the gradient
+            return self._noted(first, "skip")
         if report.has_nan:
             action, report = self._repair(model, report)
-        elif not report.is_finite and not self._scales_losses:
+        elif not report.is_finite:
             action = "skip"
         if action != "skip" and report.is_finite:
             action = self._bound(model, report, action)
-        self.last = StepRecord(first.norm, first.has_nan, first.has_inf, first.zero > 0, action)
+        if action == "skip":
+            self._skip(model, first)
+        else:
+            self.failures = 0
+        return self._noted(first, action)
+
+    def _noted(self, seen: GradientReport, action: str) -> torch.Tensor:
+        """Remember what was seen and done; return the loss of the step, 0 for one that is left out."""
+        self.last = StepRecord(seen.norm, seen.has_nan, seen.has_inf, seen.zero > 0, action, self.rate)
         self.counts[action] += 1
         self._window.append(self.last)
-        if action == "skip":
-            return self._skip(model, first)
-        self.failures = 0
-        return torch.stack(self._losses).sum()
+        return torch.zeros_like(self._losses[-1]) if action == "skip" else torch.stack(self._losses).sum()
 
     @property
     def _scales_losses(self) -> bool:
@@ -222,7 +236,7 @@ class GradientGuard(TrainerCallback, ExportableState):
     def _slow_down(self, rate: float) -> None:
         self.rate = self._lowest = min(self.rate, rate)
 
-    def _skip(self, model, report: GradientReport) -> torch.Tensor:
+    def _skip(self, model, report: GradientReport) -> None:
         """Leave everything as if the batch had not been seen, and end the run when it is the last of too many."""
         model.zero_grad()
         self._forget()
@@ -236,8 +250,7 @@ class GradientGuard(TrainerCallback, ExportableState):
             "step %d: skipped, its gradient is not finite (norm %s)", self.trainer.state.global_step + 1, report.norm
         )
         if self.failures >= self.policy.failures_in_a_row:
-            self._stop(f"{self.failures} batches in a row gave no finite gradient", save=True)
-        return torch.zeros_like(self._losses[-1])
+            self._stop(f"{self.failures} batches in a row gave no finite gradient")
 
     def _tell_vanishing(self, report: GradientReport) -> None:
         if self._told_vanishing:
@@ -252,10 +265,10 @@ class GradientGuard(TrainerCallback, ExportableState):
             "; ".join(["a higher learning rate or a longer warm-up", *fitting]),
         )
 
-    def _stop(self, reason: str, *, save: bool) -> None:
+    def _stop(self, reason: str) -> None:
         self.stop_reason = reason
         self.trainer.control.should_training_stop = True
-        self.trainer.control.should_save |= save
+        self.trainer.control.should_save = True
         logger.error("stopping: %s", reason)
 
     # --- around the step
@@ -264,7 +277,9 @@ class GradientGuard(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         if saved:
             for name, value in saved["attributes"].items():
-                setattr(self, name, Counter(value) if name == "counts" else value)
+                setattr(self, name, value)
+            self.counts = Counter(self.counts)
+            self._window = [StepRecord(**record) for record in self._window]
         self._optimizers = leaves(self.trainer.optimizer)
         self._copy = RollingCopy(self.trainer.model.parameters(), self._optimizers)
 
@@ -290,7 +305,7 @@ class GradientGuard(TrainerCallback, ExportableState):
         self._exploding_epochs = self._exploding_epochs + 1 if self._exploded_in_epoch else 0
         self._exploded_in_epoch = False
         if self._exploding_epochs > self.policy.exploding_epochs:
-            self._stop(f"gradients exploded in {self._exploding_epochs} epochs in a row", save=False)
+            self._stop(f"gradients exploded in {self._exploding_epochs} epochs in a row")
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         loss = (metrics or {}).get("eval_loss", math.nan)
@@ -302,7 +317,7 @@ class GradientGuard(TrainerCallback, ExportableState):
         self._vanished_since_evaluation = False
         if self._vanished_evaluations >= self.policy.vanishing_evaluations:
             count = f"{self._vanished_evaluations} evaluations brought no better loss"
-            self._stop(f"gradients have vanished, and {count}", save=False)
+            self._stop(f"gradients have vanished, and {count}")
 
     def _logged(self, logs: dict[str, float], *args, **kwargs) -> None:
         """As the trainer's, with what the guard saw and did since the last log event; the loss is a mean over steps
@@ -313,6 +328,9 @@ class GradientGuard(TrainerCallback, ExportableState):
             logs["loss"] = logs["loss"] * len(self._window) / taken if taken else math.nan
             for name in ("has_nan", "has_inf", "has_zero"):
                 logs[name] = float(any(getattr(record, name) for record in self._window))
+            logs["grad_norm"] = self._window[-1].grad_norm  # before it was clipped here
+            if "learning_rate" in logs:
+                logs["learning_rate"] *= self._window[-1].rate
             logs["repair_action"] = max((record.repair_action for record in self._window), key=ACTIONS.index)
             self._window = []
         return self._log(logs, *args, **kwargs)
@@ -332,7 +350,14 @@ class GradientGuard(TrainerCallback, ExportableState):
             "_told_vanishing",
         )
         attributes = {name: getattr(self, name) for name in names}
-        return {"args": {"policy": None}, "attributes": {**attributes, "counts": dict(self.counts)}}
+        return {
+            "args": {},
+            "attributes": {
+                **attributes,
+                "counts": dict(self.counts),
+                "_window": [dataclasses.asdict(record) for record in self._window],
+            },
+        }
 
 
 def leaves(optimizer: Optimizer) -> list[Optimizer]:

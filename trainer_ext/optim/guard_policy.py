@@ -51,6 +51,11 @@ class GuardPolicy:
             if type(value) not in (int, float) or not 0 < value <= highest:
                 bound = "a positive finite number" if highest > 1 else "a number in (0, 1]"
                 raise ValueError(f"{name}={value!r} must be {bound}.")
+        if self.exploding_clip > self.exploding_norm:
+            raise ValueError(
+                f"exploding_clip={self.exploding_clip} must not exceed exploding_norm={self.exploding_norm}: clipping "
+                "makes a gradient smaller."
+            )
         if type(self.rolling_copy) is not bool:
             raise ValueError(f"rolling_copy={self.rolling_copy!r} must be true or false.")
 

@@ -121,6 +121,6 @@ def read_csv(path: Path) -> list[dict[str, float | str]]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != CSV_COLUMNS:
+        if not reader.fieldnames or not set(reader.fieldnames) <= set(CSV_COLUMNS):  # earlier versions had fewer
             raise ValueError(f"{path}: its columns are not those of a training.csv")
         return [{name: KINDS.get(name, float)(text) for name, text in row.items() if text} for row in reader]

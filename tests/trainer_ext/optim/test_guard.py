@@ -245,6 +245,7 @@ def test_vanished_gradients_and_a_loss_that_stands_end_the_run(rows, tmp_path):
         ({"redo_rate": 0.0}, r"redo_rate=0.0 must be a number in \(0, 1\]"),
         ({"exploding_clip": "1"}, "exploding_clip='1' must be a positive finite number"),
         ({"rolling_copy": 1}, "rolling_copy=1 must be true or false"),
+        ({"exploding_norm": 0.5}, "exploding_clip=1.0 must not exceed exploding_norm=0.5"),
         ({"exploding_norm": math.nan}, "exploding_norm=nan must be a positive finite number"),
     ],
 )
@@ -264,6 +265,19 @@ def test_a_policy_is_read_as_yaml():
     }.items():
         with pytest.raises(ValueError, match=message):
             read_policy(text)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_overflow_of_fp16_is_the_scalers(rows, tmp_path, value):
+    """It leaves the step out and lowers its scale, as without a guard."""
+
+    def with_scaler(trainer):
+        gradient_fault(value, 1)(trainer)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    hit = Run(tmp_path, rows, plant=with_scaler)
+    assert hit.guard.counts["skip"] == 1 and hit.guard.stop_reason is None and hit.guard.failures == 0
+    assert all_finite(hit.model.parameters(), []) and hit.trainer.accelerator.scaler.get_scale() == 4.0
 
 
 def test_one_guard_a_trainer(rows, tmp_path):
