@@ -1,4 +1,4 @@
-"""CONTRIBUTING's "To add a command" and "To add a metric", followed to the letter in a copy of the package."""
+"""CONTRIBUTING's "To add a command", "a metric" and "a damage method", followed in a copy of the package."""
 
 import os
 import shutil
@@ -47,6 +47,34 @@ assert measure_written(Written([[1, 2, 3], [4]], ["a", "b"], 9), ["length"]) == 
 """
 
 
+METHOD = '''
+def mult_sign(request: TensorRequest) -> TableDamage:
+    """Return the damage w (1 + s sign(e))."""
+    level = np.float32(request.level)
+    return TableDamage(tuple(np.float32(1) + level * np.sign(table) for table in gaussian_tables()), "multiply")
+
+
+'''
+USE_METHOD = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from frankenlm.degradation.configs import get_config
+from frankenlm.degradation.report.level_axis import LevelAxis
+from frankenlm.degradation.weights.restore import Baseline, apply_damage
+
+assert (get_config("smoke") | {"method": "mult_sign", "levels": (0.0, 0.25)}).method == "mult_sign"
+assert LevelAxis.of("mult_sign", [0.25], True).label == "signs s"
+sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+model = LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).eval()
+weight = model.model.layers[0].self_attn.v_proj.weight
+before = weight.detach().clone()
+with Baseline(model, "attn_only") as baseline:
+    apply_damage(baseline, "mult_sign", 0.25, 42, 0)
+    ratio = weight.detach() / before
+    assert torch.isclose((ratio - 1).abs(), torch.tensor(0.25)).all() and ratio.min() < 1 < ratio.max()
+"""
+
+
 @pytest.fixture
 def package(tmp_path) -> Path:
     """The folder of a copy of frankenlm, laid out as an installed one is."""
@@ -84,4 +112,13 @@ def test_a_measure_of_texts_is_a_function_and_its_line(package):
     line = '    "length": TextMeasure(("mean_length",), lambda written: mean_length(written.tokens)),\n'
     insert(file, '    "vocabulary": TextMeasure(\n', line)
     done = run(package, "-c", USE_MEASURE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_damage_method_is_a_function_and_a_line_in_two_tables(package):
+    file = package / "degradation" / "damage" / "methods.py"
+    insert(file, 'LEGACY_METHODS = ("mult_gauss", "ablation")\n', METHOD.lstrip("\n"))
+    insert(file, '"add_gauss": add_gauss}\n', '"mult_sign": mult_sign, ')
+    insert(package / "degradation" / "configs.py", "}\nDTYPES = (", '    "mult_sign": Scale("s", "signs s"),\n')
+    done = run(package, "-c", USE_METHOD)
     assert done.returncode == 0, done.stderr
