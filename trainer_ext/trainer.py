@@ -26,7 +26,7 @@ from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, 
 from .common.redaction import without_secrets
 from .data.length_sampler import EpochLengthSampler
 from .loss_conduct import LossConduct, ask_model, smoothing_term
-from .optim.galore import build_galore, build_muon, hidden_matrices
+from .optim.galore import GaLoreAdamW, beside_adamw, hidden_matrices, muon
 from .optim.guard import GradientGuard, leaves
 from .optim.rolling_copy import all_finite
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
@@ -102,19 +102,19 @@ class FrankenTrainer(Trainer):
 
     def _matrix_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
         """GaLore or Muon for the matrices inside the layers, AdamW for everything else."""
-        args, decaying = self.args, set(self.get_decay_parameter_names(model))
-        named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        args = self.args
         groups = [
-            {"params": [named[name] for name in named if name in decaying], "weight_decay": args.weight_decay},
-            {"params": [named[name] for name in named if name not in decaying], "weight_decay": 0.0},
+            {name: group[name] for name in ("params", "weight_decay")}
+            for group in super().create_optimizer(model).param_groups
         ]
-        matrices = {id(named[name]) for name in hidden_matrices(model) if name in named}
-        shared = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-        if args.matrix_optimizer == "muon":
-            return SideBySide(*build_muon(groups, matrices, **shared))
+        chosen = hidden_matrices(model)
+        matrices = {id(weight) for name, weight in model.named_parameters() if name in chosen}
         projected = {"update_gap": args.galore_update_gap, "scale": args.galore_scale}
         projected |= {"rank": args.galore_rank, "projection": args.galore_projection}
-        return build_galore(groups, matrices, **shared, **projected)
+        adamw = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        if args.matrix_optimizer == "muon":
+            return beside_adamw(groups, matrices, lambda theirs: muon(theirs, args.learning_rate), **adamw)
+        return beside_adamw(groups, matrices, lambda theirs: GaLoreAdamW(theirs, **adamw, **projected), **adamw)
 
     def compute_loss(
         self,

@@ -84,3 +84,18 @@ def test_the_guard_keeps_a_run_alive_that_would_have_been_poisoned(train, tmp_pa
     weights = load_file(tmp_path / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert "rollback" in (tmp_path / "training.csv").read_text()
+
+
+def test_the_best_model_is_a_result_though_the_last_step_was_sick(train, tmp_path, monkeypatch):
+    original = FrankenTrainer.training_step
+
+    def poisoned(self, *args, **kwargs):
+        loss = original(self, *args, **kwargs)
+        if self.state.global_step + 1 == STEPS:
+            poison_optimizer(self)
+        return loss
+
+    monkeypatch.setattr(FrankenTrainer, "training_step", poisoned)
+    words = ["--max_steps", STEPS, "--save_steps", 1, "--eval_steps", 1, "--load_best_model_at_end", "true"]
+    assert train(tmp_path, *words, "--no_gradient_guard") == 0
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "model.safetensors").values())

@@ -3,7 +3,7 @@
 For the gradient G (m, n) of a matrix, every `update_gap` steps P holds its leading singular vectors: the left ones
 (m, r) where m <= n, the right ones (n, r) elsewhere. Adam runs on R = P^T G (or G P), and the weight moves by
 lr * scale * P N (or N P^T), N being Adam's normalised step (algorithm 2). Weight decay is decoupled, as in AdamW.
-Groups without a `rank` are plain AdamW. The state holds nothing but tensors.
+The state holds nothing but tensors. What is no matrix has torch's AdamW beside it (`beside_adamw`).
 """
 
 from collections.abc import Callable, Iterable
@@ -18,6 +18,7 @@ from frankenlm.modeling.embeddings import FactorizedEmbedding
 from frankenlm.modeling.full_linear import FullPrecisionLinear
 
 from ..common.cli import UserError
+from .sign_training import SideBySide
 
 MATRIX_OPTIMIZERS = ("same", "galore", "muon")
 # std: the side with fewer rows or columns is projected; reverse_std: the other; left, right: always this one.
@@ -28,12 +29,12 @@ class GaLoreAdamW(Optimizer):
     """See the module.
 
     Args:
-        params: groups as of any optimizer; those with `rank` hold matrices and may set update_gap, scale, projection.
-        rank: None for plain AdamW. update_gap: steps between two projections. scale: of the projected step (0.25 in
-            the paper). projection: one of PROJECTIONS.
+        params: matrices, or groups of them as of any optimizer.
+        rank: of the projected gradient; a matrix with a shorter side has that side's. update_gap: steps between two
+            projections. scale: of the projected step (0.25 in the paper). projection: one of PROJECTIONS.
 
     Raises:
-        ValueError: numbers out of range, or a parameter of another shape in a group with a rank.
+        ValueError: numbers out of range, or a parameter that is no matrix.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class GaLoreAdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         *,
-        rank: int | None = None,
+        rank: int,
         update_gap: int = 200,
         scale: float = 0.25,
         projection: str = "std",
@@ -72,18 +73,16 @@ class GaLoreAdamW(Optimizer):
         state, gradient = self.state[weight], weight.grad
         if not state:
             state["step"] = torch.tensor(0.0)
-        if group["rank"] is not None:
-            left = projects_left(gradient, group["projection"])
-            if int(state["step"]) % group["update_gap"] == 0:
-                state["projector"] = leading_vectors(gradient, group["rank"], left)
-            projector = state["projector"]
-            gradient = projector.T @ gradient if left else gradient @ projector  # (r, n) or (m, r)
+        left = projects_left(gradient, group["projection"])
+        if int(state["step"]) % group["update_gap"] == 0:
+            state["projector"] = leading_vectors(gradient, group["rank"], left)
+        projector = state["projector"]
+        gradient = projector.T @ gradient if left else gradient @ projector  # (r, n) or (m, r)
         if "exp_avg" not in state:
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1
         move = adam_step(gradient, state, group["betas"], group["eps"])
-        if group["rank"] is not None:
-            move = group["scale"] * (projector @ move if left else move @ projector.T)
+        move = group["scale"] * (projector @ move if left else move @ projector.T)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.sub_(group["lr"] * move)
 
@@ -114,8 +113,6 @@ def leading_vectors(gradient: torch.Tensor, rank: int, left: bool) -> torch.Tens
 
 def _check_group(group: dict) -> None:
     check_choice("projection", group["projection"], PROJECTIONS)
-    if group["rank"] is None:
-        return
     for name in ("rank", "update_gap"):
         if type(group[name]) is not int or group[name] < 1:
             raise ValueError(f"{name}={group[name]!r} must be a whole number of at least 1.")
@@ -150,32 +147,27 @@ def hidden_matrices(model: nn.Module) -> set[str]:
     return found
 
 
-def build_galore(groups: list[dict], matrices: set[int], *, rank: int, **options) -> GaLoreAdamW:
-    """Make GaLore of AdamW's groups: parameters whose id is in `matrices` get a rank, the others stay AdamW's.
+def beside_adamw(
+    groups: list[dict], matrices: set[int], make: Callable[[list[dict]], Optimizer], **adamw
+) -> SideBySide:
+    """Return torch's AdamW, and beside it what `make` makes of the parameters whose id is in `matrices`.
 
     Args:
-        options: lr, betas, eps of all; update_gap, scale, projection of the projected.
+        groups: params and weight_decay, as a Trainer makes them. adamw: lr, betas and eps.
     """
-    shared = {name: options.pop(name) for name in ("lr", "betas", "eps") if name in options}
-    made = []
-    for group in groups:
-        rest = {name: value for name, value in group.items() if name != "params"}
-        chosen = [weight for weight in group["params"] if id(weight) in matrices]
-        others = [weight for weight in group["params"] if id(weight) not in matrices]
-        made += [{**rest, "params": chosen, "rank": rank, **options}] if chosen else []
-        made += [{**rest, "params": others}] if others else []
-    return GaLoreAdamW(made, **shared)
+
+    def part(inside: bool) -> list[dict]:
+        parts = []
+        for group in groups:
+            chosen = [weight for weight in group["params"] if (id(weight) in matrices) is inside]
+            parts += [{**group, "params": chosen}] if chosen else []
+        return parts
+
+    return SideBySide(AdamW(part(False), **adamw), make(part(True)))
 
 
-def build_muon(groups: list[dict], matrices: set[int], *, lr: float, betas: tuple[float, float], eps: float):
-    """Return (AdamW of the others, Muon of the matrices), with Muon's step brought to AdamW's size, so that one rate
-    serves both (Liu et al. 2025, arXiv:2502.16982).
+def muon(groups: list[dict], lr: float) -> torch.optim.Muon:
+    """Return Muon with its step brought to AdamW's size, so that one rate serves both (Liu et al. 2025,
+    arXiv:2502.16982).
     """
-    adam, muon = [], []
-    for group in groups:
-        rest = {name: value for name, value in group.items() if name != "params"}
-        chosen = [weight for weight in group["params"] if id(weight) in matrices]
-        others = [weight for weight in group["params"] if id(weight) not in matrices]
-        muon += [{**rest, "params": chosen}] if chosen else []
-        adam += [{**rest, "params": others}] if others else []
-    return AdamW(adam, lr=lr, betas=betas, eps=eps), torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.Muon(groups, lr=lr, adjust_lr_fn="match_rms_adamw")

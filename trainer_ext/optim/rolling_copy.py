@@ -56,11 +56,8 @@ def all_finite(parameters: Iterable[nn.Parameter], optimizers: Iterable[Optimize
     tensors = [parameter.detach() for parameter in parameters]
     tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     floating = [value for value in tensors if torch.is_tensor(value) and value.is_floating_point() and value.numel()]
-    return not floating or bool(torch.stack(list(map(_largest, floating))).isfinite().all())
-
-
-def _largest(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.abs().amax().double()
+    largest = torch._foreach_norm(floating, float("inf")) if floating else []  # nan where an element is
+    return not largest or bool(torch.stack([norm.double() for norm in largest]).isfinite().all())
 
 
 def _copy_state(state: dict[str, Any], kept: dict[str, Any]) -> None:

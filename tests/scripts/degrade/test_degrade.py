@@ -12,21 +12,7 @@ from transformers import LlamaConfig
 
 from frankenlm.degradation.records.journal import checksum
 from frankenlm.degradation.records.locks import ExperimentLock
-
-
-def exported(folder):
-    (path,) = folder.glob("outputs_*.json")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix not in ("", ".log")}
-
-
-def one_line(capsys) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if re.match(r"(error|stopped|storage):", line)]
-    assert len(lines) == 1, lines
-    return lines[0]
+from lab_outcomes import exported, one_line, snapshot
 
 
 def test_the_smallest_experiment(run, tmp_path):

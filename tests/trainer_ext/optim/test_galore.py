@@ -9,7 +9,7 @@ from torch import nn
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM, Legacy1BitConfig, Legacy1BitForCausalLM
 from frankenlm.trainer_ext.common.cli import UserError
-from frankenlm.trainer_ext.optim.galore import GaLoreAdamW, build_galore, hidden_matrices
+from frankenlm.trainer_ext.optim.galore import GaLoreAdamW, beside_adamw, hidden_matrices
 from guarded_runs import model_of
 
 
@@ -45,19 +45,21 @@ def test_is_the_papers_update(shape, rank):
     torch.testing.assert_close(weight.data, expected, rtol=0, atol=1e-10)
 
 
-def test_without_a_rank_it_is_adamw():
+def test_what_is_no_matrix_has_adamw_beside_it():
     torch.manual_seed(0)
-    ours, theirs = nn.Linear(6, 4), None
+    ours = nn.Linear(6, 4)
     theirs = copy.deepcopy(ours)
-    options = {"lr": 0.01, "weight_decay": 0.1}
-    for model, optimizer in ((ours, GaLoreAdamW), (theirs, torch.optim.AdamW)):
-        torch.manual_seed(1)
-        made = optimizer(model.parameters(), **options)
-        for _ in range(5):
-            made.zero_grad()
-            model(torch.randn(3, 6)).square().sum().backward()
-            made.step()
-    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-7)
+    adamw = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6}
+    groups = [{"params": list(ours.parameters()), "weight_decay": 0.1}]
+    both = beside_adamw(groups, {id(ours.weight)}, lambda part: GaLoreAdamW(part, **adamw, rank=2), **adamw)
+    alone = torch.optim.AdamW([theirs.bias], weight_decay=0.1, **adamw)
+    for model, optimizer in ((ours, both), (theirs, alone)):
+        for step in range(3):
+            model.weight.grad = torch.full((4, 6), 1.0 + step)
+            model.bias.grad = torch.full((4,), 1.0 + step)
+            optimizer.step()
+    assert torch.equal(ours.bias, theirs.bias) and not torch.equal(ours.weight, theirs.weight)
+    assert [group["weight_decay"] for group in both.param_groups] == [0.1, 0.1]
 
 
 @pytest.mark.parametrize("projection", ["std", "reverse_std", "left", "right"])
@@ -98,10 +100,11 @@ def train(model, optimizer, steps: range) -> None:
         optimizer.step()
 
 
-def galore_of(model) -> GaLoreAdamW:
+def galore_of(model):
     named = dict(model.named_parameters())
     chosen = {id(named[name]) for name in hidden_matrices(model)}
-    return build_galore([{"params": list(named.values())}], chosen, rank=4, lr=1e-3, update_gap=3)
+    groups = [{"params": list(named.values())}]
+    return beside_adamw(groups, chosen, lambda part: GaLoreAdamW(part, lr=1e-3, rank=4, update_gap=3), lr=1e-3)
 
 
 @pytest.mark.parametrize("family", ["frankenstein", "legacy"])

@@ -1,5 +1,7 @@
 """The gradient guard: what it finds in one pass, what it does about it, and that nothing else changes."""
 
+import dataclasses
+import json
 import math
 
 import pytest
@@ -234,6 +236,18 @@ def test_an_overflow_of_fp16_is_the_scalers(rows, tmp_path, value):
     hit = Run(tmp_path, rows, plant=with_scaler)
     assert hit.guard.counts["skip"] == 1 and hit.guard.stop_reason is None and hit.guard.failures == 0
     assert all_finite(hit.model.parameters(), []) and hit.trainer.accelerator.scaler.get_scale() == 4.0
+
+
+def test_what_was_seen_since_the_last_log_line_survives_a_resume(rows, tmp_path):
+    first = Run(tmp_path, rows, steps=1).guard
+    first._window = [first.last, dataclasses.replace(first.last, has_nan=True, repair_action="skip")]
+    saved = json.loads(json.dumps(first.state()))
+    second = Run(tmp_path, rows, steps=1)
+    second.trainer.state.stateful_callbacks = {"GradientGuard": saved}
+    second.guard.on_train_begin(second.trainer.args, second.trainer.state, second.trainer.control)
+    logs = {"loss": 1.5, "learning_rate": 0.1}
+    second.guard._logged(logs)
+    assert (logs["loss"], logs["has_nan"], logs["repair_action"]) == (3.0, 1.0, "skip")
 
 
 def test_one_guard_a_trainer(rows, tmp_path):
