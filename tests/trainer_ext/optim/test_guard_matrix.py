@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import guard_ranks
+import guarded_runs
 from guarded_runs import (
     ALWAYS,
     FAULT,
@@ -72,7 +73,7 @@ def test_two_processes_decide_alike(tmp_path):
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(guard_ranks.__file__).parent),
+        "PYTHONPATH": str(Path(guarded_runs.__file__).parent),
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

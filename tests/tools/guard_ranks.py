@@ -1,6 +1,6 @@
 """The guard in two processes, every fault on one of them alone; rank 0 prints what happened, as JSON.
 
-Usage: accelerate launch ... tests/helpers/guard_ranks.py FOLDER
+Usage: accelerate launch ... tests/tools/guard_ranks.py FOLDER
 """
 
 import itertools
