@@ -24,7 +24,7 @@ ARROWS = {
     "trainer_ext.generation": FOUNDATION | {"trainer_ext.data", "trainer_ext.metrics", "trainer_ext.plots"},
     "trainer_ext.evaluation": FOUNDATION | {"trainer_ext.data", "trainer_ext.generation", "trainer_ext.metrics"},
     "trainer_ext.optim": FOUNDATION | {"trainer_ext.ternary_stats"},
-    "trainer_ext.saving": FOUNDATION,
+    "trainer_ext.saving": FOUNDATION | {"trainer_ext.optim"},
     "degradation.errors": set(),
     "degradation.configs": {"trainer_ext.common"},
     "degradation.cells": {"degradation.configs"},
