@@ -20,8 +20,8 @@ SERVER = Path(__file__).resolve().parents[1] / "tools" / "kill_training.py"
 SAVING = "--eval_steps 3 --save_steps 2 --max_steps 6 --cpu_threads 1 --ema_decay 0.9"
 INFINITO = (
     "--preset infinito-small --tokenizer train --vocab_size 300 --max_length 16 --model.hidden_size 16 "
-    "--model.num_hidden_layers 2 --model.num_attention_heads 2 --model.intermediate_size 16 --batch_size 4 "
-    "--logging_steps 4 --disable_tqdm true --use_cpu --gradient_accumulation_steps 2"
+    "--model.num_hidden_layers 2 --model.memory_layers [1] --model.num_attention_heads 2 --model.intermediate_size 16 "
+    "--batch_size 4 --logging_steps 4 --disable_tqdm true --use_cpu --gradient_accumulation_steps 2"
 )
 # call, which of them (from the back if negative), what was on the disk when the process ended
 QUICK = {

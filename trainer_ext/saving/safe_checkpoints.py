@@ -12,7 +12,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,13 +20,18 @@ from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
 from ..optim.guard import GradientGuard, leaves
-from ..optim.rolling_copy import all_finite
+from ..optim.rolling_copy import all_finite, largest
 from .checkpoint_record import Health, RunRecord, write_record
 from .output_folder import discard, rotate
 from .publishing import partial_of, publish, publish_files
 from .saved_checkpoints import PREFIX, STATE, examined
 
 logger = logging.getLogger("frankenlm.checkpoints")
+
+# A loss this many times the first one, and by as much above it, is of a run that has diverged.
+DIVERGED = 10.0
+# Squares of larger numbers overflow float32: the next gradient is not finite, though the loss may be.
+UNUSABLE = 1e19
 
 
 class SafeCheckpoints:
@@ -98,18 +103,26 @@ class SafeCheckpoints:
     def health(self) -> Health:
         """What a checkpoint of now would be worth."""
         trainer = self.trainer
-        losses = [logs["eval_loss"] for logs in trainer.state.log_history if "eval_loss" in logs]
-        loss = losses[-1] if losses else None
-        states_are_finite = all_finite([], leaves(trainer.optimizer))
-        sick = torch.tensor([not self.weights_are_finite(), not states_are_finite], device=trainer.args.device)
-        weights, states = trainer.accelerator.reduce(sick.float(), "sum").tolist()
-        fault = None
-        if weights:
-            fault = "its parameters hold NaN or Inf"
-        elif states:
-            fault = "its optimizer's state holds NaN or Inf"
-        elif loss is not None and not math.isfinite(loss):
-            fault, loss = f"its evaluation loss is {loss}", None
+        magnitude, states_are_finite = (
+            largest(trainer.model.parameters(), []),
+            all_finite([], leaves(trainer.optimizer)),
+        )
+        flags = [not math.isfinite(magnitude), magnitude > UNUSABLE, not states_are_finite]
+        sick = torch.tensor(flags, device=trainer.args.device)
+        faults = (
+            "its parameters hold NaN or Inf",
+            f"its parameters hold numbers beyond {UNUSABLE:.0e}",
+            "its optimizer's state holds NaN or Inf",
+        )
+        seen = trainer.accelerator.reduce(sick.float(), "sum").tolist()
+        fault = next((text for text, count in zip(faults, seen, strict=True) if count), None)
+        evaluated = losses_of(trainer.state.log_history, "eval_loss")
+        loss = evaluated[-1] if evaluated and math.isfinite(evaluated[-1]) else None
+        if fault is None and evaluated and loss is None:
+            fault = f"its evaluation loss is {evaluated[-1]}"
+        for name, losses in (("evaluation", evaluated), ("training", losses_of(trainer.state.log_history, "loss"))):
+            if fault is None and losses and losses[-1] > max(DIVERGED * losses[0], losses[0] + DIVERGED):
+                fault = f"its {name} loss is {losses[-1]:.4g}, and the run began with {losses[0]:.4g}: it has diverged"
         guards = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, GradientGuard)]
         return Health(fault, loss, dict(guards[0].counts) if guards else {})
 
@@ -157,6 +170,11 @@ class SafeCheckpoints:
             yield
         finally:
             trainer._get_output_dir, trainer.args.push_to_hub = self._place, push
+
+
+def losses_of(log_history: Iterable[Mapping[str, float]], name: str) -> list[float]:
+    """The values of `name` in the log events that have it."""
+    return [logs[name] for logs in log_history if name in logs]
 
 
 def newest_healthy(output_dir: str | Path, world_size: int = 1) -> str | None:
