@@ -1,13 +1,15 @@
 """scripts/train.py under accelerate launch: one process, and two that equal one."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForMaskedLM
 
-from run_outcomes import curves, metrics
+from run_outcomes import assert_same_run, curves, metrics, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,3 +46,27 @@ def test_two_launched_processes_equal_one_with_twice_the_batch(tiny, train, tmp_
     assert [row["tokens_seen"] for row in ours] == [row["tokens_seen"] for row in theirs]
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
     assert done.stderr.count("step 4/4 | loss") == 1  # one process speaks
+
+
+def test_two_sharding_processes_equal_one_with_twice_the_batch(tiny, train, tmp_path):
+    """FSDP2 on CPUs: each process holds a half, the checkpoint is whole, a resumed run is the same run."""
+    same = ["--model.num_experts", 0, "--model.dropout", 0.0, "--model.attention_dropout", 0.0]
+    steps, one = 50, tmp_path / "one"
+    # a last batch that is not full is filled up by two processes, and is smaller in one
+    rhythm = ["--save_steps", 25, "--eval_steps", 25, "--learning_rate", 3e-3, "--dataloader_drop_last", "true"]
+    tool = ROOT / "tests" / "tools" / "sharded_training.py"
+    done = launch([*config_file("fsdp2_cpu_2.yaml"), tool, tmp_path, steps, *tiny, *same, *rhythm])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the gradient guard is off: under FSDP") == 2  # in each of the two runs once
+    shards = [json.loads((tmp_path / f"shards-{rank}.json").read_text()) for rank in range(2)]
+    for name, (held, whole) in shards[0].items():
+        assert held + shards[1][name][0] == whole and held <= (whole + 1) // 2 + whole // 8 + 16, name
+    assert_same_run(tmp_path / "whole", tmp_path / "again")
+
+    assert train(one, *same, *rhythm, "--max_steps", steps, "--batch_size", 8) == 0
+    ours, theirs = ([row["loss"] for row in curves(folder) if "loss" in row] for folder in (tmp_path / "whole", one))
+    assert len(ours) == steps and ours == pytest.approx(theirs, abs=1e-4)
+    model, problems = AutoModelForMaskedLM.from_pretrained(tmp_path / "whole", output_loading_info=True)
+    assert not any(problems.values())
+    shapes = {name: value.shape for name, value in weights(one).items()}
+    assert {name: value.shape for name, value in weights(tmp_path / "whole").items()} == shapes
