@@ -20,6 +20,7 @@ HELP = [
     "frankenlm generate --help",
     "frankenlm compare --help",
     "frankenlm pack --help",
+    "frankenlm sweep --help",
 ]
 
 
@@ -49,7 +50,7 @@ def test_a_verb_runs_and_mistakes_are_told(capsys, monkeypatch):
     assert command.main(["evalute"]) == 2
     assert capsys.readouterr().err == (
         "error: unknown verb 'evalute'. Did you mean 'evaluate'? "
-        "Known: compare, degrade, evaluate, generate, pack, train.\n"
+        "Known: compare, degrade, evaluate, generate, pack, sweep, train.\n"
     )
     assert command.main(["pack", "--modl", "x"]) == 2
     assert "error: " in capsys.readouterr().err
