@@ -16,6 +16,7 @@ from ..common.redaction import redact
 from ..common.signals import CaughtSignals
 from .run_folder import CONSOLE, PlannedRun
 
+TRAIN = (sys.executable, "-m", "frankenlm.scripts.train")
 PAUSE = 0.05  # seconds between two looks at the processes
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 
@@ -64,7 +65,7 @@ class RunProcesses:
                     process.kill()
 
     def _start(self, planned: PlannedRun) -> None:
-        command = [sys.executable, "-m", "frankenlm.scripts.train", *planned.words()]
+        command = [*TRAIN, *planned.words()]
         inherited = {} if self.lock is None else {"pass_fds": (self.lock,)}
         with (planned.folder / CONSOLE).open("wb") as console:
             # in a session of its own: Ctrl-C reaches us alone, and we tell it once

@@ -129,7 +129,7 @@ def page(
     parts.append("\n".join(table))
     if lines:
         parts.append("\n".join(f"- {line}." for line in lines))
-    failed = [f"- {row['name']}: {row['message']}" for row in rows if row["status"] == "failed"]
+    failed = [f"- {row['name']}: {' '.join(row['message'].split())}" for row in rows if row["status"] == "failed"]
     if failed:
         parts.append("Failed:\n\n" + "\n".join(failed))
     return "\n\n".join(parts) + "\n"
