@@ -29,8 +29,8 @@ TRAIN = """
 import json, os, signal, sys, time
 from pathlib import Path
 words = dict(word.removeprefix("--").partition("=")[::2] for word in sys.argv[1:])
-folder, rate = Path(sys.argv[sys.argv.index("--output_dir") + 1]), float(words["learning_rate"])
 print("words", *sys.argv[1:], flush=True)
+folder, rate = Path(sys.argv[sys.argv.index("--output_dir") + 1]), float(words["learning_rate"])
 if rate == 13:
     sys.exit("error: unlucky")
 if rate == 17:
