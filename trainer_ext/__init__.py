@@ -15,10 +15,13 @@ _HOMES = {
     "DataArguments": "arguments",
     "FrankenTrainer": "trainer",
     "FrankenTrainingArguments": "arguments",
+    "GradientGuard": "optim.guard",
     "ModelArguments": "arguments",
+    "SafeCheckpoints": "saving.safe_checkpoints",
+    "newest_healthy": "saving.safe_checkpoints",
 }
 
-__all__ = ["DataArguments", "FrankenTrainer", "FrankenTrainingArguments", "ModelArguments"]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

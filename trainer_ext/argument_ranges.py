@@ -58,6 +58,7 @@ TRAINING_RANGES: Mapping[str, ArgumentRange] = {
     "galore_rank": COUNT,
     "galore_update_gap": COUNT,
     "galore_scale": POSITIVE,
+    "ema_decay": ArgumentRange(0, 1, above=True, below=True),
     "label_smoothing_factor": SHARE,
     "neftune_noise_alpha": POSITIVE,
     "torch_empty_cache_steps": COUNT,

@@ -223,6 +223,13 @@ class FrankenTrainingArguments(TrainingArguments):
             "help": "side that is projected: std is the shorter one of each matrix",
         },
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "keep an exponential moving average of the weights with this decay, such as 0.999: evaluated "
+            "beside them (eval_ema_loss) and saved in OUTPUT_DIR/ema"
+        },
+    )
     learning_rate_drop: float = field(
         default=1.0,
         metadata={
@@ -287,6 +294,8 @@ class FrankenTrainingArguments(TrainingArguments):
         if self.guard_policy is not None and not self.gradient_guard:
             raise ValueError("--guard_policy says what --gradient_guard does: leave out --no_gradient_guard.")
         self._check_matrix_optimizer()
+        if self.ema_decay is not None and (self.fsdp or self.deepspeed):
+            raise ValueError("--ema_decay needs whole weights, and FSDP and DeepSpeed shard them.")
         self._check_what_is_here()
         # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")

@@ -229,6 +229,8 @@ def describe(logs: Mapping[str, Any]) -> str:
         parts = [f"eval loss {loss:.4f}", f"perplexity {math.exp(loss):,.1f}" if loss < 50 else ""]
         if "eval_accuracy" in logs:
             parts[1] = f"accuracy {logs['eval_accuracy']:.3f}"
+        if "eval_ema_loss" in logs:
+            parts.append(f"of the average {logs['eval_ema_loss']:.4f}")
     elif "loss" in logs:
         formats = {
             "loss": "loss {:.4f}",

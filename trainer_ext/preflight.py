@@ -15,6 +15,7 @@ from frankenlm.modeling import read_preset
 
 from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_ranges
 from .common.cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
+from .common.folder_lock import locked_folder
 from .common.objectives import OBJECTIVES
 from .common.opening import read_config
 from .common.shared_memory import check_processes
@@ -24,6 +25,7 @@ from .requirements import check_requirements
 from .resuming import check_settings, choose_checkpoint
 from .saving.checkpoint_record import read_record_or_none
 from .saving.output_folder import RUN_FILES, check_links, is_run, taken_names
+from .saving.publishing import partials, settle
 from .saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
 
 logger = logging.getLogger("frankenlm.preflight")
@@ -61,6 +63,21 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
             check_same_model(run, checkpoint.folder)
         check_settings(run, checkpoint)
     return checkpoint
+
+
+def settle_killed_run(run: RunSettings) -> None:
+    """Before a run is continued: publish the checkpoints that it had written whole when it was killed.
+
+    Raises:
+        UserError: the run is still going on.
+    """
+    output_dir, wanted = Path(run.training.output_dir), run.training.resume_from_checkpoint
+    if wanted is None or wanted.lower() == "false":
+        return
+    with run.training.main_process_first(local=False, desc="checkpoints"):
+        if is_main_process() and partials(output_dir):
+            with locked_folder(output_dir):
+                settle(output_dir)
 
 
 def check_data_arguments(run: RunSettings) -> None:

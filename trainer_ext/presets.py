@@ -70,6 +70,7 @@ COMMON_TRAINING_FLAGS = frozenset(
         "guard_policy",
         "matrix_optimizer",
         "galore_rank",
+        "ema_decay",
         "log_level",
         "use_cpu",
         "activation_checkpointing",

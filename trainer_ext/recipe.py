@@ -265,9 +265,9 @@ def build_trainer(
             eval_collator=collator.for_evaluation(),
             compute_metrics=accuracy if classification else None,
         )
-    trainer.record = RunRecord(run_settings(run), prints)
+    trainer.checkpoints.record = RunRecord(run_settings(run), prints)
     if checkpoint is not None and checkpoint.record is not None:
-        trainer.record.run = checkpoint.record.run
+        trainer.checkpoints.record.run = checkpoint.record.run
     trainer.take_given_rates = training.allow_inexact_resume
     state = saved_state(checkpoint)
     times = StepTimes(Path(training.output_dir) / TIMING, state and state.global_step).attach(trainer)
@@ -281,6 +281,8 @@ def build_trainer(
         callbacks.append(TwoStages(training.learning_rate_drop, training.weight_decay_share))
     for callback in callbacks:
         trainer.add_callback(callback)
+    if training.ema_decay is not None:
+        trainer.take_average(training.ema_decay)
     if training.gradient_guard and (training.fsdp or training.deepspeed):
         logger.warning("the gradient guard is off: under FSDP and DeepSpeed no process holds a whole gradient")
     elif training.gradient_guard:

@@ -45,6 +45,7 @@ def run_facts(
         "device": args.device.type,
         "eval_accuracy": final.get("eval_accuracy"),
         "eval_loss": final["eval_loss"],
+        "ema_eval_loss": final.get("eval_ema_loss"),
         "eval_perplexity": math.exp(final["eval_loss"]) if language_model and final["eval_loss"] < 700 else None,
         "expert_load": last_expert_load(state.log_history),
         "ln_vocab_size": math.log(model.config.vocab_size) if language_model else None,

@@ -8,8 +8,6 @@ weights (`sign_training.py`). (The gradient seam, `_clip_grad_norm`, is left to 
 
 import contextlib
 import logging
-import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,11 +25,10 @@ from .common.redaction import without_secrets
 from .data.length_sampler import EpochLengthSampler
 from .loss_conduct import LossConduct, ask_model, smoothing_term
 from .optim.galore import GaLoreAdamW, beside_adamw, hidden_matrices, muon
-from .optim.guard import GradientGuard, leaves
-from .optim.rolling_copy import all_finite
+from .optim.guard import GradientGuard
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
-from .saving.checkpoint_record import Health, RunRecord, snapshot, write_record
-from .saving.output_folder import rotate
+from .optim.weight_average import WeightAverage
+from .saving.safe_checkpoints import SafeCheckpoints
 from .ternary_stats import LowBitProbe
 
 logger = logging.getLogger("frankenlm.trainer")
@@ -46,8 +43,8 @@ class FrankenTrainer(Trainer):
     Args:
         eval_collator: collator of the evaluation batches; None uses `data_collator`.
 
-    record: what each checkpoint tells of the run. take_given_rates: whether a resumed run goes by the learning rate,
-    decay and betas of its arguments where the checkpoint has others.
+    checkpoints: how they are written, and what they tell of the run. take_given_rates: whether a resumed run goes by
+    the learning rate, decay and betas of its arguments where the checkpoint has others.
     """
 
     # Trainer sets these two when training begins; LossWindow may ask for them before.
@@ -58,13 +55,13 @@ class FrankenTrainer(Trainer):
         has_cache_flag = hasattr(model, "config") and hasattr(model.config, "use_cache")
         self._saved_use_cache = model.config.use_cache if has_cache_flag else None
         super().__init__(model, args, *more, **kwargs)
-        self.record = RunRecord()
+        self.checkpoints = SafeCheckpoints().attach(self)
         self.take_given_rates = False
-        self._told: set[Path] = set()
         self.label_smoother = None  # the base class's shifts by class name and drops the model's other losses
         self._conduct: LossConduct | None = None
         self.eval_collator = eval_collator
         self.guard: GradientGuard | None = None
+        self.average: WeightAverage | None = None
         self.window = StepWindow()
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, predicted tokens
         probes = (SaturationProbe(self.window), LowBitProbe(self.window))
@@ -78,6 +75,11 @@ class FrankenTrainer(Trainer):
         """Let a guard watch the gradients; what a step that is not taken has collected is forgotten."""
         self.guard = guard.attach(self)
         guard.undo.append(self.window.forget_step)
+
+    def take_average(self, decay: float) -> None:
+        """Keep a moving average of the weights, which is evaluated and saved beside them."""
+        self.average = WeightAverage(self.model, decay, lambda: self.accelerator.optimizer_step_was_skipped)
+        self.add_callback(self.average)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that decay: all but those the model exempts."""
@@ -186,11 +188,18 @@ class FrankenTrainer(Trainer):
 
         With several processes the last batch is filled up with repeated samples, which count.
         """
+        options = {"metric_key_prefix": metric_key_prefix, **kwargs}
+        output = self._exact_loop(dataloader, description, *args, **options)
+        if self.average is not None:
+            with self.average.in_place():
+                averaged = self._exact_loop(dataloader, f"{description} of the average", *args, **options)
+            output.metrics[f"{metric_key_prefix}_ema_loss"] = averaged.metrics[f"{metric_key_prefix}_loss"]
+        return output
+
+    def _exact_loop(self, *args, metric_key_prefix: str, **kwargs):
         self._eval_sums.zero_()
         with self.window.pause(), own_randomness(self.args.seed):
-            output = super().evaluation_loop(
-                dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs
-            )
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
             nats, tokens = self.accelerator.reduce(self._eval_sums.to(self.args.device), "sum").tolist()
         if tokens:
             output.metrics[f"{metric_key_prefix}_loss"] = nats / tokens
@@ -238,6 +247,8 @@ class FrankenTrainer(Trainer):
         """As the base class; where the run was told to differ from the checkpoint's, by the rates that it was told."""
         told = [{name: group[name] for name in group.keys() & RATES} for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.average is not None:
+            self.average.resume(Path(checkpoint))
         if checkpoint is None or not self.take_given_rates:
             return
         for group, rates in zip(self.optimizer.param_groups, told, strict=True):
@@ -250,39 +261,11 @@ class FrankenTrainer(Trainer):
             ):
                 group["lr"] = base * factor(schedule.last_epoch)
 
-    def _save_checkpoint(self, model, trial) -> None:
-        """As the base class, with a record of what was written; only the run's own checkpoints are rotated."""
-        output_dir = Path(self._get_output_dir(trial=trial))
-        folder = output_dir / f"checkpoint-{self.state.global_step}"
-        before = snapshot(folder) if self.args.should_save else {}
-        with self._base_class_keeps_all():
-            super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()  # each process writes its random numbers
-        health = self.health()  # every process asks: with shards each sees a part
-        if self.args.should_save:
-            if health.fault is not None:
-                logger.warning("%s is not healthy: %s", folder, health.fault)
-            write_record(folder, self.record, self.state.global_step, before, time.time_ns(), health)
-            self._rotate(output_dir, self.args.save_total_limit, folder)
-
-    def health(self) -> Health:
-        """What a checkpoint of now would be worth."""
-        losses = [logs["eval_loss"] for logs in self.state.log_history if "eval_loss" in logs]
-        loss = losses[-1] if losses else None
-        sick = torch.tensor([not self.weights_are_finite(), not all_finite([], leaves(self.optimizer))])
-        weights, states = self.accelerator.reduce(sick.float().to(self.args.device), "sum").tolist()
-        fault = None
-        if weights:
-            fault = "its parameters hold NaN or Inf"
-        elif states:
-            fault = "its optimizer's state holds NaN or Inf"
-        elif loss is not None and not math.isfinite(loss):
-            fault, loss = f"its evaluation loss is {loss}", None
-        return Health(fault, loss, {} if self.guard is None else dict(self.guard.counts))
-
-    def weights_are_finite(self) -> bool:
-        """Whether the parameters hold finite numbers alone."""
-        return all_finite(self.model.parameters(), [])
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the base class, and the average of the weights."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.average is not None and self.args.should_save:
+            self.average.save(Path(output_dir))
 
     def save_for_later(self) -> bool:
         """Leave a checkpoint of the last finished step, as after a signal; return whether there was one to leave."""
@@ -291,28 +274,6 @@ class FrankenTrainer(Trainer):
         self.model.zero_grad()
         self._save_checkpoint(self.model, trial=None)
         return True
-
-    def _finalize_training(self, trial, num_train_samples, start_time):
-        """As the base class; with a limit of one checkpoint, the best alone is kept."""
-        with self._base_class_keeps_all():
-            output = super()._finalize_training(trial, num_train_samples, start_time)
-        if self.args.should_save and self.state.best_model_checkpoint is not None and self.args.save_total_limit == 1:
-            self._rotate(Path(self._get_output_dir(trial=trial)), 1, is_over=True)
-        return output
-
-    def _rotate(self, output_dir: Path, limit: int | None, *keep: Path, is_over: bool = False) -> None:
-        if self.state.best_model_checkpoint is not None:
-            keep = (*keep, Path(self.state.best_model_checkpoint))
-        rotate(output_dir, self.record.run, limit, keep, self._told, is_over=is_over)
-
-    @contextlib.contextmanager
-    def _base_class_keeps_all(self) -> Iterator[None]:
-        """Without a limit, as the base class would delete every folder that is named like a checkpoint."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            yield
-        finally:
-            self.args.save_total_limit = limit
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """As the base class, but silent about tied weights: a checkpoint holds them once."""

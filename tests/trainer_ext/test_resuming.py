@@ -58,7 +58,7 @@ def make_trainer(folder: Path, **fields) -> FrankenTrainer:
     args = FrankenTrainingArguments(output_dir=str(folder), **settings)
     model = FrankensteinForMaskedLM(config)
     trainer = FrankenTrainer(model=model, args=args, train_dataset=rows(), eval_dataset=rows(), data_collator=collate)
-    trainer.record = RunRecord({"seed": 42}, {"train": "a"}, run="one")
+    trainer.checkpoints.record = RunRecord({"seed": 42}, {"train": "a"}, run="one")
     return trainer
 
 

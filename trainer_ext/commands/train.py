@@ -11,7 +11,7 @@ from ..common.cli import Failed, Interrupted, UserError, user_mistakes
 from ..common.logs import RunLog
 from ..common.text_files import BadRowError
 from ..data.skipping import skipped_rows
-from ..preflight import check_run
+from ..preflight import check_run, settle_killed_run
 from ..presets import RunSettings
 from ..recipe import (
     build_model,
@@ -25,7 +25,8 @@ from ..recipe import (
     use_hardware,
 )
 from ..results import final_loss, run_facts, write_results
-from ..saving.output_folder import clear
+from ..saving.output_folder import AVERAGE, clear, discard
+from ..saving.publishing import partials
 from ..saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
 from ..trainer import FrankenTrainer
 
@@ -41,6 +42,7 @@ def train(run: RunSettings) -> None:
     args, output_dir = run.training, Path(run.training.output_dir)
 
     with RunLog(args.log_level) as log, SignalStop(args.world_size) as stop, ExitStack() as held:
+        settle_killed_run(run)
         found = checkpoint_folders(output_dir)
         checkpoint = check_run(run)
         if args.should_save and args.world_size > 1:
@@ -71,12 +73,17 @@ def train(run: RunSettings) -> None:
                 held.enter_context(hold_output_dir(run, found))
             if args.overwrite_output_dir:
                 clear(output_dir)
+            for partial in partials(output_dir):
+                discard(partial)
         log.write_to(output_dir / "training.log", append=checkpoint is not None)
         train_to_the_end(trainer, stop, checkpoint)
 
         final = final_loss(trainer)
         check_health(trainer, final)
-        trainer.save_model(output_dir)
+        trainer.checkpoints.save_result(output_dir)
+        if trainer.average is not None:
+            with trainer.average.in_place():
+                trainer.checkpoints.save_result(output_dir / AVERAGE)
         if trainer.is_world_process_zero():
             facts = run_facts(run, trainer, csv_log.rows, unigram, final)
             write_results(output_dir, facts, csv_log.rows)
@@ -91,7 +98,7 @@ def train(run: RunSettings) -> None:
 
 def check_health(trainer: FrankenTrainer, final: Mapping[str, float]) -> None:
     """Raises Failed where the weights are none that anybody should load: they are not saved as the run's result."""
-    fault = None if trainer.weights_are_finite() else "its parameters hold NaN or Inf"
+    fault = None if trainer.checkpoints.weights_are_finite() else "its parameters hold NaN or Inf"
     if fault is None and not math.isfinite(final["eval_loss"]):
         fault = f"its evaluation loss is {final['eval_loss']}"
     if fault is not None:

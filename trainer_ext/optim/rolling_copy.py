@@ -1,5 +1,6 @@
 """The parameters and the optimizer's state as they were before the last step, kept in buffers that are used again."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -50,14 +51,19 @@ class RollingCopy:
             self._states[index] = now
 
 
-@torch.no_grad()
 def all_finite(parameters: Iterable[nn.Parameter], optimizers: Iterable[Optimizer]) -> bool:
     """Whether parameters and the optimizers' states hold finite numbers alone."""
+    return math.isfinite(largest(parameters, optimizers))
+
+
+@torch.no_grad()
+def largest(parameters: Iterable[nn.Parameter], optimizers: Iterable[Optimizer]) -> float:
+    """The largest magnitude in parameters and the optimizers' states; NaN where there is one, 0 for nothing at all."""
     tensors = [parameter.detach() for parameter in parameters]
     tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     floating = [value for value in tensors if torch.is_tensor(value) and value.is_floating_point() and value.numel()]
-    largest = torch._foreach_norm(floating, float("inf")) if floating else []  # nan where an element is
-    return not largest or bool(torch.stack([norm.double() for norm in largest]).isfinite().all())
+    norms = torch._foreach_norm(floating, float("inf")) if floating else []  # nan where an element is
+    return torch.stack([norm.double() for norm in norms]).max().item() if norms else 0.0
 
 
 def _copy_state(state: dict[str, Any], kept: dict[str, Any]) -> None:

@@ -17,9 +17,6 @@ from ..common.files import write_json
 RECORD = "resume.json"
 FORMAT = 1
 
-# name -> (size, time of the last change, inode)
-Snapshot = Mapping[str, tuple[int, int, int]]
-
 
 @dataclass
 class RunRecord:
@@ -61,26 +58,10 @@ class CheckpointRecord:
     health: Health = Health()
 
 
-def snapshot(folder: Path) -> Snapshot:
-    """Return what lies in a folder and below, links not followed; {} where there is none."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not path.is_file():
-            continue
-        status = path.stat()
-        found[path.relative_to(folder).as_posix()] = (status.st_size, status.st_mtime_ns, status.st_ino)
-    return found
-
-
-def write_record(
-    folder: Path, record: RunRecord, step: int, before: Snapshot, saved: int, health: Health | None = None
-) -> None:
-    """Write resume.json: the files of `folder` that are new or were written since `before` are the run's."""
-    known = read_record(folder)
-    earlier = set(known.files) if known is not None and known.run == record.run else set()
-    after = snapshot(folder)
-    written = {name for name, status in after.items() if before.get(name) != status}
-    files = {name: digest(folder / name) for name in sorted(written | (earlier & after.keys())) if name != RECORD}
+def write_record(folder: Path, record: RunRecord, step: int, saved: int, health: Health | None = None) -> None:
+    """Write resume.json into a checkpoint that holds nothing but what the run wrote."""
+    written = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / RECORD)
+    files = {path.relative_to(folder).as_posix(): digest(path) for path in written}
     about = {"format": FORMAT, "step": step, "saved": saved, "files": files, "health": asdict(health or Health())}
     write_json(folder / RECORD, {**about, **asdict(record)})
 

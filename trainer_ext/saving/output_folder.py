@@ -6,6 +6,7 @@ written); other files stay, and are told. Symbolic links under our names are ref
 
 import fnmatch
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,13 +29,19 @@ SAVED = (
     "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "chat_template.jinja", "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt",
-    "scaler.pt", "rng_state*.pth", STATE, RECORD, *CODE,
+    "scaler.pt", "ema.safetensors", "rng_state*.pth", STATE, RECORD, *CODE,
 )  # fmt: skip
+
+
+# The last part of the names of folders on their way in or out; a run that was killed leaves them behind.
+PARTIAL = ".partial"
+# The model with the average of the weights for weights, in a folder of its own.
+AVERAGE = "ema"
 
 
 def check_links(output_dir: Path) -> None:
     """Raises UserError where a name that a run writes is a symbolic link: what it points to would be overwritten."""
-    folders = [output_dir, *checkpoint_folders(output_dir)]
+    folders = [output_dir, output_dir / AVERAGE, *checkpoint_folders(output_dir)]
     for path in (path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir())):
         ours = _matches(path.name, (*RUN_FILES, *SAVED)) or path in folders
         if ours and path.is_symlink():
@@ -69,7 +76,8 @@ def taken_names(output_dir: Path) -> list[str]:
 
 def clear(output_dir: Path) -> None:
     """Remove an earlier run's checkpoints and records; what else lies there stays, and is told."""
-    for folder in checkpoint_folders(output_dir):
+    average = [output_dir / AVERAGE] if (output_dir / AVERAGE).is_dir() else []
+    for folder in [*checkpoint_folders(output_dir), *average]:
         strangers = remove_checkpoint(folder)
         if strangers:
             logger.warning("%s stays: it holds %s, which no run wrote", folder, _listed(strangers))
@@ -78,15 +86,26 @@ def clear(output_dir: Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> list[str]:
-    """Delete the files of a checkpoint that a run wrote, and its folders where nothing is left; return what is."""
+    """Delete the files of a checkpoint that a run wrote, and its folders where nothing is left; return what is.
+
+    A whole folder takes another name first, so that no half of it is ever taken for a checkpoint.
+    """
     ours, others = contents(folder)
-    for name in ours:
-        (folder / name).unlink(missing_ok=True)
     if not others:
-        for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-            path.rmdir()
-        folder.rmdir()
+        gone = folder.with_name(f".{folder.name}.gone{PARTIAL}")
+        discard(gone)
+        folder.rename(gone)
+        discard(gone)
+    else:
+        for name in ours:
+            (folder / name).unlink(missing_ok=True)
     return others
+
+
+def discard(partial: Path) -> None:
+    """Remove a folder of ours that is on its way in or out, if it is there."""
+    if partial.is_dir():
+        shutil.rmtree(partial)
 
 
 def contents(folder: Path) -> tuple[list[str], list[str]]:

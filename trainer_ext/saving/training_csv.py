@@ -20,6 +20,7 @@ CSV_COLUMNS = (
     "tokens_seen",
     "loss",
     "eval_loss",
+    "eval_ema_loss",
     "eval_accuracy",
     "learning_rate",
     "grad_norm",

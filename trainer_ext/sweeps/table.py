@@ -10,6 +10,7 @@ from ..metrics.seeds import interval, summary
 METRICS = {
     "eval_loss": False,
     "best_eval_loss": False,
+    "ema_eval_loss": False,
     "eval_perplexity": False,
     "eval_accuracy": True,
     "tokens_per_second": True,

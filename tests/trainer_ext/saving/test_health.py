@@ -23,7 +23,7 @@ def checkpoint(folder, step, run, health=None):
     (path / STATE).write_text(json.dumps(state))
     for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
         (path / name).write_text(name)
-    write_record(path, run, step, {}, step, health)
+    write_record(path, run, step, step, health)
     return path
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.preflight import find_checkpoint
-from frankenlm.trainer_ext.saving.checkpoint_record import RunRecord, snapshot, write_record
+from frankenlm.trainer_ext.saving.checkpoint_record import RunRecord, write_record
 from frankenlm.trainer_ext.saving.output_folder import check_links, clear, is_run, rotate
 from frankenlm.trainer_ext.saving.training_csv import CSV_COLUMNS
 
@@ -15,16 +15,15 @@ FILES = ("model.safetensors", "optimizer.pt", "trainer_state.json")
 
 
 def make_checkpoint(output_dir: Path, step: int, run: str | None = "mine", strangers=()) -> Path:
-    """A checkpoint with its record (none without `run`), and files of somebody else that were there before."""
+    """A checkpoint with its record (none without `run`), and files of somebody else."""
     folder = output_dir / f"checkpoint-{step}"
     folder.mkdir(parents=True)
-    for name in strangers:
-        (folder / name).write_text("precious")
-    before = snapshot(folder)
     for name in FILES:
         (folder / name).write_text(f"{name} {step}")
     if run is not None:
-        write_record(folder, RunRecord(run=run), step, before, saved=step)
+        write_record(folder, RunRecord(run=run), step, saved=step)
+    for name in strangers:
+        (folder / name).write_text("precious")
     return folder
 
 

@@ -1,0 +1,192 @@
+"""Checkpoints of any `transformers.Trainer`, TRL's too, that are whole or not there, and know whether they are healthy.
+
+    SafeCheckpoints().attach(trainer)
+    trainer.train(resume_from_checkpoint=newest_healthy(output_dir))
+
+A checkpoint is written beside its place and renamed when all of it is on the disk, with sums and a health record in its
+resume.json. Rotation spares the newest healthy one, and whatever another run or somebody else wrote.
+"""
+
+import contextlib
+import inspect
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from transformers import Trainer
+from transformers.trainer_utils import SaveStrategy
+
+from ..optim.guard import GradientGuard, leaves
+from ..optim.rolling_copy import all_finite, largest
+from .checkpoint_record import Health, RunRecord, write_record
+from .output_folder import discard, rotate
+from .publishing import partial_of, publish, publish_files
+from .saved_checkpoints import PREFIX, STATE, examined
+
+logger = logging.getLogger("frankenlm.checkpoints")
+
+# A loss this many times the first one, and by as much above it, is of a run that has diverged.
+DIVERGED = 10.0
+# Squares of larger numbers overflow float32: the next gradient is not finite, though the loss may be.
+UNUSABLE = 1e19
+
+
+class SafeCheckpoints:
+    """See the module. One looks after one trainer.
+
+    Args:
+        record: what each checkpoint tells of the run; a run that goes on takes the id of the run it continues.
+    """
+
+    def __init__(self, record: RunRecord | None = None):
+        self.record = RunRecord() if record is None else record
+        self._told: set[Path] = set()
+
+    def attach(self, trainer: Trainer) -> "SafeCheckpoints":
+        """Wrap how a trainer writes a checkpoint and how it ends.
+
+        Raises:
+            ValueError: the trainer has one already.
+        """
+        save = trainer._save_checkpoint
+        if inspect.ismethod(save) and isinstance(save.__self__, SafeCheckpoints):
+            raise ValueError("this trainer has SafeCheckpoints already.")
+        self.trainer = trainer
+        self._save, self._finish, self._place = save, trainer._finalize_training, trainer._get_output_dir
+        trainer._save_checkpoint, trainer._finalize_training = self.save, self._finalized
+        return self
+
+    def save(self, model: torch.nn.Module, trial=None) -> None:
+        """Write the checkpoint of now; every process has to call it."""
+        trainer, output_dir = self.trainer, Path(self._place(trial=trial))
+        folder = output_dir / f"{PREFIX}{trainer.state.global_step}"
+        partial = partial_of(folder)
+        if trainer.args.should_save:
+            discard(partial)
+        trainer.accelerator.wait_for_everyone()
+        with self._base_class_keeps_all(), self._elsewhere(partial):
+            self._save(model, trial)
+        trainer.accelerator.wait_for_everyone()  # each process writes its random numbers
+        self._publish(output_dir, folder, partial / folder.name)
+        if trainer.args.push_to_hub:
+            trainer._push_from_checkpoint(str(folder))
+
+    def _publish(self, output_dir: Path, folder: Path, written: Path) -> None:
+        trainer = self.trainer
+        health = self.health()  # every process asks: with shards each sees a part
+        self._settle_best(output_dir, folder)
+        if trainer.args.should_save:
+            if health.fault is not None:
+                logger.warning("%s is not healthy: %s", folder, health.fault)
+            trainer.state.save_to_json(str(written / STATE))  # again, with the best one's place
+            write_record(written, self.record, trainer.state.global_step, time.time_ns(), health)
+            publish(written, folder)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_local_process_zero() and written.is_dir():
+            publish(written, folder)  # a node with a disk of its own: the random numbers of its processes
+        if trainer.args.should_save:
+            self._rotate(output_dir, trainer.args.save_total_limit, folder)
+
+    def save_result(self, output_dir: Path) -> None:
+        """Write the model as it is now into the run's folder; every process has to call it."""
+        trainer, written = self.trainer, partial_of(output_dir / "model") / "model"
+        trainer.save_model(str(written), _internal_call=True)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            publish_files(written, output_dir)
+        if trainer.args.push_to_hub:
+            trainer.push_to_hub(commit_message="Model save")
+
+    def health(self) -> Health:
+        """What a checkpoint of now would be worth."""
+        trainer = self.trainer
+        magnitude, states_are_finite = (
+            largest(trainer.model.parameters(), []),
+            all_finite([], leaves(trainer.optimizer)),
+        )
+        flags = [not math.isfinite(magnitude), magnitude > UNUSABLE, not states_are_finite]
+        sick = torch.tensor(flags, device=trainer.args.device)
+        faults = (
+            "its parameters hold NaN or Inf",
+            f"its parameters hold numbers beyond {UNUSABLE:.0e}",
+            "its optimizer's state holds NaN or Inf",
+        )
+        seen = trainer.accelerator.reduce(sick.float(), "sum").tolist()
+        fault = next((text for text, count in zip(faults, seen, strict=True) if count), None)
+        evaluated = losses_of(trainer.state.log_history, "eval_loss")
+        loss = evaluated[-1] if evaluated and math.isfinite(evaluated[-1]) else None
+        if fault is None and evaluated and loss is None:
+            fault = f"its evaluation loss is {evaluated[-1]}"
+        for name, losses in (("evaluation", evaluated), ("training", losses_of(trainer.state.log_history, "loss"))):
+            if fault is None and losses and losses[-1] > max(DIVERGED * losses[0], losses[0] + DIVERGED):
+                fault = f"its {name} loss is {losses[-1]:.4g}, and the run began with {losses[0]:.4g}: it has diverged"
+        guards = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, GradientGuard)]
+        return Health(fault, loss, dict(guards[0].counts) if guards else {})
+
+    def weights_are_finite(self) -> bool:
+        """Whether the parameters hold finite numbers alone."""
+        return all_finite(self.trainer.model.parameters(), [])
+
+    def _settle_best(self, output_dir: Path, folder: Path) -> None:
+        """Let the state name the best checkpoint by the place where it will stand."""
+        state = self.trainer.state
+        best = output_dir / f"{PREFIX}{state.best_global_step}"
+        if self.trainer.args.save_strategy != SaveStrategy.NO and (best == folder or best.is_dir()):
+            state.best_model_checkpoint = str(best)
+
+    def _finalized(self, trial, *args, **kwargs):
+        """As the trainer's; with a limit of one checkpoint, the best alone is kept."""
+        with self._base_class_keeps_all():
+            output = self._finish(trial, *args, **kwargs)
+        limit, best = self.trainer.args.save_total_limit, self.trainer.state.best_model_checkpoint
+        if self.trainer.args.should_save and best is not None and limit == 1:
+            self._rotate(Path(self._place(trial=trial)), 1, is_over=True)
+        return output
+
+    def _rotate(self, output_dir: Path, limit: int | None, *keep: Path, is_over: bool = False) -> None:
+        if self.trainer.state.best_model_checkpoint is not None:
+            keep = (*keep, Path(self.trainer.state.best_model_checkpoint))
+        rotate(output_dir, self.record.run, limit, keep, self._told, is_over=is_over)
+
+    @contextlib.contextmanager
+    def _base_class_keeps_all(self) -> Iterator[None]:
+        """Without a limit, as the base class would delete every folder that is named like a checkpoint."""
+        args = self.trainer.args
+        limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            yield
+        finally:
+            args.save_total_limit = limit
+
+    @contextlib.contextmanager
+    def _elsewhere(self, output_dir: Path) -> Iterator[None]:
+        """Let checkpoints be written below another folder, and be pushed by nobody yet."""
+        trainer, push = self.trainer, self.trainer.args.push_to_hub
+        trainer._get_output_dir, trainer.args.push_to_hub = (lambda trial: str(output_dir)), False
+        try:
+            yield
+        finally:
+            trainer._get_output_dir, trainer.args.push_to_hub = self._place, push
+
+
+def losses_of(log_history: Iterable[Mapping[str, float]], name: str) -> list[float]:
+    """The values of `name` in the log events that have it."""
+    return [logs[name] for logs in log_history if name in logs]
+
+
+def newest_healthy(output_dir: str | Path, world_size: int = 1) -> str | None:
+    """The checkpoint to go on from: the one written last that is whole and healthy; None where there is none.
+
+    What it passes over is told in a warning.
+
+    Args:
+        output_dir: where the checkpoints lie. world_size: the processes that will train.
+    """
+    for saved in examined(Path(output_dir), world_size):
+        if saved.is_whole:
+            return str(saved.folder)
+        logger.warning("%s is passed over: %s", saved.folder, saved.fault)
+    return None
