@@ -115,6 +115,7 @@ class StepTimes(TrainerCallback):
         if is_main_process():
             self.file = TimingFile(self.path, self.earlier_step)
             self.clock = PartClock()
+            self._write_row()  # where it begins
 
     def on_step_end(self, args, state, control, **kwargs):
         self.clock.turn_to(OTHER)

@@ -1,4 +1,5 @@
-"""timing.csv: what a run's seconds were spent on, a row for each log line and on both sides of each checkpoint.
+"""timing.csv: what a run's seconds were spent on, a row where it begins, for each log line and on both sides of each
+checkpoint.
 
 The parts of a row add up to its seconds, and the rows to the time between the begin and the end of training.
 """
