@@ -7,6 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .run_analysis import OF_A_STEP, RunAnalysis
+from .timing_file import PARTS
 
 MOST_BARS = 120
 
@@ -24,8 +25,9 @@ def plot_analysis(analysis: RunAnalysis, path: Path, *, title: str) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _color(index: int):
-    return colormaps["tab10"].colors[index % 10]
+def _color(part: str):
+    """The same one in both panels."""
+    return colormaps["tab10"].colors[PARTS.index(part) if part in PARTS else 7]
 
 
 def _draw_parts(axes, analysis: RunAnalysis) -> None:
@@ -33,7 +35,7 @@ def _draw_parts(axes, analysis: RunAnalysis) -> None:
     bars = axes.barh(
         [row["part"] for row in rows],
         [row["seconds"] for row in rows],
-        color=[_color(index) for index in range(len(rows))],
+        color=[_color(row["part"]) for row in rows],
     )
     axes.bar_label(bars, [f"{row['share']:.1%}" for row in rows], padding=3, fontsize=8)
     axes.invert_yaxis()
@@ -63,9 +65,9 @@ def _draw_steps(axes, stretches: Sequence[Mapping[str, float]]) -> None:
     bottoms = [0.0] * len(stretches)
     places = [stretch["first"] for stretch in stretches]
     widths = [stretch["last"] - stretch["first"] for stretch in stretches]
-    for index, part in enumerate(OF_A_STEP):
+    for part in OF_A_STEP:
         heights = [stretch[part] for stretch in stretches]
-        axes.bar(places, heights, widths, bottoms, align="edge", color=_color(index), label=part)
+        axes.bar(places, heights, widths, bottoms, align="edge", color=_color(part), label=part)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     axes.set(xlabel="optimizer step", ylabel="milliseconds a step")
     axes.legend(frameon=False, fontsize=8, ncols=3)
