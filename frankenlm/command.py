@@ -11,11 +11,14 @@ from . import __version__
 from .trainer_ext.common.checks import suggest
 from .trainer_ext.common.cli import EXIT_FAILED, EXIT_USER_MISTAKE, run_command
 
+# Verbs that are not their file's name.
+NAMES = {"analyze_run": "analyze"}
+
 
 def verbs() -> dict[str, Path]:
     """Return the file of each verb; what begins with an underscore is none."""
     (folder,) = set(find_spec("frankenlm.scripts").submodule_search_locations)
-    return {path.stem: path for path in sorted(Path(folder).glob("[!_]*.py"))}
+    return {NAMES.get(path.stem, path.stem): path for path in sorted(Path(folder).glob("[!_]*.py"))}
 
 
 def overview() -> str:
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER_MISTAKE
     sys.argv[0] = f"frankenlm {verb}"  # what a parser calls itself
     try:
-        return run_command(importlib.import_module(f"frankenlm.scripts.{verb}").main, words)
+        return run_command(importlib.import_module(f"frankenlm.scripts.{known[verb].stem}").main, words)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("frankenlm"):
             raise

@@ -20,6 +20,8 @@ HELP = [
     "frankenlm generate --help",
     "frankenlm compare --help",
     "frankenlm pack --help",
+    "frankenlm sweep --help",
+    "frankenlm analyze --help",
 ]
 
 
@@ -40,7 +42,7 @@ def test_every_script_is_a_verb(capsys):
     assert command.main([]) == 0
     shown = capsys.readouterr().out
     for path in (ROOT / "scripts").glob("[!_]*.py"):
-        assert f"\n  {path.stem} " in shown
+        assert f"\n  {command.NAMES.get(path.stem, path.stem)} " in shown
 
 
 def test_a_verb_runs_and_mistakes_are_told(capsys, monkeypatch):
@@ -49,7 +51,7 @@ def test_a_verb_runs_and_mistakes_are_told(capsys, monkeypatch):
     assert command.main(["evalute"]) == 2
     assert capsys.readouterr().err == (
         "error: unknown verb 'evalute'. Did you mean 'evaluate'? "
-        "Known: compare, degrade, evaluate, generate, pack, train.\n"
+        "Known: analyze, compare, degrade, evaluate, generate, pack, sweep, train.\n"
     )
     assert command.main(["pack", "--modl", "x"]) == 2
     assert "error: " in capsys.readouterr().err

@@ -25,6 +25,9 @@ ARROWS = {
     "trainer_ext.evaluation": FOUNDATION | {"trainer_ext.data", "trainer_ext.generation", "trainer_ext.metrics"},
     "trainer_ext.optim": FOUNDATION | {"trainer_ext.ternary_stats"},
     "trainer_ext.saving": FOUNDATION | {"trainer_ext.optim"},
+    "trainer_ext.analysis": FOUNDATION,
+    "trainer_ext.sweeps": FOUNDATION
+    | {f"trainer_ext.{room}" for room in ("metrics", "preflight", "presets", "resuming", "saving")},
     "degradation.errors": set(),
     "degradation.configs": {"trainer_ext.common"},
     "degradation.cells": {"degradation.configs"},

@@ -23,6 +23,8 @@ from transformers import (
     set_seed,
 )
 
+from .analysis.step_times import StepTimes
+from .analysis.timing_file import FILE as TIMING
 from .arguments import FrankenTrainingArguments
 from .callbacks import EarlyStopping, ExplorationSchedule, SignalStop
 from .common import opening
@@ -267,7 +269,9 @@ def build_trainer(
     if checkpoint is not None and checkpoint.record is not None:
         trainer.checkpoints.record.run = checkpoint.record.run
     trainer.take_given_rates = training.allow_inexact_resume
-    csv_log = CsvLog(Path(training.output_dir) / "training.csv", saved_state(checkpoint))
+    state = saved_state(checkpoint)
+    times = StepTimes(Path(training.output_dir) / TIMING, state and state.global_step).attach(trainer)
+    csv_log = CsvLog(Path(training.output_dir) / "training.csv", state)
     callbacks = [MaskingEpochs(collator), csv_log, stop]
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(training.early_stopping_patience))
@@ -285,6 +289,7 @@ def build_trainer(
     elif training.gradient_guard:
         with user_mistakes():
             trainer.take_guard(GradientGuard(read_policy(training.guard_policy)))
+        times.watch_guard(trainer.guard)
     return trainer, csv_log
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from frankenlm.scripts.evidence.comparisons import SHUFFLED
 from frankenlm.scripts.evidence.findings import findings
-from frankenlm.scripts.evidence.seeds import plus_minus
 from frankenlm.trainer_ext.common.timing import markdown_table
+from frankenlm.trainer_ext.metrics.seeds import plus_minus
 
 COMMAND = "python scripts/evidence/memory.py --output_dir runs/evidence --tables {tables} --card card.md"
 TITLES = {"mixers": "Do the mixers help?", "wikipedia": "Does the memory help?", "code": "Does the memory help?"}

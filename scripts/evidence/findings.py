@@ -11,7 +11,7 @@ from typing import Any
 
 from frankenlm.scripts.evidence.comparisons import COMPARISONS, SHUFFLED, Comparison, verdict
 from frankenlm.scripts.evidence.models import ATTENTION, GPT2, HYBRID_VARIANT, INFINITO, MEMORY_OFF
-from frankenlm.scripts.evidence.seeds import paired_difference, unpaired_difference
+from frankenlm.trainer_ext.metrics.seeds import paired_difference, unpaired_difference
 
 VALIDATION = "validation loss"
 

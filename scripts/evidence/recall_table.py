@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM, InfinitoConfig, InfinitoForCausalLM
 from frankenlm.scripts.evidence.recall_task import RecallTask, recall_accuracy, train_recall
-from frankenlm.scripts.evidence.seeds import plus_minus, summary
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.files import write_csv
 from frankenlm.trainer_ext.common.timing import markdown_table
+from frankenlm.trainer_ext.metrics.seeds import plus_minus, summary
 
 WINDOW = 16
 SOLVED = 0.95

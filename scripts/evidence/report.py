@@ -15,9 +15,9 @@ from frankenlm.scripts.evidence.figures import plot_positions, plot_training_run
 from frankenlm.scripts.evidence.models import INFINITO, MEMORY_OFF, Variant
 from frankenlm.scripts.evidence.plan import Table
 from frankenlm.scripts.evidence.runs import RunKey, RunStore, differences
-from frankenlm.scripts.evidence.seeds import paired_difference, summary
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.files import write_csv, write_json, write_text
+from frankenlm.trainer_ext.metrics.seeds import paired_difference, summary
 
 Run = dict[str, Any]
 

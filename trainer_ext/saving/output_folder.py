@@ -20,7 +20,7 @@ from .training_csv import CSV_COLUMNS
 logger = logging.getLogger("frankenlm.output_folder")
 
 # What a run leaves beside the model, and takes away when it replaces an earlier one.
-RUN_FILES = ("training.csv", "training.log", "training.png", "metrics.json", "README.md")
+RUN_FILES = ("training.csv", "timing.csv", "training.log", "training.png", "metrics.json", "README.md")
 # Of these a stranger's may lie in any folder.
 TAKEN = (*RUN_FILES, "config.json", "model.safetensors")
 CODE = tuple(path.name for path in Path(frankenlm.modeling.__file__).parent.glob("*.py"))

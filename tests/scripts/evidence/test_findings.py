@@ -8,7 +8,7 @@ import pytest
 from frankenlm.scripts.evidence.card import card_markdown
 from frankenlm.scripts.evidence.findings import findings
 from frankenlm.scripts.evidence.report import figures_in
-from frankenlm.scripts.evidence.seeds import paired_difference, summary
+from frankenlm.trainer_ext.metrics.seeds import paired_difference, summary
 
 ROOT = Path(__file__).resolve().parents[3]
 SEEDS = ("0", "1", "2")

@@ -22,8 +22,8 @@ from frankenlm.scripts.evidence.models import (
 )
 from frankenlm.scripts.evidence.plan import CODE, MIXERS, TABLES, WIKIPEDIA, smoke_table
 from frankenlm.scripts.evidence.runs import differences
-from frankenlm.scripts.evidence.seeds import paired_difference, plus_minus, summary, unpaired_difference
 from frankenlm.scripts.evidence.training import Recipe, row_order, thin_out
+from frankenlm.trainer_ext.metrics.seeds import paired_difference, plus_minus, summary, unpaired_difference
 
 IDS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0}
 

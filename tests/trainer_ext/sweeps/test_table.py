@@ -1,0 +1,76 @@
+"""What the runs of a sweep show together, from made-up rows worked out by hand."""
+
+import pytest
+from PIL import Image
+
+from frankenlm.trainer_ext.sweeps.figure import plot_sweep
+from frankenlm.trainer_ext.sweeps.table import cells_of, edges, page
+
+KEYS = ["run", "learning_rate"]
+
+
+def row(run: str, rate: float | None, seed: int, loss: float | None, status: str = "finished") -> dict:
+    name = f"{run},learning_rate={rate},seed={seed}"
+    return {"name": name, "run": run, "learning_rate": rate, "seed": seed, "eval_loss": loss, "status": status,
+            "message": "" if loss else "error: too\nbad"}  # fmt: skip
+
+
+ROWS = [
+    row("adamw", 1e-3, 0, 5.0),
+    row("adamw", 1e-3, 1, 5.2),
+    row("adamw", 3e-3, 0, 4.0),
+    row("adamw", 3e-3, 1, 4.4),
+    row("adamw", 1e-2, 0, 1.0),
+    row("adamw", 1e-2, 1, None, "failed"),
+    row("muon", 1e-3, 0, 4.1),
+    row("muon", 1e-3, 1, 4.1),
+    row("muon", 3e-3, 0, 4.6),
+    row("muon", 3e-3, 1, 4.6),
+]
+
+
+def test_cells_are_means_over_seeds_and_the_best_is_of_whole_ones():
+    cells = cells_of(ROWS, KEYS, "eval_loss")
+    assert [(cell["run"], cell["learning_rate"], cell["n"], cell["runs"]) for cell in cells] == [
+        ("adamw", 1e-3, 2, 2),
+        ("adamw", 3e-3, 2, 2),
+        ("adamw", 1e-2, 1, 2),
+        ("muon", 1e-3, 2, 2),
+        ("muon", 3e-3, 2, 2),
+    ]
+    # 12.706 * 0.2828 / sqrt(2) = 2.541
+    assert (cells[1]["mean"], cells[1]["low"]) == (pytest.approx(4.2), pytest.approx(4.2 - 2.5412, abs=1e-4))
+    assert [cell["best"] for cell in cells] == [False, False, False, True, False]  # 1.0 stands on one seed of two
+
+
+def test_a_best_value_at_the_end_of_its_list_is_told():
+    told = "muon: the best learning_rate, 0.001, is the smallest of its list: a better one may lie beyond it"
+    assert edges(cells_of(ROWS, KEYS, "eval_loss"), KEYS, "eval_loss") == [told]
+    whole = cells_of([*ROWS[:5], row("adamw", 1e-2, 1, 1.0)], KEYS, "eval_loss")
+    assert edges(whole, KEYS, "eval_loss")[0].startswith("adamw: the best learning_rate, 0.01, is the largest")
+
+
+def test_more_may_be_better():
+    rows = [row("a", rate, 0, rate) | {"tokens_per_second": rate} for rate in (1.0, 2.0, 3.0)]
+    cells = cells_of(rows, KEYS, "tokens_per_second")
+    assert [cell["best"] for cell in cells] == [False, False, True] and cells[0]["low"] is None
+
+
+def test_page_has_the_cells_the_warnings_and_the_failures():
+    text = page("rates", "eval_loss", ROWS, cells_of(ROWS, KEYS, "eval_loss"), KEYS, ["careful"])
+    assert "9 of 10 runs are finished" in text and "- careful." in text
+    assert "| muon | 0.001 | 2 | 4.1000 | 4.1000 to 4.1000 | **best** |" in text
+    assert "| adamw | 0.01 | 1 of 2 | 1.0000 |  |  |" in text
+    assert "- adamw,learning_rate=0.01,seed=1: error: too bad" in text
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS, [], ROWS[5:6], [row(f"a_$x^{number}", None, 0, 1.0) for number in range(3)]],
+    ids=["lines", "none", "failed", "categories"],
+)
+def test_figure(tmp_path, rows):
+    cells = cells_of(rows, KEYS, "eval_loss")
+    plot_sweep(cells, KEYS, "eval_loss", tmp_path / "a.png", title="a $ rate")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 800

@@ -1,0 +1,209 @@
+"""A sweep's YAML file -> the runs that it asks for.
+
+    name: rates                          # default: the file's name
+    base: {preset: mini, dataset: builtin, max_steps: 200, model.num_loops: 1}
+    grid:                                # every combination of these values
+      learning_rate: [3e-4, 1e-3, 3e-3]
+      model.num_experts: [2, 4]
+    runs:                                # and these, each with a grid of its own if it has one
+      muon: {matrix_optimizer: muon, grid: {learning_rate: [1e-3, 3e-3]}}
+    seeds: [0, 1, 2]                     # each of them all
+    metric: eval_loss
+
+Settings are those of train.py's flags and of its run.yaml: `learning_rate`, `batch_size`, `model.num_experts`.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frankenlm.modeling.checks import check_choice, check_keys
+from frankenlm.modeling.yaml_text import YamlWord, load_yaml
+
+from ..common.cli import UserError, check_seeds, user_mistakes
+from ..presets import SECTIONS, all_config_fields, as_word, field_names, flat_settings, load_yaml_mapping, to_words
+from .table import METRICS
+
+KEYS = ("name", "base", "grid", "runs", "seeds", "metric")
+MODEL = "model."
+# What the sweep itself says to train.py.
+OWN = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "list_presets")
+LONGEST_NAME = 100
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One training run.
+
+    name: of its folder. group: its name under `runs`, "" in the grid. varied: its values in the axes of its grid.
+    own: what it sets beside `base`. settings: everything that train.py is given.
+    """
+
+    name: str
+    group: str
+    varied: Mapping[str, Any]
+    own: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    seed: int | None
+
+    def words(self) -> list[str]:
+        """The settings as words of train.py's command line."""
+        flags = {key: value for key, value in self.settings.items() if not key.startswith(MODEL)}
+        fields = {key: value for key, value in self.settings.items() if key.startswith(MODEL)}
+        return [*to_words(flags), *(f"--{key}={_field_word(value)}" for key, value in fields.items())]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of one file; `metric` is a key of metrics.json."""
+
+    name: str
+    metric: str
+    runs: tuple[SweepRun, ...]
+
+    @property
+    def axes(self) -> list[str]:
+        """The settings that lie in a grid, in the order of the file."""
+        return list(dict.fromkeys(key for run in self.runs for key in run.varied))
+
+
+def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
+    """Read a sweep's file.
+
+    Args:
+        changes: `KEY=VALUE` that takes the place of what `base` says.
+    Raises:
+        UserError: no YAML, an unknown key or setting, an empty list, a value that stands twice.
+    """
+    with user_mistakes():
+        content = load_yaml_mapping(str(path))
+        check_keys(f"--config {path}", content, KEYS)
+        base = _settings(f"{path}, base", content.get("base"))
+        base |= _settings(f"{path}, --set", dict(map(_change, changes)))
+        metric = content.get("metric", "eval_loss")
+        check_choice(f"--config {path}: metric", metric, METRICS)
+        seeds = _seeds(path, content, base)
+        runs = []
+        for group, own, axes in _groups(path, content):
+            for values in itertools.product(*axes.values()):
+                varied = dict(zip(axes, values, strict=True))
+                runs += [_run(group, base, {**own, **varied}, varied, seed) for seed in seeds]
+    names = [run.name for run in runs]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--config {path}: two runs are {name!r}: a value stands twice.")
+    return Sweep(str(content.get("name", path.stem)), metric, tuple(runs))
+
+
+def _groups(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, dict, dict]]:
+    """The named runs and the grid: name, settings, axes."""
+    grid, named = content.get("grid"), content.get("runs")
+    if grid is None and named is None and content.get("seeds") is None:
+        raise UserError(f"--config {path}: nothing varies: give a grid, runs or seeds.")
+    if grid is not None or named is None:
+        yield "", {}, _axes(f"{path}, grid", grid)
+    if named is not None and not isinstance(named, Mapping):
+        raise UserError(f"--config {path}, runs: expected 'name: settings' lines, found {type(named).__name__}.")
+    for name, given in (named or {}).items():
+        place = f"{path}, run {name!r}"
+        if given is not None and not isinstance(given, Mapping):
+            raise UserError(f"--config {place}: expected 'key: value' lines, found {type(given).__name__}.")
+        own = dict(given or {})
+        axes = _axes(f"{place}, grid", own.pop("grid", None))
+        yield str(name), _settings(place, own), axes
+
+
+def _axes(place: str, grid: Any) -> dict[str, list]:
+    axes = _settings(place, grid)
+    for key, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise UserError(f"--config {place}, {key}: a list of values is expected, as in [1, 2].")
+    return axes
+
+
+def _seeds(path: Path, content: Mapping[str, Any], base: Mapping[str, Any]) -> list[int | None]:
+    seeds = content.get("seeds")
+    if seeds is None:
+        return [None]
+    if not isinstance(seeds, list) or not seeds or any(not isinstance(s, int) or isinstance(s, bool) for s in seeds):
+        raise UserError(f"--config {path}, seeds: a list of whole numbers is expected, as in [0, 1, 2].")
+    if "seed" in base:
+        raise UserError(f"--config {path}: base has a seed, and there are seeds: leave one of them out.")
+    check_seeds(seeds)
+    return [int(seed) for seed in seeds]
+
+
+def _settings(place: str, given: Any) -> dict[str, Any]:
+    """Settings by the names of train.py's flags, those of the model's configuration with `model.` before them."""
+    if given is None:
+        return {}
+    where = f"--config {place}"
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where}: expected 'key: value' lines, found {type(given).__name__}.")
+    flags, fields = {name for section in SECTIONS.values() for name in field_names(section)}, all_config_fields()
+    settings = {}
+    for key, value in flat_settings(place, given).items():
+        key = _aliases().get(key, key)
+        if key in OWN:
+            raise UserError(f"{where}: {key} is what the sweep says to each run: leave it out.")
+        if key not in flags and not key.startswith(MODEL):
+            check_keys(where, [key], flags | fields)
+            key = MODEL + key
+        if key.startswith(MODEL):
+            check_keys(where, [key], {MODEL + name for name in fields})
+        if key in settings:
+            raise UserError(f"{where}: {key!r} stands twice, under two names.")
+        settings[key] = value
+    return settings
+
+
+def _aliases() -> dict[str, str]:
+    """Other names of flags, such as batch_size."""
+    return {
+        alias.removeprefix("--"): field.name
+        for section in SECTIONS.values()
+        for field in dataclasses.fields(section)
+        for alias in field.metadata.get("aliases", ())
+    }
+
+
+def _change(word: str) -> tuple[str, Any]:
+    key, equals, value = word.removeprefix("--").partition("=")
+    if not equals:
+        raise UserError(f"--set {word}: expected KEY=VALUE, as in max_steps=10.")
+    try:
+        return key, load_yaml(value)
+    except ValueError as error:
+        raise UserError(f"--set {word[:60]}: {error}") from error
+
+
+def _run(group: str, base: Mapping, own: Mapping, varied: Mapping, seed: int | None) -> SweepRun:
+    settings = {**base, **own} | ({} if seed is None else {"seed": seed})
+    parts = [group] if group else []
+    parts += [f"{key.removeprefix(MODEL)}={shown(value)}" for key, value in varied.items()]
+    parts += [] if seed is None else [f"seed={seed}"]
+    return SweepRun(_folder_name(",".join(parts) or "run"), group, varied, own, settings, seed)
+
+
+def _folder_name(text: str) -> str:
+    """A text as the name of a folder; where it had to change, a hash tells it from its like."""
+    name = re.sub(r"[^\w.,=+-]+", "_", text, flags=re.ASCII).lstrip(".-")[:LONGEST_NAME]
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def shown(value: Any) -> str:
+    """A value of a setting as a person writes it."""
+    return as_word(value, {float})
+
+
+def _field_word(value: Any) -> str:
+    """A value as YAML that gives it again: a plain yes or no stays one."""
+    if value is None or (isinstance(value, str) and not isinstance(value, YamlWord)):
+        return json.dumps(value)
+    return as_word(value, {float})
