@@ -47,6 +47,7 @@ FACTS = {
     "transformers:PreTrainedConfig._commit_hash": "fingerprint.py records which revision was damaged",
     "transformers:Trainer._get_train_sampler": "trainer.py repeats the order of batches by length on resume",
     "transformers:Trainer._finalize_training": "safe_checkpoints.py ends a run without deleting what others wrote",
+    "transformers:Trainer._save_optimizer_and_scheduler": "trainer.py adds the average of the weights",
     "transformers:Trainer._push_from_checkpoint": "safe_checkpoints.py pushes a checkpoint from its place",
     "accelerate.state:PartialState._shared_state": "sharding.py says that processes on CPUs shard",
     "transformers:Trainer._get_num_items_in_batch": "trainer.py counts labels as the model's loss does",
