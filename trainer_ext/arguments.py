@@ -20,7 +20,7 @@ from .optim.guard_policy import read_policy
 
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
-GALORE_FIELDS = ("galore_rank", "galore_update_gap", "galore_scale", "galore_projection")
+GALORE_FIELDS = ("galore_rank", "galore_update_gap", "galore_scale", "galore_projection", "galore_bits")
 
 
 @dataclass
@@ -229,6 +229,9 @@ class FrankenTrainingArguments(TrainingArguments):
             "help": "keep an exponential moving average of the weights with this decay, such as 0.999: evaluated "
             "beside them (eval_ema_loss) and saved in OUTPUT_DIR/ema"
         },
+    )
+    galore_bits: int = field(
+        default=32, metadata={"choices": [8, 32], "help": "bits of an element of the moments: 32, or 8 (bitsandbytes)"}
     )
     learning_rate_drop: float = field(
         default=1.0,

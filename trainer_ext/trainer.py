@@ -119,7 +119,7 @@ class FrankenTrainer(Trainer):
         chosen = hidden_matrices(model)
         matrices = {id(weight) for name, weight in model.named_parameters() if name in chosen}
         projected = {"update_gap": args.galore_update_gap, "scale": args.galore_scale}
-        projected |= {"rank": args.galore_rank, "projection": args.galore_projection}
+        projected |= {"rank": args.galore_rank, "projection": args.galore_projection, "bits": args.galore_bits}
         adamw = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
         if args.matrix_optimizer == "muon":
             return beside_adamw(groups, matrices, lambda theirs: muon(theirs, args.learning_rate), **adamw)

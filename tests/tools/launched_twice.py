@@ -1,6 +1,6 @@
-"""One of the processes of a sharded run: trains, writes which part of each parameter it holds, and trains on.
+"""One of the processes of a launched run: trains, and trains again from the first checkpoint.
 
-    torchrun --nproc_per_node 2 sharded_training.py FOLDER STEPS [words of scripts/train.py]
+    torchrun --nproc_per_node 2 launched_twice.py FOLDER STEPS [words of scripts/train.py]
 
 FOLDER/whole is a run of STEPS steps, FOLDER/again one that goes on from its first checkpoint. FOLDER/shards-RANK.json
 has (numbers held, numbers in all) of every parameter while it trains.
@@ -24,9 +24,14 @@ rank = int(os.environ["RANK"])
 step = FrankenTrainer.training_step
 
 
+def named(model):
+    return list(model.named_parameters())
+
+
 def telling(self, model, *args, **kwargs):
     loss = step(self, model, *args, **kwargs)
-    held = {name: (weight.to_local().numel(), weight.numel()) for name, weight in model.named_parameters()}
+    local = {name: getattr(weight, "to_local", lambda weight=weight: weight)() for name, weight in named(model)}
+    held = {name: (local[name].numel(), weight.numel()) for name, weight in named(model)}
     (folder / f"shards-{rank}.json").write_text(json.dumps(held))
     return loss
 
