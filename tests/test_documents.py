@@ -10,7 +10,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NAMED = re.compile(r"(?<![\w/.<*{-])((?:[\w.-]+/)*[\w-]+\.(?:py|md|cpp|h|inc|sh|yaml))(?![\w/.])")
 # What users write, what a run leaves behind, and files of other projects
-ELSEWHERE = {"run.yaml", "card.md", "compare.md", "sweep.md", "grid.yaml", "llama.cpp", "pydoc_data/topics.py"}
+ELSEWHERE = {
+    "run.yaml",
+    "card.md",
+    "compare.md",
+    "sweep.md",
+    "grid.yaml",
+    "small.yaml",
+    "rates.yaml",
+    "llama.cpp",
+    "pydoc_data/topics.py",
+}
 OTHERS = ("runs/", "transformers/", "json/")
 
 

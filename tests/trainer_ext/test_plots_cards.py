@@ -3,11 +3,14 @@
 import json
 import math
 
+import pytest
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 
+from frankenlm.trainer_ext import plots
 from frankenlm.trainer_ext.cards import library_versions, model_card, write_json
-from frankenlm.trainer_ext.plots import plot_training
+from frankenlm.trainer_ext.plots import EVENTS, SHARES, plot_training, thinned
 
 ROWS = [
     {"step": 0, "tokens_seen": 0, "eval_loss": 8.0},
@@ -56,6 +59,51 @@ def test_figure_is_readable_png(tmp_path):
 def test_figure_of_an_empty_or_young_run(tmp_path):
     plot_training([], tmp_path / "a.png", title="nothing yet")
     plot_training(ROWS[:1], tmp_path / "b.png", title="before the first step", unit="document")
+
+
+def record(steps: int) -> list[dict]:
+    """Every column of a long run, with a guard that had to do everything once."""
+    rows = []
+    for step in range(1, steps + 1):
+        row = {"step": step, "tokens_seen": 32 * step, "loss": 8 / step**0.2, "learning_rate": 1e-3 / step}
+        row |= {"grad_norm": 1 + step % 7, "has_nan": 0.0, "has_inf": 0.0, "repair_action": "none"}
+        row |= {"tokens_per_second": 900.0, **dict.fromkeys(SHARES, 0.5)}
+        rows.append(row)
+    for step, action in zip(range(3, steps), [name for name in EVENTS if not name.startswith("has_")], strict=False):
+        rows[step] |= {"repair_action": action, "has_nan": float(action == "retry"), "has_inf": float(action == "skip")}
+    rows[2]["grad_norm"] = 1e6
+    evals = [{"step": step, "tokens_seen": 32 * step, "eval_loss": 9.0, "eval_ema_loss": 8.5} for step in (0, steps)]
+    return [*rows, *evals]
+
+
+@pytest.mark.parametrize("steps", [12, 5_000])
+def test_figure_has_the_whole_record(tmp_path, monkeypatch, steps):
+    drawn = []
+    monkeypatch.setattr(plots, "Figure", lambda **options: drawn.append(Figure(**options)) or drawn[-1])
+    plot_training(record(steps), tmp_path / "a.png", title="a $ of mini", unigram=7.0)
+    panels = drawn[0].axes
+    assert [panel.get_ylabel() for panel in panels] == [
+        "loss (nats per token)",
+        "learning rate",
+        "gradient norm",
+        "tokens/s",
+        "share",
+    ]
+    marks = {line.get_label() for line in panels[2].get_lines()}
+    assert marks >= {f"{label} (1)" for label, _, _ in EVENTS.values()} and panels[2].get_yscale() == "log"
+    assert {line.get_label() for line in panels[4].get_lines()} == {label for label, _ in SHARES.values()}
+    assert all(len(line.get_xdata()) <= 400 for panel in panels for line in panel.get_lines())
+    assert bool(panels[0].collections) is (steps > 400)  # the range around the means
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width > 800 and image.height < 2000
+
+
+def test_thinning_keeps_means_and_extremes():
+    points = [(step, float(step % 10)) for step in range(1, 1001)]
+    stretches = thinned(points, 100)
+    assert len(stretches) == 100 and stretches[-1] == (1000, 4.5, 0.0, 9.0)
+    assert thinned(points[:3], 100) == [(1, 1.0, 1.0, 1.0), (2, 2.0, 2.0, 2.0), (3, 3.0, 3.0, 3.0)]
+    assert thinned([]) == []
 
 
 def test_json_is_sorted_and_finite(tmp_path):

@@ -1,0 +1,78 @@
+"""docs/train.md: every command and every block of Python on the page runs, as it stands there.
+
+The files that the page shows are laid into one folder with some texts; its first run is shared. Commands run in this
+process, but for those that start processes of their own.
+"""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+from transformers.integrations import integration_utils
+
+from frankenlm import command
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "train.md"
+BLOCKS = re.findall(r"^```(\w+) ?([\w.]*)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+FILES = {name: text for _, name, text in BLOCKS if name}
+COMMANDS = [line for kind, _, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+FIRST, LAUNCH = COMMANDS[0], "accelerate launch"
+
+
+def test_the_page_has_its_blocks():
+    assert set(FILES) == {"small.yaml", "rates.yaml"} and FIRST.startswith("frankenlm train") and len(COMMANDS) > 15
+    assert {kind for kind, _, _ in BLOCKS} == {"bash", "yaml", "python"}
+    for verb in ("train", "evaluate", "sweep", "analyze"):
+        assert any(line.startswith(f"frankenlm {verb} ") for line in COMMANDS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What somebody has who follows the page: its files, some texts, a checkout, and the first run."""
+    folder = tmp_path_factory.mktemp("page")
+    for name, text in FILES.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "texts").mkdir()
+    for number in range(6):
+        text = f"Text {number} speaks of cats, of rain and of hills that are {number} miles away. " * 30
+        (folder / "texts" / f"{number}.txt").write_text(text)
+    for name in ("scripts", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["frankenlm"])
+        assert command.main(shlex.split(FIRST)[1:]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS[1:] if LAUNCH not in line], ids=lambda line: line[10:40])
+def test_command(folder, monkeypatch, capsys, line):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["frankenlm"])
+    reporter = re.search(r"--report_to (\w+)", line)
+    if reporter:  # its package is a choice of the user's
+        monkeypatch.setattr(integration_utils, f"is_{reporter[1]}_available", lambda: True)
+        for name in ("trackio", "torch.utils.tensorboard"):
+            monkeypatch.setitem(sys.modules, name, MagicMock(__version__="0.1"))
+    program, *words = shlex.split(line)
+    assert program == "frankenlm" and command.main(words) == 0, capsys.readouterr().err
+    written = re.search(r"--output_dir (\S+)", line)
+    if written and "--dry_run" not in line:
+        assert (folder / written[1] / ("sweep.md" if words[0] == "sweep" else "metrics.json")).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in COMMANDS if LAUNCH in line])
+def test_launched_command(folder, line):
+    assert subprocess.run(line, shell=True, cwd=folder).returncode == 0
+    assert (folder / "runs" / "two" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("block", [text for kind, _, text in BLOCKS if kind == "python"])
+def test_python(block):
+    exec(compile(block, PAGE.name, "exec"), {"__name__": "__page__"})
