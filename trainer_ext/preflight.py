@@ -85,8 +85,6 @@ def check_data_arguments(run: RunSettings) -> None:
     data = run.data
     with user_mistakes():
         check_ranges(data, DATA_RANGES)
-    if data.streaming and run.training.world_size > 1:
-        raise UserError("--streaming works in one process only: leave it out (tokenised data is cached), or use one.")
     if data.streaming and run.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps: the length of a stream is not known.")
 

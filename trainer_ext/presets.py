@@ -156,6 +156,9 @@ def parse_run(argv: Sequence[str]) -> RunSettings | None:
         model, data, training = parse_dataclasses(default_words(weak) + preset_words + run_words + words)
         fields = {**run_fields, **command_fields}
         fields = check_model_fields(model, fields)
+    if data.streaming and training.accelerator_config.dispatch_batches is None:
+        # each process reads the stream and takes its own rows of every batch, instead of waiting for rank 0's
+        training.accelerator_config.dispatch_batches = False
     program = (
         ["frankenlm", "train"] if sys.argv[0].startswith("frankenlm ") else ["accelerate", "launch", "scripts/train.py"]
     )

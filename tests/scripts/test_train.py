@@ -13,10 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from frankenlm.trainer_ext import FrankenTrainer
-from frankenlm.trainer_ext.arguments import DataArguments
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.folder_lock import locked_folder
-from frankenlm.trainer_ext.preflight import check_data_arguments
 from frankenlm.trainer_ext.recipe import hold_output_dir
 from frankenlm.trainer_ext.saving.training_csv import read_csv
 from run_outcomes import assert_same_run, metrics, weights
@@ -202,12 +200,6 @@ def test_sequences_longer_than_a_saved_model_takes(unbroken, corpus, tmp_path, r
     ]
     assert run_train(*words, "--max_steps", 1) == 2
     assert "add --max_length 512" in capfd.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_streams_are_refused_in_several_processes():
-    run = SimpleNamespace(data=DataArguments(streaming=True), training=SimpleNamespace(world_size=2, max_steps=5))
-    with pytest.raises(UserError, match="--streaming works in one process only"):
-        check_data_arguments(run)
 
 
 # --- mistakes: one line, exit code 2, nothing written

@@ -37,7 +37,8 @@ def test_one_launched_process(tiny, tmp_path):
 
 def test_two_launched_processes_equal_one_with_twice_the_batch(tiny, train, tmp_path):
     # router losses are no sum over tokens, so only a dense model can be equal; no dropout, so masks need not agree
-    same = ["--model.num_experts", 0, "--model.dropout", 0.0, "--model.attention_dropout", 0.0]
+    # a stream, of which each process takes its rows; sharded runs below have data on the disk
+    same = ["--model.num_experts", 0, "--model.dropout", 0.0, "--model.attention_dropout", 0.0, "--streaming"]
     two, one = tmp_path / "whole", tmp_path / "one"
     done = launch([*config_file("cpu_2.yaml"), TWICE, tmp_path, 4, *tiny, *same])
     assert done.returncode == 0, done.stderr
