@@ -15,6 +15,7 @@ from frankenlm.modeling.checks import check_choice
 from .argument_ranges import TRAINING_RANGES, check_ranges
 from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
+from .data.records import RECORD_FORMS
 from .optim.galore import MATRIX_OPTIMIZERS, PROJECTIONS
 from .optim.guard_policy import read_policy
 
@@ -116,6 +117,22 @@ class DataArguments:
     mlm_probability: float = field(
         default=0.15, metadata={"help": "share of tokens predicted under mlm (80%% masked, 10%% random, 10%% kept)"}
     )
+    record_form: str = field(
+        default="auto",
+        metadata={
+            "choices": list(RECORD_FORMS),
+            "help": "what a row is, in causal training: text; messages (a list of role and content); prompt_completion "
+            "(both texts, or both lists of messages); or auto, by the names of the columns. Of conversations the "
+            "answers alone are learned; each is a row of its own",
+        },
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "how conversations are written: a file with a Jinja template, or 'plain'. Default: the "
+            "tokenizer's own, else the plain one; saved with the tokenizer"
+        },
+    )
     text_column: str = field(default="text", metadata={"help": "column that holds the text"})
     label_column: str = field(default="label", metadata={"help": "column that holds the label, in classification"})
     max_documents: int | None = field(default=None, metadata={"help": "read only this many documents of the dataset"})
@@ -130,7 +147,8 @@ class DataArguments:
     skip_bad_rows: bool = field(
         default=False,
         metadata={
-            "help": "pass rows over that are no text (null, not JSON, not UTF-8) and say how many, instead of stopping"
+            "help": "pass rows over that are no text or conversation (null, not JSON, not UTF-8, no answer) and say "
+            "how many, instead of stopping"
         },
     )
     streaming: bool = field(

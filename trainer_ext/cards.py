@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .common.files import write_json
-from .common.objectives import OBJECTIVES
+from .common.objectives import ANSWERS_LOSS, OBJECTIVES
 
 __all__ = ["library_versions", "model_card", "write_json"]
 
@@ -84,8 +84,7 @@ def _results(facts) -> str:
         ("ln of the vocabulary size (nats)", _number(facts["ln_vocab_size"])),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
-    meaning = OBJECTIVES[facts["objective"]].loss
-    return f"## Results\n\n| measure | value |\n|---|---|\n{table}\n\nThe loss is the {meaning}.\n"
+    return f"## Results\n\n| measure | value |\n|---|---|\n{table}\n\nThe loss is the {facts['loss_meaning']}.\n"
 
 
 def _training(facts) -> str:
@@ -115,10 +114,11 @@ def _limits(facts) -> str:
 
 
 def _tokens(facts, name: str) -> str:
-    """A count of tokens, which classification does not make and of which a stream shows a sample."""
+    """A count of tokens that are predicted, which classification does not make and of which a stream shows a sample."""
     if facts[name] is None:
         return ""
-    return f"{facts[name]:,} tokens" + (" (a sample of the stream)" if facts["streaming"] else "")
+    of = " of answers" if facts["loss_meaning"] == ANSWERS_LOSS else ""
+    return f"{facts[name]:,} tokens{of}" + (" (a sample of the stream)" if facts["streaming"] else "")
 
 
 def _number(value: float | None, digits: int = 4) -> str:

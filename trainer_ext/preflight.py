@@ -18,6 +18,7 @@ from .common.cli import UserError, check_model_name, check_output_dir, is_main_p
 from .common.objectives import OBJECTIVES
 from .common.opening import read_config
 from .common.shared_memory import check_processes
+from .data.chat_templates import check_template
 from .optim.sign_training import SCHEMES as SIGN_SCHEMES
 from .presets import RunSettings
 from .requirements import check_requirements
@@ -68,6 +69,14 @@ def check_data_arguments(run: RunSettings) -> None:
     data = run.data
     with user_mistakes():
         check_ranges(data, DATA_RANGES)
+    if data.objective != "causal":
+        for name in ("record_form", "chat_template"):
+            if getattr(data, name) not in (None, "auto", "text"):
+                raise UserError(
+                    f"--{name} {getattr(data, name)}: conversations are learned with --objective causal, not "
+                    f"{data.objective}."
+                )
+    check_template(data.chat_template)
     if data.streaming and run.training.world_size > 1:
         raise UserError("--streaming works in one process only: leave it out (tokenised data is cached), or use one.")
     if data.streaming and run.training.max_steps <= 0:

@@ -29,8 +29,18 @@ from .common import opening
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
 from .common.objectives import OBJECTIVES
+from .data.chat import prepare_conversations
+from .data.chat_templates import set_chat_template
 from .data.collators import MaskingEpochs, build_collator
-from .data.splits import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
+from .data.splits import (
+    count_tokens,
+    has_messages,
+    is_conversations,
+    iter_texts,
+    label_names,
+    load_splits,
+    prepare_dataset,
+)
 from .data.tokenizers import load_tokenizer, special_token_ids
 from .metrics.language import unigram_cross_entropy
 from .optim.guard import GradientGuard
@@ -136,23 +146,22 @@ def prepare_data(run: RunSettings, checkpoint: SavedCheckpoint | None) -> Prepar
             max_documents=data.max_documents,
             join_articles=data.join_articles,
             skip_bad_rows=data.skip_bad_rows,
+            record_form=data.record_form if data.objective == "causal" else "text",
             cache_dir=data.cache_dir,
         )
         tokenizer = prepare_tokenizer(run, splits["train"], checkpoint)
-        tokenised = {
-            name: prepare_dataset(
-                split,
-                tokenizer,
-                max_length=data.max_length,
-                packing=data.packing,
-                objective=data.objective,
-                cache_dir=data.cache_dir,
-                num_proc=data.num_proc,
-            )
-            for name, split in splits.items()
-        }
+        tokenised = {name: tokenise(run, name, split, tokenizer) for name, split in splits.items()}
         labels = label_names(splits["train"]) if data.objective == "classification" else []
     return PreparedData(tokenised["train"], tokenised["validation"], tokenizer, labels)
+
+
+def tokenise(run: RunSettings, name: str, split: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the rows of ids of a split: conversations with labels on their answers, or texts as the objective asks."""
+    data = run.data
+    shared = {"max_length": data.max_length, "cache_dir": data.cache_dir, "num_proc": data.num_proc}
+    if is_conversations(split):
+        return prepare_conversations(split, tokenizer, name=name, skip_bad_rows=data.skip_bad_rows, **shared)
+    return prepare_dataset(split, tokenizer, packing=data.packing, objective=data.objective, **shared)
 
 
 def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint | None) -> PreTrainedTokenizerBase:
@@ -168,6 +177,11 @@ def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint
         spec = str(output_dir)
     documents = itertools.islice(iter_texts(train_split), TOKENIZER_DOCUMENTS)
     tokenizer = load_tokenizer(spec, documents=documents, vocab_size=run.model.vocab_size, objective=run.data.objective)
+    choice = run.data.chat_template
+    if has_messages(train_split) or (choice is not None and is_conversations(train_split)):
+        set_chat_template(tokenizer, choice)
+    elif choice is not None:
+        raise UserError(f"--chat_template {choice}: {run.data.dataset} holds texts, no conversations.")
     if is_main_process() and run.training.world_size > 1:
         tokenizer.save_pretrained(output_dir)
     return tokenizer

@@ -9,6 +9,7 @@ import torch
 
 from .cards import library_versions, model_card
 from .common.files import replaced_file, write_json, write_text
+from .common.objectives import ANSWERS_LOSS, OBJECTIVES
 from .common.redaction import redact_facts
 from .plots import plot_training
 from .presets import RunSettings
@@ -49,6 +50,7 @@ def run_facts(
         "expert_load": last_expert_load(state.log_history),
         "ln_vocab_size": math.log(model.config.vocab_size) if language_model else None,
         "loss_at_init": next((row["eval_loss"] for row in evals if row["step"] == 0), None),
+        "loss_meaning": loss_meaning(run, trainer),
         "max_length": run.data.max_length,
         "model_name_or_path": run.model.model_name_or_path,
         "model_type": model.config.model_type,
@@ -71,6 +73,12 @@ def run_facts(
         "versions": library_versions(),
         "vocab_size": model.config.vocab_size,
     }
+
+
+def loss_meaning(run: RunSettings, trainer: FrankenTrainer) -> str:
+    """What the evaluation loss is, in words; rows that bring labels of their own are conversations."""
+    answers = run.data.objective == "causal" and "labels" in trainer.eval_dataset.column_names
+    return ANSWERS_LOSS if answers else OBJECTIVES[run.data.objective].loss
 
 
 def mean_speed(rows: list[Mapping[str, float]]) -> float | None:

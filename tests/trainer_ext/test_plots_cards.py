@@ -7,6 +7,7 @@ import yaml
 from PIL import Image
 
 from frankenlm.trainer_ext.cards import library_versions, model_card, write_json
+from frankenlm.trainer_ext.common.objectives import ANSWERS_LOSS, OBJECTIVES
 from frankenlm.trainer_ext.plots import plot_training
 
 ROWS = [
@@ -26,6 +27,7 @@ FACTS = {
     "eval_perplexity": math.exp(6.5),
     "ln_vocab_size": math.log(8192),
     "loss_at_init": 8.0,
+    "loss_meaning": OBJECTIVES["mlm"].loss,
     "model_name_or_path": None,
     "model_type": "frankenstein",
     "num_processes": 1,
@@ -80,3 +82,8 @@ def test_card_of_a_classifier():
     facts = {**FACTS, **nothing, "validation_tokens": None, "objective": "classification", "eval_accuracy": 0.875}
     card = model_card("classifier", facts)
     assert "0.8750" in card and "AutoModelForSequenceClassification" in card and "None" not in card
+
+
+def test_card_of_a_model_that_learned_answers():
+    card = model_card("chat", {**FACTS, "objective": "causal", "loss_meaning": ANSWERS_LOSS})
+    assert f"The loss is the {ANSWERS_LOSS}." in card and "400,000 tokens of answers" in card
