@@ -21,6 +21,7 @@ from .optim.guard_policy import read_policy
 
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
+LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 GALORE_FIELDS = ("galore_rank", "galore_update_gap", "galore_scale", "galore_projection")
 
 
@@ -73,6 +74,28 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run model code that comes with the checkpoint of --model_name_or_path"}
     )
+    lora: bool = field(
+        default=False,
+        metadata={
+            "help": "leave the weights of --model_name_or_path as they are and train a LoRA adapter beside its linear "
+            "layers; --output_dir then holds the adapter alone, for PEFT"
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "rank of the adapter's matrices"})
+    lora_alpha: int = field(default=32, metadata={"help": "the adapter counts alpha / rank times"})
+    lora_dropout: float = field(default=0.05, metadata={"help": "dropout on what goes into the adapter"})
+    lora_targets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "layers that get an adapter, by name or the end of it. Default: every linear layer inside the "
+            "stack, without routers, gates and poolings; no heads and embeddings"
+        },
+    )
+
+    def __post_init__(self):
+        for name in LORA_FIELDS:
+            if not self.lora and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise ValueError(f"--{name} belongs to --lora: give both, or neither.")
 
 
 @dataclass

@@ -45,6 +45,7 @@ from .data.tokenizers import load_tokenizer, special_token_ids
 from .metrics.language import unigram_cross_entropy
 from .optim.guard import GradientGuard
 from .optim.guard_policy import read_policy
+from .optim.lora import add_lora
 from .optim.schedule import TwoStages
 from .preflight import SAVED, preset_config
 from .presets import RunSettings
@@ -197,7 +198,8 @@ def build_model(run: RunSettings, data: PreparedData) -> PreTrainedModel:
     auto_model = OBJECTIVES[run.data.objective].auto_model
     with user_mistakes():
         if run.model.model_name_or_path:
-            return load_model(run, data, auto_model)
+            model = load_model(run, data, auto_model)
+            return with_adapter(run, model) if run.model.lora else model
         config = with_labels(preset_config(run, tokenizer_fields(run, data.tokenizer)), data.labels)
     return auto_model.from_config(config)
 
@@ -231,9 +233,30 @@ def load_model(run: RunSettings, data: PreparedData, auto_model: Callable) -> Pr
     size = run.model.vocab_size or max(len(data.tokenizer), config.vocab_size)
     if size < config.vocab_size:
         raise UserError(f"--vocab_size {size}: the weights of {name} have {config.vocab_size} tokens; they only grow.")
+    if size > config.vocab_size and run.model.lora:
+        raise UserError(
+            f"--lora: the tokenizer, or --vocab_size, has {size} tokens, and {name} {config.vocab_size}: an adapter "
+            "leaves the embedding as it is. Give its own tokenizer, or train without --lora first."
+        )
     if size > config.vocab_size:
         logger.info("vocabulary grows from %d to %d", config.vocab_size, size)
         model.resize_token_embeddings(size)
+    return model
+
+
+def with_adapter(run: RunSettings, model: PreTrainedModel) -> torch.nn.Module:
+    """Put the LoRA adapter of the settings around a saved model."""
+    settings = run.model
+    model = add_lora(
+        model,
+        settings.model_name_or_path,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=settings.lora_targets,
+    )
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info("LoRA: %s parameters learn, beside %d layers", f"{learned:,}", len(model.targeted_module_names))
     return model
 
 

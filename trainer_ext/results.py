@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import unwrap_peft_model
 
 from .cards import library_versions, model_card
 from .common.files import replaced_file, write_json, write_text
@@ -38,7 +39,8 @@ def run_facts(
     evals = [row for row in rows if "eval_loss" in row]
     best = min(evals, key=lambda row: row["eval_loss"], default=None)
     return {
-        "architecture": type(model).__name__,
+        "adapter": adapter_facts(run, model) if run.model.lora else None,
+        "architecture": type(unwrap_peft_model(model)).__name__,
         "best_eval_loss": best["eval_loss"] if best else None,
         "best_step": best["step"] if best else None,
         "command": run.command,
@@ -72,6 +74,20 @@ def run_facts(
         "validation_tokens": unigram.validation_tokens if unigram else None,
         "versions": library_versions(),
         "vocab_size": model.config.vocab_size,
+    }
+
+
+def adapter_facts(run: RunSettings, model: torch.nn.Module) -> dict[str, Any]:
+    """What an adapter is made of, and the model that it belongs to."""
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    config = model.active_peft_config
+    return {
+        "base": config.base_model_name_or_path,
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "layers": sorted({name.rpartition(".")[2] for name in model.targeted_module_names}),
+        "parameters": learned,
     }
 
 

@@ -18,6 +18,7 @@ ROWS = [
     {"step": 3, "tokens_seen": 300, "eval_loss": 6.5},
 ]
 FACTS = {
+    "adapter": None,
     "architecture": "FrankensteinForMaskedLM",
     "command": "scripts/train.py --preset mini",
     "dataset": "builtin",
@@ -87,3 +88,11 @@ def test_card_of_a_classifier():
 def test_card_of_a_model_that_learned_answers():
     card = model_card("chat", {**FACTS, "objective": "causal", "loss_meaning": ANSWERS_LOSS})
     assert f"The loss is the {ANSWERS_LOSS}." in card and "400,000 tokens of answers" in card
+
+
+def test_card_of_an_adapter():
+    adapter = {"base": "owner/base", "rank": 4, "alpha": 8, "dropout": 0.0, "layers": ["q_proj"], "parameters": 1234}
+    card = model_card("adapter", {**FACTS, "adapter": adapter})
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "peft" and front["base_model"] == "owner/base"
+    assert "1,234 parameters" in card and 'from_pretrained("owner/base"), "PATH")' in card
