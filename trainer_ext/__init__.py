@@ -15,7 +15,7 @@ _HOMES = {
     "DataArguments": "arguments",
     "FrankenTrainer": "trainer",
     "FrankenTrainingArguments": "arguments",
-    "ModelArguments": "arguments",
+    "ModelArguments": "model_arguments",
 }
 
 __all__ = ["DataArguments", "FrankenTrainer", "FrankenTrainingArguments", "ModelArguments"]

@@ -19,9 +19,10 @@ from transformers import CONFIG_MAPPING
 
 from frankenlm.modeling import read_preset
 
-from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
+from .arguments import DataArguments, FrankenTrainingArguments
 from .common.cli import UserError, is_main_process
 from .common.redaction import redact_facts
+from .model_arguments import ModelArguments
 from .presets import RunSettings
 from .saving.checkpoint_record import CheckpointRecord
 from .saving.saved_checkpoints import SavedCheckpoint, examine, examined

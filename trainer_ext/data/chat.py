@@ -31,6 +31,7 @@ from ..common.text_files import BadRowError
 from .caching import cache_key, cached_map
 from .packing import check_sizes, ids_key, template_ids
 from .records import ANSWERS, is_pair_of_texts
+from .skipping import WAY_OUT as SKIPPING
 from .tokenizers import separator_id, special_token_ids
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def _tell(name: str, records: int, encoded: Dataset, rows: int, max_length: int)
     """Raises ValueError where nothing is left."""
     lengths = np.asarray(encoded.with_format("numpy")["length"][:])
     cut, left_out = int((lengths > max_length).sum()), len(encoded) - rows
-    refused = f", {records - len(encoded)} refused by the chat template" if len(encoded) < records else ""
+    refused = f", {records - len(encoded)} bad ones left out (--skip_bad_rows)" if len(encoded) < records else ""
     text = f"{records} conversations, {cut} longer than --max_length {max_length} and cut"
     text += f", {left_out} of them left out: no token of an answer is within it{refused}" if left_out else refused
     if not rows:
@@ -116,9 +117,9 @@ def encode_conversations(
     for text, place in zip(batch["record"], batch["place"], strict=True):
         try:
             ids, labels = encode_record(json.loads(text), tokenizer, place)
-        except BadRowError:
+        except BadRowError as error:
             if not skip_bad_rows:
-                raise
+                raise BadRowError(f"{error} {SKIPPING}") from error
             continue
         asked = (position for position, label in enumerate(labels) if position and label != IGNORED_LABEL)
         for name, value in zip(_UNCUT, (ids, labels, len(ids), next(asked, _NOWHERE)), strict=True):
@@ -267,6 +268,8 @@ def _between_beginnings(
             continue
         asked = render(messages[:index], asks=True) if index else _header(render)
         answered = render(messages[: index + 1])
+        if tokenizer.eos_token and not text.startswith(answered):
+            answered = answered.removesuffix(tokenizer.eos_token)  # some templates write it behind the whole
         if not (text.startswith(answered) and answered.startswith(asked)):
             raise BadRowError(
                 f"{place}: the chat template writes message {index + 1} or what is before it in another way when more "

@@ -43,7 +43,7 @@ class RecordColumns(tuple[str, ...]):
             BadRowError: it is none that can be learned from.
         """
         for other in self.beside:
-            if other != "tools" and values.get(other) is not None:
+            if other != "tools" and values.get(other):
                 raise BadRowError(
                     f"{place}: holds {' and '.join(map(repr, self))} and {other!r}: a record is either 'messages' or "
                     "'prompt' and 'completion'; leave one out."
@@ -88,13 +88,13 @@ def _said(part: str | dict | list) -> str:
 
 
 def from_cells(values: dict[str, str]) -> dict[str, Any]:
-    """Return the values of a .csv record, which has texts alone: lists of messages are read, empty cells are null."""
+    """Return the values of a .csv record, which are texts; where one spells a list of messages, that list."""
     return {name: _from_cell(text) for name, text in values.items()}
 
 
 def _from_cell(text: str) -> Any:
     if not text.lstrip().startswith("["):
-        return text or None
+        return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -114,16 +114,17 @@ def is_list_of_objects(value: Any) -> bool:
 
 def _pair(values: Mapping[str, Any], place: str) -> dict[str, Any]:
     prompt, completion = values["prompt"], values["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
+    for name, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, (str, list)):
+            raise BadRowError(
+                f"{place}: column {name!r} holds {kind_name(value)}, a text or a list of messages is expected."
+            )
+    if isinstance(prompt, str) != isinstance(completion, str):
+        raise BadRowError(f"{place}: 'prompt' and 'completion' are a text and a list; both must be of one kind.")
+    if isinstance(prompt, str):
         if not completion.strip():
             raise BadRowError(f"{place}: column 'completion' is blank; there is nothing to learn.")
         return {"prompt": prompt, "completion": completion}
-    if isinstance(prompt, str) != isinstance(completion, str) and None not in (prompt, completion):
-        raise BadRowError(
-            f"{place}: one of 'prompt' and 'completion' is a text and the other a {kind_name(completion)}"
-            if isinstance(prompt, str)
-            else f"{place}: 'prompt' is a {kind_name(prompt)} and 'completion' a text"
-        )
     record = {name: _messages(values[name], name, place) for name in ("prompt", "completion")}
     _check_answered(record["completion"], "completion", place)
     return record
@@ -138,7 +139,7 @@ def _messages(value: Any, column: str, place: str) -> list[dict[str, Any]]:
 
 def _parsed(value: Any, column: str, place: str) -> list:
     if isinstance(value, str):
-        value = parse_json(value, f"{place}: column {column!r}")
+        value = parse_json(value, f"{place}: column {column!r}") if value.strip() else None
     if not isinstance(value, list):
         raise BadRowError(f"{place}: column {column!r} holds {kind_name(value)}, a list is expected.")
     return value

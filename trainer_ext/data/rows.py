@@ -32,7 +32,7 @@ from ..common.text_files import (
     read_text,
     undecoded,
 )
-from .records import RecordColumns, from_cells, is_list_of_objects, is_message_list, kind_name
+from .records import RecordColumns, choose_form, from_cells, is_list_of_objects, is_message_list, kind_name
 
 ROWS_AT_ONCE = 1000
 TEXT_KINDS = (".txt", ".raw", ".tokens")
@@ -102,6 +102,8 @@ def check_column(column: str, known: Collection[str], place: str, of_record: boo
     way_out = "Name the right one with text_column / label_column."
     if of_record:
         way_out = "A record has 'messages', or 'prompt' and 'completion'; record_form says which."
+    elif choose_form("auto", known, column) != "text":
+        way_out = "The rows are conversations, which --objective causal learns."
     raise MissingColumnError(f"{place}: no column {column!r}.{hint} Columns: {', '.join(map(str, known))}. {way_out}")
 
 
