@@ -29,7 +29,7 @@ from .common import opening
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
 from .common.objectives import OBJECTIVES
-from .data.chat import prepare_conversations
+from .data.chat import prepare_conversations, usual_end
 from .data.chat_templates import set_chat_template
 from .data.collators import MaskingEpochs, build_collator
 from .data.splits import (
@@ -177,7 +177,13 @@ def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint
     elif not is_main_process():
         spec = str(output_dir)
     documents = itertools.islice(iter_texts(train_split), TOKENIZER_DOCUMENTS)
-    tokenizer = load_tokenizer(spec, documents=documents, vocab_size=run.model.vocab_size, objective=run.data.objective)
+    tokenizer = load_tokenizer(
+        spec,
+        documents=documents,
+        vocab_size=run.model.vocab_size,
+        objective=run.data.objective,
+        pad_is_new=not run.model.lora,
+    )
     choice = run.data.chat_template
     if has_messages(train_split) or (choice is not None and is_conversations(train_split)):
         set_chat_template(tokenizer, choice)
@@ -199,9 +205,21 @@ def build_model(run: RunSettings, data: PreparedData) -> PreTrainedModel:
     with user_mistakes():
         if run.model.model_name_or_path:
             model = load_model(run, data, auto_model)
-            return with_adapter(run, model) if run.model.lora else model
-        config = with_labels(preset_config(run, tokenizer_fields(run, data.tokenizer)), data.labels)
-    return auto_model.from_config(config)
+        else:
+            config = with_labels(preset_config(run, tokenizer_fields(run, data.tokenizer)), data.labels)
+            model = auto_model.from_config(config)
+        if run.data.objective == "causal" and "labels" in data.train.column_names:
+            stop_at_answers_end(model, data)
+        return with_adapter(run, model) if run.model.lora else model
+
+
+def stop_at_answers_end(model: PreTrainedModel, data: PreparedData) -> None:
+    """Let generation stop at the token that ends the answers of the data, where the model has another."""
+    end, known = usual_end(data.train, data.tokenizer), model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    if end is not None and end not in known:
+        model.generation_config.eos_token_id = [end, *(token for token in known if token is not None)]
+        logger.info("generation stops at %r, which ends the answers", data.tokenizer.convert_ids_to_tokens(end))
 
 
 def tokenizer_fields(run: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

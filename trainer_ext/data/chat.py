@@ -15,6 +15,7 @@ the model is asked for, and the record is refused. (T tokens)
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ _IDS = List(Value("int32"))
 _ROWS = Features({"input_ids": _IDS, "labels": _IDS, "length": Value("int32")})
 _UNCUT = Features({**_ROWS, "answer_at": Value("int32")})
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_ROWS_ASKED = 100
 _NOWHERE = 2**31 - 1
 # What a template, and the filters it calls, may raise for messages that it does not expect.
 _REFUSALS = (TemplateError, ValueError, TypeError, KeyError, AttributeError, IndexError)
@@ -104,6 +106,20 @@ def _tell(name: str, records: int, encoded: Dataset, rows: int, max_length: int)
     if not rows:
         raise ValueError(f"{name}: {text}; nothing is left. Raise --max_length, or look at the records.")
     logger.info("%s: %s; one a row", name, text)
+
+
+def usual_end(rows: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerFast) -> int | None:
+    """Return the special token that most answers of the first rows end with; None where they end with none."""
+    special = frozenset(special_token_ids(tokenizer))
+    ends: Counter[int] = Counter()
+    for row in rows.take(_ROWS_ASKED):
+        learned = [*row["labels"], IGNORED_LABEL]
+        for position in range(1, len(learned)):
+            if learned[position] == IGNORED_LABEL != learned[position - 1]:
+                # a line end may stand behind it
+                last = [token for token in learned[max(0, position - 2) : position] if token in special]
+                ends.update(last[-1:])
+    return ends.most_common(1)[0][0] if ends else None
 
 
 # --- a record
