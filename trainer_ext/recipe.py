@@ -272,6 +272,7 @@ def with_adapter(run: RunSettings, model: PreTrainedModel) -> torch.nn.Module:
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
         targets=settings.lora_targets,
+        causal=run.data.objective == "causal",
     )
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("LoRA: %s parameters learn, beside %d layers", f"{learned:,}", len(model.targeted_module_names))

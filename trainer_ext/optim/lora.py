@@ -19,8 +19,6 @@ from frankenlm.modeling.checks import suggest
 from ..common.cli import UserError
 from .galore import hidden_linears
 
-TASKS = {"CausalLM": "CAUSAL_LM"}  # what PEFT has a class of its own for
-
 
 def check_peft() -> None:
     """Raises UserError where PEFT is missing."""
@@ -53,29 +51,38 @@ def lora_targets(model: nn.Module, wanted: Sequence[str] | None) -> list[str]:
 
 
 def add_lora(
-    model: PreTrainedModel, base: str, *, rank: int, alpha: int, dropout: float, targets: Sequence[str] | None
+    model: PreTrainedModel,
+    base: str,
+    *,
+    rank: int,
+    alpha: int,
+    dropout: float,
+    targets: Sequence[str] | None = None,
+    causal: bool = True,
 ) -> nn.Module:
     """Return the PeftModel around a model, whose own weights are frozen.
 
     Args:
         base: the name by which the adapter's folder will find the model again, folder or hub name.
+        causal: it generates; PEFT has a class of its own for that (AutoPeftModelForCausalLM).
     Raises:
         UserError: see `lora_targets`.
     """
     from peft import LoraConfig, get_peft_model
 
     folder = Path(base).expanduser()
-    head = type(model).__name__
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=lora_targets(model, targets),
         fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in model.modules()),
-        task_type=next((task for end, task in TASKS.items() if end in head), None),
-        base_model_name_or_path=str(folder.resolve()) if folder.is_dir() else base,
+        task_type="CAUSAL_LM" if causal else None,
     )
     with warnings.catch_warnings():
         # PEFT asks transformers by a name that transformers has given another
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+    # PEFT has put down what the model was opened by, which may be a way from where this run stands
+    adapted.active_peft_config.base_model_name_or_path = str(folder.resolve()) if folder.is_dir() else base
+    return adapted
