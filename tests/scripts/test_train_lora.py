@@ -21,6 +21,7 @@ from frankenlm.modeling import (
 )
 from frankenlm.modeling.quantizer_ternary import pack_model
 from frankenlm.trainer_ext import FrankenTrainer
+from frankenlm.trainer_ext.common.checkpoints import load_model, open_checkpoint
 from frankenlm.trainer_ext.data.tokenizers import load_tokenizer
 from frankenlm.trainer_ext.saving.checkpoint_record import read_record
 from run_outcomes import curves, metrics
@@ -119,6 +120,8 @@ def check_loading(family, folder, base):
         assert (logits - plain(input_ids=ids).logits).abs().max() > 1e-3
         if family != "mlm":
             assert torch.equal(AutoPeftModelForCausalLM.from_pretrained(folder).eval()(input_ids=ids).logits, logits)
+            opened = load_model(open_checkpoint(str(folder)), device="cpu")  # as generate, evaluate and compare do
+            assert torch.equal(opened(input_ids=ids).logits, logits)
         if family in ROUNDS:
             with pytest.raises(ValueError, match=r"cannot be merged into .* \(BitLinear\)"):
                 loaded.merge_and_unload()
@@ -191,6 +194,9 @@ def test_bases_that_an_adapter_cannot_stand_beside(run_train, lora, base, tiny, 
     AutoTokenizer.from_pretrained(base("legacy_1bit")).save_pretrained(tmp_path / "packed")
     assert lora("legacy_1bit", tmp_path / "run", "--model_name_or_path", tmp_path / "packed") == 2
     assert "quantised or packed" in capsys.readouterr().err
+    assert lora("causal", tmp_path / "adapter", "--max_steps", 1) == 0
+    assert lora("causal", tmp_path / "run", "--model_name_or_path", tmp_path / "adapter") == 2
+    assert "holds an adapter (LoRA and the like) for" in capsys.readouterr().err
 
 
 def test_a_resumed_adapter_keeps_its_shape(lora, tmp_path, capsys):
