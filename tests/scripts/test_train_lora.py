@@ -24,6 +24,7 @@ from frankenlm.trainer_ext import FrankenTrainer
 from frankenlm.trainer_ext.common.checkpoints import load_model, open_checkpoint
 from frankenlm.trainer_ext.data.tokenizers import load_tokenizer
 from frankenlm.trainer_ext.saving.checkpoint_record import read_record
+from frankenlm.trainer_ext.saving.training_csv import read_csv
 from run_outcomes import curves, metrics
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -130,8 +131,11 @@ def check_loading(family, folder, base):
     torch.testing.assert_close(merged, logits, atol=1e-5, rtol=0)
 
 
-def test_what_is_told_of_an_adapter(lora, base, tmp_path):
-    assert lora("causal", tmp_path, "--max_steps", 1, "--lora_targets", "q_proj", "router") == 0
+def test_what_is_told_of_an_adapter(lora, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(base("causal").parent)  # a name from here leads to the base from everywhere
+    words = ("--model_name_or_path", base("causal").name, "--lora_targets", "q_proj", "router", "--max_steps", 1)
+    assert lora("causal", tmp_path, *words) == 0
+    assert "norm_f_saturation" in next(row for row in read_csv(tmp_path / "training.csv") if "loss" in row)
     facts = metrics(tmp_path)
     found = facts["adapter"]
     assert found["layers"] == ["q_proj", "router"] and found["rank"] == 2 and found["base"] == str(base("causal"))
@@ -141,6 +145,7 @@ def test_what_is_told_of_an_adapter(lora, base, tmp_path):
     assert "A LoRA adapter of" in card and f'from_pretrained("{base("causal")}"), "PATH")' in card
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert sorted(config["target_modules"]) == ["q_proj", "router"] and config["lora_alpha"] == 32
+    assert config["base_model_name_or_path"] == str(base("causal"))
 
 
 def test_the_guard_brings_an_adapter_through_nan(lora, tmp_path, monkeypatch):

@@ -102,7 +102,7 @@ def _tell(name: str, records: int, encoded: Dataset, rows: int, max_length: int)
     cut, left_out = int((lengths > max_length).sum()), len(encoded) - rows
     refused = f", {records - len(encoded)} bad ones left out (--skip_bad_rows)" if len(encoded) < records else ""
     text = f"{records} conversations, {cut} longer than --max_length {max_length} and cut"
-    text += f", {left_out} of them left out: no token of an answer is within it{refused}" if left_out else refused
+    text += f", {left_out} left out: no token of an answer is left to predict{refused}" if left_out else refused
     if not rows:
         raise ValueError(f"{name}: {text}; nothing is left. Raise --max_length, or look at the records.")
     logger.info("%s: %s; one a row", name, text)

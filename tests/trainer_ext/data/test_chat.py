@@ -218,7 +218,7 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_out(tmp_pat
         rows = prepare_conversations(data, tokenizer, max_length=10, name="train", cache_dir=tmp_path)
     assert [len(row["input_ids"]) for row in rows] == rows["length"] == [7, 10, 10]
     assert [sum(label != IGNORED_LABEL for label in row["labels"]) for row in rows] == [4, 2, 1]
-    told = "train: 5 conversations, 4 longer than --max_length 10 and cut, 2 of them left out"
+    told = "train: 5 conversations, 4 longer than --max_length 10 and cut, 2 left out"
     assert [record.message for record in caplog.records if "conversations" in record.message][0].startswith(told)
     assert count_tokens(rows, 300).sum() == 7, "the answers' tokens alone"
     batch = build_collator("causal", tokenizer)([rows[0], rows[1]])
@@ -228,6 +228,12 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_out(tmp_pat
     assert list(stream) == list(rows)
     with pytest.raises(ValueError, match="train: 1 conversations.*nothing is left. Raise --max_length"):
         prepare_conversations(rows_of([json.loads(data[4]["record"])]), tokenizer, max_length=10, name="train")
+
+
+def test_an_answer_that_nothing_stands_before_is_not_learned(words, tmp_path):
+    """The first token of a row is never predicted, and here there is no other."""
+    data = rows_of([{"prompt": "", "completion": words.eos_token}, {"prompt": "", "completion": "ab"}])
+    assert prepare_conversations(data, words, max_length=9, cache_dir=tmp_path)["length"] == [len(words("ab")[0]) + 1]
 
 
 def test_records_that_a_template_refuses_are_bad_rows(with_template, tmp_path, caplog):
