@@ -16,7 +16,7 @@ _HOMES = {
     "FrankenTrainer": "trainer",
     "FrankenTrainingArguments": "arguments",
     "GradientGuard": "optim.guard",
-    "ModelArguments": "arguments",
+    "ModelArguments": "model_arguments",
     "SafeCheckpoints": "saving.safe_checkpoints",
     "newest_healthy": "saving.safe_checkpoints",
 }

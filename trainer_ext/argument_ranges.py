@@ -87,7 +87,12 @@ DATA_RANGES: Mapping[str, ArgumentRange] = {
     "max_documents": ArgumentRange(2),
     "num_proc": COUNT,
 }
-MODEL_RANGES: Mapping[str, ArgumentRange] = {"vocab_size": COUNT}
+MODEL_RANGES: Mapping[str, ArgumentRange] = {
+    "vocab_size": COUNT,
+    "lora_rank": COUNT,
+    "lora_alpha": POSITIVE,
+    "lora_dropout": SHARE,
+}
 
 
 def check_ranges(settings: Any, ranges: Mapping[str, ArgumentRange]) -> None:

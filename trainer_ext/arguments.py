@@ -1,4 +1,4 @@
-"""The arguments of a training run: three dataclasses, each field with its help.
+"""The arguments of data and training in a run, each field with its help; model_arguments.py has those of the model.
 
 Every field is a command-line flag and a key of the run's YAML file. Where the values come from is in presets.py.
 """
@@ -15,63 +15,13 @@ from frankenlm.modeling.checks import check_choice
 from .argument_ranges import TRAINING_RANGES, check_ranges
 from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
+from .data.records import RECORD_FORMS
 from .optim.galore import MATRIX_OPTIMIZERS, PROJECTIONS
 from .optim.guard_policy import read_policy
 
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
 GALORE_FIELDS = ("galore_rank", "galore_update_gap", "galore_scale", "galore_projection", "galore_bits")
-
-
-@dataclass
-class ModelArguments:
-    """Which model, with which vocabulary."""
-
-    _argument_group_name = "model"
-
-    preset: str | None = field(
-        default=None,
-        metadata={
-            "aliases": ["--config-name", "--config_name"],
-            "help": "named recipe: model, data and training settings (see --list_presets)",
-        },
-    )
-    list_presets: bool = field(
-        default=False,
-        metadata={
-            "aliases": ["--list-configs", "--list_configs"],
-            "help": "print the presets and stop",
-        },
-    )
-    config: str | None = field(
-        default=None,
-        metadata={
-            "help": "YAML file with settings, in sections model / data / training or flat; it wins over the preset, "
-            "and the command line wins over it"
-        },
-    )
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "start from a saved checkpoint (folder or hub name) instead of a preset's fresh weights"},
-    )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "'train' makes a byte-level BPE from the training text, 'bytes' takes each byte for a token; or a "
-            "folder, or a hub name. Default: the checkpoint's own with --model_name_or_path, else the preset's, else "
-            "'train'"
-        },
-    )
-    vocab_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "number of token embeddings; with --tokenizer train also the size of the vocabulary to train. "
-            "Default: the tokenizer's length (8192 when trained). A larger tokenizer is an error"
-        },
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "run model code that comes with the checkpoint of --model_name_or_path"}
-    )
 
 
 @dataclass
@@ -116,6 +66,22 @@ class DataArguments:
     mlm_probability: float = field(
         default=0.15, metadata={"help": "share of tokens predicted under mlm (80%% masked, 10%% random, 10%% kept)"}
     )
+    record_form: str = field(
+        default="auto",
+        metadata={
+            "choices": list(RECORD_FORMS),
+            "help": "what a row is, in causal training: text; messages (a list of role and content); prompt_completion "
+            "(both texts, or both lists of messages); or auto, by the names of the columns. Of conversations the "
+            "answers alone are learned; each is a row of its own",
+        },
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "how conversations are written: a file with a Jinja template, or 'plain'. Default: the "
+            "tokenizer's own, else the plain one; saved with the tokenizer"
+        },
+    )
     text_column: str = field(default="text", metadata={"help": "column that holds the text"})
     label_column: str = field(default="label", metadata={"help": "column that holds the label, in classification"})
     max_documents: int | None = field(default=None, metadata={"help": "read only this many documents of the dataset"})
@@ -130,7 +96,8 @@ class DataArguments:
     skip_bad_rows: bool = field(
         default=False,
         metadata={
-            "help": "pass rows over that are no text (null, not JSON, not UTF-8) and say how many, instead of stopping"
+            "help": "pass rows over that are no text or conversation (null, not JSON, not UTF-8, no answer) and say "
+            "how many, instead of stopping"
         },
     )
     streaming: bool = field(

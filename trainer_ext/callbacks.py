@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import unwrap_peft_model
 
 from .common.signals import CaughtSignals
 
@@ -203,7 +204,7 @@ class ExplorationSchedule(TrainerCallback):
 
 def final_norm(model: torch.nn.Module) -> torch.nn.Module | None:
     """The norm after the last layer of one of our models; None where there is none."""
-    base = model.base_model
+    base = unwrap_peft_model(model).base_model
     return base.norm_f if hasattr(base, "norm_f") else None
 
 

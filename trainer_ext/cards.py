@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .common.files import write_json
-from .common.objectives import OBJECTIVES
+from .common.objectives import ANSWERS_LOSS, OBJECTIVES
 
 __all__ = ["library_versions", "model_card", "write_json"]
 
@@ -41,7 +41,7 @@ def model_card(name: str, facts: Mapping[str, Any]) -> str:
 def _front_matter(facts) -> str:
     lines = [
         "---",
-        "library_name: transformers",
+        *_belongs_to(facts),
         f"pipeline_tag: {OBJECTIVES[facts['objective']].pipeline}",
         "tags:",
         "- frankenlm",
@@ -51,7 +51,22 @@ def _front_matter(facts) -> str:
     return "\n".join(lines)
 
 
+def _belongs_to(facts) -> list[str]:
+    """Which library opens it; of an adapter, also the model that it belongs to."""
+    if facts["adapter"] is None:
+        return ["library_name: transformers"]
+    return ["library_name: peft", f"base_model: {facts['adapter']['base']}"]
+
+
 def _summary(facts) -> str:
+    adapter = facts["adapter"]
+    if adapter is not None:
+        return (
+            f"A LoRA adapter of {adapter['parameters']:,} parameters (rank {adapter['rank']}, alpha "
+            f"{adapter['alpha']}, beside {', '.join(adapter['layers'])}) for `{adapter['base']}`, a "
+            f"`{facts['architecture']}`, trained on `{facts['dataset']}` with the {facts['objective']} objective. The "
+            "model's own weights are as they were.\n\n![Training curves](training.png)\n"
+        )
     origin = f"the preset `{facts['preset']}`" if facts["preset"] else f"`{facts['model_name_or_path']}`"
     return (
         f"A `{facts['architecture']}` with {facts['parameters']:,} parameters and a vocabulary of "
@@ -62,6 +77,18 @@ def _summary(facts) -> str:
 
 def _usage(facts) -> str:
     auto_class = OBJECTIVES[facts["objective"]].auto_class
+    if facts["adapter"] is not None:
+        return f"""## Use
+
+```python
+import frankenlm.modeling  # registers the architecture; without frankenlm pass trust_remote_code=True below
+from peft import PeftModel
+from transformers import AutoTokenizer, {auto_class}
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+model = PeftModel.from_pretrained({auto_class}.from_pretrained("{facts["adapter"]["base"]}"), "PATH")
+```
+"""
     return f"""## Use
 
 ```python
@@ -84,8 +111,7 @@ def _results(facts) -> str:
         ("ln of the vocabulary size (nats)", _number(facts["ln_vocab_size"])),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
-    meaning = OBJECTIVES[facts["objective"]].loss
-    return f"## Results\n\n| measure | value |\n|---|---|\n{table}\n\nThe loss is the {meaning}.\n"
+    return f"## Results\n\n| measure | value |\n|---|---|\n{table}\n\nThe loss is the {facts['loss_meaning']}.\n"
 
 
 def _training(facts) -> str:
@@ -115,10 +141,11 @@ def _limits(facts) -> str:
 
 
 def _tokens(facts, name: str) -> str:
-    """A count of tokens, which classification does not make and of which a stream shows a sample."""
+    """A count of tokens that are predicted, which classification does not make and of which a stream shows a sample."""
     if facts[name] is None:
         return ""
-    return f"{facts[name]:,} tokens" + (" (a sample of the stream)" if facts["streaming"] else "")
+    of = " of answers" if facts["loss_meaning"] == ANSWERS_LOSS else ""
+    return f"{facts[name]:,} tokens{of}" + (" (a sample of the stream)" if facts["streaming"] else "")
 
 
 def _number(value: float | None, digits: int = 4) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     CONFIG_MAPPING,
     PreTrainedConfig,
@@ -19,6 +20,8 @@ from .common.folder_lock import locked_folder
 from .common.objectives import OBJECTIVES
 from .common.opening import read_config
 from .common.shared_memory import check_processes
+from .data.chat_templates import check_template
+from .optim.lora import check_peft, lora_targets
 from .optim.sign_training import SCHEMES as SIGN_SCHEMES
 from .presets import RunSettings
 from .requirements import check_requirements
@@ -49,12 +52,16 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
     check_workers(run)
     with user_mistakes():
         check_ranges(run.model, MODEL_RANGES)
+    if run.model.lora:
+        check_lora(run)
     check_requirements(training)
     if run.model.preset:
         check_config(run)
     else:
         check_model_name(SAVED, run.model.model_name_or_path)
-        check_saved_config(run)
+        config = check_saved_config(run)
+        if run.model.lora:
+            check_lora_base(run, config)
     if is_main_process():
         check_output_dir(training.output_dir)
     checkpoint = find_checkpoint(run)
@@ -85,6 +92,14 @@ def check_data_arguments(run: RunSettings) -> None:
     data = run.data
     with user_mistakes():
         check_ranges(data, DATA_RANGES)
+    if data.objective != "causal":
+        for name in ("record_form", "chat_template"):
+            if getattr(data, name) not in (None, "auto", "text"):
+                raise UserError(
+                    f"--{name} {getattr(data, name)}: conversations are learned with --objective causal, not "
+                    f"{data.objective}."
+                )
+    check_template(data.chat_template)
     if data.streaming and run.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps: the length of a stream is not known.")
 
@@ -130,8 +145,46 @@ def check_ternary_training(run: RunSettings, config: PreTrainedConfig) -> None:
         )
 
 
-def check_saved_config(run: RunSettings) -> None:
-    """Check that the saved model can be read, and that the sequences fit its positions."""
+def check_lora(run: RunSettings) -> None:
+    """Raises UserError for what --lora cannot stand beside."""
+    training = run.training
+    check_peft()
+    clash = None
+    if run.model.preset:
+        clash = f"--preset {run.model.preset}", "starts from fresh weights, which nobody else has: give " + SAVED
+    elif run.data.objective == "classification":
+        clash = "--objective classification", "needs a head that learns: leave --lora out, or train causal or mlm"
+    elif training.matrix_optimizer != "same":
+        clash = f"--matrix_optimizer {training.matrix_optimizer}", "is for whole matrices: leave one of them out"
+    elif training.ternary_training != "ste":
+        clash = f"--ternary_training {training.ternary_training}", "moves the codes that --lora leaves as they are"
+    elif training.fsdp or training.deepspeed:
+        clash = "FSDP and DeepSpeed", "shard the model: train the adapter in whole copies (DDP) instead"
+    if clash is not None:
+        raise UserError(f"--lora and {clash[0]} exclude each other: the latter {clash[1]}.")
+
+
+def check_lora_base(run: RunSettings, config: PreTrainedConfig) -> None:
+    """Raises UserError where the saved model cannot be opened again as what the adapter is for, or lacks its layers."""
+    name, objective = run.model.model_name_or_path, OBJECTIVES[run.data.objective]
+    architectures = config.architectures or []
+    if architectures and not any(objective.is_head(each) for each in architectures):
+        raise UserError(
+            f"--lora --objective {run.data.objective}: {name} holds {', '.join(architectures)}, and an adapter cannot "
+            "give it another head."
+        )
+    if "quantization_config" in config.to_dict():
+        raise UserError(
+            f"--lora: the weights of {name} are quantised or packed, and an adapter stands beside plain ones: give the "
+            "checkpoint that they were made from."
+        )
+    with user_mistakes(), torch.device("meta"):
+        model = objective.auto_model.from_config(config, trust_remote_code=run.model.trust_remote_code)
+        lora_targets(model, run.model.lora_targets)
+
+
+def check_saved_config(run: RunSettings) -> PreTrainedConfig:
+    """Check that the saved model can be read, and that the sequences fit its positions; return its configuration."""
     name = run.model.model_name_or_path
     config = read_config(name, option=SAVED, trust_remote_code=run.model.trust_remote_code)
     positions = config.to_dict().get("max_position_embeddings")
@@ -140,6 +193,7 @@ def check_saved_config(run: RunSettings) -> None:
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={positions} of {name}; add "
             f"--max_length {positions}."
         )
+    return config
 
 
 def find_checkpoint(run: RunSettings) -> SavedCheckpoint | None:

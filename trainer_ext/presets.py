@@ -23,11 +23,12 @@ from frankenlm.modeling import list_presets, read_preset
 from frankenlm.modeling.checks import check_keys
 from frankenlm.modeling.yaml_text import YamlFloat, YamlInt, YamlWord, load_yaml, plain
 
-from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
+from .arguments import DataArguments, FrankenTrainingArguments
 from .common.cli import OneLineParserMixin, UserError, user_mistakes
 from .common.objectives import OBJECTIVES
 from .common.redaction import learn_secrets, redact_words
 from .common.text_files import read_text
+from .model_arguments import ModelArguments
 
 SECTIONS = {"model": ModelArguments, "data": DataArguments, "training": FrankenTrainingArguments}
 MODEL_PREFIX = "--model."

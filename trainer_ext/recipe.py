@@ -31,12 +31,23 @@ from .common import opening
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
 from .common.objectives import OBJECTIVES
+from .data.chat import prepare_conversations, usual_end
+from .data.chat_templates import set_chat_template
 from .data.collators import MaskingEpochs, build_collator
-from .data.splits import count_tokens, iter_texts, label_names, load_splits, prepare_dataset
+from .data.splits import (
+    count_tokens,
+    has_messages,
+    is_conversations,
+    iter_texts,
+    label_names,
+    load_splits,
+    prepare_dataset,
+)
 from .data.tokenizers import load_tokenizer, special_token_ids
 from .metrics.language import unigram_cross_entropy
 from .optim.guard import GradientGuard
 from .optim.guard_policy import read_policy
+from .optim.lora import add_lora
 from .optim.schedule import TwoStages
 from .preflight import SAVED, preset_config
 from .presets import RunSettings
@@ -138,23 +149,22 @@ def prepare_data(run: RunSettings, checkpoint: SavedCheckpoint | None) -> Prepar
             max_documents=data.max_documents,
             join_articles=data.join_articles,
             skip_bad_rows=data.skip_bad_rows,
+            record_form=data.record_form if data.objective == "causal" else "text",
             cache_dir=data.cache_dir,
         )
         tokenizer = prepare_tokenizer(run, splits["train"], checkpoint)
-        tokenised = {
-            name: prepare_dataset(
-                split,
-                tokenizer,
-                max_length=data.max_length,
-                packing=data.packing,
-                objective=data.objective,
-                cache_dir=data.cache_dir,
-                num_proc=data.num_proc,
-            )
-            for name, split in splits.items()
-        }
+        tokenised = {name: tokenise(run, name, split, tokenizer) for name, split in splits.items()}
         labels = label_names(splits["train"]) if data.objective == "classification" else []
     return PreparedData(tokenised["train"], tokenised["validation"], tokenizer, labels)
+
+
+def tokenise(run: RunSettings, name: str, split: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the rows of ids of a split: conversations with labels on their answers, or texts as the objective asks."""
+    data = run.data
+    shared = {"max_length": data.max_length, "cache_dir": data.cache_dir, "num_proc": data.num_proc}
+    if is_conversations(split):
+        return prepare_conversations(split, tokenizer, name=name, skip_bad_rows=data.skip_bad_rows, **shared)
+    return prepare_dataset(split, tokenizer, packing=data.packing, objective=data.objective, **shared)
 
 
 def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint | None) -> PreTrainedTokenizerBase:
@@ -169,7 +179,18 @@ def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint
     elif not is_main_process():
         spec = str(output_dir)
     documents = itertools.islice(iter_texts(train_split), TOKENIZER_DOCUMENTS)
-    tokenizer = load_tokenizer(spec, documents=documents, vocab_size=run.model.vocab_size, objective=run.data.objective)
+    tokenizer = load_tokenizer(
+        spec,
+        documents=documents,
+        vocab_size=run.model.vocab_size,
+        objective=run.data.objective,
+        pad_is_new=not run.model.lora,
+    )
+    choice = run.data.chat_template
+    if has_messages(train_split) or (choice is not None and is_conversations(train_split)):
+        set_chat_template(tokenizer, choice)
+    elif choice is not None:
+        raise UserError(f"--chat_template {choice}: {run.data.dataset} holds texts, no conversations.")
     if is_main_process() and run.training.world_size > 1:
         tokenizer.save_pretrained(output_dir)
     return tokenizer
@@ -185,9 +206,22 @@ def build_model(run: RunSettings, data: PreparedData) -> PreTrainedModel:
     auto_model = OBJECTIVES[run.data.objective].auto_model
     with user_mistakes():
         if run.model.model_name_or_path:
-            return load_model(run, data, auto_model)
-        config = with_labels(preset_config(run, tokenizer_fields(run, data.tokenizer)), data.labels)
-    return auto_model.from_config(config)
+            model = load_model(run, data, auto_model)
+        else:
+            config = with_labels(preset_config(run, tokenizer_fields(run, data.tokenizer)), data.labels)
+            model = auto_model.from_config(config)
+        if run.data.objective == "causal" and "labels" in data.train.column_names:
+            stop_at_answers_end(model, data)
+        return with_adapter(run, model) if run.model.lora else model
+
+
+def stop_at_answers_end(model: PreTrainedModel, data: PreparedData) -> None:
+    """Let generation stop at the token that ends the answers of the data, where the model has another."""
+    end, known = usual_end(data.train, data.tokenizer), model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    if end is not None and end not in known:
+        model.generation_config.eos_token_id = [end, *(token for token in known if token is not None)]
+        logger.info("generation stops at %r, which ends the answers", data.tokenizer.convert_ids_to_tokens(end))
 
 
 def tokenizer_fields(run: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -219,9 +253,31 @@ def load_model(run: RunSettings, data: PreparedData, auto_model: Callable) -> Pr
     size = run.model.vocab_size or max(len(data.tokenizer), config.vocab_size)
     if size < config.vocab_size:
         raise UserError(f"--vocab_size {size}: the weights of {name} have {config.vocab_size} tokens; they only grow.")
+    if size > config.vocab_size and run.model.lora:
+        raise UserError(
+            f"--lora: the tokenizer, or --vocab_size, has {size} tokens, and {name} {config.vocab_size}: an adapter "
+            "leaves the embedding as it is. Give its own tokenizer, or train without --lora first."
+        )
     if size > config.vocab_size:
         logger.info("vocabulary grows from %d to %d", config.vocab_size, size)
         model.resize_token_embeddings(size)
+    return model
+
+
+def with_adapter(run: RunSettings, model: PreTrainedModel) -> torch.nn.Module:
+    """Put the LoRA adapter of the settings around a saved model."""
+    settings = run.model
+    model = add_lora(
+        model,
+        settings.model_name_or_path,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        dropout=settings.lora_dropout,
+        targets=settings.lora_targets,
+        causal=run.data.objective == "causal",
+    )
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    logger.info("LoRA: %s parameters learn, beside %d layers", f"{learned:,}", len(model.targeted_module_names))
     return model
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_utils import unwrap_peft_model
 
 from .cards import library_versions, model_card
 from .common.files import replaced_file, write_json, write_text
+from .common.objectives import ANSWERS_LOSS, OBJECTIVES
 from .common.redaction import redact_facts
 from .plots import plot_training
 from .presets import RunSettings
@@ -37,7 +39,8 @@ def run_facts(
     evals = [row for row in rows if "eval_loss" in row]
     best = min(evals, key=lambda row: row["eval_loss"], default=None)
     return {
-        "architecture": type(model).__name__,
+        "adapter": adapter_facts(run, model) if run.model.lora else None,
+        "architecture": type(unwrap_peft_model(model)).__name__,
         "best_eval_loss": best["eval_loss"] if best else None,
         "best_step": best["step"] if best else None,
         "command": run.command,
@@ -50,6 +53,7 @@ def run_facts(
         "expert_load": last_expert_load(state.log_history),
         "ln_vocab_size": math.log(model.config.vocab_size) if language_model else None,
         "loss_at_init": next((row["eval_loss"] for row in evals if row["step"] == 0), None),
+        "loss_meaning": loss_meaning(run, trainer),
         "max_length": run.data.max_length,
         "model_name_or_path": run.model.model_name_or_path,
         "model_type": model.config.model_type,
@@ -72,6 +76,26 @@ def run_facts(
         "versions": library_versions(),
         "vocab_size": model.config.vocab_size,
     }
+
+
+def adapter_facts(run: RunSettings, model: torch.nn.Module) -> dict[str, Any]:
+    """What an adapter is made of, and the model that it belongs to."""
+    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    config = model.active_peft_config
+    return {
+        "base": config.base_model_name_or_path,
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "dropout": config.lora_dropout,
+        "layers": sorted({name.rpartition(".")[2] for name in model.targeted_module_names}),
+        "parameters": learned,
+    }
+
+
+def loss_meaning(run: RunSettings, trainer: FrankenTrainer) -> str:
+    """What the evaluation loss is, in words; rows that bring labels of their own are conversations."""
+    answers = run.data.objective == "causal" and "labels" in trainer.eval_dataset.column_names
+    return ANSWERS_LOSS if answers else OBJECTIVES[run.data.objective].loss
 
 
 def mean_speed(rows: list[Mapping[str, float]]) -> float | None:

@@ -19,9 +19,10 @@ from transformers import CONFIG_MAPPING
 
 from frankenlm.modeling import read_preset
 
-from .arguments import DataArguments, FrankenTrainingArguments, ModelArguments
+from .arguments import DataArguments, FrankenTrainingArguments
 from .common.cli import UserError, is_main_process
 from .common.redaction import redact_facts
+from .model_arguments import ModelArguments
 from .presets import RunSettings
 from .saving.checkpoint_record import CheckpointRecord
 from .saving.saved_checkpoints import SavedCheckpoint, examine, examined
@@ -52,7 +53,17 @@ LENGTH = ("max_steps", "num_train_epochs")
 # Schedules whose rate at a step does not depend on how many steps there will be.
 OPEN_SCHEDULES = frozenset({"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"})
 # With another of these the optimizer's state fits nothing.
-STATE_SHAPING = ("optim", "ternary_training", "matrix_optimizer", "galore_rank", "galore_projection", "galore_bits")
+STATE_SHAPING = (
+    "optim",
+    "ternary_training",
+    "matrix_optimizer",
+    "galore_rank",
+    "galore_projection",
+    "galore_bits",
+    "lora",
+    "lora_rank",
+    "lora_targets",
+)
 
 
 def run_settings(run: RunSettings) -> dict[str, Any]:

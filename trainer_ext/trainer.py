@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import unwrap_peft_model
 
 from frankenlm.modeling.outputs import IGNORED_LABEL
 
@@ -90,10 +91,12 @@ class FrankenTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that decay: all but those the model exempts."""
-        if not hasattr(model, "no_weight_decay_names"):
+        inside = unwrap_peft_model(model)  # it names its parameters as it knows them, without an adapter's prefix
+        if not hasattr(inside, "no_weight_decay_names"):
             return super().get_decay_parameter_names(model)
-        exempt = model.no_weight_decay_names()
-        return [name for name, _ in model.named_parameters() if name not in exempt]
+        names = inside.no_weight_decay_names()
+        exempt = {id(parameter) for name, parameter in inside.named_parameters() if name in names}
+        return [name for name, parameter in model.named_parameters() if id(parameter) not in exempt]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """As the base class; with --matrix_optimizer, or a sign mode of --ternary_training, matrices get their own."""

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from frankenlm.trainer_ext.argument_ranges import DATA_RANGES, MODEL_RANGES, TRAINING_RANGES, check_ranges
-from frankenlm.trainer_ext.arguments import DataArguments, FrankenTrainingArguments, ModelArguments
+from frankenlm.trainer_ext.arguments import DataArguments, FrankenTrainingArguments
 from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.model_arguments import ModelArguments
 from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.requirements import check_requirements
 

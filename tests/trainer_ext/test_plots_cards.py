@@ -10,6 +10,7 @@ from PIL import Image
 
 from frankenlm.trainer_ext import plots
 from frankenlm.trainer_ext.cards import library_versions, model_card, write_json
+from frankenlm.trainer_ext.common.objectives import ANSWERS_LOSS, OBJECTIVES
 from frankenlm.trainer_ext.plots import EVENTS, SHARES, plot_training, thinned
 
 ROWS = [
@@ -20,6 +21,7 @@ ROWS = [
     {"step": 3, "tokens_seen": 300, "eval_loss": 6.5},
 ]
 FACTS = {
+    "adapter": None,
     "architecture": "FrankensteinForMaskedLM",
     "command": "scripts/train.py --preset mini",
     "dataset": "builtin",
@@ -29,6 +31,7 @@ FACTS = {
     "eval_perplexity": math.exp(6.5),
     "ln_vocab_size": math.log(8192),
     "loss_at_init": 8.0,
+    "loss_meaning": OBJECTIVES["mlm"].loss,
     "model_name_or_path": None,
     "model_type": "frankenstein",
     "num_processes": 1,
@@ -128,3 +131,16 @@ def test_card_of_a_classifier():
     facts = {**FACTS, **nothing, "validation_tokens": None, "objective": "classification", "eval_accuracy": 0.875}
     card = model_card("classifier", facts)
     assert "0.8750" in card and "AutoModelForSequenceClassification" in card and "None" not in card
+
+
+def test_card_of_a_model_that_learned_answers():
+    card = model_card("chat", {**FACTS, "objective": "causal", "loss_meaning": ANSWERS_LOSS})
+    assert f"The loss is the {ANSWERS_LOSS}." in card and "400,000 tokens of answers" in card
+
+
+def test_card_of_an_adapter():
+    adapter = {"base": "owner/base", "rank": 4, "alpha": 8, "dropout": 0.0, "layers": ["q_proj"], "parameters": 1234}
+    card = model_card("adapter", {**FACTS, "adapter": adapter})
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["library_name"] == "peft" and front["base_model"] == "owner/base"
+    assert "1,234 parameters" in card and 'from_pretrained("owner/base"), "PATH")' in card

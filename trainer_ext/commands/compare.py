@@ -73,7 +73,7 @@ def check_arguments(args: argparse.Namespace) -> None:
     )
     check_device(args.device)
     for name in args.models:
-        check_model_name("--models", name)
+        check_model_name("--models", name, adapters=True)
     for name in FILES:
         check_new_file("--output_dir", Path(args.output_dir) / name)
 

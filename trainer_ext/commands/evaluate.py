@@ -34,7 +34,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """
     args.device = args.device or default_device()
     metrics = parse_metrics(args.metrics)
-    check_model_name("--model", args.model)
+    check_model_name("--model", args.model, adapters=True)
     check_arguments(args)
     split = args.split or ("validation" if args.dataset in BUILTIN_NAMES and not args.one_text else "all")
 

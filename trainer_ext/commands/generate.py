@@ -56,7 +56,7 @@ def generate(args: argparse.Namespace) -> None:
     sampling = read_sampling(args)
     check_device(args.device)
     check_files(args)
-    check_model_name("--model", args.model)
+    check_model_name("--model", args.model, adapters=True)
     prompts = collect_prompts(args)
     with RunLog(args.log_level):
         with user_mistakes():

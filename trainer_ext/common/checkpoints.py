@@ -41,12 +41,12 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str, *, option: str = "--model", trust_remote_code: bool = False) -> Checkpoint:
-    """Read configuration and tokenizer of a causal language model, by folder or hub name.
+    """Read configuration and tokenizer of a causal language model, or of an adapter for one, by folder or hub name.
 
     Raises:
         UserError: no such model, files of it that cannot be used, or one that does not generate.
     """
-    config = read_config(name, option=option, trust_remote_code=trust_remote_code)
+    config = read_config(name, option=option, trust_remote_code=trust_remote_code, adapters=True)
     architectures = config.architectures or []
     if architectures and not any(OBJECTIVES["causal"].is_head(architecture) for architecture in architectures):
         raise UserError(f"{option} {name}: holds {', '.join(architectures)}; only causal language models generate.")

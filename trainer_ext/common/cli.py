@@ -135,9 +135,14 @@ def is_memory_error(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error) for text in MEMORY_TEXTS)
 
 
-def check_model_name(option: str, name: str) -> None:
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def check_model_name(option: str, name: str, *, adapters: bool = False) -> None:
     """Make sure that a model's name is a folder with a config.json, or could be a name on the hub.
 
+    Args:
+        adapters: take the folder of an adapter (PEFT) too.
     Raises:
         UserError: it looks like a path, and nothing lies there; it is a file, or the folder of an adapter.
     """
@@ -150,7 +155,7 @@ def check_model_name(option: str, name: str) -> None:
         has_config = is_folder and (folder / "config.json").is_file()
     except (OSError, RuntimeError) as error:  # a name that is too long; a home folder of nobody
         raise UserError(f"{option} {name[:80]}: no such folder ({_reason(error)}).") from error
-    if has_config:
+    if has_config or (adapters and is_folder and (folder / ADAPTER_CONFIG).is_file()):
         return
     if is_folder:
         _check_no_adapter(option, name, folder)
@@ -163,17 +168,22 @@ def check_model_name(option: str, name: str) -> None:
 
 def _check_no_adapter(option: str, name: str, folder: Path) -> None:
     """Raises UserError for a folder that PEFT wrote: it holds changes to a model, not a model."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         return
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        base = "its base model"
+    base = base_of(folder) or "its base model"
     raise UserError(
         f"{option} {name}: holds an adapter (LoRA and the like) for {base}, not a model: merge it with PEFT's "
         "merge_and_unload(), save the result, and give that folder."
     )
+
+
+def base_of(adapter: Path) -> str | None:
+    """Return the name of the model that an adapter's folder is for; None where it does not say."""
+    try:
+        base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return base if isinstance(base, str) and base.strip() else None
 
 
 def _reason(error: BaseException) -> str:

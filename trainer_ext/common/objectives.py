@@ -65,6 +65,10 @@ def _listed_heads() -> dict[str, tuple[Mapping, Mapping[str, str]]]:
     }
 
 
+ANSWERS_LOSS = (
+    "cross-entropy of the next token of the answers in held-out conversations; what they answer to is read, not "
+    "predicted"
+)
 OBJECTIVES = {
     "mlm": Objective(
         "MaskedLM",

@@ -5,6 +5,7 @@ exception. Here they become a `UserError`, in one place; the traceback goes to t
 """
 
 import contextlib
+import importlib.util
 import json
 import logging
 import re
@@ -24,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from .cli import UserError, check_model_name, is_memory_error, is_storage_error, one_line
+from .cli import ADAPTER_CONFIG, UserError, base_of, check_model_name, is_memory_error, is_storage_error, one_line
 
 logger = logging.getLogger("frankenlm.opening")
 
@@ -40,14 +41,21 @@ LARGEST_UNFOLDING = 16
 SMALL = 50_000_000  # elements that fit into any memory
 
 
-def read_config(name: str, *, option: str = "--model", trust_remote_code: bool = False) -> PreTrainedConfig:
+def read_config(
+    name: str, *, option: str = "--model", trust_remote_code: bool = False, adapters: bool = False
+) -> PreTrainedConfig:
     """Return the configuration of a saved model, by folder or hub name.
 
+    Args:
+        adapters: of the folder of an adapter, take that of the model that it is for; `read_weights` then opens both.
     Raises:
         UserError: no such model, or a config.json that is damaged, odd or of an unknown architecture.
     """
-    check_model_name(option, name)
-    local = Path(name).expanduser().is_dir()
+    check_model_name(option, name, adapters=adapters)
+    folder = Path(name).expanduser()
+    local = folder.is_dir()
+    if adapters and (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        return _config_of_base(folder, option, name, trust_remote_code)
     try:
         with reading(f"{option} {name}", "config.json"):
             fields, _ = PreTrainedConfig.get_config_dict(location(name))
@@ -63,6 +71,15 @@ def read_config(name: str, *, option: str = "--model", trust_remote_code: bool =
             f"{option} {name}: no folder of that name, and it cannot be fetched from the hub (unknown there, or no "
             "connection)."
         ) from error
+
+
+def _config_of_base(folder: Path, option: str, name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    if importlib.util.find_spec("peft") is None:
+        raise UserError(f"{option} {name}: holds an adapter, which needs the package peft: pip install peft.")
+    base = base_of(folder)
+    if base is None:
+        raise UserError(f"{option} {name}: holds an adapter whose {ADAPTER_CONFIG} names no base model.")
+    return read_config(base, option=f"{option} {name}: its base", trust_remote_code=trust_remote_code)
 
 
 def read_tokenizer(name: str, *, option: str = "--model", trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -16,7 +16,8 @@ from ..common.text_files import BadRowError
 from .articles import JOIN_ARTICLES, LOOKED_AT, is_title, looks_like_articles
 from .caching import cache_key, cached_dataset, read_note, write_note
 from .documents import BuiltinSource, Document, FileSource, HubSource, Source, read_documents
-from .rows import Label
+from .records import RecordColumns
+from .rows import Columns, Label
 from .skipping import count_for, skipped_rows
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Reading:
     skip_bad_rows: bool
     labels: tuple[Label, ...] | None = None
     one_text: bool = False
+    record_form: str = "text"
 
     def __post_init__(self):
         for name in ("text_column", "label_column"):
@@ -64,7 +66,9 @@ class Reading:
                 raise ValueError(f"{name}='' is empty: give a column's name.")
 
     @property
-    def columns(self) -> list[str]:
+    def columns(self) -> Columns:
+        if self.record_form != "text":
+            return RecordColumns(self.record_form)
         return [column for column in (self.text_column, self.label_column) if column is not None]
 
     @property
@@ -91,6 +95,8 @@ class Reading:
             ) from None
 
     def features(self) -> Features:
+        if self.record_form != "text":
+            return Features({"record": Value("string"), "place": Value("string")})
         features = Features({"text": Value("string")})
         if self.labels is not None:
             features["label"] = ClassLabel(names=[str(label) for label in self.labels])
@@ -137,7 +143,9 @@ class Builder:
             raise ValueError(
                 "join_articles='yes' makes one document of many rows; classification needs each by itself."
             )
-        if join_articles != "no" and self.reading.label_column is None:
+        if self.reading.record_form != "text":
+            _check_records(spec, sources, join_articles)
+        elif join_articles != "no" and self.reading.label_column is None:
             sources = self._joined(spec, sources, join_articles)
         for source in sources if self.reading.skip_bad_rows else ():
             count_for(source.identity, self._note(self._skipped_key(source), int) or 0)
@@ -187,9 +195,24 @@ class Builder:
         return noted if type(noted) is kind else None
 
 
+def _check_records(spec: str, sources: list[Source], join_articles: str) -> None:
+    """Raises ValueError where conversations are looked for in what has none."""
+    if join_articles == "yes":
+        raise ValueError("join_articles='yes' joins lines of a text; conversations are whole, each by itself.")
+    for source in sources:
+        if isinstance(source, BuiltinSource) or (isinstance(source, FileSource) and source.is_text):
+            raise ValueError(
+                f"dataset {spec!r} is text and holds no conversations; those are in .jsonl, .json, .csv, "
+                ".tsv or .parquet files."
+            )
+
+
 def _rows(sources: Iterable[Source], reading: Reading, side: Side) -> Iterator[dict]:
     for document in reading.documents(sources):
         if side.takes(document):
+            if reading.record_form != "text":
+                yield {"record": document.text, "place": document.place}
+                continue
             row = {"text": document.text}
             if reading.labels is not None:
                 row["label"] = reading.label_id(document)

@@ -22,6 +22,9 @@ from ..common.cli import FULL_ERRNOS, UserError, check_output_dir
 
 logger = logging.getLogger(__name__)
 
+# Few enough for long documents to fit into memory, enough for the tokenizer's threads.
+DOCUMENTS_AT_ONCE = 256
+
 
 def cache_folder(cache_dir: str | Path | None) -> Path:
     """Return the folder our caches lie in: below `cache_dir`, or below the cache of `datasets`.
@@ -94,6 +97,32 @@ def cached_dataset(
         if next(generator(**given), None) is not None:
             raise
         return Dataset.from_dict({name: [] for name in features}, features=features)
+
+
+def cached_map(
+    dataset: Dataset,
+    function: Callable[..., dict],
+    given: dict,
+    features: Features,
+    cache_dir: str | Path | None,
+    key: str,
+    num_proc: int | None,
+) -> Dataset:
+    """Return what `function(batch, **given)` makes of the batches of a dataset, from the cache if `key` is there."""
+    folder = cache_folder(cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return dataset.map(
+        function,
+        batched=True,
+        batch_size=DOCUMENTS_AT_ONCE,
+        remove_columns=dataset.column_names,
+        features=features,
+        fn_kwargs=given,
+        cache_file_name=str(folder / f"{key}.arrow"),
+        new_fingerprint=key,
+        num_proc=num_proc,
+        desc="tokenising",
+    )
 
 
 def read_note(cache_dir: str | Path | None, key: str) -> bool | int | None:

@@ -44,9 +44,9 @@ def build_collator(
 ) -> Callable[[Sequence[dict]], Batch]:
     """Return the collator of an objective: a list of rows -> input_ids, attention_mask, labels (all int64).
 
-    Rows need `input_ids` (and `labels` for classification); other columns are ignored. `input_ids` and
-    `attention_mask` are [B, T] with T the longest row, rounded up to `pad_to_multiple_of`; `labels` are [B, T] with
-    -100 where nothing is predicted ([B] for classification). Every collator has `for_evaluation()`.
+    Rows need `input_ids` (and `labels` for classification; conversations bring theirs); other columns are ignored.
+    `input_ids` and `attention_mask` are [B, T] with T the longest row, rounded up to `pad_to_multiple_of`; `labels` are
+    [B, T] with -100 where nothing is predicted ([B] for classification). Every collator has `for_evaluation()`.
 
     mlm_probability: share of the ordinary tokens that are predicted, in (0, 1).
     Raises ValueError where the tokenizer lacks the pad or mask token (`load_tokenizer` adds them).
@@ -86,14 +86,15 @@ class Padder:
 
 
 class CausalCollator:
-    """Labels are the input ids themselves; the model shifts them. Padding is not predicted."""
+    """Labels are the row's own `labels`, or else the input ids; the model shifts them. Padding is not predicted."""
 
     def __init__(self, padder: Padder):
         self.padder = padder
 
     def __call__(self, rows: Sequence[dict]) -> Batch:
         ids = [_ids(row) for row in rows]
-        return {**self.padder.inputs(ids), "labels": self.padder(ids, IGNORED_LABEL)}
+        labels = [torch.as_tensor(row.get("labels", row["input_ids"]), dtype=torch.long) for row in rows]
+        return {**self.padder.inputs(ids), "labels": self.padder(labels, IGNORED_LABEL)}
 
     def for_evaluation(self) -> "CausalCollator":
         return self

@@ -4,8 +4,8 @@ A *document* is the unit that is held out as a whole:
 
 - `.txt`: a paragraph (lines up to a blank line), as in `load_dataset("text", sample_by="paragraph")`; a file without a
   blank line is one document a line, as `load_dataset("text")` has it.
-- `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, hub: a row. All files but Parquet may be packed (`.gz`, `.bz2`,
-  `.xz`, `.zst`).
+- `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, hub: a row, a text or a conversation (records.py). All files but
+  Parquet may be packed (`.gz`, `.bz2`, `.xz`, `.zst`).
 - any of them, where the lines or rows are those of WikiText: an article (articles.py).
 - `builtin`, `builtin-code`: a topic, a module, a file (builtin_text.py).
 
@@ -25,7 +25,7 @@ import datasets
 from ..common.text_files import BadRowError, kind_of, read_text
 from .articles import as_lines, split_at_titles
 from .builtin_text import BUILTIN_VERSION, builtin_documents
-from .rows import ROWS_AT_ONCE, TEXT_KINDS, Columns, Label, Row, Rows, check_column, checked_row, read_rows
+from .rows import ROWS_AT_ONCE, TEXT_KINDS, Columns, Label, Row, Rows, checked_row, first_names, read_columns, read_rows
 from .skipping import good_rows
 
 
@@ -48,6 +48,8 @@ class Source(Protocol):
     articles: bool
     flows: bool
 
+    def column_names(self) -> list[str] | None: ...
+
     def rows(self, columns: Columns) -> Rows: ...
 
     def documents(self, columns: Columns, skip_bad_rows: bool = False) -> Iterator[Document]: ...
@@ -64,6 +66,9 @@ class BuiltinSource:
     @property
     def identity(self) -> str:
         return f"{self.name} {BUILTIN_VERSION} {sys.version}"
+
+    def column_names(self) -> None:
+        return None
 
     def rows(self, columns: Columns) -> Rows:
         for document in self.documents(columns):
@@ -104,6 +109,9 @@ class FileSource:
     @property
     def flows(self) -> bool:
         return self.articles and not self.is_text
+
+    def column_names(self) -> list[str] | None:
+        return first_names(self.path)
 
     def rows(self, columns: Columns) -> Rows:
         return read_rows(self.path, columns)
@@ -151,16 +159,17 @@ class HubSource:
         feature = (self.dataset.features or {}).get(label_column)
         return feature.names if isinstance(feature, datasets.ClassLabel) else None
 
+    def column_names(self) -> list[str]:
+        return self.dataset.column_names or list(next(iter(self.dataset), {}))  # a stream may not know its columns
+
     def rows(self, columns: Columns) -> Rows:
         names = self.class_names(columns[1]) if len(columns) > 1 else None
-        known = self.dataset.column_names or list(next(iter(self.dataset), {}))  # a stream may not know its columns
-        for column in columns:
-            check_column(column, known, self.name)
+        wanted = read_columns(columns, self.column_names(), self.name)
         number = 0
-        for batch in self.dataset.select_columns(list(columns)).iter(ROWS_AT_ONCE):
-            for values in zip(*(batch[column] for column in columns), strict=True):
+        for batch in self.dataset.select_columns(wanted).iter(ROWS_AT_ONCE):
+            for values in zip(*(batch[column] for column in wanted), strict=True):
                 number += 1
-                row = checked_row(dict(zip(columns, values, strict=True)), columns, f"{self.name}, row {number}")
+                row = checked_row(dict(zip(wanted, values, strict=True)), columns, f"{self.name}, row {number}")
                 yield row if names is None or isinstance(row, BadRowError) else _named(row, names)
 
     def documents(self, columns: Columns, skip_bad_rows: bool = False) -> Iterator[Document]:

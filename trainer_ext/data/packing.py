@@ -25,15 +25,13 @@ from transformers import PreTrainedTokenizerFast
 from frankenlm.modeling.checks import check_choice
 
 from ..common.objectives import OBJECTIVES
-from .caching import cache_folder, cache_key, cached_dataset
+from .caching import DOCUMENTS_AT_ONCE, cache_key, cached_dataset, cached_map
 from .tokenizers import separator_id, special_token_ids
 
 # Raised by hand whenever the rows for the same documents change, so that older caches are not used.
 PACKING_VERSION = 1
 
 _IDS = List(Value("int32"))
-# Few enough for long documents to fit into memory, enough for the tokenizer's threads.
-_DOCUMENTS_AT_ONCE = 256
 
 
 def prepare_dataset(
@@ -58,13 +56,8 @@ def prepare_dataset(
     any row.
     """
     check_choice("objective", objective, OBJECTIVES)
-    if num_proc is not None and num_proc < 1:
-        raise ValueError(f"num_proc={num_proc} must be at least 1; leave it out for one process.")
+    check_sizes(tokenizer, max_length, num_proc)
     packing = packing and objective != "classification"
-    prefix, suffix = template_ids(tokenizer)
-    smallest = len(prefix) + len(suffix) + 2  # a token to predict and one to predict it from
-    if max_length < smallest:
-        raise ValueError(f"max_length={max_length} is too short for this tokenizer; it needs at least {smallest}.")
     options = {"objective": objective, "max_length": max_length}
     if isinstance(dataset, IterableDataset):
         if not packing:
@@ -73,10 +66,23 @@ def prepare_dataset(
     if packing:
         rows = _packed(dataset, tokenizer, options, cache_dir, num_proc)
     else:
-        rows = _map(dataset, encode_rows, tokenizer, options, cache_dir, num_proc)
+        features = _row_features(dataset, objective)
+        key = ids_key(encode_rows.__name__, dataset, tokenizer, options)
+        given = {"tokenizer": tokenizer, **options}
+        rows = cached_map(dataset, encode_rows, given, features, cache_dir, key, num_proc)
     if not len(rows):
         raise ValueError("no document has a token to predict; is the text column the right one?")
     return rows
+
+
+def check_sizes(tokenizer: PreTrainedTokenizerFast, max_length: int, num_proc: int | None) -> None:
+    """Raises ValueError for an impossible `max_length` or `num_proc`."""
+    if num_proc is not None and num_proc < 1:
+        raise ValueError(f"num_proc={num_proc} must be at least 1; leave it out for one process.")
+    prefix, suffix = template_ids(tokenizer)
+    smallest = len(prefix) + len(suffix) + 2  # a token to predict and one to predict it from
+    if max_length < smallest:
+        raise ValueError(f"max_length={max_length} is too short for this tokenizer; it needs at least {smallest}.")
 
 
 # --- one document a row
@@ -122,7 +128,7 @@ def _stream_rows(dataset: IterableDataset, tokenizer: PreTrainedTokenizerFast, o
     return dataset.map(
         encode_rows,
         batched=True,
-        batch_size=_DOCUMENTS_AT_ONCE,
+        batch_size=DOCUMENTS_AT_ONCE,
         remove_columns=dataset.column_names,
         features=_row_features(dataset, options["objective"]),
         fn_kwargs={"tokenizer": tokenizer, **options},
@@ -188,7 +194,7 @@ def _blocks_of_dataset(tokens: Dataset, tokenizer: PreTrainedTokenizerFast, obje
 
 
 def _blocks_of_stream(dataset: IterableDataset, tokenizer: PreTrainedTokenizerFast, objective: str, max_length: int):
-    batches = (encode_pieces(batch, tokenizer, objective)["input_ids"] for batch in dataset.iter(_DOCUMENTS_AT_ONCE))
+    batches = (encode_pieces(batch, tokenizer, objective)["input_ids"] for batch in dataset.iter(DOCUMENTS_AT_ONCE))
     yield from _blocks((np.concatenate(pieces) for pieces in batches), tokenizer, objective, max_length)
 
 
@@ -199,9 +205,13 @@ def _flat_ids(tokens: Dataset | IterableDataset) -> Iterator[np.ndarray]:
 
 
 def _packed(dataset, tokenizer, options, cache_dir, num_proc) -> Dataset:
-    tokens = _map(dataset, encode_pieces, tokenizer, {"objective": options["objective"]}, cache_dir, num_proc)
+    features, objective = Features({"input_ids": _IDS}), {"objective": options["objective"]}
+    key = ids_key(encode_pieces.__name__, dataset, tokenizer, objective)
+    tokens = cached_map(
+        dataset, encode_pieces, {"tokenizer": tokenizer, **objective}, features, cache_dir, key, num_proc
+    )
     given = {"tokens": tokens, "tokenizer": tokenizer, **options}
-    key = _key("pack_blocks", tokens, tokenizer, options)
+    key = ids_key("pack_blocks", tokens, tokenizer, options)
     return cached_dataset(_blocks_of_dataset, given, Features({"input_ids": _IDS}), cache_dir, key)
 
 
@@ -216,26 +226,8 @@ def _stream_blocks(dataset: IterableDataset, tokenizer: PreTrainedTokenizerFast,
 # --- caching
 
 
-def _map(dataset: Dataset, function, tokenizer, options: dict, cache_dir, num_proc: int | None) -> Dataset:
-    key = _key(function.__name__, dataset, tokenizer, options)
-    folder = cache_folder(cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = function is encode_rows
-    return dataset.map(
-        function,
-        batched=True,
-        batch_size=_DOCUMENTS_AT_ONCE,
-        remove_columns=dataset.column_names,
-        features=_row_features(dataset, options["objective"]) if rows else Features({"input_ids": _IDS}),
-        fn_kwargs={"tokenizer": tokenizer, **options},
-        cache_file_name=str(folder / f"{key}.arrow"),
-        new_fingerprint=key,
-        num_proc=num_proc,
-        desc="tokenising",
-    )
-
-
-def _key(step: str, dataset: Dataset, tokenizer: PreTrainedTokenizerFast, options: dict) -> str:
+def ids_key(step: str, dataset: Dataset, tokenizer: PreTrainedTokenizerFast, options: dict) -> str:
+    """Return the cache key of the ids that a tokenizer makes of a dataset in a step with `options`."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.pop("truncation")  # left over from the last call, and set anew at the next one
     backend.pop("padding")

@@ -6,8 +6,11 @@ caller may stop or pass it over. What is wrong with a whole file (damaged, anoth
     .raw, .tokens   texts, as WikiText names them
     .json   a list of objects; an object with one such list; an object of columns, each a list; objects a line
     .csv    comma and quotes as RFC 4180 has them, names in the first line; .tsv with tabs
+
+Rows are texts, or conversations where `RecordColumns` are asked for (records.py).
 """
 
+import contextlib
 import csv
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,13 +32,15 @@ from ..common.text_files import (
     read_text,
     undecoded,
 )
+from .records import RecordColumns, choose_form, from_cells, is_list_of_objects, is_message_list, kind_name
 
 ROWS_AT_ONCE = 1000
 TEXT_KINDS = (".txt", ".raw", ".tokens")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 Label = str | int | bool
-Columns = Sequence[str]  # the text column, and the label column if a label is asked for
+# the text column, and the label column if a label is asked for; or RecordColumns
+Columns = Sequence[str]
 
 
 class MissingColumnError(BadRowError):
@@ -43,7 +48,9 @@ class MissingColumnError(BadRowError):
 
 
 class Row(NamedTuple):
-    """The text of a row as it stands there, its raw label if one was asked for, and where it was."""
+    """The text of a row as it stands there (of a record, its JSON), its raw label if one was asked for, and where it
+    was.
+    """
 
     text: str
     label: Label | None
@@ -69,13 +76,15 @@ def checked_row(values: Any, columns: Columns, place: str) -> Row | BadRowError:
         return BadRowError(f"{place}: a JSON object is expected, not {type(values).__name__}.")
     try:
         for column in columns:
-            check_column(column, values, place)
+            check_column(column, values, place, isinstance(columns, RecordColumns))
+        if isinstance(columns, RecordColumns):
+            return Row(columns.canonical(values, place), None, place)
         text, label = values[columns[0]], values[columns[1]] if len(columns) > 1 else None
         if not isinstance(text, str):
-            raise BadRowError(f"{place}: column {columns[0]!r} holds {_kind(text)}, a string is expected.")
+            raise BadRowError(f"{place}: column {columns[0]!r} holds {kind_name(text)}, a string is expected.")
         if len(columns) > 1 and not isinstance(label, Label):
             raise BadRowError(
-                f"{place}: label column {columns[1]!r} holds {_kind(label)}, a string or whole number is expected."
+                f"{place}: label column {columns[1]!r} holds {kind_name(label)}, a string or whole number is expected."
             )
         check_characters(text, place)
     except BadRowError as error:
@@ -83,28 +92,39 @@ def checked_row(values: Any, columns: Columns, place: str) -> Row | BadRowError:
     return Row(text, label, place)
 
 
-def _kind(value: Any) -> str:
-    return "nothing (null)" if value is None else type(value).__name__
-
-
-def check_column(column: str, known: Collection[str], place: str) -> None:
+def check_column(column: str, known: Collection[str], place: str, of_record: bool = False) -> None:
     """Raises MissingColumnError where a column is missing."""
     if column in known:
         return
     hint = suggest(column, map(str, known))
     if len(known) == 1 and (separators := [mark for mark in ";\t|" if mark in next(iter(known))]):
         hint = f" The columns seem to be separated by {separators[0]!r}: write commas, or tabs in a .tsv file."
-    raise MissingColumnError(
-        f"{place}: no column {column!r}.{hint} Columns: {', '.join(map(str, known))}. "
-        "Name the right one with text_column / label_column."
-    )
+    way_out = "Name the right one with text_column / label_column."
+    if of_record:
+        way_out = "A record has 'messages', or 'prompt' and 'completion'; record_form says which."
+    elif choose_form("auto", known, column) != "text":
+        way_out = "The rows are conversations, which --objective causal learns."
+    raise MissingColumnError(f"{place}: no column {column!r}.{hint} Columns: {', '.join(map(str, known))}. {way_out}")
 
 
-def _check_header(columns: Columns, names: list[str], path: str) -> None:
+def read_columns(columns: Columns, known: Collection[str], place: str) -> list[str]:
+    """Return the columns to read of those that are there.
+
+    Raises:
+        MissingColumnError: one that is needed is missing.
+    """
+    of_record = isinstance(columns, RecordColumns)
     for column in columns:
-        check_column(column, names, path)
+        check_column(column, known, place, of_record)
+    return [*columns, *(name for name in (columns.beside if of_record else ()) if name in known)]
+
+
+def _check_header(columns: Columns, names: list[str], path: str) -> list[str]:
+    wanted = read_columns(columns, names, path)
+    for column in wanted:
         if names.count(column) > 1:
             raise ValueError(f"{path}: {names.count(column)} columns have the name {column!r}; rename all but one.")
+    return wanted
 
 
 def _read_txt(path: str, columns: Columns) -> Rows:
@@ -148,13 +168,12 @@ def _records(content: Any, columns: Columns, path: str) -> list:
         return content
     if not isinstance(content, dict):
         raise ValueError(f"{path}: a list of objects is expected, not {type(content).__name__}.")
-    if isinstance(content.get(columns[0]), str):
+    first = content.get(columns[0])
+    if isinstance(first, str) or (isinstance(columns, RecordColumns) and is_message_list(first)):
         return [content]
     if isinstance(content.get(columns[0]), list):
         return _from_columns(content, columns, path)
-    lists = [
-        key for key, value in content.items() if isinstance(value, list) and any(isinstance(x, dict) for x in value)
-    ]
+    lists = [key for key, value in content.items() if is_list_of_objects(value)]
     if len(lists) == 1:
         return content[lists[0]]
     found = f"lists of objects under {', '.join(map(repr, lists))}" if lists else "no list of objects"
@@ -164,8 +183,7 @@ def _records(content: Any, columns: Columns, path: str) -> list:
 
 
 def _from_columns(content: dict, columns: Columns, path: str) -> list[dict]:
-    for column in columns:
-        check_column(column, content, path)
+    columns = read_columns(columns, content, path)
     lists = [content[column] for column in columns]
     if not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
         raise ValueError(f"{path}: the columns {' and '.join(map(repr, columns))} must be lists of equal length.")
@@ -188,7 +206,8 @@ def _read_separated(path: str, columns: Columns) -> Rows:
         elif len(fields) != len(names):
             yield BadRowError(f"{place}: {len(fields)} fields, and the first line names {len(names)}.")
         else:
-            yield checked_row(dict(zip(names, fields, strict=True)), columns, place)
+            values = dict(zip(names, fields, strict=True))
+            yield checked_row(from_cells(values) if isinstance(columns, RecordColumns) else values, columns, place)
 
 
 def _separated_records(path: str, separator: str) -> Iterator[tuple[int, list[str] | BadRowError]]:
@@ -212,8 +231,8 @@ def _read_parquet(path: str, columns: Columns) -> Rows:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            _check_header(columns, file.schema_arrow.names, path)
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=list(columns)):
+            wanted = _check_header(columns, file.schema_arrow.names, path)
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
                 for values in _batch_rows(batch):
                     number += 1
                     place = f"{path}, row {number}"
@@ -256,6 +275,47 @@ READERS: dict[str, Callable[[str, Columns], Rows]] = {
     ".tokens": _read_txt,
     ".parquet": _read_parquet,
 }
+
+
+def first_names(path: str) -> list[str] | None:
+    """Return the names of a file's columns, of objects those of the first one; None of a text, or a damaged file."""
+    kind = kind_of(path)
+    if kind in TEXT_KINDS:
+        return None
+    try:
+        if kind == ".parquet":
+            with pq.ParquetFile(path) as file:
+                return file.schema_arrow.names
+        if kind in _SEPARATORS:
+            records = (fields for _, fields in _separated_records(path, _SEPARATORS[kind]))
+            return next((fields for fields in records if fields and not isinstance(fields, BadRowError)), None)
+        return _first_keys(path, kind)
+    except (ValueError, pa.ArrowException, OSError):
+        return None  # its reader says what is wrong with it
+
+
+def _first_keys(path: str, kind: str) -> list[str] | None:
+    if kind == ".json":
+        try:
+            return _keys(parse_json(read_text(path), path))
+        except BadRowError as error:
+            if "Extra data" not in str(error):
+                raise
+    lines = (line for _, line in checked_lines(path) if not isinstance(line, BadRowError) and line.strip())
+    for line in lines:
+        with contextlib.suppress(BadRowError):
+            if isinstance(values := parse_json(line, path), dict):
+                return list(values)
+    return None
+
+
+def _keys(content: Any) -> list[str] | None:
+    """Return the keys of the first record of a JSON file, or its own where it is a record or an object of columns."""
+    if isinstance(content, dict):
+        lists = [value for value in content.values() if is_list_of_objects(value)]
+        content = content if len(lists) != 1 or is_message_list(lists[0]) else lists[0]
+    first = next((each for each in content if isinstance(each, dict)), None) if isinstance(content, list) else content
+    return list(first) if isinstance(first, dict) else None
 
 
 def known_kind(path: str | Path) -> bool:

@@ -13,6 +13,7 @@ from .rows import MissingColumnError, Row, Rows
 
 logger = logging.getLogger(__name__)
 
+WAY_OUT = "(--skip_bad_rows leaves such rows out and counts them.)"
 # Told one by one, so that a reader sees what kind they are.
 _TOLD = 3
 
@@ -48,7 +49,7 @@ def good_rows(rows: Rows, identity: str, skip: bool) -> Iterator[Row]:
         if not skip:
             # a column that the first row lacks already is misspelt, and no bad row
             known = good or not isinstance(row, MissingColumnError)
-            raise BadRowError(f"{row}{' (--skip_bad_rows leaves such rows out and counts them.)' if known else ''}")
+            raise BadRowError(f"{row}{f' {WAY_OUT}' if known else ''}")
         bad += 1
         first = first or row
         _count(identity, bad, row)

@@ -13,6 +13,7 @@ fall on the same side, a document keeps its side when others are added, streamed
 has to be counted first. Every run with the same `seed` holds out the same documents.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -21,12 +22,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from frankenlm.modeling.checks import check_choice
+from frankenlm.modeling.outputs import IGNORED_LABEL
+
 from ..common.text_files import BadRowError
 from .articles import is_heading
 from .building import AnyDataset, Builder, Reading, Side, document_hash, is_empty, read_labels
 from .collators import build_collator
 from .documents import Source
 from .packing import prepare_dataset
+from .records import RECORD_FORMS, choose_form, contents, is_pair_of_texts
 from .skipping import skipped_rows
 from .sources import find_sources
 from .tokenizers import load_tokenizer
@@ -36,6 +41,8 @@ __all__ = [
     "build_collator",
     "count_bytes",
     "count_tokens",
+    "has_messages",
+    "is_conversations",
     "iter_texts",
     "label_names",
     "load_documents",
@@ -64,9 +71,11 @@ def load_splits(
     max_documents: int | None = None,
     join_articles: str = "auto",
     skip_bad_rows: bool = False,
+    record_form: str = "text",
     cache_dir: str | Path | None = None,
 ) -> dict[str, AnyDataset]:
-    """Return {"train": ..., "validation": ...} with the column "text" (and "label", a ClassLabel).
+    """Return {"train": ..., "validation": ...} with the column "text" (and "label", a ClassLabel); of conversations
+    with "record", the JSON text of each (records.py), and "place", where it was.
 
     spec: "builtin", "builtin-code", a hub name ("owner/name:config"), or a file, folder or glob of a kind that
         documents.py lists.
@@ -80,6 +89,7 @@ def load_splits(
     join_articles: "auto" joins the lines or rows of WikiText-like data into articles where it finds their titles, and
         says so; "yes" insists on it, "no" reads them one by one.
     skip_bad_rows: pass bad rows over (no text, null, not JSON, not UTF-8) instead of raising; `skipped_rows()` counts.
+    record_form: what a row is: "text", "messages", "prompt_completion", or "auto", by the columns of the first source.
 
     Raises BadRowError (a ValueError) for a bad row, ValueError naming the file, line, column or value that is wrong.
     Of a stream, only what is read to find one document a side is checked at once; the rest raises when it is reached.
@@ -88,9 +98,12 @@ def load_splits(
         raise ValueError(f"validation_fraction={validation_fraction} must lie between 0 and 1.")
     if max_documents is not None and max_documents < 2:
         raise ValueError(f"max_documents={max_documents} must be at least 2, one document a side.")
-    reading = Reading(text_column, label_column, max_documents, skip_bad_rows)
+    check_choice("record_form", record_form, RECORD_FORMS)
+    sources = find_sources(spec, "train", streaming=streaming)
+    form = _form_of(sources, spec, record_form, text_column)
+    reading = Reading(text_column, label_column, max_documents, skip_bad_rows, record_form=form)
     build = Builder(spec, reading, streaming, cache_dir)
-    sources = build.open(spec, find_sources(spec, "train", streaming=streaming), join_articles)
+    sources = build.open(spec, sources, join_articles)
     if validation is None:
         held_out = build.open(spec, find_sources(spec, "validation", streaming=streaming), join_articles)
     else:
@@ -145,6 +158,32 @@ def _all_sources(spec: str, part: str, streaming: bool) -> list[Source]:
     return find_sources(spec, part, streaming=streaming) or find_sources(spec, "train", streaming=streaming)
 
 
+def _form_of(sources: list[Source], spec: str, asked: str, text_column: str) -> str:
+    """Return what the rows of a dataset are, and say so where they are no texts, or need not be."""
+    if asked == "text" or not sources:
+        return "text"
+    names = sources[0].column_names()
+    form = choose_form(asked, names, text_column)
+    other = choose_form(asked, set(names or ()) - {text_column}, text_column)
+    if form != "text":
+        logger.info("%s: its rows are conversations (%s)", spec, form)
+    elif other != form:
+        logger.info(
+            "%s: column %r is read; --record_form %s takes the conversations beside it", spec, text_column, other
+        )
+    return form
+
+
+def is_conversations(dataset: AnyDataset) -> bool:
+    """Whether the rows of a split are conversations."""
+    return "record" in dataset.column_names
+
+
+def has_messages(dataset: AnyDataset) -> bool:
+    """Whether the rows of a split are conversations of messages, as its first one tells, and need a chat template."""
+    return is_conversations(dataset) and not is_pair_of_texts(json.loads(next(iter(dataset))["record"]))
+
+
 # --- sides
 
 
@@ -190,7 +229,11 @@ def _way_out(name: str, validation: str | None, joined: bool) -> str:
 
 
 def iter_texts(dataset: AnyDataset) -> Iterator[str]:
-    """Yield the documents of a split as strings."""
+    """Yield the documents of a split as strings; of conversations, what is said in them."""
+    if is_conversations(dataset):
+        for batch in dataset.select_columns(["record"]).iter(1000):
+            yield from map(contents, batch["record"])
+        return
     for batch in dataset.select_columns(["text"]).iter(1000):
         yield from batch["text"]
 
@@ -209,14 +252,16 @@ def count_bytes(dataset: AnyDataset) -> int:
 
 
 def count_tokens(dataset: AnyDataset, vocab_size: int, *, exclude: Iterable[int] = ()) -> torch.LongTensor:
-    """Return how often each id stands in `input_ids`, [vocab_size] int64.
+    """Return how often each id stands in `input_ids`, of conversations among the labels, [vocab_size] int64.
 
     exclude: ids that are never predicted and count 0; for a masked model pass `special_token_ids(tokenizer)`, for a
     causal one nothing (it predicts the separators too). Raises ValueError for an id of `vocab_size` or more.
     """
     counts = np.zeros(vocab_size, np.int64)
-    for batch in dataset.select_columns(["input_ids"]).with_format("numpy").iter(1000):
-        counted = np.bincount(np.concatenate(batch["input_ids"]), minlength=vocab_size)
+    column = "labels" if "labels" in dataset.column_names else "input_ids"
+    for batch in dataset.select_columns([column]).with_format("numpy").iter(1000):
+        ids = np.concatenate(batch[column])
+        counted = np.bincount(ids[ids != IGNORED_LABEL], minlength=vocab_size)
         if len(counted) > vocab_size:
             raise ValueError(f"token id {len(counted) - 1} does not fit into vocab_size={vocab_size}.")
         counts += counted

@@ -26,7 +26,7 @@ _BYTES = 256
 
 
 def load_tokenizer(
-    spec: str, *, documents: Iterable[str], vocab_size: int | None = None, objective: str
+    spec: str, *, documents: Iterable[str], vocab_size: int | None = None, objective: str, pad_is_new: bool = True
 ) -> PreTrainedTokenizerFast:
     """Return the tokenizer `spec` names, completed with the special tokens that `objective` needs.
 
@@ -34,6 +34,8 @@ def load_tokenizer(
         (a token per byte, nothing to learn), a local folder with tokenizer files, or a hub name. `documents` is read
         only for "train", once, as it comes.
     objective: "mlm" (needs a mask), "causal" or "classification"; all need a pad and a document separator.
+
+    pad_is_new: add a pad token where there is none; else the end token pads, for a model whose embedding must not grow.
 
     Special tokens that are missing are added at the end; `len(tokenizer)` is the vocabulary a model needs.
     Raises ValueError where the tokenizer is missing, unreachable, not a fast one, or larger than `vocab_size`.
@@ -47,6 +49,8 @@ def load_tokenizer(
         tokenizer = byte_tokenizer()
     else:
         tokenizer = _from_pretrained(spec)
+    if tokenizer.pad_token is None and not pad_is_new:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
     add_special_tokens(tokenizer, objective)
     if vocab_size is not None and len(tokenizer) > vocab_size:
         raise ValueError(

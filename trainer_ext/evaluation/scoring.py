@@ -108,7 +108,7 @@ def load_scorer(
         UserError: no such model, files of it that cannot be used, a class that cannot be scored, or a method for
             another class.
     """
-    config = read_config(name, trust_remote_code=trust_remote_code)
+    config = read_config(name, trust_remote_code=trust_remote_code, adapters=True)
     method = choose_method(name, config.architectures or [], method)
     if one_text and method != "causal":
         raise UserError(f"--one_text: a text is scored as one by causal models; {name!r} is scored by {method}.")

@@ -143,25 +143,32 @@ def _check_group(group: dict) -> None:
             raise ValueError(f"a parameter of shape {tuple(weight.shape)} has no rank: GaLore takes matrices.")
 
 
-def hidden_matrices(model: nn.Module) -> set[str]:
-    """Names of the weights that GaLore and Muon are for: of linear layers (BitLinear, Conv1D too) inside the stack.
+def hidden_linears(model: nn.Module) -> list[str]:
+    """Names of the linear layers (BitLinear, Conv1D too) inside the stack of a model.
 
-    Embeddings, heads, norms, routers and gates (layers that compute in full precision) are left out.
-
-    Raises:
-        UserError: the model has none.
+    Embeddings, heads, norms, routers, gates and poolings (layers that compute in full precision) are left out.
     """
     stack = model.base_model if hasattr(model, "base_model") else model
     ends = [module for module in stack.modules() if isinstance(module, FactorizedEmbedding)]
     outside = {id(module) for end in ends for module in end.modules()}
     inside = {
-        id(module.weight)
+        id(module)
         for module in stack.modules()
         if isinstance(module, (nn.Linear, Conv1D))
         and not isinstance(module, FullPrecisionLinear)
         and id(module) not in outside
     }
-    found = {name for name, weight in model.named_parameters() if id(weight) in inside}
+    return [name for name, module in model.named_modules() if id(module) in inside]
+
+
+def hidden_matrices(model: nn.Module) -> set[str]:
+    """Names of the weights that GaLore and Muon are for: those of `hidden_linears`.
+
+    Raises:
+        UserError: the model has none.
+    """
+    weights = {id(model.get_submodule(name).weight) for name in hidden_linears(model)}
+    found = {name for name, weight in model.named_parameters() if id(weight) in weights}
     if not found:
         raise UserError("--matrix_optimizer: this model has no linear layers inside its stack; leave it out.")
     return found

@@ -22,14 +22,15 @@ logger = logging.getLogger("frankenlm.output_folder")
 # What a run leaves beside the model, and takes away when it replaces an earlier one.
 RUN_FILES = ("training.csv", "timing.csv", "training.log", "training.png", "metrics.json", "README.md")
 # Of these a stranger's may lie in any folder.
-TAKEN = (*RUN_FILES, "config.json", "model.safetensors")
+TAKEN = (*RUN_FILES, "config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors")
 CODE = tuple(path.name for path in Path(frankenlm.modeling.__file__).parent.glob("*.py"))
 # What save_pretrained and Trainer write into the folder and into checkpoints.
 SAVED = (
     "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "training_args.bin", "optimizer.pt", "optimizer.bin", "pytorch_model_fsdp.bin",
-    "scheduler.pt", "scaler.pt", "ema.safetensors", "rng_state*.pth", STATE, RECORD, *CODE,
+    "merges.txt", "chat_template.jinja", "adapter_config.json", "adapter_model.safetensors", "training_args.bin",
+    "optimizer.pt", "optimizer.bin", "pytorch_model_fsdp.bin", "scheduler.pt", "scaler.pt", "ema.safetensors",
+    "rng_state*.pth", STATE, RECORD, *CODE,
 )  # fmt: skip
 
 

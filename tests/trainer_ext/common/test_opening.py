@@ -115,7 +115,7 @@ DAMAGES = {
     "half a tokenizer": (write("tokenizer.json", b"{"), "its tokenizer cannot be used"),
     "a tokenizer of another kind": (write("tokenizer_config.json", b"[]"), "its tokenizer cannot be used"),
     "an end token in words": (write("generation_config.json", b'{"eos_token_id": "q"}'), "is no token id"),
-    "an adapter": (as_adapter, "holds an adapter (LoRA and the like) for owner/base"),
+    "an adapter": (as_adapter, "its base owner/base: no folder of that name"),
     "an empty folder": (lambda folder: [file.unlink() for file in folder.iterdir()], "holds no config.json"),
 }
 

@@ -143,7 +143,7 @@ def test_second_call_comes_from_the_cache(tmp_path, load, cache, byte_level, mon
 def test_what_the_tokenizer_was_called_with_before_leaves_no_trace(byte_level):
     def outcome():
         dataset = in_memory(TEXTS[:3])
-        return packing._key("x", dataset, byte_level, {}), packing.encode_pieces(dataset[:], byte_level, "mlm")
+        return packing.ids_key("x", dataset, byte_level, {}), packing.encode_pieces(dataset[:], byte_level, "mlm")
 
     byte_level("x")
     before = outcome()
