@@ -20,7 +20,7 @@ from .optim.guard_policy import read_policy
 
 TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
 
-GALORE_FIELDS = ("galore_rank", "galore_update_gap", "galore_scale", "galore_projection")
+GALORE_FIELDS = ("galore_rank", "galore_update_gap", "galore_scale", "galore_projection", "galore_bits")
 
 
 @dataclass
@@ -230,6 +230,9 @@ class FrankenTrainingArguments(TrainingArguments):
             "beside them (eval_ema_loss) and saved in OUTPUT_DIR/ema"
         },
     )
+    galore_bits: int = field(
+        default=32, metadata={"choices": [8, 32], "help": "bits of an element of the moments: 32, or 8 (bitsandbytes)"}
+    )
     learning_rate_drop: float = field(
         default=1.0,
         metadata={
@@ -294,8 +297,8 @@ class FrankenTrainingArguments(TrainingArguments):
         if self.guard_policy is not None and not self.gradient_guard:
             raise ValueError("--guard_policy says what --gradient_guard does: leave out --no_gradient_guard.")
         self._check_matrix_optimizer()
-        if self.ema_decay is not None and (self.fsdp or self.deepspeed):
-            raise ValueError("--ema_decay needs whole weights, and FSDP and DeepSpeed shard them.")
+        if self.ema_decay is not None and self.sharding:
+            raise ValueError(f"--ema_decay needs whole weights, and {self.sharding} shards them.")
         self._check_what_is_here()
         # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
@@ -309,6 +312,13 @@ class FrankenTrainingArguments(TrainingArguments):
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             # accelerate accepts this pair and silently trains in fp32
             raise ValueError("fp16 needs a GPU; on a CPU it does nothing. Use --bf16, or neither.")
+
+    @property
+    def sharding(self) -> str | None:
+        """What shards the weights, by flags or by the launcher's configuration: FSDP, DeepSpeed or nothing (None)."""
+        if self.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+            return "FSDP"
+        return "DeepSpeed" if self.deepspeed or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") else None
 
     def _check_what_is_here(self):
         """Packages that the base class would miss with a traceback, and switches that this Trainer has no use for."""
@@ -343,9 +353,9 @@ class FrankenTrainingArguments(TrainingArguments):
             )
         if str(self.optim).rpartition(".")[2].lower() not in ("adamw_torch", "adamw_torch_fused"):
             raise ValueError(f"--matrix_optimizer {self.matrix_optimizer} stands beside AdamW: leave out --optim.")
-        if self.fsdp or self.deepspeed:
+        if self.sharding:
             raise ValueError(
-                f"--matrix_optimizer {self.matrix_optimizer} needs whole matrices, and FSDP and DeepSpeed shard them."
+                f"--matrix_optimizer {self.matrix_optimizer} needs whole matrices, and {self.sharding} shards them."
             )
 
     def _check_ternary_training(self):

@@ -283,8 +283,9 @@ def build_trainer(
         trainer.add_callback(callback)
     if training.ema_decay is not None:
         trainer.take_average(training.ema_decay)
-    if training.gradient_guard and (training.fsdp or training.deepspeed):
-        logger.warning("the gradient guard is off: under FSDP and DeepSpeed no process holds a whole gradient")
+    if training.gradient_guard and training.sharding:
+        if is_main_process():
+            logger.warning("the gradient guard is off: under %s no process holds a whole gradient", training.sharding)
     elif training.gradient_guard:
         with user_mistakes():
             trainer.take_guard(GradientGuard(read_policy(training.guard_policy)))

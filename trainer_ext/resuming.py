@@ -52,7 +52,7 @@ LENGTH = ("max_steps", "num_train_epochs")
 # Schedules whose rate at a step does not depend on how many steps there will be.
 OPEN_SCHEDULES = frozenset({"constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy"})
 # With another of these the optimizer's state fits nothing.
-STATE_SHAPING = ("optim", "ternary_training", "matrix_optimizer", "galore_rank", "galore_projection")
+STATE_SHAPING = ("optim", "ternary_training", "matrix_optimizer", "galore_rank", "galore_projection", "galore_bits")
 
 
 def run_settings(run: RunSettings) -> dict[str, Any]:

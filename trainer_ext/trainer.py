@@ -29,6 +29,7 @@ from .optim.guard import GradientGuard
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
 from .optim.weight_average import WeightAverage
 from .saving.safe_checkpoints import SafeCheckpoints
+from .sharding import as_saved, give_scalars_a_dimension, shard_on_cpu
 from .ternary_stats import LowBitProbe
 
 logger = logging.getLogger("frankenlm.trainer")
@@ -55,6 +56,7 @@ class FrankenTrainer(Trainer):
         has_cache_flag = hasattr(model, "config") and hasattr(model.config, "use_cache")
         self._saved_use_cache = model.config.use_cache if has_cache_flag else None
         super().__init__(model, args, *more, **kwargs)
+        self._scalars = give_scalars_a_dimension(self.model) if self.is_fsdp_enabled else frozenset()
         self.checkpoints = SafeCheckpoints().attach(self)
         self.take_given_rates = False
         self.label_smoother = None  # the base class's shifts by class name and drops the model's other losses
@@ -70,6 +72,11 @@ class FrankenTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ProgressBar())
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the base class; processes on CPUs shard too, where FSDP is asked for."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled |= shard_on_cpu(self.args, self.accelerator)
 
     def take_guard(self, guard: GradientGuard) -> None:
         """Let a guard watch the gradients; what a step that is not taken has collected is forgotten."""
@@ -112,7 +119,7 @@ class FrankenTrainer(Trainer):
         chosen = hidden_matrices(model)
         matrices = {id(weight) for name, weight in model.named_parameters() if name in chosen}
         projected = {"update_gap": args.galore_update_gap, "scale": args.galore_scale}
-        projected |= {"rank": args.galore_rank, "projection": args.galore_projection}
+        projected |= {"rank": args.galore_rank, "projection": args.galore_projection, "bits": args.galore_bits}
         adamw = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
         if args.matrix_optimizer == "muon":
             return beside_adamw(groups, matrices, lambda theirs: muon(theirs, args.learning_rate), **adamw)
@@ -173,14 +180,15 @@ class FrankenTrainer(Trainer):
         return EpochLengthSampler(sampler.batch_size, lengths=sampler.lengths, seed=seed)
 
     def get_eval_dataloader(self, eval_dataset=None):
-        """The evaluation batches, made by `eval_collator`."""
-        if self.eval_collator is None:
-            return super().get_eval_dataloader(eval_dataset)
-        train_collator, self.data_collator = self.data_collator, self.eval_collator
+        """The evaluation batches, made by `eval_collator`; --dataloader_drop_last drops none of them."""
+        collator, drops = self.data_collator, self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = False
+        if self.eval_collator is not None:
+            self.data_collator = self.eval_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.data_collator = train_collator
+            self.data_collator, self.args.dataloader_drop_last = collator, drops
 
     def evaluation_loop(self, dataloader, description, *args, metric_key_prefix: str = "eval", **kwargs):
         """Evaluate without touching the random numbers of training; the loss is nats over all predicted tokens, not a
@@ -286,6 +294,8 @@ class FrankenTrainer(Trainer):
         cache is off, as it is while training; a saved model should generate with it.
         """
         output_dir = self.args.output_dir if output_dir is None else output_dir
+        if state_dict is not None:
+            state_dict = as_saved(state_dict, self._scalars, self.model.all_tied_weights_keys)
         with self._as_published():
             super()._save(output_dir, state_dict)
 

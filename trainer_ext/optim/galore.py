@@ -6,6 +6,7 @@ lr * scale * P N (or N P^T), N being Adam's normalised step (algorithm 2). Weigh
 The state holds nothing but tensors. What is no matrix has torch's AdamW beside it (`beside_adamw`).
 """
 
+import logging
 from collections.abc import Callable, Iterable
 
 import torch
@@ -17,8 +18,11 @@ from frankenlm.modeling.checks import check_choice
 from frankenlm.modeling.embeddings import FactorizedEmbedding
 from frankenlm.modeling.full_linear import FullPrecisionLinear
 
-from ..common.cli import UserError
+from ..common.cli import Failed, UserError
+from .eight_bits import keep, recalled
 from .sign_training import SideBySide
+
+logger = logging.getLogger("frankenlm.galore")
 
 MATRIX_OPTIMIZERS = ("same", "galore", "muon")
 # std: the side with fewer rows or columns is projected; reverse_std: the other; left, right: always this one.
@@ -32,6 +36,7 @@ class GaLoreAdamW(Optimizer):
         params: matrices, or groups of them as of any optimizer.
         rank: of the projected gradient; a matrix with a shorter side has that side's. update_gap: steps between two
             projections. scale: of the projected step (0.25 in the paper). projection: one of PROJECTIONS.
+        bits: of an element of the moments, 32 (their own dtype) or 8 (`eight_bits.py`).
 
     Raises:
         ValueError: numbers out of range, or a parameter that is no matrix.
@@ -49,13 +54,17 @@ class GaLoreAdamW(Optimizer):
         update_gap: int = 200,
         scale: float = 0.25,
         projection: str = "std",
+        bits: int = 32,
     ):
         shared = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
-        super().__init__(
-            params, {**shared, "rank": rank, "update_gap": update_gap, "scale": scale, "projection": projection}
-        )
+        own = {"rank": rank, "update_gap": update_gap, "scale": scale, "projection": projection, "bits": bits}
+        super().__init__(params, {**shared, **own})
         for group in self.param_groups:
             _check_group(group)
+        sides = [min(weight.shape) for group in self.param_groups for weight in group["params"]]
+        if min(sides) < rank:
+            shorter = sum(side < rank for side in sides)
+            logger.info("rank %d: %d of %d matrices have a shorter side, and get that", rank, shorter, len(sides))
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
@@ -78,10 +87,13 @@ class GaLoreAdamW(Optimizer):
             state["projector"] = leading_vectors(gradient, group["rank"], left)
         projector = state["projector"]
         gradient = projector.T @ gradient if left else gradient @ projector  # (r, n) or (m, r)
-        if "exp_avg" not in state:
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
         state["step"] += 1
-        move = adam_step(gradient, state, group["betas"], group["eps"])
+        moments = recalled(state, gradient) if group["bits"] == 8 else state
+        if "exp_avg" not in moments:
+            moments["exp_avg"], moments["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        move = adam_step(gradient, moments, group["betas"], group["eps"])
+        if group["bits"] == 8:
+            keep(state, moments)
         move = group["scale"] * (projector @ move if left else move @ projector.T)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.sub_(group["lr"] * move)
@@ -104,7 +116,13 @@ def projects_left(gradient: torch.Tensor, projection: str) -> bool:
 
 
 def leading_vectors(gradient: torch.Tensor, rank: int, left: bool) -> torch.Tensor:
-    """Return the leading left (m, r) or right (n, r) singular vectors of a gradient (m, n), at least in float32."""
+    """Return the leading left (m, r) or right (n, r) singular vectors of a gradient (m, n), at least in float32.
+
+    Raises:
+        Failed: the gradient is not finite.
+    """
+    if not gradient.isfinite().all():
+        raise Failed("GaLore cannot project a gradient with NaN or Inf: leave out --no_gradient_guard.")
     full = gradient if gradient.dtype == torch.float64 else gradient.float()
     u, _, vh = torch.linalg.svd(full, full_matrices=False)
     vectors = u[:, :rank] if left else vh[:rank].T
@@ -116,6 +134,8 @@ def _check_group(group: dict) -> None:
     for name in ("rank", "update_gap"):
         if type(group[name]) is not int or group[name] < 1:
             raise ValueError(f"{name}={group[name]!r} must be a whole number of at least 1.")
+    if group["bits"] not in (8, 32):
+        raise ValueError(f"bits={group['bits']!r} must be 8 or 32.")
     if not group["scale"] > 0:
         raise ValueError(f"scale={group['scale']!r} must be positive.")
     for weight in group["params"]:

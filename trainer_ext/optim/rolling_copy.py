@@ -58,9 +58,13 @@ def all_finite(parameters: Iterable[nn.Parameter], optimizers: Iterable[Optimize
 
 @torch.no_grad()
 def largest(parameters: Iterable[nn.Parameter], optimizers: Iterable[Optimizer]) -> float:
-    """The largest magnitude in parameters and the optimizers' states; NaN where there is one, 0 for nothing at all."""
+    """The largest magnitude in parameters and the optimizers' states; NaN where there is one, 0 for nothing at all.
+
+    Of sharded tensors, that of this process's shards.
+    """
     tensors = [parameter.detach() for parameter in parameters]
     tensors += [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
+    tensors = [value.to_local() if hasattr(value, "to_local") else value for value in tensors]
     floating = [value for value in tensors if torch.is_tensor(value) and value.is_floating_point() and value.numel()]
     norms = torch._foreach_norm(floating, float("inf")) if floating else []  # nan where an element is
     return torch.stack([norm.double() for norm in norms]).max().item() if norms else 0.0

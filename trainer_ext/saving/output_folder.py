@@ -28,8 +28,8 @@ CODE = tuple(path.name for path in Path(frankenlm.modeling.__file__).parent.glob
 SAVED = (
     "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "chat_template.jinja", "training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt",
-    "scaler.pt", "ema.safetensors", "rng_state*.pth", STATE, RECORD, *CODE,
+    "merges.txt", "chat_template.jinja", "training_args.bin", "optimizer.pt", "optimizer.bin", "pytorch_model_fsdp.bin",
+    "scheduler.pt", "scaler.pt", "ema.safetensors", "rng_state*.pth", STATE, RECORD, *CODE,
 )  # fmt: skip
 
 

@@ -28,6 +28,8 @@ PREFIX = "checkpoint-"
 STATE_FILES = ("optimizer.pt", "scheduler.pt")
 # What the readers of JSON, safetensors, zip files and tensors raise.
 DAMAGE = (ValueError, SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
+# Weights that FSDP gathers for going on, beside model.safetensors; its optimizer.bin is gathered too.
+WHOLE_FSDP = "pytorch_model_fsdp.bin"
 # Folders of FSDP and DeepSpeed, which keep optimizers in a form of their own.
 SHARDED = ("pytorch_model_fsdp_*", "optimizer_*", "global_step*")
 
@@ -127,14 +129,15 @@ def _held_to_record(folder: Path, record: CheckpointRecord) -> tuple[str | None,
 
 
 def _is_state_file(name: str) -> bool:
-    return name in (*STATE_FILES, "scaler.pt") or name.startswith("rng_state")
+    return name in (*STATE_FILES, "optimizer.bin", "scaler.pt") or name.startswith("rng_state")
 
 
 def _expected_but_missing(folder: Path, world_size: int) -> list[str]:
     if any(True for pattern in SHARDED for _ in folder.glob(pattern)):
         return []
+    state_files = STATE_FILES if not (folder / WHOLE_FSDP).is_file() else ("optimizer.bin", "scheduler.pt")
     rngs = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
-    return [name for name in (*STATE_FILES, *rngs) if not (folder / name).is_file()]
+    return [name for name in (*state_files, *rngs) if not (folder / name).is_file()]
 
 
 def _check_formats(folder: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM, Legacy1BitConfig, Legacy1BitForCausalLM
-from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.common.cli import Failed, UserError
 from frankenlm.trainer_ext.optim.galore import GaLoreAdamW, beside_adamw, hidden_matrices
 from guarded_runs import model_of
 
@@ -100,25 +100,28 @@ def train(model, optimizer, steps: range) -> None:
         optimizer.step()
 
 
-def galore_of(model):
+def galore_of(model, bits=32):
     named = dict(model.named_parameters())
     chosen = {id(named[name]) for name in hidden_matrices(model)}
     groups = [{"params": list(named.values())}]
-    return beside_adamw(groups, chosen, lambda part: GaLoreAdamW(part, lr=1e-3, rank=4, update_gap=3), lr=1e-3)
+    return beside_adamw(
+        groups, chosen, lambda part: GaLoreAdamW(part, lr=1e-3, rank=4, update_gap=3, bits=bits), lr=1e-3
+    )
 
 
+@pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("family", ["frankenstein", "legacy"])
-def test_resumes_to_the_bit_and_holds_tensors_only(family):
+def test_resumes_to_the_bit_and_holds_tensors_only(family, bits):
     whole = tiny(family).eval()
-    optimizer = galore_of(whole)
+    optimizer = galore_of(whole, bits)
     train(whole, optimizer, range(8))
     broken = tiny(family).eval()
-    optimizer = galore_of(broken)
+    optimizer = galore_of(broken, bits)
     train(broken, optimizer, range(4))
     saved = io.BytesIO()
     torch.save(optimizer.state_dict(), saved)
     saved.seek(0)
-    optimizer = galore_of(broken)
+    optimizer = galore_of(broken, bits)
     optimizer.load_state_dict(torch.load(saved, weights_only=True))
     train(broken, optimizer, range(4, 8))
     assert all(map(torch.equal, whole.parameters(), broken.parameters()))
@@ -149,6 +152,36 @@ def test_the_state_is_small():
     assert count[0] <= 0.4 * count[1]
 
 
+def test_eight_bits_are_a_quarter_and_nearly_as_good():
+    """Moments within a block's rounding of the full ones, and weights that follow them."""
+    torch.manual_seed(0)
+    full, small = nn.Parameter(torch.zeros(48, 64)), nn.Parameter(torch.zeros(48, 64))
+    both = [GaLoreAdamW([weight], lr=1e-2, rank=16, bits=bits) for weight, bits in ((full, 32), (small, 8))]
+    direction = torch.randn(48, 64)
+    for _ in range(20):
+        gradient = direction + torch.randn(48, 64)
+        for weight, optimizer in zip((full, small), both, strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    assert (full - small).norm() < 0.05 * full.norm()
+    states = [optimizer.state[weight] for weight, optimizer in zip((full, small), both, strict=True)]
+    moments = [sum(value.nbytes for name, value in state.items() if "exp_avg" in name) for state in states]
+    assert moments[1] < 0.27 * moments[0] and states[1]["exp_avg"].dtype == torch.uint8
+
+
+def test_a_gradient_that_is_not_finite_is_told():
+    weight = nn.Parameter(torch.zeros(3, 3))
+    weight.grad = torch.full((3, 3), torch.nan)
+    with pytest.raises(Failed, match="gradient with NaN or Inf"):
+        GaLoreAdamW([weight], rank=2).step()
+
+
+def test_a_rank_above_a_side_is_told(caplog):
+    caplog.set_level("INFO")
+    GaLoreAdamW([nn.Parameter(torch.zeros(3, 9)), nn.Parameter(torch.zeros(9, 9))], rank=4)
+    assert "rank 4: 1 of 2 matrices have a shorter side" in caplog.text
+
+
 def test_gpt2s_matrices_are_found_and_a_model_without_any_is_told():
     assert any("c_attn.weight" in name for name in hidden_matrices(model_of()))
     with pytest.raises(UserError, match="has no linear layers inside its stack"):
@@ -160,6 +193,7 @@ def test_gpt2s_matrices_are_found_and_a_model_without_any_is_told():
     [
         ({"rank": 0}, "rank=0 must be a whole number"),
         ({"rank": 2, "update_gap": 0}, "update_gap=0 must be"),
+        ({"rank": 2, "bits": 4}, "bits=4 must be 8 or 32"),
         ({"rank": 2, "scale": 0.0}, "scale=0.0 must be positive"),
         ({"rank": 2, "projection": "lft"}, "Did you mean 'left'"),
     ],
