@@ -10,6 +10,7 @@ from matplotlib.ticker import EngFormatter
 TRAIN, EVAL, UNIGRAM, GREY, AVERAGE = "#4c78a8", "#d1495b", "#3a7d44", "#666666", "#e08f2c"
 MOST_POINTS = 400  # of a line; more are drawn as means with the range around them
 MOST_DOTS = 60
+TOP, BOTTOM = 0.85, 0.5  # inches above and below the panels
 WIDE = 100  # a norm that spans this factor is drawn on a logarithmic scale
 # Shares and what they are called; a panel of their own where a run has any.
 SHARES = {
@@ -55,8 +56,11 @@ def plot_training(
     if any(_points(train, name) for name in SHARES):
         panels.append((1.6, lambda axes: _draw_shares(axes, train)))
     heights = [height for height, _ in panels]
-    figure = Figure(figsize=(8, 1.2 + 1.3 * sum(heights)), dpi=130, layout="constrained")
+    inches = TOP + BOTTOM + 1.3 * sum(heights)
+    figure = Figure(figsize=(8, inches), dpi=110)
     axes = figure.subplots(len(panels), 1, sharex=True, height_ratios=heights)
+    # by hand, as a layout engine would draw everything twice
+    figure.subplots_adjust(left=0.11, right=0.97, top=1 - TOP / inches, bottom=BOTTOM / inches, hspace=0.18)
     for panel, (_, draw) in zip(axes, panels, strict=True):
         draw(panel)
         panel.grid(alpha=0.25)
@@ -64,6 +68,7 @@ def plot_training(
     axes[0].title.set_parse_math(False)
     _add_token_axis(axes[0], rows)
     axes[-1].set_xlabel("optimizer step")
+    figure.align_ylabels(axes)
     figure.savefig(path, metadata={"Software": None})
 
 

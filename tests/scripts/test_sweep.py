@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from frankenlm.trainer_ext.commands import sweep as commands
 from frankenlm.trainer_ext.common.cli import run_command
 from frankenlm.trainer_ext.common.folder_lock import locked_folder
 from frankenlm.trainer_ext.sweeps import running
@@ -60,6 +61,8 @@ def sweep(tmp_path, monkeypatch):
     """sweep(file, *words) runs scripts/sweep.py in this process, with the stand-in, and returns its exit code."""
     (tmp_path / "train.py").write_text(TRAIN)
     monkeypatch.setattr(running, "TRAIN", (sys.executable, "-S", str(tmp_path / "train.py")))
+    # the figure has tests of its own, and the page of documentation has a whole sweep
+    monkeypatch.setattr(commands, "plot_sweep", lambda cells, keys, metric, path, title: path.touch())
     main = load_script("sweep").main
     words = ["--output_dir", str(tmp_path / "out"), "--log_level", "warning"]
     return lambda file, *more: run_command(main, ["--config", str(file), *words, *more])
@@ -166,6 +169,11 @@ def test_other_settings_and_other_files_are_told(sweep, grid, tmp_path, capsys):
     (tmp_path / "out" / "learning_rate=0.1" / "sweep_run.json").unlink()
     assert sweep(file) == 2
     assert "holds training.csv, which is of no run of this sweep" in capsys.readouterr().err
+
+
+def test_a_metric_that_no_run_has_is_told(sweep, grid, tmp_path, capsys):
+    assert sweep(grid([0.1], metric="eval_accuracy")) == 0
+    assert "1 finished runs have no eval_accuracy, such as learning_rate=0.1" in capsys.readouterr().out
 
 
 def test_two_sweeps_do_not_share_a_folder(sweep, grid, tmp_path, capsys):

@@ -129,6 +129,9 @@ def write_reports(output_dir: Path, asked: Sweep, plan: Sequence[PlannedRun]) ->
     rows = [row_of(about(planned.run, keys, own), asked.metric, *results(planned)) for planned in plan]
     cells = cells_of(rows, keys, asked.metric)
     lines = edges(cells, keys, asked.metric)
+    unmeasured = [row["name"] for row in rows if row["status"] == "finished" and row[asked.metric] is None]
+    if unmeasured:
+        lines.append(f"{len(unmeasured)} finished runs have no {asked.metric}, such as {unmeasured[0]}")
     columns = [
         "name",
         *keys,
