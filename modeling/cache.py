@@ -5,6 +5,7 @@ keys and values per evaluation of its field. Shapes: B batch, H heads, T columns
 """
 
 import torch
+import torch.nn.functional as F
 from transformers import Cache
 
 
@@ -126,10 +127,13 @@ class StateCache(Cache):
     """The cache of a causal model: `layers` (one LayerState per logical layer) and `embedding`.
 
     Attributes:
-        seen_tokens: (B,) int64, real tokens per row so far: the position of the next one. None before the first call.
+        seen_tokens: (B,) int64, real tokens of each row's last document so far: the position of the next one. None
+            before the first call.
         is_contiguous: False once a caller has given position ids other than the count of real tokens.
-        key_positions: (B or 1, T) position ids of the columns kept; key_mask: (B, T) bool, or None without pads.
+        key_positions: (B or 1, T) position ids of the columns kept, counted from the start of the last document.
+        key_mask: (B, T) bool, or None without pads; earlier documents are as pads.
         has_pads: True once a row has had a pad.
+        left_behind: columns before the last document of any row, which no token will see again.
         inner_pads: the most pads that any row has had after its first real token.
         past_columns: how many columns of the past the tokens of the current call may see.
 
@@ -151,6 +155,7 @@ class StateCache(Cache):
         self.key_mask: torch.Tensor | None = None
         self.past_columns = 0
         self.has_pads = False
+        self.left_behind = 0
         self.inner_pads = 0
         self._inner_pads: torch.Tensor | None = None
         self._seq_length = 0
@@ -197,6 +202,10 @@ class StateCache(Cache):
             return None
         return (self.seen_tokens if self.has_pads else self.seen_tokens[:1])[:, None]
 
+    def has_past(self) -> torch.Tensor | None:
+        """Return (B,) bool, the rows of which real tokens are remembered; None before the first call."""
+        return None if self.seen_tokens is None else self.seen_tokens > 0
+
     def check_batch(self, batch_size: int) -> None:
         """Raise ValueError unless the rows are as many as those remembered."""
         if self.seen_tokens is not None and len(self.seen_tokens) != batch_size:
@@ -227,6 +236,32 @@ class StateCache(Cache):
         self._seq_length += length
         self.key_positions, self.key_mask = self._windowed(key_positions), self._windowed(key_mask)
         return key_positions, key_mask
+
+    def begin_documents(self, ids: torch.Tensor, position_ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Leave all but the last document of each row behind: to the tokens that follow, the others are as pads.
+
+        Called after `book`, in a call that begins documents.
+
+        Args:
+            ids: (B or 1, L) int64, the document of each new token; 0 is that of what was kept before.
+            position_ids: (B or 1, L), from 0 in each document.
+            mask: (B, L) bool or None, as given to `book`.
+        """
+        batch_size, length = len(self.seen_tokens), ids.shape[1]
+        ids = ids.expand(batch_size, -1)
+        last = ids[:, -1:]
+        is_last = ids == last
+        tokens = (is_last if mask is None else is_last & mask).sum(1)
+        begins_here = last[:, 0] > 0
+        self.seen_tokens = torch.where(begins_here, tokens, self.seen_tokens)
+        kept = self.key_positions.shape[1]
+        columns = F.pad(ids, (max(kept - length, 0), 0))  # what was kept before is of document 0
+        still_seen = columns[:, columns.shape[1] - kept :] == last
+        self.key_mask = still_seen if self.key_mask is None else still_seen & self.key_mask
+        self.key_positions = self.key_positions - (self.key_positions[:, -1:] - position_ids[:, -1:])
+        self.has_pads = True
+        if bool(begins_here.any()):
+            self.left_behind = self._seq_length - int(torch.where(begins_here, is_last.sum(1), length).min())
 
     def _windowed(self, columns):
         if columns is None or self.attention_window is None:
@@ -290,6 +325,11 @@ class StateCache(Cache):
                 "this cache cannot be cropped: a recurrent state, a convolution or an attention window has already "
                 "left the past behind. Generate without assisted or prompt-lookup decoding."
             )
+        if self._seq_length - columns < self.left_behind:
+            raise ValueError(
+                f"crop({tokens_to_remove}): the last document of a row begins at column {self.left_behind} of "
+                f"{self._seq_length}, and what came before it is left behind."
+            )
         mask = None if self.key_mask is None else self.key_mask[:, -columns:]
         self.seen_tokens = self.seen_tokens - (columns if mask is None else mask.sum(1))
         self.key_positions = self.key_positions[:, :-columns]
@@ -320,7 +360,11 @@ def _join_rows(past, new, kept):
 
 
 def slide_window(
-    x: torch.Tensor, window: torch.Tensor | None, width: int, mask: torch.Tensor | None
+    x: torch.Tensor,
+    window: torch.Tensor | None,
+    width: int,
+    mask: torch.Tensor | None,
+    document_ids: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Put the last inputs of a causal convolution before the new ones.
 
@@ -328,16 +372,26 @@ def slide_window(
         x: (B, L, C), zero at pads.
         window: (B, width, C) from the last call, or None at the start.
         mask: (B, L) bool, True at real tokens, or None.
+        document_ids: (B or 1, L) int64, `window` being of document 0, or None.
 
     Returns:
-        (B, width + L, C), and the window for the next call: the last `width` inputs up to each row's last real token.
+        (B, width + L, C), and the window for the next call: the last `width` inputs up to each row's last real token,
+        zero where they are of an earlier document.
     """
     if window is None:
         window = x.new_zeros(x.shape[0], width, x.shape[2])
     joined = torch.cat([window.to(x.dtype), x], dim=1)
+    if document_ids is not None:
+        is_last = F.pad(document_ids, (width, 0)) == document_ids[:, -1:]
+        return joined, _last_window(torch.where(is_last[..., None], joined, 0.0), width, mask)
+    return joined, _last_window(joined, width, mask)
+
+
+def _last_window(joined: torch.Tensor, width: int, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return (B, width, C), the last of joined (B, width + L, C) up to each row's last real token."""
     if mask is None:
-        return joined, joined[:, joined.shape[1] - width :].clone()  # a view would keep all of it alive
-    places = torch.arange(1, x.shape[1] + 1, device=x.device)
+        return joined[:, joined.shape[1] - width :].clone()  # a view would keep all of it alive
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     end = torch.where(mask, places, 0).amax(1)  # 0 for a row without real tokens: its window stays
-    columns = end[:, None] + torch.arange(width, device=x.device)
-    return joined, joined.gather(1, columns[..., None].expand(-1, -1, x.shape[2]))
+    columns = end[:, None] + torch.arange(width, device=mask.device)
+    return joined.gather(1, columns[..., None].expand(-1, -1, joined.shape[2]))

@@ -8,43 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
+from .attention_blocks import Block, BlockBounds, cut_at_documents, cut_by_window
 from .cache import LayerState, StateCache
-
-# Under a window attention runs over blocks of queries, each with the keys in its reach, so that its cost does not grow
-# with the length. Blocks much shorter than this would spend their time on overhead.
-MIN_BLOCK = 128
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some queries and the keys that they may look at.
-
-    Attributes:
-        queries, keys: slices of the L new tokens and of the T keys.
-        query_ids, key_ids: their position ids, (B or 1, Lq) and (B or 1, Lk).
-        visible: (B or 1, 1, Lq, Lk) bool, True where a query may see a key; None when nothing but `is_causal` restricts
-            it. Every query sees at least itself, so no softmax runs over nothing.
-        is_causal: True when `visible` is None and query i sees keys 0..i only.
-        is_contiguous: True when positions rise by 0 or 1 from key to key.
-    """
-
-    queries: slice
-    keys: slice
-    query_ids: torch.Tensor
-    key_ids: torch.Tensor
-    visible: torch.Tensor | None
-    is_causal: bool
-    is_contiguous: bool
-
-    def visible_keys(self) -> torch.Tensor:
-        """Return `visible` spelled out, (B or 1, 1, Lq, Lk) bool."""
-        if self.visible is not None:
-            return self.visible
-        everything = torch.ones(
-            self.query_ids.shape[1], self.key_ids.shape[1], dtype=torch.bool, device=self.key_ids.device
-        )
-        return (everything.tril() if self.is_causal else everything)[None, None]
+from .documents import DocumentBorders, Documents, find_starts, settle_positions
 
 
 @dataclass(frozen=True)
@@ -53,10 +21,12 @@ class SequenceContext:
 
     Attributes:
         is_causal: True when a token may see itself and the past only.
-        position_ids: (B or 1, L) int64, the number of real tokens before each token; 0 at left pads.
-        is_contiguous: True when position_ids rise by 0 or 1 from token to token; False when the caller chose them.
+        position_ids: (B or 1, L) int64, the number of real tokens of its document before each token; 0 at left pads.
+        is_contiguous: True when key_ids rise by 0 or 1 from key to key; False when the caller chose the positions.
         mask: (B, L) bool, True at real tokens; None when there is no padding.
-        key_ids, key_mask: the same for the T keys, (B or 1, T) and (B, T) or None.
+        documents: which document each token is of; None when there is one document a row.
+        key_ids: (B or 1, T) int64, position_ids that go on rising where a document ends: their differences are the
+            distances within a document. key_mask: (B, T) bool, True at keys of real tokens, or None.
         attention_window: how many tokens back (and ahead, when bidirectional) attention reaches, itself included.
         inner_pads: the most pads that any row has after its first real token.
         attn_implementation: "eager" or "sdpa".
@@ -69,6 +39,7 @@ class SequenceContext:
     key_ids: torch.Tensor
     is_contiguous: bool = True
     mask: torch.Tensor | None = None
+    documents: Documents | None = None
     key_mask: torch.Tensor | None = None
     attention_window: int | None = None
     inner_pads: int = 0
@@ -87,6 +58,7 @@ class SequenceContext:
         is_causal: bool,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        borders: DocumentBorders | None = None,
         attention_window: int | None = None,
         attn_implementation: str = "sdpa",
         keep_weights: bool = False,
@@ -96,39 +68,49 @@ class SequenceContext:
         """Derive the context from what a caller of the model gives, and book the new tokens into the cache.
 
         With a cache that holds P columns, `attention_mask` is (B, P + L) or (B, L) and positions go on from the past.
+        Documents begin where `position_ids` (0) or `borders` say so; behind a past `position_ids` alone can tell. What
+        a cache then keeps is the last document of each row: all before it counts as padding from then on.
 
         Raises:
-            ValueError: `attention_mask` or `position_ids` of another shape, a cache of another batch size, or a
-                position beyond the table of `max_positions`; the meta device, where a model has no weights.
+            ValueError: `attention_mask` or `position_ids` of another shape, a cache of another batch size, a position
+                beyond the table of `max_positions`, or borders that contradict each other or cannot be (documents.py);
+                the meta device, where a model has no weights.
         """
         if device.type == "meta":
             raise ValueError(
                 "the model lies on the meta device and has no weights to compute with: load them with "
                 "from_pretrained(), or make room for them with to_empty(device='cpu')."
             )
-        past, start = 0, None
+        past, start, has_past = 0, None, None
         if cache is not None:
             cache.check_batch(batch_size)
-            past, start = cache.get_seq_length(), cache.next_positions()
+            past, start, has_past = cache.get_seq_length(), cache.next_positions(), cache.has_past()
         mask = _real_tokens(attention_mask, batch_size, length, past)
-        counted = _positions(mask, length, device, start)
-        is_contiguous = True
         if position_ids is not None:
             position_ids = _given_positions(position_ids, mask, batch_size, length)
-            is_contiguous = _are_counted(position_ids, counted)
+        starts = find_starts(
+            (batch_size, length), mask=mask, position_ids=position_ids, borders=borders, has_past=has_past
+        )
+        documents = None if starts is None else Documents.beginning_at(starts)
+        counted = _positions(mask, length, device, start, starts)
+        is_contiguous = position_ids is None or _are_counted(position_ids, counted)
         position_ids = counted if is_contiguous else position_ids
         if max_positions is not None:
             _check_positions(position_ids, max_positions)
-        key_ids, key_mask, inner_pads = position_ids, mask, _inner_pads(mask)
+        rising = position_ids if starts is None else _unroll(position_ids, starts, start)
+        key_ids, key_mask, inner_pads = rising, mask, _inner_pads(mask)
         if cache is not None:
-            key_ids, key_mask = cache.book(position_ids, mask, batch_size, is_contiguous)
+            key_ids, key_mask = cache.book(rising, mask, batch_size, is_contiguous)
             inner_pads, is_contiguous = cache.inner_pads, cache.is_contiguous
+            if documents is not None:
+                cache.begin_documents(documents.ids, position_ids, mask)
         return cls(
             is_causal=is_causal,
             position_ids=position_ids,
             key_ids=key_ids,
             is_contiguous=is_contiguous,
             mask=mask,
+            documents=documents,
             key_mask=key_mask,
             attention_window=attention_window,
             inner_pads=inner_pads,
@@ -142,6 +124,16 @@ class SequenceContext:
         """Return how many of the T keys come before the new tokens."""
         return self.key_ids.shape[1] - self.position_ids.shape[1]
 
+    @property
+    def document_ids(self) -> torch.Tensor | None:
+        """Return (B or 1, L) int64, each token's document; None when there is one a row."""
+        return None if self.documents is None else self.documents.ids
+
+    @property
+    def reversed_document_ids(self) -> torch.Tensor | None:
+        """Return the same for the row read backwards, numbered in that order."""
+        return None if self.documents is None else self.documents.reversed().ids
+
     def state(self, logical_layer_idx: int) -> LayerState | None:
         """Return what the cache keeps for a layer; None without a cache."""
         return None if self.cache is None else self.cache.layers[logical_layer_idx]
@@ -153,39 +145,41 @@ class SequenceContext:
         return self._shared[key]
 
     def blocks(self) -> list[Block]:
-        """Return the queries in blocks, each with the keys in its reach: one block unless a window is set."""
-        return self.shared("blocks", self._blocks)
+        """Return the queries in blocks, each with the keys in its reach: one block unless there are a window or
+        documents."""
+        return self.shared("blocks", lambda: [self._block(piece) for piece in self._pieces()])
 
-    def _blocks(self):
+    def _pieces(self) -> list[BlockBounds]:
         length, past, window = self.position_ids.shape[1], self.past, self.attention_window
-        size = length if window is None else max(window, MIN_BLOCK)
-        if self.keep_weights or size >= length:
-            return [self._block(0, length, 0, past + length)]
-        reach = window - 1 + self.inner_pads
-        blocks = []
-        for start in range(0, length, size):
-            stop = min(start + size, length)
-            last = past + (stop if self.is_causal else min(stop + reach, length))
-            blocks.append(self._block(start, stop, max(past + start - reach, 0), last))
-        return blocks
+        if self.keep_weights:
+            return [BlockBounds(0, length, 0, past + length)]
+        reach = None if window is None else window - 1 + self.inner_pads
+        if self.documents is None or torch.compiler.is_compiling():
+            return cut_by_window(length, past, window, reach, self.is_causal)
+        return cut_at_documents(self.documents.ids, past, window, reach, self.is_causal)
 
-    def _block(self, start: int, stop: int, first: int, last: int) -> Block:
-        visible = self._visible(start, stop, first, last)
+    def _block(self, piece: BlockBounds) -> Block:
+        start, stop, first, last, _ = piece
+        visible = self._visible(piece)
+        rising_ids = self.position_ids if self.documents is None else self.key_ids[:, self.past :]
         return Block(
             queries=slice(start, stop),
             keys=slice(first, last),
-            query_ids=self.position_ids[:, start:stop],
+            query_ids=rising_ids[:, start:stop],
             key_ids=self.key_ids[:, first:last],
             visible=visible,
             is_causal=self.is_causal and visible is None and stop - start > 1,
             is_contiguous=self.is_contiguous,
         )
 
-    def _visible(self, start, stop, first, last):
-        """(B or 1, 1, Lq, Lk) bool for queries start..stop and keys first..last, or None."""
+    def _visible(self, piece: BlockBounds) -> torch.Tensor | None:
+        """(B or 1, 1, Lq, Lk) bool for the piece's queries and keys, or None."""
+        start, stop, first, last, is_whole = piece
         length, past, window = self.position_ids.shape[1], self.past, self.attention_window
+        is_apart = self.documents is None or is_whole  # no key of another document in reach
         is_step = length == 1 and (window is None or self.inner_pads == 0)
-        if self.key_mask is None and (is_step or (window is None and past == 0)):
+        sees_all = window is None and (first == past + start or not self.is_causal)  # that causality leaves it
+        if self.key_mask is None and is_apart and (is_step or sees_all):
             return None
         device = self.position_ids.device
         query = torch.arange(past + start, past + stop, device=device)[:, None]
@@ -195,9 +189,16 @@ class SequenceContext:
             rank = self.shared("rank", self._rank)
             distance = (rank[:, past + start : past + stop, None] - rank[:, None, first:last]).abs()
             visible = visible & (distance < window)
+        if not is_apart:
+            numbers = self.shared("document of each key", self._documents_of_keys)
+            visible = visible & (numbers[:, past + start : past + stop, None] == numbers[:, None, first:last])
         if self.key_mask is not None:
             visible = visible & self.key_mask[:, None, first:last]
         return (visible | (key == query))[:, None]
+
+    def _documents_of_keys(self) -> torch.Tensor:
+        """(B or 1, T): what a cache holds is of document 0, or else a pad."""
+        return F.pad(self.documents.ids, (self.past, 0))
 
     def _rank(self):
         """(B or 1, T): how many real tokens come before each key; a window counts tokens, whatever their positions."""
@@ -234,10 +235,26 @@ def _real_tokens(attention_mask: torch.Tensor | None, batch_size: int, length: i
     return mask
 
 
-def _positions(mask, length: int, device: torch.device, start: torch.Tensor | None) -> torch.Tensor:
-    """Count real tokens from `start` (B or 1, 1); pads take the position of the real token before them."""
+def _positions(mask, length: int, device: torch.device, start: torch.Tensor | None, starts) -> torch.Tensor:
+    """Count real tokens from `start` (B or 1, 1), and from 0 again where a document starts (B or 1, L).
+
+    Pads take the position of the real token before them.
+    """
     counted = torch.arange(length, device=device)[None] if mask is None else mask.long().cumsum(1) - 1
+    if starts is not None:
+        counted, starts = torch.broadcast_tensors(counted, starts)
+        first = torch.where(starts, counted, -1).cummax(1).values  # -1 in document 0, which counts on from the past
+        before = 0 if start is None else start
+        return torch.where(first < 0, before + counted, counted - first).clamp_min(0)
     return counted.clamp_min(0) if start is None else (start + counted).clamp_min(0)
+
+
+def _unroll(position_ids: torch.Tensor, starts: torch.Tensor, start: torch.Tensor | None) -> torch.Tensor:
+    """Let positions (B or 1, L) go on rising where a document starts: by 1 from the last one before it."""
+    position_ids, starts = torch.broadcast_tensors(position_ids, starts)
+    last = position_ids.new_zeros(1, 1) - 1 if start is None else start - 1
+    before = torch.cat([last.expand(len(position_ids), 1), position_ids[:, :-1]], dim=1)
+    return position_ids + torch.where(starts, before + 1 - position_ids, 0).cumsum(1)
 
 
 def _given_positions(position_ids, mask, batch_size: int, length: int) -> torch.Tensor:
@@ -245,7 +262,7 @@ def _given_positions(position_ids, mask, batch_size: int, length: int) -> torch.
         raise ValueError(
             f"position_ids has shape {tuple(position_ids.shape)}, expected ({batch_size}, {length}) or (1, {length})."
         )
-    return position_ids if mask is None else _settle_pads(position_ids, mask)
+    return position_ids if mask is None else settle_positions(position_ids, mask)
 
 
 def _check_positions(position_ids: torch.Tensor, limit: int) -> None:
@@ -260,12 +277,6 @@ def _check_positions(position_ids: torch.Tensor, limit: int) -> None:
 def _are_counted(position_ids: torch.Tensor, counted: torch.Tensor) -> bool:
     """Whether given positions are what counting gives, as those of generate() are; under compile nobody looks."""
     return not torch.compiler.is_compiling() and bool((position_ids == counted).all())
-
-
-def _settle_pads(position_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Give pads the position of the last real token before them (0 at the left), as counting would."""
-    real = torch.where(mask, position_ids, 0)
-    return torch.where(mask, real, real.cummax(1).values)
 
 
 def _inner_pads(mask: torch.Tensor | None) -> int:

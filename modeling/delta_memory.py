@@ -71,15 +71,19 @@ class DeltaMemory(nn.Module):
         eta = context.zero_pads(write.sigmoid()).transpose(1, 2)
         return log_alpha, eta, read.sigmoid().transpose(1, 2)[..., None]
 
-    def recall(self, q, k, v, log_alpha, eta, is_causal: bool, state: LayerState | None) -> torch.Tensor:
+    def recall(self, q, k, v, log_alpha, eta, context: SequenceContext, state: LayerState | None) -> torch.Tensor:
         """Return M_t q_t, (B, H, L, K), for unit queries and keys; `state` is read and brought up to date."""
         before = None if state is None else state.tensors.get("memory")
-        forward, after = delta_scan_chunked(q, k, v, log_alpha, eta, self.chunk_size, before)
+        forward, after = delta_scan_chunked(q, k, v, log_alpha, eta, self.chunk_size, before, context.document_ids)
         if state is not None:
             state.tensors["memory"] = after
-        if is_causal:
+        if context.is_causal:
             return forward
-        backward, _ = delta_scan_chunked(*(t.flip(2) for t in (q, k, v, log_alpha, eta)), self.chunk_size)
+        backward, _ = delta_scan_chunked(
+            *(t.flip(2) for t in (q, k, v, log_alpha, eta)),
+            self.chunk_size,
+            document_ids=context.reversed_document_ids,
+        )
         return 0.5 * (forward + backward.flip(2))
 
     def forward(self, x, q, k, v, context: SequenceContext, state: LayerState | None) -> torch.Tensor:
@@ -87,5 +91,5 @@ class DeltaMemory(nn.Module):
         log_alpha, eta, gate = self.gates(x, context)
         with full_precision(x.device.type):
             q, k = (F.normalize(at_least_float32(heads), dim=-1, eps=KEY_EPS) for heads in (q, k))
-            recalled = self.recall(q, k, at_least_float32(v), log_alpha, eta, context.is_causal, state)
+            recalled = self.recall(q, k, at_least_float32(v), log_alpha, eta, context, state)
             return (gate * rms_normalize(recalled)).to(v.dtype)

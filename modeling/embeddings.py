@@ -125,9 +125,16 @@ class FactorizedEmbedding(nn.Module):
         """
         if context.cache is None:
             return F.pad(x.transpose(1, 2), (self.conv_origin, self.conv_kernel - 1 - self.conv_origin))
-        state = context.cache.embedding.tensors
-        inputs, state["conv"] = slide_window(x, state.get("conv"), self.conv_kernel - 1, context.mask)
+        state, width = context.cache.embedding.tensors, self.conv_kernel - 1
+        inputs, state["conv"] = slide_window(x, state.get("conv"), width, context.mask, context.document_ids)
         return inputs.transpose(1, 2)
+
+    def convolve(self, x: torch.Tensor, context: SequenceContext) -> torch.Tensor:
+        """Mix x (B, L, R), zero at pads, with its neighbours in the same document."""
+        inputs = self.surround(x, context)
+        if context.documents is None:
+            return self.conv(inputs).transpose(1, 2)
+        return context.documents.convolve(self.conv, inputs.transpose(1, 2), self.conv_origin)
 
     def forward(
         self,
@@ -138,7 +145,7 @@ class FactorizedEmbedding(nn.Module):
         """Map rows of the table (B, L, R) to hidden states (B, L, D), zero at pads."""
         x = context.zero_pads(self.narrow(inputs_embeds, token_type_ids, context))
         if self.conv is not None:
-            x = self.conv(self.surround(x, context)).transpose(1, 2)
+            x = self.convolve(x, context)
         if self.projection is not None:
             x = self.projection(x)
         if self.norm is not None:

@@ -6,6 +6,7 @@ Shapes: B batch, L length, D hidden, V vocabulary.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -13,7 +14,9 @@ from transformers.utils import ModelOutput
 
 from .cache import StateCache
 from .context import SequenceContext
+from .documents import BORDER_NAMES, DocumentBorders, borders_in, documents_begin
 from .loading import LoadsClearly
+from .outputs import IGNORED_LABEL
 
 
 class FamilyPreTrainedModel(LoadsClearly, PreTrainedModel):
@@ -78,6 +81,7 @@ class FamilyStack:
         position_ids: torch.Tensor | None,
         cache: StateCache | None,
         want_attentions: bool,
+        borders: DocumentBorders | None = None,
     ) -> SequenceContext:
         """Return what every layer must know of the rows (B, L, R); a cache learns of them here."""
         config = self.config
@@ -88,6 +92,7 @@ class FamilyStack:
             is_causal=config.is_decoder,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            borders=borders,
             attention_window=config.attention_window,
             attn_implementation=config._attn_implementation,
             keep_weights=want_attentions and config._attn_implementation == "eager",
@@ -152,17 +157,65 @@ class CausalHead(LanguageModelHead):
         super().__init__(config)
         self.loss_type = "ForCausalLM"  # a subclass's own name would say nothing to transformers
 
-    def next_token_loss(self, logits: torch.Tensor, labels: torch.Tensor | None, **kwargs) -> torch.Tensor | None:
+    def next_token_loss(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor | None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor | None:
         """Return the mean cross-entropy of the labels (B, L), shifted here, by logits (B, L, V); None without labels.
 
-        `kwargs` go to transformers' loss function, above all the Trainer's `num_items_in_batch`.
+        Nobody is asked for the first token of a document, which mask, positions and borders tell. `kwargs` are what
+        else the model was called with; they go to transformers' loss function, above all the Trainer's
+        `num_items_in_batch`.
         """
+        labels, kwargs = within_documents(labels, kwargs, attention_mask, position_ids)
         if labels is None:
             return None
         return self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+
+
+def within_documents(
+    labels: torch.Tensor | None,
+    kwargs: dict,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, dict]:
+    """Return labels (B, L) such that no token is asked of the last one of another document, and the loss's `kwargs`.
+
+    Args:
+        labels: not shifted; those of the last tokens when logits were kept of these alone.
+        kwargs: what the model was called with. `shift_labels`, which are shifted already, change with the labels; the
+            borders of documents, which no loss asks for, are left out.
+        attention_mask, position_ids: as the model took them.
+    """
+    borders = borders_in(kwargs)
+    kwargs = {name: value for name, value in kwargs.items() if name not in BORDER_NAMES}
+    starts = None if labels is None else documents_begin(labels.shape, attention_mask, position_ids, borders)
+    if starts is None:
+        return labels, kwargs
+    starts = starts[:, -labels.shape[1] :]
+    if kwargs.get("shift_labels") is not None:
+        kwargs["shift_labels"] = kwargs["shift_labels"].masked_fill(F.pad(starts[:, 1:], (0, 1)), IGNORED_LABEL)
+    return labels.masked_fill(starts, IGNORED_LABEL), kwargs
 
 
 def head_output(kind: type[ModelOutput], stack: ModelOutput, loss, logits) -> ModelOutput:
     """Return a head's output: its loss and logits, and what the stack returned but for its last hidden state."""
     passed = {name: value for name, value in stack.items() if name != "last_hidden_state"}
     return kind(loss=loss, logits=logits, **passed)
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: bool) -> torch.Tensor:
+    """Return (B, D): the last real token of hidden (B, L, D), or the mean of the real ones; zeros for an empty row."""
+    if attention_mask is None:
+        return hidden[:, -1] if take_last else hidden.mean(1)
+    mask = attention_mask.bool()
+    if take_last:
+        order = torch.arange(mask.shape[1], device=mask.device)
+        last = torch.where(mask, order, 0).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    total = (hidden * mask.unsqueeze(-1)).sum(1)
+    return total / mask.sum(1, keepdim=True).clamp_min(1)

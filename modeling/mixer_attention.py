@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .attention_blocks import Block
 from .bitlinear import LinearFactory, apply_together, linear_factory
-from .context import Block, SequenceContext
+from .context import SequenceContext
 from .delta_memory import DeltaMemory
 from .mixer_base import Mixer, ends_branch
 from .native_ops import attend_step, attends_natively
@@ -116,7 +117,7 @@ class StandardAttention(Mixer):
         if state is not None:
             k, v = state.append(k, v, evaluation)
         blocks = context.blocks()
-        if len(blocks) == 1:
+        if len(blocks) == 1 and blocks[0].keys == slice(0, k.shape[2]):
             return self.attend_block(q, k, v, blocks[0], context, logical_layer_idx)
         outputs = [
             self.attend_block(

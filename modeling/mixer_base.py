@@ -18,6 +18,8 @@ class Mixer(nn.Module):
     - direction comes from `context.is_causal` alone; parameters are the same either way;
     - a row padded at its left or right gives its real tokens what the unpadded row gets (pads amid a text are not
       supported: convolutions would see them); what it returns at pads is unspecified but finite;
+    - documents packed into one row stay apart: each gets what it gets by itself. `context.documents` tells them; what
+      attends asks `context.blocks()`, what scans takes `context.document_ids`, what convolves `Documents.convolve`;
     - `carries_position` says whether it can tell the order of its tokens by itself;
     - `keeps_keys_only` says whether what it keeps in a cache are the keys and values of each token, which can be taken
       back; a state that sums tokens up cannot.

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from .bitlinear import LinearFactory, linear_factory
 from .cache import LayerState, slide_window
 from .context import zero_pads
+from .documents import Documents
 from .full_linear import UnroundedLinear
 from .mixer_base import Mixer, ends_branch
 from .norms import RMSNorm, at_least_float32, full_precision
@@ -97,43 +98,49 @@ class Mamba2(Mixer):
         init.copy_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # softplus(dt_bias) = dt
         init.ones_(self.D)
 
-    def convolve(self, xBC, mask, state: LayerState | None):
+    def convolve(self, xBC, mask, documents: Documents | None, state: LayerState | None):
         """Return silu(causal depthwise convolution), (B, L, I+2N); pads are zero before and after."""
         width = self.conv1d.kernel_size[0] - 1
         window = None if state is None else state.tensors.get("conv")
-        inputs, window = slide_window(zero_pads(xBC, mask), window, width, mask)
+        ids = None if documents is None else documents.ids
+        inputs, window = slide_window(zero_pads(xBC, mask), window, width, mask, ids)
         if state is not None:
             state.tensors["conv"] = window
-        return zero_pads(F.silu(self.conv1d(inputs.transpose(1, 2)).transpose(1, 2)), mask)
+        if documents is None:
+            convolved = self.conv1d(inputs.transpose(1, 2)).transpose(1, 2)
+        else:
+            convolved = documents.convolve(self.conv1d, inputs, width)
+        return zero_pads(F.silu(convolved), mask)
 
-    def scan(self, xBC, dt, state: LayerState | None):
+    def scan(self, xBC, dt, documents: Documents | None, state: LayerState | None):
         """Return the state-space output with its skip, (B, L, H, V), for convolved inputs and step sizes (B, L, H)."""
         x, B, C = xBC.split([self.inner_size, self.state_size, self.state_size], dim=-1)
         x = x.unflatten(-1, (self.num_heads, -1))  # (B, L, H, V)
         # the linear scan with q = C, k = B, shared by all heads (one group), v = dt x, and log a = -dt exp(A_log)
         log_decay = -dt * at_least_float32(self.A_log).exp()
         before = None if state is None else state.tensors.get("scan")
-        y, after = linear_scan_chunked(
-            C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay, self.chunk_size, before, may_reuse(before)
-        )
+        ids = None if documents is None else documents.ids
+        inputs = C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay
+        y, after = linear_scan_chunked(*inputs, self.chunk_size, before, may_reuse(before), ids)
         if state is not None:
             state.tensors["scan"] = after
         return torch.addcmul(y, at_least_float32(self.D)[:, None], x)
 
-    def one_direction(self, xBC, dt, mask, state: LayerState | None = None):
-        convolved = self.convolve(xBC, mask, state)
+    def one_direction(self, xBC, dt, mask, documents: Documents | None, state: LayerState | None = None):
+        convolved = self.convolve(xBC, mask, documents, state)
         with full_precision(xBC.device.type):
-            return self.scan(at_least_float32(convolved), dt, state)
+            return self.scan(at_least_float32(convolved), dt, documents, state)
 
     def forward(self, x, context, logical_layer_idx):
         # (B, L, D) -> z (B, L, I), xBC (B, L, I + 2N), dt (B, L, H); a step of size 0, at pads, leaves the state alone
         z, xBC, dt = self.in_proj(x).split([self.inner_size, self.conv1d.in_channels, self.num_heads], dim=-1)
         dt = context.zero_pads(F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias)))
-        y = self.one_direction(xBC, dt, context.mask, context.state(logical_layer_idx))
+        y = self.one_direction(xBC, dt, context.mask, context.documents, context.state(logical_layer_idx))
         if not context.is_causal:
             # the same weights over the row read backwards; both directions count half
             mask = None if context.mask is None else context.mask.flip(1)
-            backward = self.one_direction(xBC.flip(1), dt.flip(1), mask)
+            documents = None if context.documents is None else context.documents.reversed()
+            backward = self.one_direction(xBC.flip(1), dt.flip(1), mask, documents)
             y = 0.5 * (y + backward.flip(1))
         gated = y.flatten(2) * F.silu(at_least_float32(z))
         return self.out_proj(self.norm(gated).to(x.dtype)), None

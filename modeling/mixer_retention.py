@@ -105,12 +105,15 @@ class Retention(Mixer):
         """Return (B, L, H, V), in either direction, at linear cost; `state` is read and brought up to date."""
         log_decay = self.log_decay(context, q)
         before = None if state is None else state.tensors.get("retained")
-        forward, after = linear_scan_chunked(q, k, v, log_decay, self.chunk_size, before, may_reuse(before))
+        forward, after = linear_scan_chunked(
+            q, k, v, log_decay, self.chunk_size, before, may_reuse(before), context.document_ids
+        )
         if state is not None:
             state.tensors["retained"] = after
         if context.is_causal:
             return forward
-        backward, _ = linear_scan_chunked(*(t.flip(1) for t in (q, k, v, log_decay)), self.chunk_size)
+        flipped = (t.flip(1) for t in (q, k, v, log_decay))
+        backward, _ = linear_scan_chunked(*flipped, self.chunk_size, None, False, context.reversed_document_ids)
         # both scans hold the token's own term (q_t k_t) v_t, which counts once
         return forward + backward.flip(1) - (q * k).sum(-1, keepdim=True) * v
 

@@ -5,6 +5,8 @@ loops, the heads. With `norm_style="pre"` norm_f ends the stack; with "post", BE
 Shapes: B batch, L length, D hidden, V vocabulary, R width of the embedding table, E experts.
 """
 
+from typing import Unpack
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -15,8 +17,9 @@ from .bert_weights import bert_to_ours, ours_to_bert
 from .bitlinear import linear_factory
 from .cache import StateCache
 from .configuration_frankenstein import FrankensteinConfig
+from .documents import BORDER_NAMES, DocumentBorders, borders_in, check_one_document
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
-from .family import FamilyPreTrainedModel, FamilyStack, LanguageModelHead, head_output
+from .family import FamilyPreTrainedModel, FamilyStack, LanguageModelHead, head_output, pool, within_documents
 from .feedforward import ACTIVATIONS, summarize_routers
 from .frankenstein_block import FrankensteinBlock, make_norm
 from .full_linear import UnroundedLinear
@@ -111,7 +114,7 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[DocumentBorders],
     ) -> FrankensteinModelOutput:
         """Run the stack.
 
@@ -119,22 +122,27 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
             input_ids: (B, L).
             attention_mask: (B, L), 1 at real tokens, 0 at pads on either side; bool, integer or float. With a cache
                 that holds P columns it may be (B, P + L).
-            position_ids: (B, L) for learned, rotary and hyperbolic positions; by default real tokens are counted.
+            position_ids: (B, L) for learned, rotary and hyperbolic positions; by default real tokens are counted. A
+                token at 0 behind another one begins the next of several documents in its row.
             token_type_ids: (B, L), when the config has `type_vocab_size`.
             inputs_embeds: (B, L, R) rows of the embedding table in place of `input_ids`.
             cache: what earlier calls returned; the inputs are then the tokens that follow.
             use_cache: whether to return one; by default as the config says, but not while training.
+            kwargs: other borders of documents: `seq_idx` (B, L), or `cu_seq_lens_q` and `cu_seq_lens_k` (N + 1,) for a
+                batch of one row; see DocumentBorders. No document sees another one.
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
-                more tokens than learned positions, token types the model does not have, or a cache that is not its own.
+                more tokens than learned positions, token types the model does not have, a cache that is not its own,
+                or borders of documents that cannot be or contradict each other.
         """
         rows = self.look_up(input_ids, inputs_embeds)
         self._check_types(token_type_ids)
         cache = resolve_cache(self, cache, use_cache)
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions)
+        borders = borders_in(kwargs)
+        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions, borders)
         x = self.embeddings(rows, token_type_ids, context)
         states = [] if want_states else None
         attentions = [] if want_attentions else None
@@ -192,7 +200,7 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
         """Return the task's loss from transformers' loss function, plus the router losses; None without labels."""
         if labels is None:
             return None
-        loss_kwargs = _for_loss(kwargs)
+        loss_kwargs = {key: value for key, value in kwargs.items() if key not in STACK_KEYS}
         loss = self.loss_function(labels=labels, **loss_inputs, **loss_kwargs)
         predicted = labels[..., 1:] if self.shifts_labels else labels
         return self.add_router_losses(loss, predicted, outputs, loss_kwargs.get("num_items_in_batch"))
@@ -313,7 +321,10 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> FrankensteinHeadOutput:
-        """As FrankensteinModel; `labels` (B, L) are the input ids with -100 at pads, and are shifted here."""
+        """As FrankensteinModel; `labels` (B, L) are the input ids with -100 at pads, and are shifted here.
+
+        The first token of a document counts in no loss: none before it is of its document.
+        """
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -325,6 +336,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
             **_for_stack(kwargs),
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        labels, kwargs = within_documents(labels, kwargs, attention_mask, position_ids)
         loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
         return head_output(FrankensteinHeadOutput, outputs, loss, logits)
 
@@ -361,7 +373,12 @@ class FrankensteinForSequenceClassification(_FrankensteinHead):
         labels: torch.Tensor | None = None,
         **kwargs,
     ) -> FrankensteinHeadOutput:
-        """As FrankensteinModel; `labels` (B,) class ids, or floats for regression and multi-label problems."""
+        """As FrankensteinModel; `labels` (B,) class ids, or floats for regression and multi-label problems.
+
+        Raises:
+            ValueError: also for several documents in a row, which has one label.
+        """
+        check_one_document(input_ids, inputs_embeds, attention_mask, position_ids, kwargs)
         outputs = self.model(
             input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **_for_stack(kwargs)
         )
@@ -371,27 +388,9 @@ class FrankensteinForSequenceClassification(_FrankensteinHead):
         return head_output(FrankensteinHeadOutput, outputs, loss, logits)
 
 
-def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: bool) -> torch.Tensor:
-    """Return (B, D): the last real token of hidden (B, L, D), or the mean of the real ones; zeros for an empty row."""
-    if attention_mask is None:
-        return hidden[:, -1] if take_last else hidden.mean(1)
-    mask = attention_mask.bool()
-    if take_last:
-        order = torch.arange(mask.shape[1], device=mask.device)
-        last = torch.where(mask, order, 0).argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
-    total = (hidden * mask.unsqueeze(-1)).sum(1)
-    return total / mask.sum(1, keepdim=True).clamp_min(1)
-
-
-STACK_KEYS = ("output_hidden_states", "output_attentions", "cache", "use_cache")
+STACK_KEYS = ("output_hidden_states", "output_attentions", "cache", "use_cache", *BORDER_NAMES)
 
 
 def _for_stack(kwargs: dict) -> dict:
     """What goes on to the stack, which is to return its fields by name."""
     return {"return_dict": True} | {key: value for key, value in kwargs.items() if key in STACK_KEYS}
-
-
-def _for_loss(kwargs: dict) -> dict:
-    """What the loss function of transformers understands, above all the Trainer's `num_items_in_batch`."""
-    return {key: value for key, value in kwargs.items() if key not in STACK_KEYS}

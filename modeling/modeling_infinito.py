@@ -8,6 +8,7 @@ Shapes: B batch, L length, D hidden, V vocabulary, S memory slots.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .cache import StateCache
 from .configuration_infinito import InfinitoConfig
 from .context import SequenceContext
+from .documents import DocumentBorders, borders_in
 from .embeddings import FactorizedEmbedding, FactorizedHead
 from .exploration import ExplorationNoise
 from .family import CausalHead, FamilyPreTrainedModel, FamilyStack, head_output
@@ -173,7 +175,7 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
         output_memory_reads: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[DocumentBorders],
     ) -> InfinitoModelOutput:
         """Run the stack.
 
@@ -181,7 +183,8 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
             input_ids: (B, L).
             attention_mask: (B, L), 1 at real tokens, 0 at pads on either side; bool, integer or float. With a cache
                 that holds P columns it may be (B, P + L).
-            position_ids: (B, L) for the learned positions; by default real tokens are counted.
+            position_ids: (B, L) for the learned positions; by default real tokens are counted. A token at 0 behind
+                another one begins the next of several documents in its row.
             inputs_embeds: (B, L, D) rows of the embedding table in place of `input_ids`.
             cache: what earlier calls returned; the inputs are then the tokens that follow.
             use_cache: whether to return one; by default as the config says, but not while training.
@@ -191,11 +194,15 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
             shuffle_memory: row b reads the memory of row b + 1, the last row that of the first: an ablation, meant for
                 rows of equal length.
             output_memory_reads: return `memory_reads`.
+            kwargs: other borders of documents: `seq_idx` (B, L), or `cu_seq_lens_q` and `cu_seq_lens_k` (N + 1,) for a
+                batch of one row; see DocumentBorders. No document sees another one; each starts with an empty memory,
+                the first with `memory_state`, and the state returned is that of the last.
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
                 more tokens than positions, a cache that is not its own or was made with the memory switched the other
-                way; a memory_state of another shape, beside a filled cache, or without memory; one row to shuffle.
+                way; a memory_state of another shape, beside a filled cache, or without memory; one row to shuffle, or
+                rows of several documents; borders of documents that cannot be or contradict each other.
         """
         rows = self.look_up(input_ids, inputs_embeds)
         cache = resolve_cache(self, cache, use_cache)
@@ -205,14 +212,19 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
             self._check_shuffling(memories, len(rows))
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions)
+        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions, borders_in(kwargs))
         x = self.embeddings(rows, None, context)
         hidden_states, attentions, reads = [x], [], []
         for index, layer in enumerate(self.layers):
             name = str(index)
             if name in memories:
                 x, states[name], read = memories[name](
-                    x, context.mask, states[name], shuffle=shuffle_memory, keep_reads=output_memory_reads
+                    x,
+                    context.mask,
+                    states[name],
+                    shuffle=shuffle_memory,
+                    keep_reads=output_memory_reads,
+                    document_ids=context.document_ids,
                 )
                 _remember(states[name], context, index)
                 reads.append(read)
@@ -343,7 +355,8 @@ class InfinitoForCausalLM(CausalHead, CachedGenerationMixin, InfinitoPreTrainedM
     ) -> InfinitoCausalLMOutput:
         """As InfinitoModel; `labels` (B, L) are the input ids with -100 at pads, and are shifted here.
 
-        `kwargs` go to transformers' loss function, above all the Trainer's `num_items_in_batch`.
+        The first token of a document counts in no loss: none before it is of its document.
+        Other `kwargs` go to transformers' loss function, above all the Trainer's `num_items_in_batch`.
         """
         outputs = self.model(
             input_ids,
@@ -359,9 +372,10 @@ class InfinitoForCausalLM(CausalHead, CachedGenerationMixin, InfinitoPreTrainedM
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
+            **borders_in(kwargs),
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = self.next_token_loss(logits, labels, **kwargs)
+        loss = self.next_token_loss(logits, labels, attention_mask, position_ids, **kwargs)
         return head_output(InfinitoCausalLMOutput, outputs, loss, logits)
 
     def can_forget(self) -> bool:

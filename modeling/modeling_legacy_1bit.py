@@ -7,6 +7,8 @@ A block is x = x + attention(norm1(x)); x = x + ffn(norm2(x)); norm_f ends the s
 Shapes: B batch, L length, D hidden, H heads, T keys, V vocabulary.
 """
 
+from typing import Unpack
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -20,6 +22,7 @@ from .bitlinear import LinearFactory, linear_factory
 from .cache import StateCache
 from .configuration_legacy_1bit import Legacy1BitConfig
 from .context import SequenceContext
+from .documents import DocumentBorders, borders_in
 from .embeddings import FactorizedEmbedding, FactorizedHead
 from .family import CausalHead, FamilyPreTrainedModel, FamilyStack, head_output
 from .feedforward import FeedForward
@@ -136,7 +139,7 @@ class Legacy1BitModel(FamilyStack, Legacy1BitPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[DocumentBorders],
     ) -> BaseModelOutputWithPast:
         """Run the stack.
 
@@ -144,10 +147,13 @@ class Legacy1BitModel(FamilyStack, Legacy1BitPreTrainedModel):
             input_ids: (B, L).
             attention_mask: (B, L), 1 at real tokens, 0 at pads on either side; bool, integer or float. With a cache
                 that holds P columns it may be (B, P + L).
-            position_ids: (B, L); by default real tokens are counted.
+            position_ids: (B, L); by default real tokens are counted. A token at 0 behind
+                another one begins the next of several documents in its row.
             inputs_embeds: (B, L, D) rows of the embedding table in place of `input_ids`.
             cache: what earlier calls returned; the inputs are then the tokens that follow.
             use_cache: whether to return one; by default as the config says, but not while training.
+            kwargs: other borders of documents: `seq_idx` (B, L), or `cu_seq_lens_q` and `cu_seq_lens_k` (N + 1,) for a
+                batch of one row; see DocumentBorders. No document sees another one.
 
         Returns:
             last_hidden_state (B, L, D), zero at pads; cache; hidden_states, layers + 1 tensors (B, L, D):
@@ -156,14 +162,16 @@ class Legacy1BitModel(FamilyStack, Legacy1BitPreTrainedModel):
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
-                more tokens than learned positions, a cache that is not its own.
+                more tokens than learned positions, a cache that is not its own, or borders of documents that cannot be
+                or contradict each other.
         """
         config = self.config
         rows = self.look_up(input_ids, inputs_embeds)
         cache = resolve_cache(self, cache, use_cache)
         want_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = config.output_attentions if output_attentions is None else output_attentions
-        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions)
+        borders = borders_in(kwargs)
+        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions, borders)
         x = self.embeddings(rows, None, context)
         hidden_states, attentions = [], []
         for index, layer in enumerate(self.layers):
@@ -213,7 +221,8 @@ class Legacy1BitForCausalLM(CausalHead, CachedGenerationMixin, Legacy1BitPreTrai
     ) -> CausalLMOutputWithPast:
         """As Legacy1BitModel, with logits (B, L, V); `labels` (B, L) are the input ids with -100 at pads, shifted here.
 
-        `kwargs` go to transformers' loss function, above all the Trainer's `num_items_in_batch`.
+        The first token of a document counts in no loss: none before it is of its document.
+        Other `kwargs` go to transformers' loss function, above all the Trainer's `num_items_in_batch`.
         """
         outputs = self.model(
             input_ids,
@@ -225,9 +234,10 @@ class Legacy1BitForCausalLM(CausalHead, CachedGenerationMixin, Legacy1BitPreTrai
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,
+            **borders_in(kwargs),
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = self.next_token_loss(logits, labels, **kwargs)
+        loss = self.next_token_loss(logits, labels, attention_mask, position_ids, **kwargs)
         return head_output(CausalLMOutputWithPast, outputs, loss, logits)
 
     def can_forget(self) -> bool:

@@ -7,12 +7,15 @@ without momentum. The gated delta rule (arXiv:2412.06464) is the same with beta 
 unit keys the step matrix alpha I - eta k k^T has eigenvalues alpha and alpha - eta, both inside (-1, 1): the state
 stays bounded.
 Pads take the identity step: log_alpha 0 and eta 0. Three forms, equal up to rounding; no exponent is ever positive.
+A document starts from an empty state: the chunked form takes the documents of packed rows (scan_borders.py).
 Shapes: B batch, H heads, L length, K key width, V value width, C chunk length, N chunks.
 q, k: (B, H, L, K)  v: (B, H, L, V)  log_alpha, eta: (B, H, L)  M: (B, H, V, K), all at least float32.
 """
 
 import torch
 import torch.nn.functional as F
+
+from .scan_borders import ChunkBorders, exp_where, split_borders
 
 # Chunks are taken this many tokens at a time, so that the intermediates of long sequences stay in cache.
 SEGMENT_LENGTH = 512
@@ -40,24 +43,29 @@ def delta_scan_naive(q, k, v, log_alpha, eta, state=None):
     return torch.cat(outputs, dim=2), state
 
 
-def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None):
+def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None, document_ids=None):
     """The same at a cost linear in L: one triangular system per chunk, a recurrence over chunk states between them.
 
     Args:
         chunk_size: C; L need not be a multiple of it. A single chunk of L tokens is the parallel form.
         state: (B, H, V, K) to start from; zeros by default.
+        document_ids: (B or 1, L) int64, never falling; `state` is that of document 0. None: one document a row.
 
     Returns:
-        o (B, H, L, V) and the final state (B, H, V, K).
+        o (B, H, L, V) and the final state (B, H, V, K), that of the last token's document.
     """
-    if q.shape[2] == 1:
+    length = q.shape[2]
+    if length == 1:
+        if document_ids is not None and state is not None:
+            state = torch.where((document_ids == 0)[..., None, None], state, 0.0)
         return delta_scan_step(q, k, v, log_alpha, eta, state)
     if state is None:
         state = v.new_zeros(*v.shape[:2], v.shape[3], k.shape[3])
     segment = max(SEGMENT_LENGTH // chunk_size, 1) * chunk_size
     outputs = []
-    for part in zip(*(t.split(segment, dim=2) for t in (q, k, v, log_alpha, eta)), strict=True):
-        output, state = _scan_segment(*part, chunk_size, state)
+    parts = zip(*(t.split(segment, dim=2) for t in (q, k, v, log_alpha, eta)), strict=True)
+    for part, borders in zip(parts, split_borders(document_ids, length, segment, chunk_size), strict=True):
+        output, state = _scan_segment(*part, chunk_size, state, borders)
         outputs.append(output)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), state
 
@@ -70,32 +78,40 @@ def _into_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
     return x.unflatten(2, (-1, chunk_size))
 
 
-def _decays(later: torch.Tensor, earlier: torch.Tensor, diagonal: int) -> torch.Tensor:
-    """(..., C, C) exp(later_i - earlier_j) for j <= i + diagonal and 0 beyond."""
+def _decays(later: torch.Tensor, earlier: torch.Tensor, diagonal: int, together: torch.Tensor | None) -> torch.Tensor:
+    """(..., C, C) exp(later_i - earlier_j) for j <= i + diagonal and 0 beyond, and 0 for pairs not `together`."""
     difference = later[..., :, None] - earlier[..., None, :]
     beyond = torch.ones(difference.shape[-2:], dtype=torch.bool, device=difference.device).triu(diagonal + 1)
+    if together is not None:
+        beyond = beyond | ~together
     # -inf goes in before exp: masking afterwards gives inf * 0 = NaN in the backward pass.
     return difference.masked_fill(beyond, float("-inf")).exp()
 
 
-def _scan_segment(q, k, v, log_alpha, eta, chunk_size, state):
+def _scan_segment(q, k, v, log_alpha, eta, chunk_size, state, borders: ChunkBorders | None):
     length = q.shape[2]
     q, k, v, log_alpha, eta = (_into_chunks(x, min(chunk_size, length)) for x in (q, k, v, log_alpha, eta))
-    after = log_alpha.cumsum(-1)  # decay from the chunk's start up to and with token i; (B,H,N,C)
+    together = carried = lasting = survives = None
+    if borders is not None:
+        together, carried, lasting, survives = (
+            allowed[:, None] for allowed in (borders.together, borders.carried, borders.lasting, borders.survives)
+        )
+    # decay from the chunk's start, or the document's, up to and with token i; (B,H,N,C)
+    after = log_alpha.cumsum(-1) if borders is None else borders.cumsum(log_alpha)
     before = after - log_alpha  # the same, without token i
 
     # (I + T) U = eta (V - e^before M_0 K): solved for both right-hand sides at once, before M_0 is known
     keys_seen = k @ k.transpose(-1, -2)
-    system = eta[..., None] * _decays(before, after, -1) * keys_seen  # (B,H,N,C,C), strictly lower
-    sides = torch.cat([v, before.exp()[..., None] * k], dim=-1) * eta[..., None]  # (B,H,N,C,V+K)
+    system = eta[..., None] * _decays(before, after, -1, together) * keys_seen  # (B,H,N,C,C), strictly lower
+    sides = torch.cat([v, exp_where(before, carried)[..., None] * k], dim=-1) * eta[..., None]  # (B,H,N,C,V+K)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     written, corrections = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
 
     # o_i = e^after_i M_0 q_i + sum_{j <= i} e^(after_i - after_j) (q_i k_j) u_j, and M at the chunk's end likewise
-    scores = (q @ k.transpose(-1, -2)) * _decays(after, after, 0)  # (B,H,N,C,C)
-    queries = after.exp()[..., None] * q  # (B,H,N,C,K)
-    remaining = (after[..., -1:] - after).exp()[..., None] * k  # (B,H,N,C,K)
-    chunk_decay = after[..., -1].exp()[..., None, None]  # (B,H,N,1,1)
+    scores = (q @ k.transpose(-1, -2)) * _decays(after, after, 0, together)  # (B,H,N,C,C)
+    queries = exp_where(after, carried)[..., None] * q  # (B,H,N,C,K)
+    remaining = exp_where(after[..., -1:] - after, lasting)[..., None] * k  # (B,H,N,C,K)
+    chunk_decay = exp_where(after[..., -1], survives)[..., None, None]  # (B,H,N,1,1)
     outputs = []
     for n in range(q.shape[2]):
         update = written[:, :, n] - corrections[:, :, n] @ state.transpose(-1, -2)  # u, (B,H,C,V)

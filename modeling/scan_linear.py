@@ -4,6 +4,7 @@
 
 RetNet (arXiv:2307.08621, eq. 5-7) has a constant a per head; Mamba-2 (arXiv:2405.21060, the SSD form) has q = C, k = B
 shared by a group of heads, v = dt x and log a = -dt exp(A_log). Pads take the identity step: log_decay 0 and k 0.
+A document starts from an empty state: the chunked form takes the documents of packed rows (scan_borders.py).
 Four forms, equal up to rounding; only differences of cumulative log decays, never positive, are exponentiated.
 Shapes: B batch, L length, H heads, G groups of R = H/G heads that share q and k, K key width, V value width,
         C chunk length, N chunks.  q, k: (B, L, G, K)  v: (B, L, H, V)  log_decay: (B or 1, L, H)  S: (B, H, K, V).
@@ -11,6 +12,8 @@ Shapes: B batch, L length, H heads, G groups of R = H/G heads that share q and k
 
 import torch
 import torch.nn.functional as F
+
+from .scan_borders import ChunkBorders, exp_where, split_borders
 
 # Chunks are taken this many tokens at a time: the intermediates of a segment then stay in cache, so that a token of a
 # long sequence costs what a token of a short one does.
@@ -30,10 +33,15 @@ def linear_scan_naive(q, k, v, log_decay, state=None):
     return torch.stack(outputs, dim=1), state
 
 
-def decay_matrix(cumulative: torch.Tensor) -> torch.Tensor:
-    """Return (..., L, L) exp(c_i - c_j) for j <= i and 0 above, from cumulative log decays (..., L)."""
+def decay_matrix(cumulative: torch.Tensor, together: torch.Tensor | None = None) -> torch.Tensor:
+    """Return (..., L, L) exp(c_i - c_j) for j <= i and 0 above, from cumulative log decays (..., L).
+
+    `together`, bool of that shape, is False for pairs that get 0 too.
+    """
     difference = cumulative[..., :, None] - cumulative[..., None, :]
     above = torch.ones_like(difference, dtype=torch.bool).triu(1)
+    if together is not None:
+        above = above | ~together
     # -inf goes in before exp: masking afterwards gives inf * 0 = NaN in the backward pass.
     return difference.masked_fill(above, float("-inf")).exp()
 
@@ -68,7 +76,7 @@ def may_reuse(state: torch.Tensor | None) -> bool:
     return torch.is_inference_mode_enabled() or not state.is_inference()
 
 
-def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_state: bool = False):
+def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_state: bool = False, document_ids=None):
     """The same at a cost linear in L: quadratic inside chunks, a recurrence over chunk states between them.
 
     Args:
@@ -76,13 +84,16 @@ def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_s
         chunk_size: C; L need not be a multiple of it.
         state: (B, H, K, V) to start from; zeros by default.
         reuse_state: a single token may write the next state over `state`, which the caller then gives up.
+        document_ids: (B or 1, L) int64, never falling; `state` is that of document 0. None: one document a row.
 
     Returns:
-        o (B, L, H, V) and the final state (B, H, K, V).
+        o (B, L, H, V) and the final state (B, H, K, V), that of the last token's document.
     """
     batch, length, heads, width = v.shape
     groups, key_width = q.shape[2:]
     if length == 1:
+        if document_ids is not None and state is not None:
+            state = torch.where((document_ids == 0)[..., None, None], state, 0.0)
         return linear_scan_step(q, k, v, log_decay, state, reuse_state)
     # (B, G, K, R*V): the heads of a group lie side by side, so that one product with k serves them all.
     if state is None:
@@ -91,8 +102,9 @@ def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_s
         state = state.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)
     outputs = []
     segment = max(SEGMENT_LENGTH // chunk_size, 1) * chunk_size
-    for part in zip(*(t.split(segment, dim=1) for t in (q, k, v, log_decay)), strict=True):
-        output, state = _scan_segment(*part, chunk_size, state)
+    parts = zip(*(t.split(segment, dim=1) for t in (q, k, v, log_decay)), strict=True)
+    for part, borders in zip(parts, split_borders(document_ids, length, segment, chunk_size), strict=True):
+        output, state = _scan_segment(*part, chunk_size, state, borders)
         outputs.append(output)
     state = state.unflatten(3, (-1, width)).transpose(2, 3).flatten(1, 2)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
@@ -105,23 +117,31 @@ def _into_chunks(x: torch.Tensor, chunk_size: int, missing: int) -> torch.Tensor
     return x.unflatten(1, (-1, chunk_size)).movedim(3, 1)
 
 
-def _scan_segment(q, k, v, log_decay, chunk_size, state):
+def _scan_segment(q, k, v, log_decay, chunk_size, state, borders: ChunkBorders | None):
     length, groups = v.shape[1], q.shape[2]
     chunk_size = min(chunk_size, length)
     missing = -length % chunk_size
     q, k = _into_chunks(q, chunk_size, missing), _into_chunks(k, chunk_size, missing)  # (B,G,N,C,K)
     v = _into_chunks(v, chunk_size, missing).unflatten(1, (groups, -1))  # (B,G,R,N,C,V)
-    cumulative = _into_chunks(log_decay, chunk_size, missing).cumsum(-1).unflatten(1, (groups, -1))  # (B,G,R,N,C)
+    log_decay = _into_chunks(log_decay, chunk_size, missing)
+    cumulative = log_decay.cumsum(-1) if borders is None else borders.cumsum(log_decay)
+    cumulative = cumulative.unflatten(1, (groups, -1))  # (B,G,R,N,C)
+    together = carried = lasting = None
+    if borders is not None:
+        together, carried, lasting = (
+            allowed[:, None, None] for allowed in (borders.together, borders.carried, borders.lasting)
+        )
 
     # what the tokens of a chunk give each other: the quadratic form, chunk by chunk
-    scores = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay_matrix(cumulative)  # (B,G,R,N,C,C)
+    scores = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay_matrix(cumulative, together)  # (B,G,R,N,C,C)
     within = scores @ v  # (B,G,R,N,C,V)
 
     # what a chunk adds to the state, decayed to its end, and the states before each chunk, one after the other
-    to_end = (cumulative[..., -1:] - cumulative).exp()
+    to_end = exp_where(cumulative[..., -1:] - cumulative, lasting)
     weighted = (v * to_end.unsqueeze(-1)).permute(0, 1, 3, 4, 2, 5).flatten(4)  # (B,G,N,C,R*V)
     added = k.transpose(-1, -2) @ weighted  # (B,G,N,K,R*V)
-    chunk_decay = cumulative[..., -1].exp().transpose(2, 3)  # (B,G,N,R)
+    survives = None if borders is None else borders.survives[:, None, None]
+    chunk_decay = exp_where(cumulative[..., -1], survives).transpose(2, 3)  # (B,G,N,R)
     chunk_decay = chunk_decay.repeat_interleave(v.shape[-1], dim=-1).unsqueeze(3)  # (B,G,N,1,R*V)
     before = []
     for chunk in range(added.shape[2]):
@@ -129,5 +149,5 @@ def _scan_segment(q, k, v, log_decay, chunk_size, state):
         state = chunk_decay[:, :, chunk] * state + added[:, :, chunk]
     # what all earlier chunks give a token, through the state its chunk began with
     across = (q @ torch.stack(before, dim=2)).unflatten(4, (-1, v.shape[-1]))  # (B,G,N,C,R,V)
-    output = within + across.permute(0, 1, 4, 2, 3, 5) * cumulative.exp().unsqueeze(-1)
+    output = within + across.permute(0, 1, 4, 2, 3, 5) * exp_where(cumulative, carried).unsqueeze(-1)
     return output.permute(0, 3, 4, 1, 2, 5).flatten(1, 2)[:, :length].flatten(2, 3), state

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .document_rows import DocumentGroup, bring_back, group_documents
 from .full_linear import FullPrecisionLinear, apply_full_together
 from .norms import at_least_float32, full_precision
 from .segment_grid import SegmentGrid
@@ -83,6 +84,7 @@ class SlotMemory(nn.Module):
         *,
         shuffle: bool = False,
         keep_reads: bool = False,
+        document_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, SlotMemoryState, torch.Tensor | None]:
         """Read for every token, and write the segments that become full.
 
@@ -93,15 +95,55 @@ class SlotMemory(nn.Module):
             shuffle: let row b read the memory of row b + 1 (the last row that of the first), segment for segment; in
                 pieces it is the same only for rows with equally many real tokens, since a row ahead cannot wait.
             keep_reads: also return (B, L, S + 1), each token's read mass per slot, mean over heads, the null slot last.
+            document_ids: (B or 1, L) int64, never falling, or None. Each document has a memory and segments of its own;
+                `state` is that of document 0, and the one returned that of each row's last document.
+
+        Raises:
+            ValueError: shuffle with document_ids.
         """
-        if self.is_step(x, mask, state) and not (shuffle or keep_reads):
+        if self.is_step(x, mask, state) and not (shuffle or keep_reads or document_ids is not None):
             return *self.step(x, state), None
-        queries, contents, scores, gates = self.project(x)
-        is_fresh = state is None
+        *projected, gates = self.project(x)
+        if document_ids is None:
+            read, state, reads = self.recall(*projected, mask, state, shuffle=shuffle, keep_reads=keep_reads)
+        elif shuffle:
+            raise ValueError("shuffle_memory=True reads another row's memory, but these rows hold several documents.")
+        else:
+            read, state, reads = self.recall_apart(*projected, mask, state, document_ids, keep_reads)
+        delta = self.o_proj(read.to(x.dtype))  # (B, L, W) -> (B, L, D)
+        return (x + gates * delta).to(x.dtype), state, reads
+
+    @torch.compiler.disable  # documents are of any number and length
+    def recall_apart(self, queries, contents, scores, mask, state, document_ids, keep_reads: bool):
+        """As `recall`, with each document as a row of its own."""
+        shape = queries.shape[:2]
+        groups = group_documents(document_ids.expand(shape))
+        parts = []
+        for group in groups:
+            rows = [group.take(x) for x in (queries, contents, scores)]
+            before = None if state is None else self.before_documents(state, group, contents)
+            parts.append(self.recall(*rows, group.mask(mask), before, shuffle=False, keep_reads=keep_reads))
+        reads, states, masses = zip(*parts, strict=True)
+        read = bring_back(groups, reads, shape)
+        places = torch.cat([group.places[:, 0] for group in groups]).argsort()  # row after row, document after document
+        rows = torch.cat([group.rows for group in groups])[places]
+        last = torch.searchsorted(rows, torch.arange(shape[0], device=rows.device), right=True) - 1
+        state = SlotMemoryState.join(states).select(places[last])
+        return read, state, bring_back(groups, masses, shape) if keep_reads else None
+
+    def before_documents(self, state: SlotMemoryState, group: DocumentGroup, like: torch.Tensor) -> SlotMemoryState:
+        """Return the state each document of a group starts from: that of its row where it goes on, an empty one."""
+        empty = SlotMemoryState.empty(len(group.rows), self.num_slots, self.width, like)
+        return state.select(group.rows).where(group.numbers == 0, empty)
+
+    def recall(self, queries, contents, scores, mask, state: SlotMemoryState | None, *, shuffle, keep_reads):
+        """Read and write for rows of one document: what `project` returns -> what was read (B, L, W), the next state,
+        and the read mass (B, L, S + 1) if asked for."""
+        is_fresh, length = state is None, queries.shape[1]
         if is_fresh:
-            state = SlotMemoryState.empty(x.shape[0], self.num_slots, self.width, contents)
-        grid = SegmentGrid.lay_out(state.count, x.shape[1], mask, self.segment, is_fresh=is_fresh)
-        with full_precision(x.device.type):
+            state = SlotMemoryState.empty(len(queries), self.num_slots, self.width, contents)
+        grid = SegmentGrid.lay_out(state.count, length, mask, self.segment, is_fresh=is_fresh)
+        with full_precision(queries.device.type):
             # (B, L, W) -> (B, C, T, W) -> (B, C, T, H, K) -> (B, H, C, T, K)
             queries = grid.spread(queries).unflatten(-1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
             summaries, state = self.pool(grid, grid.spread(scores, float("-inf")), grid.spread(contents), state)
@@ -112,9 +154,8 @@ class SlotMemory(nn.Module):
             else:
                 read, mass, state = self.run_segments(grid, queries, summaries, state, shuffle)
             state = self.count_reads(grid, mass, state)
-        delta = self.o_proj(grid.collect(read, x.shape[1]).to(x.dtype))  # (B, C, T, W) -> (B, L, W) -> (B, L, D)
-        reads = grid.collect(mass, x.shape[1]) if keep_reads else None
-        return (x + gates * delta).to(x.dtype), state, reads
+        reads = grid.collect(mass, length) if keep_reads else None
+        return grid.collect(read, length), state, reads  # (B, C, T, W) -> (B, L, W)
 
     def is_step(self, x: torch.Tensor, mask: torch.Tensor | None, state: SlotMemoryState | None) -> bool:
         """Whether one real token per row goes on from a state, as in decoding."""

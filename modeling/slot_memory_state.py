@@ -3,6 +3,7 @@
 Shapes: B batch, S slots, W slot width, F = 2 W + 1 contents of a token (key, value, importance).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,22 @@ class SlotMemoryState:
     def select(self, rows: torch.Tensor) -> "SlotMemoryState":
         """Return the state of the rows `rows` (N,) int64, in that order; a row may come more than once."""
         return SlotMemoryState(**{name: tensor.index_select(0, rows) for name, tensor in self.tensors().items()})
+
+    def where(self, rows: torch.Tensor, other: "SlotMemoryState") -> "SlotMemoryState":
+        """Return this state in the rows where `rows` (B,) bool is True, and `other` elsewhere."""
+        theirs = other.tensors()
+        return SlotMemoryState(
+            **{
+                name: torch.where(rows.view(-1, *[1] * (tensor.ndim - 1)), tensor, theirs[name])
+                for name, tensor in self.tensors().items()
+            }
+        )
+
+    @classmethod
+    def join(cls, states: Sequence["SlotMemoryState"]) -> "SlotMemoryState":
+        """Return the rows of all states in one."""
+        tensors = [state.tensors() for state in states]
+        return cls(**{name: torch.cat([each[name] for each in tensors]) for name in tensors[0]})
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Return (B,) floats that describe the row so far: plain statistics of the memory's use.

@@ -107,6 +107,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils import can_return_tuple
 
 from .configuration_bag import BagConfig
+from .documents import borders_in
 from .embeddings import FactorizedEmbedding, FactorizedHead
 from .family import CausalHead, FamilyPreTrainedModel, FamilyStack, head_output
 from .feedforward import FeedForward
@@ -141,7 +142,7 @@ class BagModel(FamilyStack, BagPreTrainedModel):
                 use_cache=None, **kwargs):
         rows = self.look_up(input_ids, inputs_embeds)
         cache = resolve_cache(self, cache, use_cache)
-        context = self.make_context(rows, attention_mask, position_ids, cache, False)
+        context = self.make_context(rows, attention_mask, position_ids, cache, False, borders_in(kwargs))
         x = self.embeddings(rows, None, context)
         for layer in self.layers:
             x = x + layer(x)
@@ -158,9 +159,11 @@ class BagForCausalLM(CausalHead, CachedGenerationMixin, BagPreTrainedModel):
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None,
                 cache=None, use_cache=None, **kwargs):
-        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, cache, use_cache, return_dict=True)
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, cache, use_cache, return_dict=True,
+                             **borders_in(kwargs))
         logits = self.lm_head(outputs.last_hidden_state)
-        return head_output(CausalLMOutputWithPast, outputs, self.next_token_loss(logits, labels), logits)
+        loss = self.next_token_loss(logits, labels, attention_mask, position_ids, **kwargs)
+        return head_output(CausalLMOutputWithPast, outputs, loss, logits)
 
     def can_forget(self) -> bool:
         return True

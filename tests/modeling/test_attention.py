@@ -163,10 +163,12 @@ def titan_definition(layer, x, seen, ids, logical_index):
 def test_titan_attention(is_causal, implementation, index, stride, period, enliven):
     layer = enliven(TitanAttention(WIDTH, HEADS).double())
     x, mask = torch.randn(3, 13, WIDTH, dtype=torch.float64), some_padding(13)
-    ids = stride * ((mask.cumsum(1) - 1).clamp_min(0) % period)
+    counted = (mask.cumsum(1) - 1).clamp_min(0)
+    ids, documents = stride * (counted % period), counted // period  # positions that restart begin a document
     inputs = {"attention_mask": mask, "position_ids": ids}
     actual, _ = run(layer, x, is_causal, index, implementation, **inputs)
-    expected = titan_definition(layer, x, visible(mask, is_causal), ids, index)
+    seen = visible(mask, is_causal) & (documents[:, :, None] == documents[:, None])[:, None]
+    expected = titan_definition(layer, x, seen, ids, index)
     torch.testing.assert_close(actual[mask == 1], expected[mask == 1], **CLOSE)
 
 

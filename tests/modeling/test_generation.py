@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from causal_cases import CASES, HYBRID, LENGTH, greedy, in_pieces, padded
-from frankenlm.modeling import context
+from frankenlm.modeling import attention_blocks
 from frankenlm.modeling.cache import StateCache
 
 every_case = pytest.mark.parametrize("case", CASES)
@@ -67,7 +67,7 @@ def test_windowed_attention_in_blocks_is_windowed_attention(
     mask = None if pads is None else padded(ids, pads, side)
     with torch.no_grad():
         expected = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        monkeypatch.setattr(context, "MIN_BLOCK", 4)
+        monkeypatch.setattr(attention_blocks, "MIN_BLOCK", 4)
         actual = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
@@ -84,7 +84,7 @@ def test_blocks_come_with_long_windows_too(tiny_model, tokens, monkeypatch):
     ids = tokens(2, 60)
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits
-    monkeypatch.setattr(context, "MIN_BLOCK", 4)
+    monkeypatch.setattr(attention_blocks, "MIN_BLOCK", 4)
     torch.testing.assert_close(in_pieces(model, ids, [9, 40, 1, 10])[0], expected, atol=1e-10, rtol=0)
 
 
