@@ -36,10 +36,10 @@ def linear_scan_naive(q, k, v, log_decay, state=None):
 def decay_matrix(cumulative: torch.Tensor, together: torch.Tensor | None = None) -> torch.Tensor:
     """Return (..., L, L) exp(c_i - c_j) for j <= i and 0 above, from cumulative log decays (..., L).
 
-    `together`, bool of that shape, is False for pairs that get 0 too.
+    `together`, bool that broadcasts to that shape, is False for pairs that get 0 too.
     """
     difference = cumulative[..., :, None] - cumulative[..., None, :]
-    above = torch.ones_like(difference, dtype=torch.bool).triu(1)
+    above = torch.ones(difference.shape[-2:], dtype=torch.bool, device=difference.device).triu(1)
     if together is not None:
         above = above | ~together
     # -inf goes in before exp: masking afterwards gives inf * 0 = NaN in the backward pass.

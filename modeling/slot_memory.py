@@ -105,7 +105,9 @@ class SlotMemory(nn.Module):
             return *self.step(x, state), None
         *projected, gates = self.project(x)
         if document_ids is None:
-            read, state, reads = self.recall(*projected, mask, state, shuffle=shuffle, keep_reads=keep_reads)
+            read, state, reads = self.recall(
+                *projected, mask, state, self.num_slots, shuffle=shuffle, keep_reads=keep_reads
+            )
         elif shuffle:
             raise ValueError("shuffle_memory=True reads another row's memory, but these rows hold several documents.")
         else:
@@ -117,31 +119,39 @@ class SlotMemory(nn.Module):
     def recall_apart(self, queries, contents, scores, mask, state, document_ids, keep_reads: bool):
         """As `recall`, with each document as a row of its own."""
         shape = queries.shape[:2]
-        groups = group_documents(document_ids.expand(shape))
-        parts = []
+        ids = document_ids.expand(shape)
+        groups, reads, masses, states, rows = group_documents(ids), [], [], [], []
         for group in groups:
-            rows = [group.take(x) for x in (queries, contents, scores)]
+            inputs = [group.take(x) for x in (queries, contents, scores)]
             before = None if state is None else self.before_documents(state, group, contents)
-            parts.append(self.recall(*rows, group.mask(mask), before, shuffle=False, keep_reads=keep_reads))
-        reads, states, masses = zip(*parts, strict=True)
-        read = bring_back(groups, reads, shape)
-        places = torch.cat([group.places[:, 0] for group in groups]).argsort()  # row after row, document after document
-        rows = torch.cat([group.rows for group in groups])[places]
-        last = torch.searchsorted(rows, torch.arange(shape[0], device=rows.device), right=True) - 1
-        state = SlotMemoryState.join(states).select(places[last])
-        return read, state, bring_back(groups, masses, shape) if keep_reads else None
+            read, after, mass = self.recall(
+                *inputs, group.mask(mask), before, self.slots_for(group), shuffle=False, keep_reads=keep_reads
+            )
+            reads.append(read)
+            missing = self.num_slots - after.num_slots
+            if keep_reads:
+                masses.append(torch.cat([F.pad(mass[..., :-1], (0, missing)), mass[..., -1:]], dim=-1))
+            last = (group.numbers == ids[group.rows, -1]).nonzero().flatten()  # each row has one, in one of the groups
+            states.append(after.select(last).with_empty_slots(missing))
+            rows.append(group.rows[last])
+        state = SlotMemoryState.join(states).select(torch.cat(rows).argsort())
+        return bring_back(groups, reads, shape), state, bring_back(groups, masses, shape) if keep_reads else None
 
     def before_documents(self, state: SlotMemoryState, group: DocumentGroup, like: torch.Tensor) -> SlotMemoryState:
         """Return the state each document of a group starts from: that of its row where it goes on, an empty one."""
         empty = SlotMemoryState.empty(len(group.rows), self.num_slots, self.width, like)
         return state.select(group.rows).where(group.numbers == 0, empty)
 
-    def recall(self, queries, contents, scores, mask, state: SlotMemoryState | None, *, shuffle, keep_reads):
+    def slots_for(self, group: DocumentGroup) -> int:
+        """Return how many slots a document of a group can fill from nothing: many short ones need little memory."""
+        return min(-(-group.inside.shape[1] // self.segment), self.num_slots)
+
+    def recall(self, queries, contents, scores, mask, state, num_slots: int, *, shuffle: bool, keep_reads: bool):
         """Read and write for rows of one document: what `project` returns -> what was read (B, L, W), the next state,
-        and the read mass (B, L, S + 1) if asked for."""
+        and the read mass (B, L, S + 1) if asked for. Without a state, S is `num_slots`."""
         is_fresh, length = state is None, queries.shape[1]
         if is_fresh:
-            state = SlotMemoryState.empty(len(queries), self.num_slots, self.width, contents)
+            state = SlotMemoryState.empty(len(queries), num_slots, self.width, contents)
         grid = SegmentGrid.lay_out(state.count, length, mask, self.segment, is_fresh=is_fresh)
         with full_precision(queries.device.type):
             # (B, L, W) -> (B, C, T, W) -> (B, C, T, H, K) -> (B, H, C, T, K)
@@ -251,8 +261,8 @@ class SlotMemory(nn.Module):
     def has_room(self, grid: SegmentGrid, state: SlotMemoryState, is_fresh: bool) -> bool:
         """Whether every write of this call finds an empty slot in its row."""
         if is_fresh:
-            return grid.num_segments <= self.num_slots
-        return bool((grid.closed <= self.num_slots - state.occupied.sum(1)).all())
+            return grid.num_segments <= state.num_slots
+        return bool((grid.closed <= state.num_slots - state.occupied.sum(1)).all())
 
     def run_parallel(self, grid, queries, summaries, state, shuffle):
         """Read and write all segments at once, where writes go to empty slots only: to the lowest one, in turn.
@@ -338,7 +348,7 @@ class SlotMemory(nn.Module):
 
     def write(self, state, keys, values, importance, fills) -> SlotMemoryState:
         """Put one summary (B, W), (B, W), (B,) into a slot of each row where `fills` (B,) is True."""
-        slots = torch.arange(self.num_slots, device=keys.device)
+        slots = torch.arange(state.num_slots, device=keys.device)
         # (B, S), at most one True a row. The slots that survive a write fade, age, and get the segment's reads booked.
         chosen = (slots == self.choose(state)[:, None]) & fills[:, None]
         survives = state.occupied & fills[:, None] & ~chosen

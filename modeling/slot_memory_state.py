@@ -4,9 +4,10 @@ Shapes: B batch, S slots, W slot width, F = 2 W + 1 contents of a token (key, va
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,20 @@ class SlotMemoryState:
             null_mass=row,
             tokens_read=whole,
         )
+
+    @property
+    def num_slots(self) -> int:
+        """Return S."""
+        return self.occupied.shape[1]
+
+    def with_empty_slots(self, count: int) -> "SlotMemoryState":
+        """Return the state with `count` empty slots behind its own."""
+        if count == 0:
+            return self
+        slots = ("importance", "occupied", "age", "access", "open_access")
+        per_slot = {name: F.pad(getattr(self, name), (0, count)) for name in slots}
+        contents = {name: F.pad(getattr(self, name), (0, 0, 0, count)) for name in ("keys", "values")}
+        return replace(self, **per_slot, **contents)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors by name."""

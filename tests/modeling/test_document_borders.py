@@ -232,12 +232,20 @@ def test_decay_without_bounds_stays_finite():
 # --- torch.compile, where nobody looks at the borders
 
 
-@pytest.mark.parametrize("is_decoder", [pytest.param(False, marks=pytest.mark.slow), True], ids=["encoder", "decoder"])
-def test_compiled_models_keep_documents_apart(is_decoder, tiny_model):
+@pytest.mark.parametrize(
+    ("mixers", "is_decoder", "forms"),
+    [
+        (("titan_memory", "mamba"), True, FORMS[:1]),
+        pytest.param(HYBRID[:3], False, FORMS, marks=pytest.mark.slow),
+        pytest.param(HYBRID[:3], True, FORMS, marks=pytest.mark.slow),
+    ],
+    ids=["quick", "encoder", "decoder"],
+)
+def test_compiled_models_keep_documents_apart(mixers, is_decoder, forms, tiny_model):
     torch.compiler.reset()
-    model = tiny_model(HYBRID[:3], "rms_norm", is_decoder, **CONV)
+    model = tiny_model(mixers, "rms_norm", is_decoder, **CONV)
     compiled = torch.compile(model, backend="eager")
-    for form in FORMS:  # all of one shape: another one would be compiled anew, and as a dynamic one
+    for form in forms:  # all of one shape: another one would be compiled anew, and as a dynamic one
         packed = PackedRows(LENGTHS[:1]) if form == "cu_seq_lens" else PackedRows(([9, 1, 7, 1, 1, 10],), [(2, 1)])
         with torch.no_grad():
             expected, actual = (
