@@ -18,6 +18,7 @@ ELSEWHERE = {
     "grid.yaml",
     "small.yaml",
     "rates.yaml",
+    "lora.yaml",
     "llama.cpp",
     "pydoc_data/topics.py",
 }
