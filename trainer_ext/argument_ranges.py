@@ -57,6 +57,7 @@ TRAINING_RANGES: Mapping[str, ArgumentRange] = {
     "max_grad_norm": NOT_NEGATIVE,
     "galore_rank": COUNT,
     "galore_update_gap": COUNT,
+    "galore_bits": ArgumentRange(8, 32),
     "galore_scale": POSITIVE,
     "ema_decay": ArgumentRange(0, 1, above=True, below=True),
     "label_smoothing_factor": SHARE,

@@ -32,7 +32,7 @@ POISONS = {"weights": poison_weights, "optimizer": poison_optimizer, "rate": rai
 
 
 @pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_healthy_state_survives(train, tmp_path, monkeypatch, capsys, poison, limit):
     original = FrankenTrainer.training_step
 
