@@ -12,9 +12,13 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
+from transformers import Trainer, TrainingArguments
 from transformers.integrations import integration_utils
 
 from frankenlm import command
+from frankenlm.trainer_ext.saving.checkpoint_record import read_record
+from frankenlm.trainer_ext.saving.saved_checkpoints import checkpoint_folders
+from guarded_runs import batches, model_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "train.md"
@@ -84,5 +88,19 @@ def test_launched_command(folder, line):
 
 
 @pytest.mark.parametrize("block", [text for kind, _, text in BLOCKS if kind == "python"])
-def test_python(block):
-    exec(compile(block, PAGE.name, "exec"), {"__name__": "__page__"})
+def test_python(block, tmp_path):
+    names = {"__name__": "__page__"}
+    exec(compile(block, PAGE.name, "exec"), names)
+    runs = set()
+    for steps in (2, 4):  # the second goes on, and one checkpoint is left
+        trainer = Trainer(
+            model_of(),
+            TrainingArguments(
+                str(tmp_path), max_steps=steps, save_steps=1, save_total_limit=1, use_cpu=True, report_to="none"
+            ),
+            train_dataset=batches(4),
+        )
+        names["train_safely"](trainer)
+        assert [path.name for path in checkpoint_folders(tmp_path)] == [f"checkpoint-{steps}"]
+        runs.add(read_record(tmp_path / f"checkpoint-{steps}").run)
+    assert len(runs) == 1

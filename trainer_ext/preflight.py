@@ -27,7 +27,7 @@ from .presets import RunSettings
 from .requirements import check_requirements
 from .resuming import check_settings, choose_checkpoint
 from .saving.checkpoint_record import read_record_or_none
-from .saving.output_folder import RUN_FILES, check_links, is_run, taken_names
+from .saving.output_folder import RUN_FILES, check_average, check_links, is_run, taken_names
 from .saving.publishing import partials, settle
 from .saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
 
@@ -64,6 +64,8 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
             check_lora_base(run, config)
     if is_main_process():
         check_output_dir(training.output_dir)
+        if training.ema_decay is not None:
+            check_average(Path(training.output_dir))
     checkpoint = find_checkpoint(run)
     if checkpoint is not None:
         if run.model.preset:
@@ -158,8 +160,8 @@ def check_lora(run: RunSettings) -> None:
         clash = f"--matrix_optimizer {training.matrix_optimizer}", "is for whole matrices: leave one of them out"
     elif training.ternary_training != "ste":
         clash = f"--ternary_training {training.ternary_training}", "moves the codes that --lora leaves as they are"
-    elif training.fsdp or training.deepspeed:
-        clash = "FSDP and DeepSpeed", "shard the model: train the adapter in whole copies (DDP) instead"
+    elif training.sharding:
+        clash = training.sharding, "shards the model: train the adapter in whole copies (DDP) instead"
     if clash is not None:
         raise UserError(f"--lora and {clash[0]} exclude each other: the latter {clash[1]}.")
 

@@ -245,3 +245,16 @@ def test_train_itself_is_stopped_and_goes_on(real, unbroken, tmp_path):
     assert stopped.returncode == 128 + signal.SIGTERM and not (folder / "metrics.json").exists()
     assert subprocess.run(command).returncode == 0
     assert_same_run(unbroken, folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{base: {preset: mini}, grid: {seed: [0, 1]}}",
+        "{base: {preset: mini}, grid: {learning_rate: [1]}, runs: {a: {seed: 3}}, seeds: [5]}",
+    ],
+)
+def test_seeds_stand_in_one_place(sweep, tmp_path, capsys, content):
+    (tmp_path / "sweep.yaml").write_text(content)
+    assert sweep(tmp_path / "sweep.yaml") == 2
+    assert "seeds stand in 'seeds: [0, 1]'" in capsys.readouterr().err

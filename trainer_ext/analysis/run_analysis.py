@@ -59,7 +59,7 @@ def analyse(folder: Path) -> RunAnalysis:
             return _measured(folder)
         if (folder / "training.csv").is_file():
             return _estimated(folder / "training.csv")
-    except (ValueError, KeyError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError, csv.Error) as error:
         raise UserError(f"{folder}: {error}.") from error
     raise UserError(f"{folder} holds neither {FILE} nor training.csv: give the --output_dir of a training run.")
 

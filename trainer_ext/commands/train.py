@@ -83,7 +83,9 @@ def train(run: RunSettings) -> None:
         trainer.checkpoints.save_result(output_dir)
         if trainer.average is not None:
             with trainer.average.in_place():
-                trainer.checkpoints.save_result(output_dir / AVERAGE)
+                trainer.checkpoints.save_folder(output_dir / AVERAGE)
+        if args.push_to_hub:
+            trainer.push_to_hub(commit_message="Model save")
         if trainer.is_world_process_zero():
             facts = run_facts(run, trainer, csv_log.rows, unigram, final)
             write_results(output_dir, facts, csv_log.rows)

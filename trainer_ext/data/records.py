@@ -54,7 +54,7 @@ class RecordColumns(tuple[str, ...]):
         else:
             record = _pair(values, place)
         if values.get("tools"):
-            record["tools"] = _parsed(values["tools"], "tools", place)
+            record["tools"] = _tools(values["tools"], place)
         text = json.dumps(record, ensure_ascii=False)
         check_characters(text, place)
         return text
@@ -143,6 +143,14 @@ def _parsed(value: Any, column: str, place: str) -> list:
     if not isinstance(value, list):
         raise BadRowError(f"{place}: column {column!r} holds {kind_name(value)}, a list is expected.")
     return value
+
+
+def _tools(value: Any, place: str) -> list[dict[str, Any]]:
+    tools = _parsed(value, "tools", place)
+    for tool in tools:
+        if not isinstance(tool, dict):
+            raise BadRowError(f"{place}: column 'tools' holds {kind_name(tool)}, objects are expected.")
+    return _without_nulls(tools)
 
 
 def _message(value: Any, where: str) -> dict[str, Any]:

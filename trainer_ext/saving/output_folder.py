@@ -36,6 +36,8 @@ SAVED = (
 
 # The last part of the names of folders on their way in or out; a run that was killed leaves them behind.
 PARTIAL = ".partial"
+# What the run's own model is called while it is written.
+MODEL = "model"
 # The model with the average of the weights for weights, in a folder of its own.
 AVERAGE = "ema"
 
@@ -75,9 +77,20 @@ def taken_names(output_dir: Path) -> list[str]:
     return names
 
 
+def check_average(output_dir: Path) -> None:
+    """Raises UserError where the folder of the average holds what no run wrote, and this one would overwrite."""
+    folder = output_dir / AVERAGE
+    taken = [path.name for path in sorted(folder.glob("*")) if _matches(path.name, SAVED)]
+    if taken and not (folder / RECORD).is_file():
+        raise UserError(
+            f"--ema_decay: {folder} holds {taken[0]}, which no run of this program wrote and this one would overwrite: "
+            "choose another --output_dir."
+        )
+
+
 def clear(output_dir: Path) -> None:
     """Remove an earlier run's checkpoints and records; what else lies there stays, and is told."""
-    average = [output_dir / AVERAGE] if (output_dir / AVERAGE).is_dir() else []
+    average = [output_dir / AVERAGE] if (output_dir / AVERAGE / RECORD).is_file() else []
     for folder in [*checkpoint_folders(output_dir), *average]:
         strangers = remove_checkpoint(folder)
         if strangers:
@@ -91,6 +104,9 @@ def remove_checkpoint(folder: Path) -> list[str]:
 
     A whole folder takes another name first, so that no half of it is ever taken for a checkpoint.
     """
+    if folder.is_symlink():
+        folder.unlink()  # what it points to is somebody else's
+        return []
     ours, others = contents(folder)
     if not others:
         gone = folder.with_name(f".{folder.name}.gone{PARTIAL}")
@@ -137,6 +153,8 @@ def rotate(
     keep = {folder.resolve() for folder in keep}
     mine, healthy = [], []
     for folder in newest_first(output_dir):
+        if folder.is_symlink():
+            continue
         record = read_record_or_none(folder)
         others = [] if record is None or record.run != run else contents(folder)[1]
         if record is not None and record.run == run and not others:

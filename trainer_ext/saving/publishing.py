@@ -5,12 +5,16 @@ the next one settles it: what has its resume.json was whole, and moves on; the r
 """
 
 import os
+import re
 from pathlib import Path
 
 from ..common.files import write_text
 from .checkpoint_record import RECORD, read_record_or_none
-from .output_folder import PARTIAL, discard, remove_checkpoint
+from .output_folder import AVERAGE, MODEL, PARTIAL, discard, remove_checkpoint
 from .saved_checkpoints import PREFIX
+
+# The names that runs give to what is on its way in or out.
+OURS = re.compile(rf"\.({PREFIX}\d+|{AVERAGE}|{MODEL})(\.gone)?{re.escape(PARTIAL)}")
 
 
 def partial_of(folder: Path) -> Path:
@@ -52,7 +56,11 @@ def settle(output_dir: Path) -> None:
 
 def partials(output_dir: Path) -> list[Path]:
     """What was being written or removed when a run was killed."""
-    return sorted(path for path in output_dir.glob(f".*{PARTIAL}") if path.is_dir() and not path.is_symlink())
+    return sorted(path for path in output_dir.glob(f".*{PARTIAL}") if OURS.fullmatch(path.name) and _is_own(path))
+
+
+def _is_own(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink()
 
 
 def _flush(written: Path) -> None:

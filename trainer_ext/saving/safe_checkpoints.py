@@ -11,6 +11,7 @@ import contextlib
 import inspect
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,11 +20,12 @@ import torch
 from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
+from ..common.folder_lock import locked_folder
 from ..optim.guard import GradientGuard, leaves
 from ..optim.rolling_copy import all_finite, largest
-from .checkpoint_record import Health, RunRecord, write_record
-from .output_folder import discard, rotate
-from .publishing import partial_of, publish, publish_files
+from .checkpoint_record import Health, RunRecord, read_record_or_none, write_record
+from .output_folder import MODEL, discard, rotate
+from .publishing import partial_of, partials, publish, publish_files, settle
 from .saved_checkpoints import PREFIX, STATE, examined
 
 logger = logging.getLogger("frankenlm.checkpoints")
@@ -56,7 +58,9 @@ class SafeCheckpoints:
             raise ValueError("this trainer has SafeCheckpoints already.")
         self.trainer = trainer
         self._save, self._finish, self._place = save, trainer._finalize_training, trainer._get_output_dir
+        self._take_up = trainer._load_optimizer_and_scheduler
         trainer._save_checkpoint, trainer._finalize_training = self.save, self._finalized
+        trainer._load_optimizer_and_scheduler = self._taken_up
         return self
 
     def save(self, model: torch.nn.Module, trial=None) -> None:
@@ -92,13 +96,20 @@ class SafeCheckpoints:
 
     def save_result(self, output_dir: Path) -> None:
         """Write the model as it is now into the run's folder; every process has to call it."""
-        trainer, written = self.trainer, partial_of(output_dir / "model") / "model"
+        trainer, written = self.trainer, partial_of(output_dir / MODEL) / MODEL
         trainer.save_model(str(written), _internal_call=True)
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
             publish_files(written, output_dir)
-        if trainer.args.push_to_hub:
-            trainer.push_to_hub(commit_message="Model save")
+
+    def save_folder(self, folder: Path) -> None:
+        """Write the model as it is now, with a record, into a folder of its own; every process has to call it."""
+        trainer, written = self.trainer, partial_of(folder) / folder.name
+        trainer.save_model(str(written), _internal_call=True)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            write_record(written, self.record, trainer.state.global_step, time.time_ns())
+            publish(written, folder)
 
     def health(self) -> Health:
         """What a checkpoint of now would be worth."""
@@ -136,6 +147,13 @@ class SafeCheckpoints:
         best = output_dir / f"{PREFIX}{state.best_global_step}"
         if self.trainer.args.save_strategy != SaveStrategy.NO and (best == folder or best.is_dir()):
             state.best_model_checkpoint = str(best)
+
+    def _taken_up(self, checkpoint: str | None) -> None:
+        """As the trainer's; a run that goes on is the run that it continues."""
+        record = None if checkpoint is None else read_record_or_none(Path(checkpoint))
+        if record is not None:
+            self.record.run = record.run
+        self._take_up(checkpoint)
 
     def _finalized(self, trial, *args, **kwargs):
         """As the trainer's; with a limit of one checkpoint, the best alone is kept."""
@@ -177,14 +195,26 @@ def losses_of(log_history: Iterable[Mapping[str, float]], name: str) -> list[flo
     return [logs[name] for logs in log_history if name in logs]
 
 
-def newest_healthy(output_dir: str | Path, world_size: int = 1) -> str | None:
+def newest_healthy(output_dir: str | Path, world_size: int | None = None) -> str | None:
     """The checkpoint to go on from: the one written last that is whole and healthy; None where there is none.
 
-    What it passes over is told in a warning.
+    What it passes over is told in a warning. A checkpoint that a killed run had written whole is published first. Of
+    several processes each has to call it.
 
     Args:
-        output_dir: where the checkpoints lie. world_size: the processes that will train.
+        output_dir: where the checkpoints lie.
+        world_size: the processes that will train (default: those that a launcher has started).
+
+    Raises:
+        UserError: a run is going on in the folder, and is writing a checkpoint.
     """
+    if world_size is None:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if os.environ.get("RANK", "0") == "0" and partials(Path(output_dir)):
+        with locked_folder(Path(output_dir)):
+            settle(Path(output_dir))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
     for saved in examined(Path(output_dir), world_size):
         if saved.is_whole:
             return str(saved.folder)

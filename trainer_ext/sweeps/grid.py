@@ -91,6 +91,8 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
         seeds = _seeds(path, content, base)
         runs = []
         for group, own, axes in _groups(path, content):
+            if "seed" in axes or ("seed" in own and seeds != [None]):
+                raise UserError(f"--config {path}: seeds stand in 'seeds: [0, 1]', beside grid and runs, not in them.")
             for values in itertools.product(*axes.values()):
                 varied = dict(zip(axes, values, strict=True))
                 runs += [_run(group, base, {**own, **varied}, varied, seed) for seed in seeds]

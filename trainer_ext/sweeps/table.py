@@ -96,7 +96,8 @@ def edges(cells: Sequence[dict[str, Any]], keys: Sequence[str], metric: str) -> 
     numeric = numeric_axes(cells, keys)
     categories: dict[tuple, list[dict]] = {}
     for cell in cells:
-        categories.setdefault(tuple(cell[key] for key in keys if key not in numeric), []).append(cell)
+        category = tuple("" if cell[key] is None else str(cell[key]) for key in keys if key not in numeric)
+        categories.setdefault(category, []).append(cell)
     lines = []
     for category, members in categories.items():
         best = best_of(members, metric)
@@ -105,7 +106,7 @@ def edges(cells: Sequence[dict[str, Any]], keys: Sequence[str], metric: str) -> 
             if best is None or len(values) < 2 or best[axis] not in (values[0], values[-1]):
                 continue
             end = "smallest" if best[axis] == values[0] else "largest"
-            named = ", ".join(map(str, filter(None, category)))
+            named = ", ".join(filter(None, category))
             lines.append(
                 f"{named + ': ' if named else ''}the best {axis}, {best[axis]:g}, is the {end} of its list: a better "
                 "one may lie beyond it"

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from frankenlm.trainer_ext import SafeCheckpoints, newest_healthy
+from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.optim.guard import GradientGuard
 from frankenlm.trainer_ext.saving.checkpoint_record import read_record
+from frankenlm.trainer_ext.saving.output_folder import AVERAGE, check_average, clear
 from frankenlm.trainer_ext.saving.saved_checkpoints import checkpoint_folders, examine
 from guarded_runs import KINDS, PLANTED, batches, model_of
 
@@ -179,3 +181,42 @@ def test_one_is_enough(tmp_path):
 
 def test_nothing_to_go_on_from(tmp_path):
     assert newest_healthy(tmp_path) is None
+
+
+def test_a_run_that_is_taken_up_is_the_same_run(tmp_path):
+    """Its rotation goes on, and a checkpoint that was whole when the run was killed is found."""
+    make_trainer(tmp_path, save_total_limit=1, max_steps=2).train()
+    run = read_record(tmp_path / "checkpoint-2").run
+    (tmp_path / ".checkpoint-2.partial").mkdir()
+    (tmp_path / "checkpoint-2").rename(tmp_path / ".checkpoint-2.partial" / "checkpoint-2")
+    again = make_trainer(tmp_path, save_total_limit=1, max_steps=4)
+    again.train(resume_from_checkpoint=newest_healthy(tmp_path))
+    assert [folder.name for folder in checkpoint_folders(tmp_path)] == ["checkpoint-4"]
+    assert read_record(tmp_path / "checkpoint-4").run == run
+
+
+def test_as_many_processes_as_were_launched(tmp_path, monkeypatch):
+    make_trainer(tmp_path, max_steps=1).train()
+    folder = tmp_path / "checkpoint-1"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert newest_healthy(tmp_path) is None and newest_healthy(tmp_path, 1) == str(folder)
+
+
+def test_what_is_somebody_elses_stays(tmp_path):
+    theirs = tmp_path / "run" / ".mine.partial" / "thesis.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "run" / "checkpoint-1").symlink_to(tmp_path / "far", target_is_directory=True)
+    make_trainer(tmp_path / "run", save_total_limit=1, max_steps=3).train()
+    assert newest_healthy(tmp_path / "run") and theirs.read_text() == "precious" and (tmp_path / "far").is_dir()
+
+
+def test_a_folder_for_the_average_that_no_run_wrote_is_refused(tmp_path):
+    (tmp_path / AVERAGE).mkdir()
+    check_average(tmp_path)
+    (tmp_path / AVERAGE / "model.safetensors").write_text("precious")
+    with pytest.raises(UserError, match="holds model.safetensors, which no run of this program wrote"):
+        check_average(tmp_path)
+    clear(tmp_path)
+    assert (tmp_path / AVERAGE / "model.safetensors").read_text() == "precious"
