@@ -52,7 +52,8 @@ def test_two_launched_processes_equal_one_with_twice_the_batch(tiny, train, tmp_
     assert done.stderr.count("step 4/4 | loss") == 2  # one process speaks, in each of the two runs
 
 
-@pytest.mark.parametrize("steps", [12, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [12, 50])
 def test_two_sharding_processes_equal_one_with_twice_the_batch(tiny, train, tmp_path, steps):
     """FSDP2 on CPUs: each process holds a half, the checkpoint is whole, a resumed run is the same run."""
     same = ["--model.num_experts", 0, "--model.dropout", 0.0, "--model.attention_dropout", 0.0]
