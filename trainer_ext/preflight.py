@@ -16,7 +16,6 @@ from frankenlm.modeling import read_preset
 
 from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_ranges
 from .common.cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
-from .common.folder_lock import locked_folder
 from .common.objectives import OBJECTIVES
 from .common.opening import read_config
 from .common.shared_memory import check_processes
@@ -28,7 +27,7 @@ from .requirements import check_requirements
 from .resuming import check_settings, choose_checkpoint
 from .saving.checkpoint_record import read_record_or_none
 from .saving.output_folder import RUN_FILES, check_average, check_links, is_run, taken_names
-from .saving.publishing import partials, settle
+from .saving.publishing import settle
 from .saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
 
 logger = logging.getLogger("frankenlm.preflight")
@@ -84,9 +83,8 @@ def settle_killed_run(run: RunSettings) -> None:
     if wanted is None or wanted.lower() == "false":
         return
     with run.training.main_process_first(local=False, desc="checkpoints"):
-        if is_main_process() and partials(output_dir):
-            with locked_folder(output_dir):
-                settle(output_dir)
+        if is_main_process():
+            settle(output_dir)
 
 
 def check_data_arguments(run: RunSettings) -> None:

@@ -322,8 +322,6 @@ def build_trainer(
             compute_metrics=accuracy if classification else None,
         )
     trainer.checkpoints.record = RunRecord(run_settings(run), prints)
-    if checkpoint is not None and checkpoint.record is not None:
-        trainer.checkpoints.record.run = checkpoint.record.run
     trainer.take_given_rates = training.allow_inexact_resume
     state = saved_state(checkpoint)
     times = StepTimes(Path(training.output_dir) / TIMING, state and state.global_step).attach(trainer)

@@ -25,7 +25,7 @@ from run_outcomes import assert_same_run
 
 from .conftest import load_script
 
-# eval_loss is the learning rate; 13 fails, 17 kills itself, 19 waits for a signal
+# eval_loss is the learning rate; 13 fails, 17 kills itself, 19 waits for a signal, 23 too and takes its time then
 TRAIN = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -36,8 +36,8 @@ if rate == 13:
     sys.exit("error: unlucky")
 if rate == 17:
     os.kill(os.getpid(), signal.SIGKILL)
-if rate == 19:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+if rate in (19, 23):
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(rate == 23), sys.exit(143)))
     (folder / "waits").touch()
     time.sleep(60)
 (folder / "metrics.json").write_text(json.dumps({"eval_loss": rate, "best_eval_loss": rate, "steps": 3}))
@@ -136,6 +136,21 @@ def test_a_signal_stops_the_sweep_and_its_run(sweep, grid, tmp_path, capsys, job
     statuses = {row["learning_rate"]: row["status"] for row in rows(tmp_path)}
     assert statuses["19"] == "interrupted" and statuses["0.2"] == ("missing" if jobs == "1" else "finished")
     assert signal.signal(signal.SIGINT, kept) is before
+
+
+def test_after_a_signal_nothing_is_begun(sweep, grid, tmp_path):
+    out = tmp_path / "out"
+
+    def stop() -> None:
+        while not all((out / f"learning_rate={rate}" / "waits").exists() for rate in (19, 23)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    helper = threading.Thread(target=stop)
+    helper.start()
+    assert sweep(grid([19, 23, 0.2]), "--jobs", "2") == 143  # one ends a second before the other
+    helper.join()
+    assert [row["status"] for row in rows(tmp_path)] == ["interrupted", "interrupted", "missing"]
 
 
 def test_every_run_is_checked_before_the_first(sweep, grid, tmp_path, capsys):

@@ -2,12 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from frankenlm.trainer_ext import FrankenTrainer
+from frankenlm.trainer_ext.commands.train import check_health
+from frankenlm.trainer_ext.common.cli import Failed
 from frankenlm.trainer_ext.saving.checkpoint_record import read_record
 
 STEPS, FAULT = 6, 4
@@ -71,6 +74,23 @@ def test_the_healthy_state_survives(train, tmp_path, monkeypatch, capsys, poison
     said = capsys.readouterr().err
     assert f"checkpoint-{STEPS} is passed over: not healthy" in said
     assert math.isfinite(json.loads((tmp_path / "metrics.json").read_text())["eval_loss"])
+
+
+@pytest.mark.parametrize(
+    ("weights", "loss", "said"),
+    [
+        ("its parameters hold NaN or Inf", 3.0, "hold NaN or Inf"),
+        (None, math.inf, "evaluation loss is inf"),
+        (None, 1e5, "evaluation loss is 1e\\+05, and the run began with 3: it has diverged"),
+    ],
+)
+def test_a_sick_model_is_no_result(weights, loss, said):
+    state = SimpleNamespace(log_history=[{"eval_loss": 3.0}, {"loss": 2.0}])
+    trainer = SimpleNamespace(checkpoints=SimpleNamespace(weights_fault=lambda: weights), state=state)
+    with pytest.raises(Failed, match=said):
+        check_health(trainer, {"eval_loss": loss})
+    trainer.checkpoints.weights_fault = lambda: None
+    check_health(trainer, {"eval_loss": 12.9})  # bad, but a model
 
 
 def test_the_guard_keeps_a_run_alive_that_would_have_been_poisoned(train, tmp_path, monkeypatch):

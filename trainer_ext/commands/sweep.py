@@ -17,7 +17,7 @@ from ..common.cli import Failed, Interrupted, UserError, check_numbers, check_ou
 from ..common.files import replaced_file, write_csv, write_json, write_text
 from ..common.folder_lock import locked_folder
 from ..common.logs import RunLog
-from ..saving.publishing import partials, settle
+from ..saving.publishing import settle
 from ..sweeps.figure import plot_sweep
 from ..sweeps.grid import Sweep, SweepRun, read_sweep
 from ..sweeps.run_folder import FINISHED, PlannedRun, plan_run
@@ -51,9 +51,7 @@ def sweep(args: argparse.Namespace) -> None:
             log.write_to(args.output_dir / "sweep.log", append=True)
             # again, as another sweep may have worked here until the lock was free
             for run in asked.runs:
-                if partials(args.output_dir / run.name):  # checkpoints that a killed run had written whole
-                    with locked_folder(args.output_dir / run.name):
-                        settle(args.output_dir / run.name)
+                settle(args.output_dir / run.name)  # checkpoints that a killed run had written whole
             plan = [plan_run(run, args.output_dir) for run in asked.runs]
             processes = RunProcesses(args.jobs, lock)
             run_missing(args.output_dir, asked, plan, chosen, processes)

@@ -1,7 +1,6 @@
 """scripts/train.py behind its flags: the whole of a run in order, from the checks to the files it leaves."""
 
 import logging
-import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..recipe import (
 from ..results import final_loss, run_facts, write_results
 from ..saving.output_folder import AVERAGE, clear, discard
 from ..saving.publishing import partials
+from ..saving.safe_checkpoints import loss_fault, losses_of
 from ..saving.saved_checkpoints import SavedCheckpoint, checkpoint_folders
 from ..trainer import FrankenTrainer
 
@@ -100,9 +100,10 @@ def train(run: RunSettings) -> None:
 
 def check_health(trainer: FrankenTrainer, final: Mapping[str, float]) -> None:
     """Raises Failed where the weights are none that anybody should load: they are not saved as the run's result."""
-    fault = None if trainer.checkpoints.weights_are_finite() else "its parameters hold NaN or Inf"
-    if fault is None and not math.isfinite(final["eval_loss"]):
-        fault = f"its evaluation loss is {final['eval_loss']}"
+    fault = trainer.checkpoints.weights_fault()
+    if fault is None:
+        first = losses_of(trainer.state.log_history, "eval_loss")[:1]
+        fault = loss_fault("evaluation", [*first, final["eval_loss"]])
     if fault is not None:
         raise Failed(
             f"the model is not healthy at the end: {fault}. It is not saved; --resume_from_checkpoint last takes the "

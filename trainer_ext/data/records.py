@@ -4,7 +4,7 @@
     prompt_completion   a prompt and its completion: two texts, or two lists of messages
 
 `tools`, a list of what the model may call, may stand beside either. A record goes on as a JSON text that depends on
-what it says alone: of every kind of file, with keys in one order and without those that are null.
+what it says alone: of every kind of file, with a message's keys in one order and without those that are null.
 
     .jsonl, .json, .parquet, hub    lists of objects; also a JSON text of them
     .csv, .tsv                      a JSON text; of a prompt and a completion, a text otherwise

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from ..common.files import write_text
+from ..common.folder_lock import locked_folder
 from .checkpoint_record import RECORD, read_record_or_none
 from .output_folder import AVERAGE, MODEL, PARTIAL, discard, remove_checkpoint
 from .saved_checkpoints import PREFIX
@@ -46,21 +47,25 @@ def publish_files(written: Path, folder: Path) -> None:
 
 
 def settle(output_dir: Path) -> None:
-    """Publish the checkpoints that a killed run had written whole, and remove what it had not."""
-    for partial in partials(output_dir):
-        for written in sorted(partial.glob(f"{PREFIX}*")):
-            if (written / RECORD).is_file():
-                publish(written, output_dir / written.name)
-        discard(partial)
+    """Publish the checkpoints that a killed run had written whole, and remove what it had not.
+
+    Raises:
+        UserError: the run is going on.
+    """
+    if not partials(output_dir):
+        return
+    with locked_folder(output_dir):
+        for partial in partials(output_dir):
+            for written in sorted(partial.glob(f"{PREFIX}*")):
+                if (written / RECORD).is_file():
+                    publish(written, output_dir / written.name)
+            discard(partial)
 
 
 def partials(output_dir: Path) -> list[Path]:
     """What was being written or removed when a run was killed."""
-    return sorted(path for path in output_dir.glob(f".*{PARTIAL}") if OURS.fullmatch(path.name) and _is_own(path))
-
-
-def _is_own(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink()
+    found = (path for path in output_dir.glob(f".*{PARTIAL}") if OURS.fullmatch(path.name))
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
 
 
 def _flush(written: Path) -> None:

@@ -13,19 +13,18 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from transformers import Trainer
 from transformers.trainer_utils import SaveStrategy
 
-from ..common.folder_lock import locked_folder
 from ..optim.guard import GradientGuard, leaves
 from ..optim.rolling_copy import all_finite, largest
 from .checkpoint_record import Health, RunRecord, read_record_or_none, write_record
 from .output_folder import MODEL, discard, rotate
-from .publishing import partial_of, partials, publish, publish_files, settle
+from .publishing import partial_of, publish, publish_files, settle
 from .saved_checkpoints import PREFIX, STATE, examined
 
 logger = logging.getLogger("frankenlm.checkpoints")
@@ -53,11 +52,11 @@ class SafeCheckpoints:
         Raises:
             ValueError: the trainer has one already.
         """
-        save = trainer._save_checkpoint
-        if inspect.ismethod(save) and isinstance(save.__self__, SafeCheckpoints):
+        finish = trainer._finalize_training
+        if inspect.ismethod(finish) and isinstance(finish.__self__, SafeCheckpoints):
             raise ValueError("this trainer has SafeCheckpoints already.")
         self.trainer = trainer
-        self._save, self._finish, self._place = save, trainer._finalize_training, trainer._get_output_dir
+        self._save, self._finish, self._place = trainer._save_checkpoint, finish, trainer._get_output_dir
         self._take_up = trainer._load_optimizer_and_scheduler
         trainer._save_checkpoint, trainer._finalize_training = self.save, self._finalized
         trainer._load_optimizer_and_scheduler = self._taken_up
@@ -80,7 +79,7 @@ class SafeCheckpoints:
 
     def _publish(self, output_dir: Path, folder: Path, written: Path) -> None:
         trainer = self.trainer
-        health = self.health()  # every process asks: with shards each sees a part
+        health = self.health()
         self._settle_best(output_dir, folder)
         if trainer.args.should_save:
             if health.fault is not None:
@@ -96,50 +95,50 @@ class SafeCheckpoints:
 
     def save_result(self, output_dir: Path) -> None:
         """Write the model as it is now into the run's folder; every process has to call it."""
-        trainer, written = self.trainer, partial_of(output_dir / MODEL) / MODEL
-        trainer.save_model(str(written), _internal_call=True)
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save:
+        written = self._write_model(output_dir / MODEL)
+        if self.trainer.args.should_save:
             publish_files(written, output_dir)
 
     def save_folder(self, folder: Path) -> None:
         """Write the model as it is now, with a record, into a folder of its own; every process has to call it."""
-        trainer, written = self.trainer, partial_of(folder) / folder.name
-        trainer.save_model(str(written), _internal_call=True)
-        trainer.accelerator.wait_for_everyone()
-        if trainer.args.should_save:
-            write_record(written, self.record, trainer.state.global_step, time.time_ns())
+        written = self._write_model(folder)
+        if self.trainer.args.should_save:
+            write_record(written, self.record, self.trainer.state.global_step, time.time_ns())
             publish(written, folder)
 
+    def _write_model(self, folder: Path) -> Path:
+        """Write the model beside `folder`; return where it lies."""
+        written = partial_of(folder) / folder.name
+        self.trainer.save_model(str(written), _internal_call=True)
+        self.trainer.accelerator.wait_for_everyone()
+        return written
+
     def health(self) -> Health:
-        """What a checkpoint of now would be worth."""
+        """What a checkpoint of now would be worth; every process has to call it."""
         trainer = self.trainer
-        magnitude, states_are_finite = (
-            largest(trainer.model.parameters(), []),
-            all_finite([], leaves(trainer.optimizer)),
-        )
-        flags = [not math.isfinite(magnitude), magnitude > UNUSABLE, not states_are_finite]
-        sick = torch.tensor(flags, device=trainer.args.device)
-        faults = (
-            "its parameters hold NaN or Inf",
-            f"its parameters hold numbers beyond {UNUSABLE:.0e}",
-            "its optimizer's state holds NaN or Inf",
-        )
-        seen = trainer.accelerator.reduce(sick.float(), "sum").tolist()
-        fault = next((text for text, count in zip(faults, seen, strict=True) if count), None)
-        evaluated = losses_of(trainer.state.log_history, "eval_loss")
+        fault = self.weights_fault()
+        if self._is_anywhere(not all_finite([], leaves(trainer.optimizer))) and fault is None:
+            fault = "its optimizer's state holds NaN or Inf"
+        evaluated, trained = (losses_of(trainer.state.log_history, name) for name in ("eval_loss", "loss"))
+        if fault is None:
+            fault = loss_fault("evaluation", evaluated)
+        if fault is None and trained and math.isfinite(trained[-1]):  # a skipped step has no loss, and harms nothing
+            fault = loss_fault("training", trained)
         loss = evaluated[-1] if evaluated and math.isfinite(evaluated[-1]) else None
-        if fault is None and evaluated and loss is None:
-            fault = f"its evaluation loss is {evaluated[-1]}"
-        for name, losses in (("evaluation", evaluated), ("training", losses_of(trainer.state.log_history, "loss"))):
-            if fault is None and losses and losses[-1] > max(DIVERGED * losses[0], losses[0] + DIVERGED):
-                fault = f"its {name} loss is {losses[-1]:.4g}, and the run began with {losses[0]:.4g}: it has diverged"
         guards = [callback for callback in trainer.callback_handler.callbacks if isinstance(callback, GradientGuard)]
         return Health(fault, loss, dict(guards[0].counts) if guards else {})
 
-    def weights_are_finite(self) -> bool:
-        """Whether the parameters hold finite numbers alone."""
-        return all_finite(self.trainer.model.parameters(), [])
+    def weights_fault(self) -> str | None:
+        """Why nobody should load the parameters, None if they are fine; every process has to call it."""
+        magnitude = largest(self.trainer.model.parameters(), [])
+        if self._is_anywhere(not math.isfinite(magnitude)):
+            return "its parameters hold NaN or Inf"
+        return f"its parameters hold numbers beyond {UNUSABLE:.0e}" if self._is_anywhere(magnitude > UNUSABLE) else None
+
+    def _is_anywhere(self, flag: bool) -> bool:
+        """Whether a process says so: with shards each sees a part."""
+        mine = torch.tensor(float(flag), device=self.trainer.args.device)
+        return bool(self.trainer.accelerator.reduce(mine, "sum") > 0)
 
     def _settle_best(self, output_dir: Path, folder: Path) -> None:
         """Let the state name the best checkpoint by the place where it will stand."""
@@ -195,6 +194,17 @@ def losses_of(log_history: Iterable[Mapping[str, float]], name: str) -> list[flo
     return [logs[name] for logs in log_history if name in logs]
 
 
+def loss_fault(name: str, losses: Sequence[float]) -> str | None:
+    """What the last of a run's losses says against it; None where it is fine, or where there is none."""
+    if not losses:
+        return None
+    if not math.isfinite(losses[-1]):
+        return f"its {name} loss is {losses[-1]}"
+    if losses[-1] > max(DIVERGED * losses[0], losses[0] + DIVERGED):
+        return f"its {name} loss is {losses[-1]:.4g}, and the run began with {losses[0]:.4g}: it has diverged"
+    return None
+
+
 def newest_healthy(output_dir: str | Path, world_size: int | None = None) -> str | None:
     """The checkpoint to go on from: the one written last that is whole and healthy; None where there is none.
 
@@ -210,10 +220,9 @@ def newest_healthy(output_dir: str | Path, world_size: int | None = None) -> str
     """
     if world_size is None:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if os.environ.get("RANK", "0") == "0" and partials(Path(output_dir)):
-        with locked_folder(Path(output_dir)):
-            settle(Path(output_dir))
-    if torch.distributed.is_initialized():
+    if os.environ.get("RANK", "0") == "0":
+        settle(Path(output_dir))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
     for saved in examined(Path(output_dir), world_size):
         if saved.is_whole:

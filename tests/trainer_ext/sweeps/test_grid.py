@@ -42,6 +42,8 @@ def test_named_runs_have_grids_of_their_own(read):
     assert [run.group for run in sweep.runs] == ["plain", "muon", "muon"]
     assert sweep.runs[0].settings == {"preset": "mini", "dataset": "builtin", "max_steps": 3}
     assert "--matrix_optimizer=muon" in sweep.runs[1].words()
+    shorter = read(BASE + "runs: {short: {max_steps: 2, grid: {dataset: [builtin-code]}}}\n").runs[0].settings
+    assert (shorter["max_steps"], shorter["dataset"]) == (2, "builtin-code")
 
 
 def test_values_reach_the_parser_as_they_were_meant(read):
