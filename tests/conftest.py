@@ -2,6 +2,7 @@
 where another library no longer has what we use: tests/test_platform.py then says what, and nothing else runs.
 """
 
+import gc
 import os
 import runpy
 import warnings
@@ -29,6 +30,12 @@ def seeded():
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path != PLATFORM)  # stable: the rest keeps its order
+
+
+def pytest_collection_finish():
+    """What was imported stays: left out of the garbage collector's rounds, one of which ends every training run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
