@@ -15,6 +15,7 @@ from frankenlm.modeling.checks import check_choice
 from .argument_ranges import TRAINING_RANGES, check_ranges
 from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
+from .data.borders import PACKED_DOCUMENTS
 from .data.records import RECORD_FORMS
 from .optim.galore import MATRIX_OPTIMIZERS, PROJECTIONS
 from .optim.guard_policy import read_policy
@@ -61,6 +62,14 @@ class DataArguments:
         metadata={
             "help": "pack documents into full blocks of max_length; --no_packing keeps one document a row, batched by "
             "length (always so in classification)"
+        },
+    )
+    packed_documents: str = field(
+        default="auto",
+        metadata={
+            "choices": list(PACKED_DOCUMENTS),
+            "help": "documents packed into one row see nothing of each other (apart), or run on as one text (joined); "
+            "auto: apart with models of frankenlm, joined with others, which may not keep them apart",
         },
     )
     mlm_probability: float = field(

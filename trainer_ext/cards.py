@@ -118,6 +118,7 @@ def _training(facts) -> str:
     rows = [
         ("training text", _tokens(facts, "train_tokens")),
         ("held-out text", _tokens(facts, "validation_tokens")),
+        ("documents", _documents(facts)),
         ("steps", f"{facts['steps']:,}"),
         ("tokens seen", f"{facts['tokens_seen']:,}"),
         ("speed", f"{facts['tokens_per_second']:,.0f} tokens/s" if facts["tokens_per_second"] else ""),
@@ -128,6 +129,14 @@ def _training(facts) -> str:
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
     return f"## Training\n\n```\n{facts['command']}\n```\n\n| | |\n|---|---|\n{table}\n"
+
+
+def _documents(facts) -> str:
+    return {
+        "apart": f"packed into rows of {facts['max_length']} tokens; none sees another one",
+        "joined": f"joined into rows of {facts['max_length']} tokens, as one text that runs over their ends",
+        None: f"each in a row of its own, of at most {facts['max_length']} tokens",
+    }[facts["packed_documents"]]
 
 
 def _limits(facts) -> str:

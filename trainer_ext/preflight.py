@@ -19,6 +19,7 @@ from .common.cli import UserError, check_model_name, check_output_dir, is_main_p
 from .common.objectives import OBJECTIVES
 from .common.opening import read_config
 from .common.shared_memory import check_processes
+from .data.borders import keeps_documents_apart
 from .data.chat_templates import check_template
 from .optim.lora import check_peft, lora_targets
 from .optim.sign_training import SCHEMES as SIGN_SCHEMES
@@ -59,6 +60,7 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
     else:
         check_model_name(SAVED, run.model.model_name_or_path)
         config = check_saved_config(run)
+        documents_stay_apart(run)
         if run.model.lora:
             check_lora_base(run, config)
     if is_main_process():
@@ -102,6 +104,26 @@ def check_data_arguments(run: RunSettings) -> None:
     check_template(data.chat_template)
     if data.streaming and run.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps: the length of a stream is not known.")
+
+
+def documents_stay_apart(run: RunSettings) -> bool:
+    """Whether the documents of a packed row see nothing of each other.
+
+    Raises:
+        UserError: they should, and the saved model is not known to keep them apart.
+    """
+    wanted, name = run.data.packed_documents, run.model.model_name_or_path
+    if wanted == "joined" or run.model.preset:
+        return wanted != "joined"
+    config = read_config(name, option=SAVED, trust_remote_code=run.model.trust_remote_code)
+    known = keeps_documents_apart(config)
+    if wanted == "apart" and not known and run.data.packing:
+        raise UserError(
+            f"--packed_documents apart: whether a {config.model_type} keeps the documents of a row apart is not known "
+            "(`frankenlm check` tells); give each a row of its own with --no_packing, or join them with "
+            "--packed_documents joined."
+        )
+    return known
 
 
 def check_workers(run: RunSettings) -> None:

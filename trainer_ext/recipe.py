@@ -49,7 +49,7 @@ from .optim.guard import GradientGuard
 from .optim.guard_policy import read_policy
 from .optim.lora import add_lora
 from .optim.schedule import TwoStages
-from .preflight import SAVED, preset_config
+from .preflight import SAVED, documents_stay_apart, preset_config
 from .presets import RunSettings
 from .requirements import needed_packages
 from .resuming import check_data, fingerprint, run_settings
@@ -164,7 +164,14 @@ def tokenise(run: RunSettings, name: str, split: Any, tokenizer: PreTrainedToken
     shared = {"max_length": data.max_length, "cache_dir": data.cache_dir, "num_proc": data.num_proc}
     if is_conversations(split):
         return prepare_conversations(split, tokenizer, name=name, skip_bad_rows=data.skip_bad_rows, **shared)
-    return prepare_dataset(split, tokenizer, packing=data.packing, objective=data.objective, **shared)
+    return prepare_dataset(
+        split,
+        tokenizer,
+        packing=data.packing,
+        document_borders=documents_stay_apart(run),
+        objective=data.objective,
+        **shared,
+    )
 
 
 def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint | None) -> PreTrainedTokenizerBase:

@@ -60,6 +60,7 @@ def run_facts(
         "num_processes": trainer.accelerator.num_processes,
         "num_threads": torch.get_num_threads(),
         "objective": run.data.objective,
+        "packed_documents": documents_in_rows(trainer.train_dataset.column_names),
         "parameters": model.num_parameters(),
         "peak_memory_mib": max((row.get("peak_memory_mib", 0.0) for row in rows), default=0.0),
         "precision": {"no": "fp32"}.get(args.mixed_precision, args.mixed_precision),
@@ -90,6 +91,13 @@ def adapter_facts(run: RunSettings, model: torch.nn.Module) -> dict[str, Any]:
         "layers": sorted({name.rpartition(".")[2] for name in model.targeted_module_names}),
         "parameters": learned,
     }
+
+
+def documents_in_rows(columns: list[str]) -> str | None:
+    """Whether packed documents are apart or joined; None where each has a row of its own."""
+    if "length" in columns or "labels" in columns:
+        return None
+    return "apart" if "seq_lengths" in columns else "joined"
 
 
 def loss_meaning(run: RunSettings, trainer: FrankenTrainer) -> str:

@@ -10,7 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from frankenlm.trainer_ext import FrankenTrainer
 from frankenlm.trainer_ext.common.cli import UserError
@@ -185,6 +192,39 @@ def test_a_saved_model_trains_on_and_its_vocabulary_grows(unbroken, cache, corpu
     assert metrics(tmp_path)["vocab_size"] == 310
     bias = "lm_head.decoder.bias"  # the learned one, not the unigram one again
     assert torch.equal(weights(tmp_path)[bias][:300], weights(unbroken)[bias])
+
+
+def test_packed_documents_stay_apart_where_the_model_is_known_to_do_so(
+    unbroken, train, corpus, cache, run_train, tmp_path, capfd
+):
+    card = (unbroken / "README.md").read_text()
+    assert metrics(unbroken)["packed_documents"] == "apart" and "packed into rows of 32 tokens; none sees" in card
+    assert train(tmp_path / "joined", "--max_steps", 1, "--packed_documents", "joined") == 0
+    assert metrics(tmp_path / "joined")["packed_documents"] == "joined"
+    assert "joined into rows of 32 tokens" in (tmp_path / "joined" / "README.md").read_text()
+
+    AutoTokenizer.from_pretrained(unbroken).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(tmp_path / "gpt2")
+    words = [
+        "--model_name_or_path",
+        tmp_path / "gpt2",
+        "--dataset",
+        corpus,
+        "--cache_dir",
+        cache,
+        "--objective",
+        "causal",
+    ]
+    words += ["--max_steps", 1, "--max_length", 32, "--use_cpu", "--output_dir", tmp_path / "out"]
+    assert run_train(*words, "--packed_documents", "apart") == 1
+    assert "whether a gpt2 keeps the documents of a row apart is not known" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run_train(*words) == 0
+    assert metrics(tmp_path / "out")["packed_documents"] == "joined"
+    assert run_train(*words, "--no_packing", "--packed_documents", "apart", "--overwrite_output_dir") == 0
+    assert metrics(tmp_path / "out")["packed_documents"] is None
 
 
 def test_sequences_longer_than_a_saved_model_takes(unbroken, corpus, tmp_path, run_train, capfd):

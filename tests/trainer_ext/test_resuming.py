@@ -265,6 +265,7 @@ def record_of(*words):
         (["--max_length", "64"], "max_length="),
         (["--mlm_probability", "0.3"], "mlm_probability=0.15, now 0.3"),
         (["--no_packing"], "packing=True, now False"),
+        (["--packed_documents", "joined"], "packed_documents=auto, now joined"),
         (["--tokenizer", "bytes"], "tokenizer="),
         (["--dataloader_drop_last"], "dataloader_drop_last=False, now True"),
         (["--ignore_data_skip"], "ignore_data_skip=False, now True"),

@@ -24,6 +24,7 @@ from frankenlm.modeling.checks import check_choice
 from frankenlm.modeling.outputs import IGNORED_LABEL
 
 from ..common.objectives import OBJECTIVES
+from .borders import number_documents, without_first
 from .tokenizers import special_token_ids
 
 _EVALUATION = -1  # the epoch of evaluation; training counts from 0
@@ -44,7 +45,8 @@ def build_collator(
 ) -> Callable[[Sequence[dict]], Batch]:
     """Return the collator of an objective: a list of rows -> input_ids, attention_mask, labels (all int64).
 
-    Rows need `input_ids` (and `labels` for classification; conversations bring theirs); other columns are ignored.
+    Rows need `input_ids` (and `labels` for classification; conversations bring theirs). `seq_lengths`, the lengths of a
+    row's documents, give the batch `seq_idx` [B, T], which tells them apart; other columns are ignored.
     `input_ids` and `attention_mask` are [B, T] with T the longest row, rounded up to `pad_to_multiple_of`; `labels` are
     [B, T] with -100 where nothing is predicted ([B] for classification). Every collator has `for_evaluation()`.
 
@@ -79,14 +81,22 @@ class Padder:
             line[start : start + len(row)] = row
         return batch
 
-    def inputs(self, rows: Sequence[torch.Tensor]) -> Batch:
-        """Return padded input_ids and their attention_mask. The mask comes from the lengths: pad may equal eos."""
-        ones = [torch.ones_like(row) for row in rows]
-        return {"input_ids": self(rows, self.pad_id), "attention_mask": self(ones, 0)}
+    def inputs(self, ids: Sequence[torch.Tensor], rows: Sequence[dict]) -> Batch:
+        """Return padded input_ids, their attention_mask, and seq_idx where the rows tell their documents.
+
+        The mask comes from the lengths: pad may equal eos.
+        """
+        ones = [torch.ones_like(row) for row in ids]
+        batch = {"input_ids": self(ids, self.pad_id), "attention_mask": self(ones, 0)}
+        if "seq_lengths" in rows[0]:
+            width = batch["input_ids"].shape[1]
+            batch["seq_idx"] = number_documents([row["seq_lengths"] for row in rows], width, self.left)
+        return batch
 
 
 class CausalCollator:
-    """Labels are the row's own `labels`, or else the input ids; the model shifts them. Padding is not predicted."""
+    """Labels are the row's own `labels`, or else the input ids; the model shifts them. Padding is not predicted, nor is
+    the first token of a document, which a Trainer that divides by the number of labels would count."""
 
     def __init__(self, padder: Padder):
         self.padder = padder
@@ -94,7 +104,8 @@ class CausalCollator:
     def __call__(self, rows: Sequence[dict]) -> Batch:
         ids = [_ids(row) for row in rows]
         labels = [torch.as_tensor(row.get("labels", row["input_ids"]), dtype=torch.long) for row in rows]
-        return {**self.padder.inputs(ids), "labels": self.padder(labels, IGNORED_LABEL)}
+        labels = [without_first(each, row.get("seq_lengths")) for each, row in zip(labels, rows, strict=True)]
+        return {**self.padder.inputs(ids, rows), "labels": self.padder(labels, IGNORED_LABEL)}
 
     def for_evaluation(self) -> "CausalCollator":
         return self
@@ -108,7 +119,7 @@ class ClassificationCollator:
 
     def __call__(self, rows: Sequence[dict]) -> Batch:
         labels = torch.tensor([int(row["labels"]) for row in rows], dtype=torch.long)
-        return {**self.padder.inputs([_ids(row) for row in rows]), "labels": labels}
+        return {**self.padder.inputs([_ids(row) for row in rows], rows), "labels": labels}
 
     def for_evaluation(self) -> "ClassificationCollator":
         return self
@@ -155,7 +166,7 @@ class MaskingCollator:
 
     def __call__(self, rows: Sequence[dict]) -> Batch:
         masked = [self._mask(_ids(row)) for row in rows]
-        inputs = self.padder.inputs([ids for ids, _ in masked])
+        inputs = self.padder.inputs([ids for ids, _ in masked], rows)
         return {**inputs, "labels": self.padder([labels for _, labels in masked], IGNORED_LABEL)}
 
     def _mask(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

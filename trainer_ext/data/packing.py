@@ -1,13 +1,18 @@
 """From documents to rows of token ids: packed into full blocks, or one document a row.
 
-Packing joins all documents with the separator token and cuts the result into blocks of `max_length`:
+Packed documents stay apart: each is what it would be in a row of its own, `seq_lengths` tells how long each is (as in
+TRL), and the collator tells the model. One that does not fit into what is left of its block goes on in the next:
 
-    causal  [bos] document eos [bos] document eos ...     bos only where the tokenizer's own template has it
-    mlm     [CLS] document SEP document SEP docu [SEP]    around each block what the template puts around a text
+    causal  [bos] document eos | [bos] docu             bos only where the tokenizer's own template has it
+    mlm     [CLS] document [SEP] | [CLS] docu [SEP]     each piece with what the template puts around a text
 
-What is left of one batch of documents opens the next one, so no token is lost on the way; the shorter last block is
-kept as well (the collator pads it) unless it holds nothing to predict. Blocks do not depend on the batch size, on the
-number of processes, or on whether the data is streamed.
+Without borders, blocks are cut from one long text, and the model reads over the ends of documents:
+
+    causal  [bos] document eos [bos] document eos ...
+    mlm     [CLS] document SEP document SEP docu [SEP]  the template around each block
+
+How blocks are filled is in blocks.py. Blocks without anything to predict are left out; they do not depend on the batch
+size, on the number of processes, or on whether the data is streamed.
 
 Tokenising and packing are cached apart: another `max_length` packs again without tokenising again. The cache keys are
 made from the data's key and the tokenizer's full JSON.
@@ -18,20 +23,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerFast
 
 from frankenlm.modeling.checks import check_choice
 
 from ..common.objectives import OBJECTIVES
+from .blocks import pack_blocks, pack_documents
 from .caching import DOCUMENTS_AT_ONCE, cache_key, cached_dataset, cached_map
 from .tokenizers import separator_id, special_token_ids
 
 # Raised by hand whenever the rows for the same documents change, so that older caches are not used.
-PACKING_VERSION = 1
+PACKING_VERSION = 2
 
 _IDS = List(Value("int32"))
+_JOINED = Features({"input_ids": _IDS})
+_APART = Features({"input_ids": _IDS, "seq_lengths": _IDS})
 
 
 def prepare_dataset(
@@ -40,13 +47,16 @@ def prepare_dataset(
     *,
     max_length: int,
     packing: bool = True,
+    document_borders: bool = True,
     objective: str,
     cache_dir: str | Path | None = None,
     num_proc: int | None = None,
 ) -> Dataset | IterableDataset:
     """Turn a dataset with a "text" column (and "label" for classification) into rows of int32 token ids.
 
-    packing=True: `input_ids` of exactly `max_length` ids (the last row may be shorter).
+    packing=True: `input_ids` of `max_length` ids, and `seq_lengths`, the length of each document in the row; where
+        the template of a masked model leaves no room for one more token, a row is a few ids shorter, and the last may
+        be short. With document_borders=False, rows of joined documents, without `seq_lengths`.
     packing=False, and always for classification: one document a row, cut to `max_length`, with its `length`, and
         `labels` for classification. Documents without a token to predict are left out.
 
@@ -59,12 +69,13 @@ def prepare_dataset(
     check_sizes(tokenizer, max_length, num_proc)
     packing = packing and objective != "classification"
     options = {"objective": objective, "max_length": max_length}
+    packed = {**options, "apart": document_borders}
     if isinstance(dataset, IterableDataset):
         if not packing:
             return _stream_rows(dataset, tokenizer, options)
-        return _stream_blocks(dataset, tokenizer, options)
+        return _stream_blocks(dataset, tokenizer, packed)
     if packing:
-        rows = _packed(dataset, tokenizer, options, cache_dir, num_proc)
+        rows = _packed(dataset, tokenizer, packed, cache_dir, num_proc)
     else:
         features = _row_features(dataset, objective)
         key = ids_key(encode_rows.__name__, dataset, tokenizer, options)
@@ -150,26 +161,6 @@ def encode_pieces(batch: dict[str, list], tokenizer: PreTrainedTokenizerFast, ob
     return {"input_ids": [piece if piece[-1:] == [separator] else [*piece, separator] for piece in pieces]}
 
 
-def pack_blocks(
-    pieces: Iterable[np.ndarray], max_length: int, prefix: list[int], suffix: list[int]
-) -> Iterator[np.ndarray]:
-    """Join 1-D arrays of ids and yield int32 blocks of `max_length`, then the shorter rest, if any.
-
-    `prefix` and `suffix` stand around each block and are counted in `max_length`.
-    """
-    size = max_length - len(prefix) - len(suffix)
-    head, tail = np.asarray(prefix, np.int32), np.asarray(suffix, np.int32)
-    rest = np.empty(0, np.int32)
-    for piece in pieces:
-        rest = np.concatenate([rest, np.asarray(piece, np.int32)])
-        full = len(rest) // size * size
-        for block in rest[:full].reshape(-1, size):
-            yield np.concatenate([head, block, tail])
-        rest = rest[full:]
-    if len(rest):
-        yield np.concatenate([head, rest, tail])
-
-
 def template_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
     """Return the special ids the tokenizer puts before and after a text, as ([CLS], [SEP]) for BERT."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -180,47 +171,71 @@ def template_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[in
     raise ValueError("the tokenizer changes a text's ids when it adds its special tokens; it cannot be packed.")
 
 
-def _blocks(pieces: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerFast, objective: str, max_length: int):
+def _blocks(
+    pieces: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerFast, objective: str, max_length: int, apart: bool
+) -> Iterator[dict]:
+    """Yield rows of pieces: documents with their separators, one an array where they stay apart."""
     prefix, suffix = template_ids(tokenizer) if objective == "mlm" else ([], [])
     markup = frozenset(special_token_ids(tokenizer))
-    for block in pack_blocks(pieces, max_length, prefix, suffix):
-        # Only the last block, or one made of separators alone, can fail this.
-        if _is_useful(block, objective, markup):
-            yield {"input_ids": block}
+    if not apart:
+        for block in pack_blocks(pieces, max_length, prefix, suffix):
+            # Only the last block, or one made of separators alone, can fail this.
+            if _is_useful(block, objective, markup):
+                yield {"input_ids": block}
+        return
+    if objective == "mlm":
+        pieces = (piece[:-1] for piece in pieces)  # what ends a text is the template's to say
+    for block, lengths in pack_documents(pieces, max_length, prefix, suffix):
+        if _is_useful(block, objective, markup) and (objective == "mlm" or max(lengths) >= 2):
+            yield {"input_ids": block, "seq_lengths": lengths}
 
 
-def _blocks_of_dataset(tokens: Dataset, tokenizer: PreTrainedTokenizerFast, objective: str, max_length: int):
-    yield from _blocks(_flat_ids(tokens), tokenizer, objective, max_length)
+def _blocks_of_dataset(
+    tokens: Dataset, tokenizer: PreTrainedTokenizerFast, objective: str, **options
+) -> Iterator[dict]:
+    yield from _blocks(_pieces(tokens, options["apart"]), tokenizer, objective, **options)
 
 
-def _blocks_of_stream(dataset: IterableDataset, tokenizer: PreTrainedTokenizerFast, objective: str, max_length: int):
+def _blocks_of_stream(
+    dataset: IterableDataset, tokenizer: PreTrainedTokenizerFast, objective: str, **options
+) -> Iterator[dict]:
     batches = (encode_pieces(batch, tokenizer, objective)["input_ids"] for batch in dataset.iter(DOCUMENTS_AT_ONCE))
-    yield from _blocks((np.concatenate(pieces) for pieces in batches), tokenizer, objective, max_length)
+    pieces = (np.asarray(piece, np.int32) for pieces in batches for piece in pieces)
+    yield from _blocks(pieces, tokenizer, objective, **options)
 
 
-def _flat_ids(tokens: Dataset | IterableDataset) -> Iterator[np.ndarray]:
-    """Yield the ids of many rows at once as one flat array, without a copy through Python lists."""
+def _pieces(tokens: Dataset, apart: bool) -> Iterator[np.ndarray]:
+    """Yield the ids of each row, or those of many rows as one flat array, without a copy through Python lists."""
     for table in tokens.select_columns(["input_ids"]).with_format("arrow").iter(1000):
-        yield pa.concat_arrays([chunk.flatten() for chunk in table["input_ids"].chunks]).to_numpy(zero_copy_only=False)
+        for chunk in table["input_ids"].chunks:
+            ids = chunk.flatten().to_numpy(zero_copy_only=False)
+            if apart:
+                yield from np.split(ids, chunk.value_lengths().to_numpy().cumsum()[:-1])
+            else:
+                yield ids
 
 
 def _packed(dataset, tokenizer, options, cache_dir, num_proc) -> Dataset:
-    features, objective = Features({"input_ids": _IDS}), {"objective": options["objective"]}
+    objective = {"objective": options["objective"]}
     key = ids_key(encode_pieces.__name__, dataset, tokenizer, objective)
     tokens = cached_map(
-        dataset, encode_pieces, {"tokenizer": tokenizer, **objective}, features, cache_dir, key, num_proc
+        dataset, encode_pieces, {"tokenizer": tokenizer, **objective}, _JOINED, cache_dir, key, num_proc
     )
     given = {"tokens": tokens, "tokenizer": tokenizer, **options}
     key = ids_key("pack_blocks", tokens, tokenizer, options)
-    return cached_dataset(_blocks_of_dataset, given, Features({"input_ids": _IDS}), cache_dir, key)
+    return cached_dataset(_blocks_of_dataset, given, _features(options), cache_dir, key)
 
 
 def _stream_blocks(dataset: IterableDataset, tokenizer: PreTrainedTokenizerFast, options: dict) -> IterableDataset:
     return IterableDataset.from_generator(
         _blocks_of_stream,
-        features=Features({"input_ids": _IDS}),
+        features=_features(options),
         gen_kwargs={"dataset": dataset, "tokenizer": tokenizer, **options},
     )
+
+
+def _features(options: dict) -> Features:
+    return _APART if options["apart"] else _JOINED
 
 
 # --- caching

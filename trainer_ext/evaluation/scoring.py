@@ -26,6 +26,7 @@ from ..common.checkpoints import check_vocabulary
 from ..common.cli import UserError, user_mistakes
 from ..common.objectives import OBJECTIVES
 from ..common.opening import check_runs, read_config, read_tokenizer, read_weights
+from ..data.borders import keeps_documents_apart
 from ..data.collators import build_collator
 from ..data.packing import template_ids
 from ..data.splits import count_bytes, count_tokens, iter_texts, load_documents, load_splits, prepare_dataset
@@ -270,7 +271,13 @@ def _score_masked(
 ) -> tuple[LossSum, int]:
     """The masked loss over packed blocks, and the bytes that the scored tokens stand for."""
     with user_mistakes():
-        rows = prepare_dataset(documents, scorer.tokenizer, max_length=scorer.context_length, objective="mlm")
+        rows = prepare_dataset(
+            documents,
+            scorer.tokenizer,
+            max_length=scorer.context_length,
+            objective="mlm",
+            document_borders=keeps_documents_apart(scorer.model.config),
+        )
         counts = count_tokens(rows, len(scorer.tokenizer))
     check_vocabulary(counts.nonzero().flatten().tolist(), vocabulary_of(scorer.model))
     collator = build_collator("mlm", scorer.tokenizer, mlm_probability=mlm_probability, seed=seed).for_evaluation()

@@ -173,16 +173,17 @@ def pseudo_nats(
 
 
 def masked_lm_nats(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> LossSum:
-    """Score the positions that a masking collator chose: batches of input_ids, attention_mask and labels, all [B, T].
+    """Score the positions that a masking collator chose: batches of input_ids, attention_mask, labels, all [B, T].
 
-    Labels are -100 where nothing is asked. Use the collator's `for_evaluation()` twin: same positions every time.
+    What else a batch holds, such as seq_idx, goes to the model. Labels are -100 where nothing is asked. Use the
+    collator's `for_evaluation()` twin: same positions every time.
     """
     nats, tokens = 0.0, 0
     with _scoring(model):
         for batch in batches:
             batch = {name: tensor.to(_device(model)) for name, tensor in batch.items()}
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            batch_nats, batch_tokens = _sum_losses(logits, batch["labels"])
+            labels = batch.pop("labels")
+            batch_nats, batch_tokens = _sum_losses(model(**batch).logits, labels)
             nats, tokens = nats + batch_nats, tokens + batch_tokens
     return LossSum(nats, tokens)
 

@@ -199,3 +199,21 @@ def test_refusals(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]")
     with pytest.raises(ValueError, match="no mask token"):
         build_collator("mlm", bare)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_documents_of_a_row_are_numbered(tokenizer, side):
+    """Pads at the left are of the first document, those at the right of the last one."""
+    tokenizer.padding_side = side
+    rows = [
+        {"input_ids": [5, 6, EOS, 7, 8, EOS], "seq_lengths": [3, 2, 1]},
+        {"input_ids": [5, 6], "seq_lengths": [1, 1]},
+    ]
+    expected = {"left": [[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 1]], "right": [[0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 1]]}
+    for objective in ("causal", "mlm"):
+        batch = build_collator(objective, tokenizer)(rows)
+        assert batch["seq_idx"].tolist() == expected[side]
+        assert batch["seq_idx"].dtype == torch.int64
+        if objective == "causal":  # a first token is not predicted, and not counted by who divides by the labels
+            assert batch["labels"][0].tolist() == [-100, 6, EOS, -100, 8, -100]
+        assert "seq_idx" not in build_collator(objective, tokenizer)([{"input_ids": [5, 6, EOS]}])

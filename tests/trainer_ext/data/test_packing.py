@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from frankenlm.trainer_ext.data import packing, rows
-from frankenlm.trainer_ext.data.packing import pack_blocks, template_ids
+from frankenlm.trainer_ext.data.blocks import pack_blocks, pack_documents
+from frankenlm.trainer_ext.data.packing import template_ids
 from frankenlm.trainer_ext.data.splits import (
     count_tokens,
     prepare_dataset,
@@ -28,27 +29,81 @@ def test_pack_blocks_by_hand():
     assert [b.tolist() for b in pack_blocks([[1, 2]], 2, [], [])] == [[1, 2]]
 
 
+def test_pack_documents_by_hand():
+    documents = [[1, 2, 3], [4], [], [5, 6, 7, 8, 9, 10]]
+    packed = [(ids.tolist(), lengths) for ids, lengths in pack_documents(documents, 4, [], [])]
+    assert packed == [([1, 2, 3, 4], [3, 1]), ([5, 6, 7, 8], [4]), ([9, 10], [2])]
+    packed = [(ids.tolist(), lengths) for ids, lengths in pack_documents(documents, 7, [-1], [-2])]
+    assert packed == [
+        ([-1, 1, 2, 3, -2], [5]),  # no id would fit between a prefix and a suffix
+        ([-1, 4, -2, -1, 5, 6, -2], [3, 4]),
+        ([-1, 7, 8, 9, 10, -2], [6]),
+    ]
+    assert not list(pack_documents([[], []], 7, [-1], [-2]))
+
+
+def rows_of(texts, tokenizer, objective, stream, **options):
+    dataset = in_memory(texts).to_iterable_dataset() if stream else in_memory(texts)
+    return list(prepare_dataset(dataset, tokenizer, objective=objective, **options))
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_masked_blocks_by_hand(bert_like, tmp_path, stream):
-    dataset = in_memory(["a b c", "d e"])
-    dataset = dataset.to_iterable_dataset() if stream else dataset
-    rows = prepare_dataset(dataset, bert_like, max_length=6, objective="mlm", cache_dir=tmp_path)
+    given = ["a b c", "d e"], bert_like, "mlm", stream
+    rows = rows_of(*given, max_length=8, cache_dir=tmp_path)
+    assert rows == [
+        {"input_ids": [CLS, A, A + 1, A + 2, SEP, CLS, A + 3, SEP], "seq_lengths": [5, 3]},
+        {"input_ids": [CLS, A + 4, SEP], "seq_lengths": [3]},
+    ]
+    rows = rows_of(*given, max_length=6, cache_dir=tmp_path, document_borders=False)
     assert [row["input_ids"] for row in rows] == [[CLS, A, A + 1, A + 2, SEP, SEP], [CLS, A + 3, A + 4, SEP, SEP]]
+    assert all(row.keys() == {"input_ids"} for row in rows)
     assert template_ids(bert_like) == ([CLS], [SEP])
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_causal_blocks_by_hand(bert_like, tmp_path, stream):
-    dataset = in_memory(["a b c", "d"])
-    dataset = dataset.to_iterable_dataset() if stream else dataset
-    rows = prepare_dataset(dataset, bert_like, max_length=5, objective="causal", cache_dir=tmp_path)
-    assert [row["input_ids"] for row in rows] == [[CLS, A, A + 1, A + 2, SEP], [CLS, A + 3, SEP]]
+    given = ["a b c", "d"], bert_like, "causal", stream
+    rows = rows_of(*given, max_length=6, cache_dir=tmp_path)
+    assert rows == [
+        {"input_ids": [CLS, A, A + 1, A + 2, SEP, CLS], "seq_lengths": [5, 1]},
+        {"input_ids": [A + 3, SEP], "seq_lengths": [2]},
+    ]
+    joined = rows_of(*given, max_length=6, cache_dir=tmp_path, document_borders=False)
+    assert joined == [{"input_ids": row["input_ids"]} for row in rows]
+
+
+@pytest.mark.parametrize("objective", ["mlm", "causal"])
+@pytest.mark.parametrize("tokenizer_name", ["bert_like", "byte_level"])
+def test_a_packed_document_is_what_it_is_in_a_row_of_its_own(tokenizer_name, objective, request, tmp_path):
+    """Pieces that were cut have what the template puts around a text, too; a row has room for all documents but one."""
+    tokenizer = request.getfixturevalue(tokenizer_name)
+    options = {"tokenizer": tokenizer, "objective": objective, "cache_dir": tmp_path}
+    texts = [f"a b {'c d e ' * (n % 7)}f" for n in range(60)]
+    alone = [row["input_ids"] for row in prepare_dataset(in_memory(texts), max_length=512, packing=False, **options)]
+    prefix, suffix = template_ids(tokenizer) if objective == "mlm" else ([], [])
+    pieces = []
+    for row in prepare_dataset(in_memory(texts), max_length=64, **options):
+        assert sum(row["seq_lengths"]) == len(row["input_ids"]) <= 64
+        ends = torch.tensor(row["seq_lengths"]).cumsum(0)[:-1].tolist()
+        pieces += [piece.tolist() for piece in torch.tensor(row["input_ids"]).tensor_split(ends)]
+    documents = iter(alone)
+    while pieces:
+        document = next(documents)
+        piece = pieces.pop(0)
+        while len(piece) < len(document):  # cut at the end of a row: the next piece goes on
+            assert piece[len(piece) - len(suffix) :] == suffix and pieces[0][: len(prefix)] == prefix
+            piece = piece[: len(piece) - len(suffix)] + pieces.pop(0)[len(prefix) :]
+        assert piece == document
+    assert next(documents, None) is None
 
 
 def test_last_block_without_anything_to_predict_is_left_out(bert_like, tmp_path):
     dataset = in_memory(["a b c d"])
-    rows = prepare_dataset(dataset, bert_like, max_length=6, objective="mlm", cache_dir=tmp_path)
-    assert [row["input_ids"] for row in rows] == [[CLS, A, A + 1, A + 2, A + 3, SEP]]  # not [CLS, SEP, SEP]
+    for borders in (True, False):
+        options = {"max_length": 6, "objective": "mlm", "document_borders": borders, "cache_dir": tmp_path}
+        rows = prepare_dataset(dataset, bert_like, **options)
+        assert [row["input_ids"] for row in rows] == [[CLS, A, A + 1, A + 2, A + 3, SEP]]  # not [CLS, SEP, SEP]
     rows = prepare_dataset(dataset, bert_like, max_length=5, objective="causal", cache_dir=tmp_path)
     assert [row["input_ids"] for row in rows] == [[CLS, A, A + 1, A + 2, A + 3]]  # not [SEP]
 
@@ -59,7 +114,8 @@ def test_packing_loses_and_adds_nothing(byte_level, tmp_path, objective):
     arguments = {"max_length": 63, "objective": objective, "cache_dir": tmp_path}
     rows = prepare_dataset(in_memory(TEXTS), byte_level, **arguments)
     joined = [token for row in rows for token in row["input_ids"]]
-    expected = [token for text in TEXTS for token in [*byte_level(text)["input_ids"], byte_level.eos_token_id]]
+    end = [byte_level.eos_token_id] if objective == "causal" else []  # no template: masked texts have no end
+    expected = [token for text in TEXTS for token in byte_level(text)["input_ids"] + end]
     kept = len(joined)
     assert joined == expected[:kept] and len(expected) - kept < 2
     assert [len(row["input_ids"]) for row in rows][:-1] == [63] * (len(rows) - 1)
@@ -102,7 +158,7 @@ def test_impossible_lengths_and_empty_rows(bert_like, tmp_path):
 def test_counts_by_hand(bert_like, tmp_path):
     rows = prepare_dataset(in_memory(["a b a", "c a"]), bert_like, max_length=6, objective="mlm", cache_dir=tmp_path)
     everything = count_tokens(rows, 13)
-    assert everything.tolist() == [0, 0, 2, 4, 0, 3, 1, 1, 0, 0, 0, 0, 0]
+    assert everything.tolist() == [0, 0, 2, 2, 0, 3, 1, 1, 0, 0, 0, 0, 0]
     assert everything.dtype == torch.int64
     assert count_tokens(rows, 13, exclude=[CLS, SEP]).sum() == 5
     assert torch.equal(count_tokens(rows.to_iterable_dataset(), 13), everything)
@@ -123,7 +179,7 @@ def break_everything(monkeypatch):
         broken = lambda *args, **kwargs: refuse()  # noqa: E731 - a fresh function to rename
         broken.__name__ = name
         monkeypatch.setattr(packing, name, broken)
-    monkeypatch.setattr(packing, "pack_blocks", refuse)
+    monkeypatch.setattr(packing, "pack_documents", refuse)
 
 
 @pytest.mark.parametrize("packing_on", [False, True])
@@ -169,7 +225,7 @@ def refuse(*args, **kwargs):
     raise AssertionError("not from the cache")
 
 rows.READERS = dict.fromkeys(rows.READERS, refuse)
-packing.pack_blocks = refuse
+packing.pack_documents = refuse
 path, cache, tokenizer = sys.argv[1:]
 split = load_splits(path, cache_dir=cache)["train"]
 rows = prepare_dataset(split, AutoTokenizer.from_pretrained(tokenizer), max_length=32, objective="mlm", cache_dir=cache)

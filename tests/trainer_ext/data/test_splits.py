@@ -242,4 +242,5 @@ def test_real_text_end_to_end(tmp_path, load, cache):
     batch = build_collator("mlm", tokenizer)([rows[i] for i in range(4)])
     assert batch["input_ids"].shape == batch["labels"].shape == (4, 128)
     text = tokenizer.decode([token for row in rows for token in row["input_ids"]])
-    assert text.split("<|endoftext|>")[:-1][:10] == splits["train"][:10]["text"]
+    assert text == "".join(splits["train"]["text"])
+    assert sum(len(row["seq_lengths"]) for row in rows) > 300
