@@ -204,21 +204,11 @@ def test_packed_documents_stay_apart_where_the_model_is_known_to_do_so(
     assert "joined into rows of 32 tokens" in (tmp_path / "joined" / "README.md").read_text()
 
     AutoTokenizer.from_pretrained(unbroken).save_pretrained(tmp_path / "gpt2")
-    GPT2LMHeadModel(
-        GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
-    ).save_pretrained(tmp_path / "gpt2")
-    words = [
-        "--model_name_or_path",
-        tmp_path / "gpt2",
-        "--dataset",
-        corpus,
-        "--cache_dir",
-        cache,
-        "--objective",
-        "causal",
-    ]
-    words += ["--max_steps", 1, "--max_length", 32, "--use_cpu", "--output_dir", tmp_path / "out"]
-    assert run_train(*words, "--packed_documents", "apart") == 1
+    config = GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    words = ["--model_name_or_path", tmp_path / "gpt2", "--objective", "causal", "--dataset", corpus]
+    words += ["--cache_dir", cache, "--max_steps", 1, "--max_length", 32, "--use_cpu", "--output_dir", tmp_path / "out"]
+    assert run_train(*words, "--packed_documents", "apart") == 2
     assert "whether a gpt2 keeps the documents of a row apart is not known" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
     assert run_train(*words) == 0
