@@ -15,7 +15,7 @@ from frankenlm.modeling.checks import check_choice
 from .argument_ranges import TRAINING_RANGES, check_ranges
 from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
-from .data.borders import PACKED_DOCUMENTS
+from .data.blocks import PACKED_DOCUMENTS
 from .data.records import RECORD_FORMS
 from .optim.galore import MATRIX_OPTIMIZERS, PROJECTIONS
 from .optim.guard_policy import read_policy

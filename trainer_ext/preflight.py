@@ -19,7 +19,7 @@ from .common.cli import UserError, check_model_name, check_output_dir, is_main_p
 from .common.objectives import OBJECTIVES
 from .common.opening import read_config
 from .common.shared_memory import check_processes
-from .data.borders import keeps_documents_apart
+from .data.blocks import keeps_documents_apart
 from .data.chat_templates import check_template
 from .optim.lora import check_peft, lora_targets
 from .optim.sign_training import SCHEMES as SIGN_SCHEMES

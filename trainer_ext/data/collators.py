@@ -24,7 +24,7 @@ from frankenlm.modeling.checks import check_choice
 from frankenlm.modeling.outputs import IGNORED_LABEL
 
 from ..common.objectives import OBJECTIVES
-from .borders import number_documents, without_first
+from .blocks import number_documents, without_first
 from .tokenizers import special_token_ids
 
 _EVALUATION = -1  # the epoch of evaluation; training counts from 0

@@ -26,7 +26,7 @@ from ..common.checkpoints import check_vocabulary
 from ..common.cli import UserError, user_mistakes
 from ..common.objectives import OBJECTIVES
 from ..common.opening import check_runs, read_config, read_tokenizer, read_weights
-from ..data.borders import keeps_documents_apart
+from ..data.blocks import keeps_documents_apart
 from ..data.collators import build_collator
 from ..data.packing import template_ids
 from ..data.splits import count_bytes, count_tokens, iter_texts, load_documents, load_splits, prepare_dataset
