@@ -1,4 +1,4 @@
-"""Documents packed into one row: how blocks are filled, how a batch tells where each begins, and which models listen."""
+"""Packed documents: how blocks of one row are filled, and how a batch tells where each begins, to those who listen."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -34,7 +34,7 @@ def pack_blocks(
         yield np.concatenate([head, rest, tail])
 
 
-class Block(NamedTuple):
+class PackedBlock(NamedTuple):
     """ids: (T,) int32. lengths: how many of them each document has, in order; they sum to T."""
 
     ids: np.ndarray
@@ -43,7 +43,7 @@ class Block(NamedTuple):
 
 def pack_documents(
     documents: Iterable[np.ndarray], max_length: int, prefix: list[int], suffix: list[int]
-) -> Iterator[Block]:
+) -> Iterator[PackedBlock]:
     """Put 1-D arrays of ids one after another into blocks of `max_length`, each with `prefix` and `suffix` around it.
 
     A document that does not fit into the rest of a block is cut there, and what is left of it opens the next block as
@@ -63,10 +63,10 @@ def pack_documents(
             lengths.append(taken + around)
             rest, room = rest[taken:], room - lengths[-1]
             if room <= around:
-                yield Block(np.concatenate(parts), lengths)
+                yield PackedBlock(np.concatenate(parts), lengths)
                 parts, lengths, room = [], [], max_length
     if parts:
-        yield Block(np.concatenate(parts), lengths)
+        yield PackedBlock(np.concatenate(parts), lengths)
 
 
 # --- what a batch tells
