@@ -59,9 +59,10 @@ def folder(tmp_path_factory) -> Path:
 def test_command(folder, monkeypatch, capsys, line):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["frankenlm"])
-    reporter = re.search(r"--report_to (\w+)", line)
-    if reporter:  # its package is a choice of the user's
-        monkeypatch.setattr(integration_utils, f"is_{reporter[1]}_available", lambda: True)
+    reporters = re.search(r"--report_to ([\w,]+)", line)
+    if reporters:  # their packages are a choice of the user's
+        for name in reporters[1].split(","):
+            monkeypatch.setattr(integration_utils, f"is_{name}_available", lambda: True)
         for name in ("trackio", "torch.utils.tensorboard"):
             monkeypatch.setitem(sys.modules, name, MagicMock(__version__="0.1"))
     program, *words = shlex.split(line)

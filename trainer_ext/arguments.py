@@ -276,6 +276,8 @@ class FrankenTrainingArguments(TrainingArguments):
         if self.ema_decay is not None and self.sharding:
             raise ValueError(f"--ema_decay needs whole weights, and {self.sharding} shards them.")
         self._check_what_is_here()
+        if isinstance(self.report_to, str) and "," in self.report_to:
+            self.report_to = [name.strip() for name in self.report_to.split(",") if name.strip()]
         # without a GPU, or told off it by the launcher, there is nothing to ask: the base class wants it spelt out
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
         try:

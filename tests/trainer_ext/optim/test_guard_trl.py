@@ -1,13 +1,15 @@
-"""The guard on TRL's trainers: one line, and a NaN leaves no trace."""
+"""The guard and the safe checkpoints on TRL's trainers: a line each, and a NaN leaves no trace."""
 
 import math
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from frankenlm.trainer_ext import SafeCheckpoints, newest_healthy
 from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 from frankenlm.trainer_ext.optim.guard import GradientGuard
 from guarded_runs import ALWAYS, STEPS, gradient_fault
@@ -27,7 +29,7 @@ def model_for(tokenizer) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**sizes, **rates, **ids))
 
 
-def run(kind: str, folder, plant=None):
+def trainer_of(kind: str, folder, **changes):
     tokenizer = train_tokenizer(["the cat sat on a mat"] * 4, vocab_size=300, mask=False)
     options = {
         "output_dir": str(folder),
@@ -39,13 +41,17 @@ def run(kind: str, folder, plant=None):
         "bf16": False,
         "save_strategy": "no",
         "disable_tqdm": True,
+        **changes,
     }
     shared = {"train_dataset": datasets.Dataset.from_dict(DATA[kind]), "processing_class": tokenizer}
     if kind == "sft":
-        trainer = SFTTrainer(model=model_for(tokenizer), args=SFTConfig(**options), **shared)
-    else:
-        reference = model_for(tokenizer)
-        trainer = DPOTrainer(model=model_for(tokenizer), ref_model=reference, args=DPOConfig(**options), **shared)
+        return SFTTrainer(model=model_for(tokenizer), args=SFTConfig(**options), **shared)
+    reference = model_for(tokenizer)
+    return DPOTrainer(model=model_for(tokenizer), ref_model=reference, args=DPOConfig(**options), **shared)
+
+
+def run(kind: str, folder, plant=None):
+    trainer = trainer_of(kind, folder)
     guard = GradientGuard().attach(trainer)
     if plant is not None:
         plant(trainer)
@@ -63,3 +69,35 @@ def test_trl_trains_on_through_nan(kind, tmp_path):
     always, guard = run(kind, tmp_path, gradient_fault(math.nan, ALWAYS))
     assert guard.counts == {"none": STEPS - 1, "skip": 1}
     assert all(value.isfinite().all() for value in always.values())
+
+
+def poison(trainer, step: int) -> None:
+    """Let the weights be NaN once `step` steps are done."""
+
+    class Poison(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == step:
+                with torch.no_grad():
+                    next(model.parameters()).fill_(math.nan)
+
+    trainer.add_callback(Poison())
+
+
+@pytest.mark.filterwarnings("default")  # TRL's own warnings are its own
+@pytest.mark.parametrize("kind", DATA)
+def test_trl_keeps_its_healthy_checkpoint(kind, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
+    unbroken = trainer_of(kind, tmp_path / "unbroken", **saving)
+    SafeCheckpoints().attach(unbroken)
+    unbroken.train()
+    broken = trainer_of(kind, tmp_path / "broken", **saving)
+    SafeCheckpoints().attach(broken)
+    poison(broken, STEPS - 2)
+    broken.train()
+    healthy = newest_healthy(tmp_path / "broken")
+    assert Path(healthy).name == f"checkpoint-{STEPS - 3}"
+    resumed = trainer_of(kind, tmp_path / "broken", **saving)
+    SafeCheckpoints().attach(resumed)
+    resumed.train(resume_from_checkpoint=healthy)
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
