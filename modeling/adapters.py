@@ -1,4 +1,4 @@
-"""No adapter is merged into a layer that rounds its weight.
+"""Adapters (PEFT) beside our layers: none is merged into a layer that rounds its weight, none decides, ties are kept.
 
 An adapter (PEFT) adds B A x beside a layer; merging adds B A to the layer's weight. Where the layer rounds that weight
 whenever it runs, most of B A is rounded away, and the merged model is not the one that was trained. PEFT has no word by
@@ -7,6 +7,7 @@ which a layer could refuse, so the refusal is put in place at the moment an adap
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -42,12 +43,35 @@ def _check_merge(model: nn.Module, check: Callable[[], None]) -> None:
     check()
 
 
+def _show_matrix(model: nn.Module, method: Callable[..., Any], *args, **kwargs) -> Any:
+    """What stands in for methods that ask for the output matrix: to leave it out, or whether it is the table."""
+    with model.showing_its_matrix():
+        return method(*args, **kwargs)
+
+
+def _inject(
+    model: nn.Module, tuner: nn.Module, inject: Callable[..., Any], whole, adapter: str, *args, **kwargs
+) -> Any:
+    """What stands in for `tuner.inject_adapter`: "all-linear" leaves out what decides and does not compute, unless
+    the configuration says itself what it leaves out."""
+    config = tuner.peft_config[adapter]
+    deciding = [name for name, layer in model.named_modules() if hasattr(layer, "decides")]
+    if config.target_modules == "all-linear" and not config.exclude_modules and deciding:
+        config.exclude_modules = deciding
+    return _show_matrix(model, inject, whole, adapter, *args, **kwargs)
+
+
 def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     """Called by torch whenever a module becomes part of another."""
     if name == "base_layer" and hasattr(child, "rounds_its_weight") and hasattr(parent, "merge"):
         parent.merge = functools.partial(_refuse_merge, parent)
-    elif name == "model" and hasattr(parent, "_check_merge_allowed") and _rounds_weights(child):
-        parent._check_merge_allowed = functools.partial(_check_merge, child, parent._check_merge_allowed)
+    elif name == "model" and hasattr(parent, "_check_merge_allowed"):
+        if _rounds_weights(child):
+            parent._check_merge_allowed = functools.partial(_check_merge, child, parent._check_merge_allowed)
+        if hasattr(child, "showing_its_matrix"):
+            unload = parent._unload_and_optionally_merge
+            parent._unload_and_optionally_merge = functools.partial(_show_matrix, child, unload)
+            parent.inject_adapter = functools.partial(_inject, child, parent, parent.inject_adapter)
 
 
 def _rounds_weights(model: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from transformers import initialization as init
 from .bitlinear import LinearFactory
 from .cache import slide_window
 from .context import SequenceContext
+from .layer_calls import is_plainly_called
 from .norms import rms_normalize
 
 
@@ -158,6 +159,9 @@ class FactorizedEmbedding(nn.Module):
 class FactorizedHead(nn.Module):
     """logits = E A (transform(h)) + b, (B, L, D) -> (B, L, V); the model ties E, as `decoder.weight`, to the table.
 
+    Those who compute logits = h weight^T + bias on their own (TRL) get the `weight` that makes it true, or are told
+    that there is none.
+
     Args:
         transform_norm: the norm of BERT's head transform, norm(act(dense(h))); None leaves the transform out.
     """
@@ -179,6 +183,62 @@ class FactorizedHead(nn.Module):
         self.norm = transform_norm
         self.projection = linear(hidden_size, rank, bias=False) if rank else None
         self.decoder = linear(rank or hidden_size, vocab_size, bias=bias)
+
+    @property
+    def in_features(self) -> int:
+        """D, the width of the hidden states."""
+        return self.decoder.in_features if self.projection is None else self.projection.in_features
+
+    @property
+    def out_features(self) -> int:
+        """V."""
+        return self.decoder.out_features
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """(V,), or None."""
+        return self.decoder.bias
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(V, D), the matrix with logits = h weight^T + bias; of a factorised head E A, made anew at each access.
+
+        Its layers are called, on the unit vectors, so that adapters and 4-bit layers are in it, and gradients reach
+        them.
+
+        Raises:
+            AttributeError: there is none, because of the transform or because a layer rounds what enters it.
+        """
+        if self._why_no_matrix() is not None:
+            raise AttributeError  # torch asks __getattr__ then, which says why
+        if self.projection is None:
+            return self.decoder.weight
+        one = next(weight for weight in self.parameters() if weight.is_floating_point())
+        narrow = self.projection(torch.eye(self.in_features, dtype=one.dtype, device=one.device))  # (D, R), A^T
+        if is_plainly_called(self.decoder) and type(self.decoder) is nn.Linear:
+            return self.decoder.weight @ narrow.T
+        columns = self.decoder(narrow)  # (D, V)
+        return (columns if self.bias is None else columns - self.bias).T
+
+    def __getattr__(self, name: str):
+        if name == "weight":
+            raise AttributeError(
+                f"{self._why_no_matrix()}: its logits are no product of the hidden states and one matrix. Call the "
+                "model for them, as transformers' Trainer does."
+            )
+        return super().__getattr__(name)
+
+    @property
+    def decoder_is_all(self) -> bool:
+        """Whether logits = h decoder.weight^T + bias: no transform, no projection, and nothing is rounded."""
+        return self.projection is None and self._why_no_matrix() is None
+
+    def _why_no_matrix(self) -> str | None:
+        if self.dense is not None:
+            return "this head has BERT's transform before its matrix (head_transform=True)"
+        if any(hasattr(layer, "rounds_its_weight") for layer in (self.projection, self.decoder)):
+            return "this head rounds its weight and what it multiplies (bitnet_head=True)"
+        return None
 
     def set_decoder(self, layer: nn.Module) -> None:
         """Set the output layer: what every model's `set_output_embeddings` does.

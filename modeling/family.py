@@ -5,12 +5,16 @@ head, `LanguageModelHead` or `CausalHead` among those of a model that predicts t
 Shapes: B batch, L length, D hidden, V vocabulary.
 """
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, strtobool
 
 from .cache import StateCache
 from .context import SequenceContext
@@ -114,8 +118,30 @@ class LanguageModelHead:
 
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.embed_tokens.weight"}
 
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
+    _shows_matrix = False
+
+    @contextlib.contextmanager
+    def showing_its_matrix(self) -> Iterator[None]:
+        """Let `get_output_embeddings` return the output matrix itself for as long, as those expect who resize it or
+        ask whether it is the table's."""
+        self._shows_matrix = True
+        try:
+            yield
+        finally:
+            self._shows_matrix = False
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the layer with the output matrix.
+
+        Of a causal model it has a `weight` (V, D) and a `bias` with logits = h weight^T + bias, as those expect who
+        compute them on their own (TRL): where the matrix alone has not, the whole head stands for it, and makes its
+        `weight` or says why there is none (see FactorizedHead). Under FSDP it is the matrix always: accelerate finds
+        shared weights by asking whether this layer's weight is the table's.
+        """
+        head = self.lm_head
+        stands_alone = head.decoder_is_all or hasattr(head.decoder, "is_packed_layer")
+        is_asked_for_ties = self._shows_matrix or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
+        return head if self.config.is_decoder and not stands_alone and not is_asked_for_ties else head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head.set_decoder(new_embeddings)
@@ -136,7 +162,8 @@ class LanguageModelHead:
             if hasattr(layer, "is_packed_layer")
         ]
         if not packed:
-            return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+            with self.showing_its_matrix():
+                return super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
         if new_num_tokens in (None, self.config.vocab_size):
             return self.get_input_embeddings()
         raise ValueError(

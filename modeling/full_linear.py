@@ -22,6 +22,8 @@ class FullPrecisionLinear(UnroundedLinear):
     layers like any other, called and never read past, since hooks, adapters and offloading live in the call.
     """
 
+    decides = True  # how adapters know one, whichever copy of the code it comes from
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return _product(x, self.weight, self.bias)
 

@@ -19,7 +19,7 @@ from ..configs import ExperimentConfig
 from ..damage.noise import TORCH_CHUNK
 from ..weights.groups import attention_heads, select_group
 from ..weights.model_checks import fills_masks
-from ..weights.parameter_index import index_parameters, logical_shape
+from ..weights.parameter_index import index_parameters, logical_shape, output_layer
 from ..weights.targets import Group
 
 QUARTER = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}  # bytes a weight in 4 bits, by double_quant
@@ -106,7 +106,7 @@ def weight_bytes(empty: PreTrainedModel, group: Group, config: ExperimentConfig)
     """
     element = element_size(config.dtype)
     targeted = {target.name for target in group.targets}
-    head = empty.get_output_embeddings()
+    head = output_layer(empty)
     total, added = 0.0, 0
     for entry in index_parameters(empty):
         numel = math.prod(entry.shape)

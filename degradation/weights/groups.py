@@ -25,7 +25,7 @@ from frankenlm.trainer_ext.common.checks import check_choice, suggest
 
 from .families import EVERYWHERE, FAMILIES, STRUCTURAL, Family, Heads, Pick, Slice
 from .layer_subsets import parse_layers
-from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, unwrap
+from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, output_layer, unwrap
 from .targets import Group, Target
 
 COMPOSITES = {
@@ -93,7 +93,7 @@ def attention_heads(config: PreTrainedConfig) -> int | None:
 def untie(model: nn.Module) -> Callable[[], None]:
     """Give the output head a copy of the table it shares with the input; return the function that undoes it."""
     model = unwrap(model)
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table, head = model.get_input_embeddings(), output_layer(model)
     if head is None or head.weight is not table.weight:
         raise ValueError("the embeddings of this model are not tied.")
     configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
@@ -276,7 +276,7 @@ class _GroupFinder:
     # --- tied embeddings
 
     def _is_tied(self) -> bool:
-        head = self.model.get_output_embeddings()
+        head = output_layer(self.model)
         return head is not None and head.weight is self.model.get_input_embeddings().weight
 
     def _tied_target(self, group: str) -> Target:
@@ -285,8 +285,8 @@ class _GroupFinder:
                 f"group 'lm_head', tied_policy={self.policy!r}: the head shares its weights with the token table. "
                 "Use group embed_only, or tied_policy='output_only'."
             )
-        wanted = "output" if self.policy == "output_only" else "input"
-        module = getattr(self.model, f"get_{wanted}_embeddings")()
+        of_output = self.policy == "output_only"
+        module = output_layer(self.model) if of_output else self.model.get_input_embeddings()
         name = next(f"{path}.weight" for path, each in self.model.named_modules() if each is module)
         self.order.setdefault(name, len(self.order))
         if self.policy != "both":

@@ -25,6 +25,7 @@ from .model_checks import (
     read_tokenizer,
     resolve_device,
 )
+from .parameter_index import output_layer
 
 __all__ = ["LoadOptions", "Loaded", "check_model", "load_model", "open_model", "short_name", "wrap_model"]
 
@@ -162,7 +163,7 @@ def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, processor
 def _with_head(config: Any, skip_modules: Sequence[str], trust_remote_code: bool) -> list[str]:
     """Add the output layer, which a list of one's own would otherwise quantise."""
     empty = empty_model(config, trust_remote_code)
-    head = empty.get_output_embeddings()
+    head = output_layer(empty)
     return [*skip_modules, *(path for path, module in empty.named_modules() if module is head)]
 
 

@@ -91,10 +91,10 @@ def settings(layer) -> dict:
 def test_another_vocabulary(case, size, build, tokens, tmp_path):
     model = build(case)
     ids, kept = tokens(2, 9) % SMALLER, min(size, VOCAB)
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table, head = model.get_input_embeddings(), model.lm_head.decoder
     before, kinds, had_bias = logits(model, ids), (settings(table), settings(head)), head.bias is not None
     model.resize_token_embeddings(size)
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table, head = model.get_input_embeddings(), model.lm_head.decoder
 
     assert (settings(table), settings(head)) == kinds
     assert size == model.config.vocab_size == table.num_embeddings == head.out_features
@@ -115,7 +115,7 @@ def test_another_vocabulary(case, size, build, tokens, tmp_path):
     model.eval().save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
     assert torch.equal(logits(loaded, new_ids), logits(model, new_ids))
-    assert settings(loaded.get_output_embeddings()) == kinds[1]
+    assert settings(loaded.lm_head.decoder) == kinds[1]
 
 
 @pytest.mark.parametrize("case", ["decoder untied", "legacy"])
@@ -136,7 +136,7 @@ def test_a_packed_vocabulary_is_of_one_size(case, enliven, tokens):
 @every_case
 def test_a_head_of_ones_own_is_taken_as_it_is(case, build):
     model = build(case)
-    head = model.get_output_embeddings()
+    head = model.lm_head.decoder
     for own in (BitLinear(head.in_features, VOCAB, scheme="int2"), torch.nn.Sequential(torch.nn.Linear(32, VOCAB))):
         model.set_output_embeddings(own)
-        assert model.get_output_embeddings() is own
+        assert model.lm_head.decoder is own

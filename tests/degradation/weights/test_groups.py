@@ -6,6 +6,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from frankenlm.degradation.weights.groups import GROUPS, canonical_name, describe_groups, select_group
+from frankenlm.degradation.weights.parameter_index import output_layer
 from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig, list_presets, read_preset
 from frankenlm.modeling.quantizer_ternary import pack_model
 from meta_models import KV, LAYERS, H, I, Q, V
@@ -108,7 +109,7 @@ def test_presets_of_our_own_models(preset):
     ]
     assert rows["mlp_only"] == sum(feed_forward)
     assert rows["embed_only"] == model.get_input_embeddings().weight.numel()
-    assert ("lm_head" in rows) == (model.get_output_embeddings().weight is not model.get_input_embeddings().weight)
+    assert ("lm_head" in rows) == (output_layer(model).weight is not model.get_input_embeddings().weight)
     assert sum(name in rows for name in ("attn_only", "attn_q", "attn_k", "attn_o")) == 4
 
 
