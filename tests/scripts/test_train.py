@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
+    pipeline,
 )
 
 from frankenlm.trainer_ext import FrankenTrainer
@@ -162,6 +163,19 @@ def test_causal(train, tmp_path):
     assert type(model).__name__ == "FrankensteinForCausalLM" and model.config.is_decoder
     facts = metrics(tmp_path)
     assert abs(facts["loss_at_init"] - facts["unigram_cross_entropy"]) < 0.3
+
+
+@pytest.mark.parametrize("objective", ["causal", "mlm"])
+def test_pipelines_know_how_long_a_text_may_be(objective, train, tmp_path):
+    words = ["--model.position_type", "learned", "--model.max_position_embeddings", 48, "--objective", objective]
+    assert train(tmp_path, "--max_steps", 1, *words) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == 48
+    if objective == "causal":
+        (answer,) = pipeline("text-generation", model=str(tmp_path))("the cat")
+        assert answer["generated_text"].startswith("the cat")
+    else:
+        fill = pipeline("fill-mask", model=str(tmp_path), tokenizer_kwargs={"truncation": True})
+        assert len(fill(f"the {fill.tokenizer.mask_token} sat " + "on a mat " * 60)) == 5
 
 
 def test_classification(train, tmp_path):

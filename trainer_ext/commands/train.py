@@ -10,6 +10,7 @@ from ..common.cli import Failed, Interrupted, UserError, user_mistakes
 from ..common.logs import RunLog
 from ..common.text_files import BadRowError
 from ..data.skipping import skipped_rows
+from ..data.tokenizers import tell_lengths
 from ..preflight import check_run, settle_killed_run
 from ..presets import RunSettings
 from ..recipe import (
@@ -53,6 +54,7 @@ def train(run: RunSettings) -> None:
         with user_mistakes():
             prints = compare_data(run, checkpoint, data)
         model = build_model(run, data)
+        tell_lengths(data.tokenizer, model)
         logger.info(
             "%s, %s parameters, vocabulary %d", type(model).__name__, f"{model.num_parameters():,}", len(data.tokenizer)
         )

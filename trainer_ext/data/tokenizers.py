@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from frankenlm.modeling import byte_tokenizer
 from frankenlm.modeling.checks import check_choice, suggest
@@ -112,6 +112,19 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerFast, objective: str) -> in
     if tokenizer.eos_token is None and tokenizer.sep_token is None:
         wanted["eos_token"] = _added_token(END_TOKEN)
     return tokenizer.add_special_tokens(wanted) if wanted else 0
+
+
+def tell_lengths(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Let a tokenizer and a generation config, which are saved beside a model, know how many tokens it takes.
+
+    Pipelines then cut and stop by themselves; without, a tokenizer takes any length, and a pipeline asks for 256 tokens
+    more than the prompt has.
+    """
+    positions = model.config.to_dict().get("max_position_embeddings")
+    if positions is not None:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    if hasattr(model, "max_positions") and model.can_generate() and model.max_positions() is not None:
+        model.generation_config.max_length = model.max_positions()
 
 
 def separator_id(tokenizer: PreTrainedTokenizerFast, objective: str) -> int:
