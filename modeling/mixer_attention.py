@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
-from .attention_blocks import Block
+from .attention_blocks import MASKED_QUERIES, Block, end_mask
 from .bitlinear import LinearFactory, apply_together, linear_factory
 from .context import SequenceContext
 from .delta_memory import DeltaMemory
@@ -21,9 +21,11 @@ from .native_ops import attend_step, attends_natively
 from .norms import RMSNorm, at_least_float32, full_precision
 from .positions import (
     apply_rotary,
-    hope_causal_features,
+    hope_cuts,
+    hope_features,
     hope_rates,
     hope_scores,
+    middle,
     shared_rotary_tables,
     to_light_cone,
 )
@@ -35,12 +37,12 @@ def _softmax_attention(scores, v, block, dropout):
     return F.dropout(weights, dropout).to(v.dtype) @ v, weights
 
 
-def _fused_attention(q, k, v, block, dropout, scale):
+def _fused_attention(q, k, v, visible, is_causal, dropout, scale):
     """(B, H, Lq, K) attention through fused kernels; never materialises the weights."""
-    if attends_natively(q, k, v, block.visible, dropout):
-        return attend_step(q, k, v, block.visible, scale)
+    if attends_natively(q, k, v, visible, dropout):
+        return attend_step(q, k, v, visible, scale)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=block.visible, dropout_p=dropout, is_causal=block.is_causal, scale=scale
+        q, k, v, attn_mask=visible, dropout_p=dropout, is_causal=is_causal, scale=scale
     )
 
 
@@ -131,7 +133,7 @@ class StandardAttention(Mixer):
         """Attend from the block's queries (B, H, Lq, K) to its keys (B, H, Lk, K)."""
         dropout = self.attention_dropout if self.training else 0.0
         if context.attn_implementation == "sdpa":
-            return _fused_attention(q, k, v, block, dropout, self.scale), None
+            return _fused_attention(q, k, v, block.visible, block.is_causal, dropout, self.scale), None
         scores = at_least_float32(q @ k.transpose(-1, -2)) * self.scale
         return _softmax_attention(scores, v, block, dropout)
 
@@ -210,14 +212,40 @@ class TitanAttention(StandardAttention):
             return self._attend_hyperbolically(q, k, v, block, context, self.rates(logical_layer_idx))
 
     def _attend_hyperbolically(self, q, k, v, block, context, rates):
-        dropout = self.attention_dropout if self.training else 0.0
         if context.attn_implementation == "sdpa" and context.is_causal:
-            features = hope_causal_features(q, k, block.query_ids, block.key_ids, rates[0], block.is_contiguous)
-            if features is not None:
-                heads = _fused_attention(*features, at_least_float32(v), block, dropout, self.scale)
-                return heads.to(v.dtype), None
+            cuts = hope_cuts(block.query_ids, block.key_ids, rates[0], block.is_contiguous)
+            if cuts is not None:
+                return self._attend_in_runs(q, k, at_least_float32(v), block, context, rates[0], cuts).to(v.dtype), None
         scores = hope_scores(q, k, block.query_ids, block.key_ids, rates, context.is_causal, block.is_contiguous)
-        return _softmax_attention(scores * self.scale, v, block, dropout)
+        return _softmax_attention(scores * self.scale, v, block, self.attention_dropout if self.training else 0.0)
+
+    def _attend_in_runs(self, q, k, v, block, context, rates, cuts):
+        """Attend from each run of queries, counted from a centre of its own, to all keys before it and in it."""
+        past, outputs = k.shape[2] - q.shape[2], []
+        for start, stop in cuts:
+            ids, seen = block.query_ids[:, start:stop], past + stop
+            queries, keys = hope_features(
+                q[:, :, start:stop], k[:, :, :seen], ids, block.key_ids[:, :seen], rates, middle(ids)
+            )
+            outputs.append(self._attend_run(queries, keys, v[:, :, :seen], block, context, start, stop))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+    def _attend_run(self, q, k, v, block, context, start, stop):
+        """Attend from the block's queries start..stop (B, H, Lq, K) to the keys (B, H, Lk, K) that end with them."""
+        dropout = self.attention_dropout if self.training else 0.0
+        if block.visible is not None or not start:
+            visible = None if block.visible is None else block.visible[:, :, start:stop, : k.shape[2]]
+            return _fused_attention(q, k, v, visible, block.is_causal, dropout, self.scale)
+        total = block.key_ids.shape[1]
+        mask = context.shared(("end mask", total, v.dtype), lambda: end_mask(total, v))
+        outputs = []
+        for queries in q.split(MASKED_QUERIES, dim=2):
+            start += queries.shape[2]  # (now the end of these queries, and as many keys)
+            visible = mask[-queries.shape[2] :, total - start :]
+            outputs.append(
+                _fused_attention(queries, k[:, :, :start], v[:, :, :start], visible, False, dropout, self.scale)
+            )
+        return torch.cat(outputs, dim=2)
 
 
 class SigmoidAttention(StandardAttention):

@@ -9,6 +9,7 @@ Shapes: B batch, H heads, L length, Lq queries, Lk keys, D head width (even), P 
 """
 
 import torch
+import torch.nn.functional as F
 
 from .context import SequenceContext
 from .native_ops import rotate_step, rotates_natively
@@ -16,6 +17,8 @@ from .norms import at_least_float32
 
 # Exponents stay below this: products of two factors reach e^60 = 1e26 at most, finite in float32.
 MAX_EXPONENT = 30.0
+# With the other factor at most e^30, one below this is worth less than e^-40 = 4e-18 of its query and key.
+MIN_EXPONENT = -70.0
 
 
 def rotary_tables(
@@ -78,42 +81,54 @@ def hope_features(
     query_ids: torch.Tensor,
     key_ids: torch.Tensor,
     rates: torch.Tensor,
-    centre: torch.Tensor | None = None,
+    centre: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return q', k' with q'_m . k'_n = sum_f q_mf k_nf exp(-rate_f (m - n)) where that exponent is not positive.
 
     Args:
         q, k: (B, H, Lq, D) and (B, H, Lk, D) in light-cone coordinates, at least float32.
-        query_ids, key_ids: (B or 1, Lq) and (B or 1, Lk); the keys span at most `hope_span(rates)` positions.
+        query_ids, key_ids: (B or 1, Lq) and (B or 1, Lk); either of them spans at most `hope_span(rates)` positions
+            around the centre, and the other may lie as far away as it likes, on the side that the exponent decays to.
         rates: (D,) decay per position of m - n; negative rates serve keys that lie ahead.
-        centre: (B or 1,) position to count from; by default the middle of the keys.
+        centre: (B or 1,) position to count from, the `middle` of those that are near.
     """
-    if centre is None:
-        centre = 0.5 * (key_ids.amin(1) + key_ids.amax(1))
     centre = centre[:, None, None, None]
 
     def factor(ids, signed_rates):
         exponent = signed_rates.to(q) * (ids[:, None, :, None] - centre).to(q.dtype)
-        # Only a pair on the wrong side of the diagonal can reach the clamp; the caller discards it.
-        return torch.exp(exponent.clamp_max(MAX_EXPONENT))
+        # Only a pair on the wrong side of the diagonal can reach the upper bound; the caller discards it. Below the
+        # lower one a factor is 0: what it would give is beneath rounding, and subnormal numbers are slow.
+        return torch.exp(F.threshold(exponent.clamp_max(MAX_EXPONENT), MIN_EXPONENT, float("-inf")))
 
     return q * factor(query_ids, -rates), k * factor(key_ids, rates)
 
 
-def hope_causal_features(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    query_ids: torch.Tensor,
-    key_ids: torch.Tensor,
-    rates: torch.Tensor,
-    is_contiguous: bool,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return `hope_features` that serve all pairs of query and earlier key at once; None when no one centre does."""
-    if is_contiguous and query_ids.shape[1] == 1:
-        return hope_features(q, k, query_ids, key_ids, rates, centre=query_ids[:, 0])  # no key lies ahead
-    if hope_fits(key_ids, rates, is_contiguous):
-        return hope_features(q, k, query_ids, key_ids, rates)
-    return None
+def middle(ids: torch.Tensor) -> torch.Tensor:
+    """Return (B or 1,), the position halfway between the least and the greatest of ids (B or 1, L)."""
+    return 0.5 * (ids.amin(1) + ids.amax(1))
+
+
+def hope_cuts(
+    query_ids: torch.Tensor, key_ids: torch.Tensor, rates: torch.Tensor, is_contiguous: bool
+) -> list[tuple[int, int]] | None:
+    """Cut queries (B or 1, Lq) into as few runs, (start, stop), as can have a centre each for all keys before them.
+
+    A run spans at most `hope_span(rates)` positions. Keys may lie any distance behind it: their factor fades to 0, as
+    does their score, so that the result is exact. None when key_ids (B or 1, Lk) fall: what comes earlier in the
+    sequence is then not always the past.
+    """
+    length, span = query_ids.shape[1], hope_span(rates)
+    if is_contiguous:  # neighbours differ by 0 or 1, which spares looking at the ids
+        starts = list(range(0, length, span))
+    elif bool((key_ids.diff(dim=1) < 0).any()):
+        return None
+    else:
+        starts, ids = [0], query_ids.cpu()
+        while starts[-1] < length:
+            # the first token, in any row, that is too far from the start of the run
+            starts.append(int((ids - ids[:, starts[-1], None] < span).sum(1).min()))
+        starts.pop()
+    return list(zip(starts, [*starts[1:], length], strict=True))
 
 
 def _directed_scores(q, k, query_ids, key_ids, rates):
@@ -121,7 +136,7 @@ def _directed_scores(q, k, query_ids, key_ids, rates):
     scores = []
     for start in range(0, k.shape[2], block):
         keys, ids = k[:, :, start : start + block], key_ids[:, start : start + block]
-        queries, keys = hope_features(q, keys, query_ids, ids, rates)
+        queries, keys = hope_features(q, keys, query_ids, ids, rates, middle(ids))
         scores.append(queries @ keys.transpose(-1, -2))
     return torch.cat(scores, dim=-1)
 

@@ -174,15 +174,17 @@ def test_titan_attention(is_causal, implementation, index, stride, period, enliv
 
 @every_direction
 @every_implementation
-def test_titan_attention_beyond_one_centre(is_causal, implementation, enliven):
-    """At damping 0.01 one centre reaches 3,157 positions; a larger one brings the border near."""
-    layer = TitanAttention(WIDTH, HEADS, hope_damping=0.2).double()
+@pytest.mark.parametrize(("damping", "length"), [(0.2, 400), (0.05, 1301)])
+def test_titan_attention_beyond_one_centre(damping, length, is_causal, implementation, enliven):
+    """At damping 0.01 one centre reaches 3,157 positions; a larger one brings the border near: to 157, and to 631, more
+    than what attention takes at once behind it."""
+    layer = TitanAttention(WIDTH, HEADS, hope_damping=damping).double()
     enliven(layer)
-    x = torch.randn(1, 400, WIDTH, dtype=torch.float64)
-    ids = torch.arange(400)[None]
+    x = torch.randn(1, length, WIDTH, dtype=torch.float64)
+    ids = torch.arange(length)[None]
     actual, _ = run(layer, x, is_causal, 0, implementation)
-    seen = visible(torch.ones(1, 400, dtype=torch.long), is_causal)
-    layer_index = (0.2 / 0.01 - 1) / 0.05  # the definition's damping of 0.01 grows to 0.2 at this index
+    seen = visible(torch.ones(1, length, dtype=torch.long), is_causal)
+    layer_index = (damping / 0.01 - 1) / 0.05  # the definition's damping of 0.01 grows to this one at this index
     torch.testing.assert_close(actual, titan_definition(layer, x, seen, ids, layer_index), **CLOSE)
 
 
