@@ -10,6 +10,17 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+# Chunks are taken this many tokens at a time. On a CPU what lies between stays in cache then, so that a token
+# of a long sequence costs what a token of a short one does; elsewhere every segment launches its kernels anew, and what
+# is bounded is the memory of a long row.
+CPU_SEGMENT, OTHER_SEGMENT = 512, 8192
+
+
+def segment_for(device_type: str, chunk_size: int) -> int:
+    """Return how many tokens, a multiple of `chunk_size`, a scan on such a device takes at a time."""
+    tokens = CPU_SEGMENT if device_type == "cpu" else OTHER_SEGMENT
+    return max(tokens // chunk_size, 1) * chunk_size
+
 
 @dataclass(frozen=True)
 class ChunkBorders:

@@ -15,10 +15,7 @@ q, k: (B, H, L, K)  v: (B, H, L, V)  log_alpha, eta: (B, H, L)  M: (B, H, V, K),
 import torch
 import torch.nn.functional as F
 
-from .scan_borders import ChunkBorders, exp_where, split_borders
-
-# Chunks are taken this many tokens at a time, so that the intermediates of long sequences stay in cache.
-SEGMENT_LENGTH = 512
+from .scan_borders import ChunkBorders, exp_where, segment_for, split_borders
 
 
 def delta_scan_step(q, k, v, log_alpha, eta, state=None):
@@ -61,7 +58,7 @@ def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None, doc
         return delta_scan_step(q, k, v, log_alpha, eta, state)
     if state is None:
         state = v.new_zeros(*v.shape[:2], v.shape[3], k.shape[3])
-    segment = max(SEGMENT_LENGTH // chunk_size, 1) * chunk_size
+    segment = segment_for(v.device.type, chunk_size)
     outputs = []
     parts = zip(*(t.split(segment, dim=2) for t in (q, k, v, log_alpha, eta)), strict=True)
     for part, borders in zip(parts, split_borders(document_ids, length, segment, chunk_size), strict=True):

@@ -13,11 +13,7 @@ Shapes: B batch, L length, H heads, G groups of R = H/G heads that share q and k
 import torch
 import torch.nn.functional as F
 
-from .scan_borders import ChunkBorders, exp_where, split_borders
-
-# Chunks are taken this many tokens at a time: the intermediates of a segment then stay in cache, so that a token of a
-# long sequence costs what a token of a short one does.
-SEGMENT_LENGTH = 512
+from .scan_borders import ChunkBorders, exp_where, segment_for, split_borders
 
 
 def linear_scan_naive(q, k, v, log_decay, state=None):
@@ -101,7 +97,7 @@ def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_s
     else:
         state = state.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)
     outputs = []
-    segment = max(SEGMENT_LENGTH // chunk_size, 1) * chunk_size
+    segment = segment_for(v.device.type, chunk_size)
     parts = zip(*(t.split(segment, dim=1) for t in (q, k, v, log_decay)), strict=True)
     for part, borders in zip(parts, split_borders(document_ids, length, segment, chunk_size), strict=True):
         output, state = _scan_segment(*part, chunk_size, state, borders)
