@@ -31,6 +31,7 @@ class SequenceContext:
         inner_pads: the most pads that any row has after its first real token.
         attn_implementation: "eager" or "sdpa".
         keep_weights: True when mixers return their attention weights (eager attention only).
+        scan_backend: "torch" or "fla", what the scans run through.
         cache: what earlier calls left behind; None when nothing is kept.
     """
 
@@ -45,6 +46,7 @@ class SequenceContext:
     inner_pads: int = 0
     attn_implementation: str = "sdpa"
     keep_weights: bool = False
+    scan_backend: str = "torch"
     cache: StateCache | None = None
     _shared: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -62,6 +64,7 @@ class SequenceContext:
         attention_window: int | None = None,
         attn_implementation: str = "sdpa",
         keep_weights: bool = False,
+        scan_backend: str = "torch",
         max_positions: int | None = None,
         cache: StateCache | None = None,
     ) -> "SequenceContext":
@@ -116,6 +119,7 @@ class SequenceContext:
             inner_pads=inner_pads,
             attn_implementation=attn_implementation,
             keep_weights=keep_weights,
+            scan_backend=scan_backend,
             cache=cache,
         )
 

@@ -21,6 +21,7 @@ from .context import SequenceContext
 from .documents import BORDER_NAMES, DocumentBorders, borders_in, documents_begin
 from .loading import LoadsClearly
 from .outputs import IGNORED_LABEL
+from .scan_fla import check_scan_backend
 
 
 class FamilyPreTrainedModel(LoadsClearly, PreTrainedModel):
@@ -53,6 +54,29 @@ class FamilyPreTrainedModel(LoadsClearly, PreTrainedModel):
         self.config.auto_map = dict(self.auto_classes)
         return super().save_pretrained(save_directory, **kwargs)
 
+    def set_scan_backend(self, scan_backend: str) -> None:
+        """Choose what retention, Mamba-2 and delta memories scan with, as `set_attn_implementation` does for attention.
+
+        A checkpoint does not keep the choice. A single token, as in decoding, is one step of the recurrence either way.
+
+        Args:
+            scan_backend: "torch", the default, anywhere; "fla", flash-linear-attention's kernels, on CUDA in up to
+                float32.
+
+        Raises:
+            ValueError: no such backend, or no layer of this model scans.
+            ImportError: "fla" without flash-linear-attention.
+        """
+        check_scan_backend(scan_backend)
+        if not any(getattr(module, "scans", False) for module in self.modules()):
+            raise ValueError(
+                f"scan_backend={scan_backend!r} does nothing: no layer of this {type(self).__name__} is a retnet, a "
+                "mamba, or a titan_attn with use_titan_memory=True."
+            )
+        for module in self.modules():
+            if isinstance(module, FamilyStack):
+                module.scan_backend = scan_backend
+
     def no_weight_decay_names(self) -> set[str]:
         """Return the parameters that must not decay: all vectors and scalars, and what the family says."""
         return {name for name, parameter in self.named_parameters() if not self.decays(name, parameter)}
@@ -64,6 +88,8 @@ class FamilyPreTrainedModel(LoadsClearly, PreTrainedModel):
 
 class FamilyStack:
     """What happens to the inputs before the first layer; the stack has `embeddings`, a FactorizedEmbedding."""
+
+    scan_backend = "torch"
 
     def look_up(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Return rows of the token table (B, L, R): those of `input_ids`, or the ones given in their place.
@@ -100,6 +126,7 @@ class FamilyStack:
             attention_window=config.attention_window,
             attn_implementation=config._attn_implementation,
             keep_weights=want_attentions and config._attn_implementation == "eager",
+            scan_backend=self.scan_backend,
             max_positions=self.max_positions(),
             cache=cache,
         )

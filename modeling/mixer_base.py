@@ -21,6 +21,7 @@ class Mixer(nn.Module):
     - documents packed into one row stay apart: each gets what it gets by itself. `context.documents` tells them; what
       attends asks `context.blocks()`, what scans takes `context.document_ids`, what convolves `Documents.convolve`;
     - `carries_position` says whether it can tell the order of its tokens by itself;
+    - `scans` says whether its cost is linear by a recurrence, which `context.scan_backend` runs;
     - `keeps_keys_only` says whether what it keeps in a cache are the keys and values of each token, which can be taken
       back; a state that sums tokens up cannot.
     """
@@ -28,6 +29,7 @@ class Mixer(nn.Module):
     carries_position = False
     keeps_keys_only = False
     takes_raw_stream = False
+    scans = False
 
     @classmethod
     def options(cls, config) -> dict:

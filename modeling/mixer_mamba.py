@@ -43,6 +43,7 @@ class Mamba2(Mixer):
     """z, xBC, dt = W_in u;  x, B, C = silu(conv(xBC));  y = SSM(x, B, C, dt) + D x;  W_out RMSNorm(y silu(z))."""
 
     carries_position = True
+    scans = True
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Mamba2(Mixer):
             convolved = documents.convolve(self.conv1d, inputs, width)
         return zero_pads(F.silu(convolved), mask)
 
-    def scan(self, xBC, dt, documents: Documents | None, state: LayerState | None):
+    def scan(self, xBC, dt, documents: Documents | None, state: LayerState | None, backend: str):
         """Return the state-space output with its skip, (B, L, H, V), for convolved inputs and step sizes (B, L, H)."""
         x, B, C = xBC.split([self.inner_size, self.state_size, self.state_size], dim=-1)
         x = x.unflatten(-1, (self.num_heads, -1))  # (B, L, H, V)
@@ -121,26 +122,27 @@ class Mamba2(Mixer):
         before = None if state is None else state.tensors.get("scan")
         ids = None if documents is None else documents.ids
         inputs = C.unsqueeze(2), B.unsqueeze(2), dt.unsqueeze(-1) * x, log_decay
-        y, after = linear_scan_chunked(*inputs, self.chunk_size, before, may_reuse(before), ids)
+        y, after = linear_scan_chunked(*inputs, self.chunk_size, before, may_reuse(before), ids, backend)
         if state is not None:
             state.tensors["scan"] = after
         return torch.addcmul(y, at_least_float32(self.D)[:, None], x)
 
-    def one_direction(self, xBC, dt, mask, documents: Documents | None, state: LayerState | None = None):
+    def one_direction(self, xBC, dt, mask, documents: Documents | None, state: LayerState | None, backend: str):
         convolved = self.convolve(xBC, mask, documents, state)
         with full_precision(xBC.device.type):
-            return self.scan(at_least_float32(convolved), dt, documents, state)
+            return self.scan(at_least_float32(convolved), dt, documents, state, backend)
 
     def forward(self, x, context, logical_layer_idx):
         # (B, L, D) -> z (B, L, I), xBC (B, L, I + 2N), dt (B, L, H); a step of size 0, at pads, leaves the state alone
         z, xBC, dt = self.in_proj(x).split([self.inner_size, self.conv1d.in_channels, self.num_heads], dim=-1)
         dt = context.zero_pads(F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias)))
-        y = self.one_direction(xBC, dt, context.mask, context.documents, context.state(logical_layer_idx))
+        state, backend = context.state(logical_layer_idx), context.scan_backend
+        y = self.one_direction(xBC, dt, context.mask, context.documents, state, backend)
         if not context.is_causal:
             # the same weights over the row read backwards; both directions count half
             mask = None if context.mask is None else context.mask.flip(1)
             documents = None if context.documents is None else context.documents.reversed()
-            backward = self.one_direction(xBC.flip(1), dt.flip(1), mask, documents)
+            backward = self.one_direction(xBC.flip(1), dt.flip(1), mask, documents, None, backend)
             y = 0.5 * (y + backward.flip(1))
         gated = y.flatten(2) * F.silu(at_least_float32(z))
         return self.out_proj(self.norm(gated).to(x.dtype)), None

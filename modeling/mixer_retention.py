@@ -42,6 +42,7 @@ class Retention(Mixer):
     """W_o( silu(W_g x) * headRMSNorm(retention(q, k, v)) )."""
 
     carries_position = True
+    scans = True
 
     def __init__(
         self,
@@ -106,14 +107,16 @@ class Retention(Mixer):
         log_decay = self.log_decay(context, q)
         before = None if state is None else state.tensors.get("retained")
         forward, after = linear_scan_chunked(
-            q, k, v, log_decay, self.chunk_size, before, may_reuse(before), context.document_ids
+            q, k, v, log_decay, self.chunk_size, before, may_reuse(before), context.document_ids, context.scan_backend
         )
         if state is not None:
             state.tensors["retained"] = after
         if context.is_causal:
             return forward
         flipped = (t.flip(1) for t in (q, k, v, log_decay))
-        backward, _ = linear_scan_chunked(*flipped, self.chunk_size, None, False, context.reversed_document_ids)
+        backward, _ = linear_scan_chunked(
+            *flipped, self.chunk_size, None, False, context.reversed_document_ids, context.scan_backend
+        )
         # both scans hold the token's own term (q_t k_t) v_t, which counts once
         return forward + backward.flip(1) - (q * k).sum(-1, keepdim=True) * v
 

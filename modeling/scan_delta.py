@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .scan_borders import ChunkBorders, exp_where, segment_for, split_borders
+from .scan_fla import delta_scan_fla
 
 
 def delta_scan_step(q, k, v, log_alpha, eta, state=None):
@@ -40,13 +41,14 @@ def delta_scan_naive(q, k, v, log_alpha, eta, state=None):
     return torch.cat(outputs, dim=2), state
 
 
-def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None, document_ids=None):
+def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None, document_ids=None, backend="torch"):
     """The same at a cost linear in L: one triangular system per chunk, a recurrence over chunk states between them.
 
     Args:
         chunk_size: C; L need not be a multiple of it. A single chunk of L tokens is the parallel form.
         state: (B, H, V, K) to start from; zeros by default.
         document_ids: (B or 1, L) int64, never falling; `state` is that of document 0. None: one document a row.
+        backend: "fla" takes more than one token through scan_fla.py, which knows its own chunks.
 
     Returns:
         o (B, H, L, V) and the final state (B, H, V, K), that of the last token's document.
@@ -56,6 +58,8 @@ def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None, doc
         if document_ids is not None and state is not None:
             state = torch.where((document_ids == 0)[..., None, None], state, 0.0)
         return delta_scan_step(q, k, v, log_alpha, eta, state)
+    if backend == "fla":
+        return delta_scan_fla(q, k, v, log_alpha, eta, state, document_ids)
     if state is None:
         state = v.new_zeros(*v.shape[:2], v.shape[3], k.shape[3])
     segment = segment_for(v.device.type, chunk_size)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .scan_borders import ChunkBorders, exp_where, segment_for, split_borders
+from .scan_fla import linear_scan_fla
 
 
 def linear_scan_naive(q, k, v, log_decay, state=None):
@@ -72,7 +73,9 @@ def may_reuse(state: torch.Tensor | None) -> bool:
     return torch.is_inference_mode_enabled() or not state.is_inference()
 
 
-def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_state: bool = False, document_ids=None):
+def linear_scan_chunked(
+    q, k, v, log_decay, chunk_size: int, state=None, reuse_state: bool = False, document_ids=None, backend="torch"
+):
     """The same at a cost linear in L: quadratic inside chunks, a recurrence over chunk states between them.
 
     Args:
@@ -81,6 +84,7 @@ def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_s
         state: (B, H, K, V) to start from; zeros by default.
         reuse_state: a single token may write the next state over `state`, which the caller then gives up.
         document_ids: (B or 1, L) int64, never falling; `state` is that of document 0. None: one document a row.
+        backend: "fla" takes more than one token through scan_fla.py, which knows its own chunks.
 
     Returns:
         o (B, L, H, V) and the final state (B, H, K, V), that of the last token's document.
@@ -91,6 +95,8 @@ def linear_scan_chunked(q, k, v, log_decay, chunk_size: int, state=None, reuse_s
         if document_ids is not None and state is not None:
             state = torch.where((document_ids == 0)[..., None, None], state, 0.0)
         return linear_scan_step(q, k, v, log_decay, state, reuse_state)
+    if backend == "fla":
+        return linear_scan_fla(q, k, v, log_decay, state, document_ids)
     # (B, G, K, R*V): the heads of a group lie side by side, so that one product with k serves them all.
     if state is None:
         state = v.new_zeros(batch, groups, key_width, heads // groups * width)
