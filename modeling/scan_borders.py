@@ -43,9 +43,9 @@ class ChunkBorders:
         return cls(ids, ids == before[..., None])
 
     @property
-    def together(self) -> torch.Tensor:
-        """Return (B or 1, N, C, C) bool, True for pairs of tokens of one document."""
-        return self.ids[..., :, None] == self.ids[..., None, :]
+    def apart(self) -> torch.Tensor:
+        """Return (B or 1, N, C, C) bool, True for pairs of tokens of two documents."""
+        return self.ids[..., :, None] != self.ids[..., None, :]
 
     @property
     def lasting(self) -> torch.Tensor:

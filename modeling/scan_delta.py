@@ -79,23 +79,23 @@ def _into_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
     return x.unflatten(2, (-1, chunk_size))
 
 
-def _decays(later: torch.Tensor, earlier: torch.Tensor, diagonal: int, together: torch.Tensor | None) -> torch.Tensor:
-    """(..., C, C) exp(later_i - earlier_j) for j <= i + diagonal and 0 beyond, and 0 for pairs not `together`."""
+def _decays(later: torch.Tensor, earlier: torch.Tensor, diagonal: int, apart: torch.Tensor | None) -> torch.Tensor:
+    """(..., C, C) exp(later_i - earlier_j) for j <= i + diagonal and 0 beyond, and 0 for pairs that are `apart`."""
     difference = later[..., :, None] - earlier[..., None, :]
     beyond = torch.ones(difference.shape[-2:], dtype=torch.bool, device=difference.device).triu(diagonal + 1)
-    if together is not None:
-        beyond = beyond | ~together
+    if apart is not None:
+        beyond = beyond | apart
     # -inf goes in before exp: masking afterwards gives inf * 0 = NaN in the backward pass.
-    return difference.masked_fill(beyond, float("-inf")).exp()
+    return difference.masked_fill_(beyond, float("-inf")).exp_()  # in place: nobody else has it, and it is large
 
 
 def _scan_segment(q, k, v, log_alpha, eta, chunk_size, state, borders: ChunkBorders | None):
     length = q.shape[2]
     q, k, v, log_alpha, eta = (_into_chunks(x, min(chunk_size, length)) for x in (q, k, v, log_alpha, eta))
-    together = carried = lasting = survives = None
+    apart = carried = lasting = survives = None
     if borders is not None:
-        together, carried, lasting, survives = (
-            allowed[:, None] for allowed in (borders.together, borders.carried, borders.lasting, borders.survives)
+        apart, carried, lasting, survives = (
+            pairs[:, None] for pairs in (borders.apart, borders.carried, borders.lasting, borders.survives)
         )
     # decay from the chunk's start, or the document's, up to and with token i; (B,H,N,C)
     after = log_alpha.cumsum(-1) if borders is None else borders.cumsum(log_alpha)
@@ -103,13 +103,13 @@ def _scan_segment(q, k, v, log_alpha, eta, chunk_size, state, borders: ChunkBord
 
     # (I + T) U = eta (V - e^before M_0 K): solved for both right-hand sides at once, before M_0 is known
     keys_seen = k @ k.transpose(-1, -2)
-    system = eta[..., None] * _decays(before, after, -1, together) * keys_seen  # (B,H,N,C,C), strictly lower
+    system = eta[..., None] * _decays(before, after, -1, apart) * keys_seen  # (B,H,N,C,C), strictly lower
     sides = torch.cat([v, exp_where(before, carried)[..., None] * k], dim=-1) * eta[..., None]  # (B,H,N,C,V+K)
     solved = torch.linalg.solve_triangular(system, sides, upper=False, unitriangular=True)
     written, corrections = solved.split([v.shape[-1], k.shape[-1]], dim=-1)
 
     # o_i = e^after_i M_0 q_i + sum_{j <= i} e^(after_i - after_j) (q_i k_j) u_j, and M at the chunk's end likewise
-    scores = (q @ k.transpose(-1, -2)) * _decays(after, after, 0, together)  # (B,H,N,C,C)
+    scores = (q @ k.transpose(-1, -2)) * _decays(after, after, 0, apart)  # (B,H,N,C,C)
     queries = exp_where(after, carried)[..., None] * q  # (B,H,N,C,K)
     remaining = exp_where(after[..., -1:] - after, lasting)[..., None] * k  # (B,H,N,C,K)
     chunk_decay = exp_where(after[..., -1], survives)[..., None, None]  # (B,H,N,1,1)

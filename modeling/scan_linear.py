@@ -30,17 +30,17 @@ def linear_scan_naive(q, k, v, log_decay, state=None):
     return torch.stack(outputs, dim=1), state
 
 
-def decay_matrix(cumulative: torch.Tensor, together: torch.Tensor | None = None) -> torch.Tensor:
+def decay_matrix(cumulative: torch.Tensor, apart: torch.Tensor | None = None) -> torch.Tensor:
     """Return (..., L, L) exp(c_i - c_j) for j <= i and 0 above, from cumulative log decays (..., L).
 
-    `together`, bool that broadcasts to that shape, is False for pairs that get 0 too.
+    `apart`, bool that broadcasts to that shape, is True for pairs that get 0 too.
     """
     difference = cumulative[..., :, None] - cumulative[..., None, :]
     above = torch.ones(difference.shape[-2:], dtype=torch.bool, device=difference.device).triu(1)
-    if together is not None:
-        above = above | ~together
+    if apart is not None:
+        above = above | apart
     # -inf goes in before exp: masking afterwards gives inf * 0 = NaN in the backward pass.
-    return difference.masked_fill(above, float("-inf")).exp()
+    return difference.masked_fill_(above, float("-inf")).exp_()  # in place: nobody else has it, and it is large
 
 
 def linear_scan_parallel(q, k, v, log_decay):
@@ -128,14 +128,12 @@ def _scan_segment(q, k, v, log_decay, chunk_size, state, borders: ChunkBorders |
     log_decay = _into_chunks(log_decay, chunk_size, missing)
     cumulative = log_decay.cumsum(-1) if borders is None else borders.cumsum(log_decay)
     cumulative = cumulative.unflatten(1, (groups, -1))  # (B,G,R,N,C)
-    together = carried = lasting = None
+    apart = carried = lasting = None
     if borders is not None:
-        together, carried, lasting = (
-            allowed[:, None, None] for allowed in (borders.together, borders.carried, borders.lasting)
-        )
+        apart, carried, lasting = (pairs[:, None, None] for pairs in (borders.apart, borders.carried, borders.lasting))
 
     # what the tokens of a chunk give each other: the quadratic form, chunk by chunk
-    scores = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay_matrix(cumulative, together)  # (B,G,R,N,C,C)
+    scores = (q @ k.transpose(-1, -2)).unsqueeze(2) * decay_matrix(cumulative, apart)  # (B,G,R,N,C,C)
     within = scores @ v  # (B,G,R,N,C,V)
 
     # what a chunk adds to the state, decayed to its end, and the states before each chunk, one after the other
