@@ -33,7 +33,8 @@ BORDER_NAMES = tuple(DocumentBorders.__annotations__)
 
 def borders_in(kwargs: dict) -> DocumentBorders:
     """Return those of a call's keyword arguments that tell borders."""
-    return DocumentBorders(**{name: kwargs[name] for name in BORDER_NAMES if kwargs.get(name) is not None})
+    # a plain dict: torch.compile takes no TypedDict whose keys are optional into its graph
+    return {name: kwargs[name] for name in BORDER_NAMES if kwargs.get(name) is not None}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .mixer_base import Mixer, ends_branch
 from .native_ops import attend_step, attends_natively
 from .norms import RMSNorm, at_least_float32, full_precision
 from .positions import (
+    HopeRates,
     apply_rotary,
     hope_cuts,
     hope_features,
@@ -189,8 +190,8 @@ class TitanAttention(StandardAttention):
             "memory_chunk": config.memory_chunk,
         }
 
-    def rates(self, logical_layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return this layer's decay rates towards past and future, each (K,) float64."""
+    def rates(self, logical_layer_idx: int) -> HopeRates:
+        """Return this layer's decay rates, each (K,) float64."""
         damping = self.hope_damping * (1 + self.hope_layer_scale * logical_layer_idx)
         return hope_rates(self.head_width, damping, self.hope_rho, self.hope_base)
 
@@ -213,9 +214,11 @@ class TitanAttention(StandardAttention):
 
     def _attend_hyperbolically(self, q, k, v, block, context, rates):
         if context.attn_implementation == "sdpa" and context.is_causal:
-            cuts = hope_cuts(block.query_ids, block.key_ids, rates[0], block.is_contiguous)
+            cuts = hope_cuts(block.query_ids, block.key_ids, rates.span, block.is_contiguous)
             if cuts is not None:
-                return self._attend_in_runs(q, k, at_least_float32(v), block, context, rates[0], cuts).to(v.dtype), None
+                return self._attend_in_runs(q, k, at_least_float32(v), block, context, rates.past, cuts).to(
+                    v.dtype
+                ), None
         scores = hope_scores(q, k, block.query_ids, block.key_ids, rates, context.is_causal, block.is_contiguous)
         return _softmax_attention(scores * self.scale, v, block, self.attention_dropout if self.training else 0.0)
 

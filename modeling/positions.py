@@ -8,6 +8,8 @@ the logits would grow with distance unless the damping theta' left a range of a 
 Shapes: B batch, H heads, L length, Lq queries, Lk keys, D head width (even), P = D/2 pairs.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 
@@ -58,21 +60,31 @@ def to_light_cone(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([first + second, first - second], dim=-1) * 0.5**0.5
 
 
-def hope_rates(width: int, damping: float, rho: float, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the decay rates per token of distance, towards the past and towards the future, each (D,) float64.
+class HopeRates(NamedTuple):
+    """How fast the features of a layer decay.
+
+    past, future: rates per token of distance, for keys behind and ahead of a query, each (D,) float64.
+    span: how many positions one centre can serve before a factor of `hope_features` reaches e^30; a number, which
+        torch.compile could not take from a tensor.
+    """
+
+    past: torch.Tensor
+    future: torch.Tensor
+    span: int
+
+
+def hope_rates(width: int, damping: float, rho: float, base: float) -> HopeRates:
+    """Return the decay rates of a layer; `damping` is its theta'.
 
     In light-cone coordinates a pair decays with theta' - phi along u and theta' + phi along w; for keys that lie
-    ahead the two change places. `damping` is theta' of this layer.
+    ahead the two change places.
     """
     pairs = width // 2
     steps = torch.arange(pairs, dtype=torch.float64) / max(pairs - 1, 1)
     phi = rho * damping * base ** (-steps)
-    return torch.cat([damping - phi, damping + phi]), torch.cat([damping + phi, damping - phi])
-
-
-def hope_span(rates: torch.Tensor) -> int:
-    """Return how many positions one centre can serve before a factor of `hope_features` reaches e^30."""
-    return max(int(2 * MAX_EXPONENT / rates.abs().max().item()), 1)
+    slower, faster = damping - phi, damping + phi
+    fastest = damping + rho * damping
+    return HopeRates(torch.cat([slower, faster]), torch.cat([faster, slower]), max(int(2 * MAX_EXPONENT / fastest), 1))
 
 
 def hope_features(
@@ -87,7 +99,7 @@ def hope_features(
 
     Args:
         q, k: (B, H, Lq, D) and (B, H, Lk, D) in light-cone coordinates, at least float32.
-        query_ids, key_ids: (B or 1, Lq) and (B or 1, Lk); either of them spans at most `hope_span(rates)` positions
+        query_ids, key_ids: (B or 1, Lq) and (B or 1, Lk); either of them spans at most `HopeRates.span` positions
             around the centre, and the other may lie as far away as it likes, on the side that the exponent decays to.
         rates: (D,) decay per position of m - n; negative rates serve keys that lie ahead.
         centre: (B or 1,) position to count from, the `middle` of those that are near.
@@ -109,15 +121,15 @@ def middle(ids: torch.Tensor) -> torch.Tensor:
 
 
 def hope_cuts(
-    query_ids: torch.Tensor, key_ids: torch.Tensor, rates: torch.Tensor, is_contiguous: bool
+    query_ids: torch.Tensor, key_ids: torch.Tensor, span: int, is_contiguous: bool
 ) -> list[tuple[int, int]] | None:
     """Cut queries (B or 1, Lq) into as few runs, (start, stop), as can have a centre each for all keys before them.
 
-    A run spans at most `hope_span(rates)` positions. Keys may lie any distance behind it: their factor fades to 0, as
+    A run spans at most `span` positions. Keys may lie any distance behind it: their factor fades to 0, as
     does their score, so that the result is exact. None when key_ids (B or 1, Lk) fall: what comes earlier in the
     sequence is then not always the past.
     """
-    length, span = query_ids.shape[1], hope_span(rates)
+    length = query_ids.shape[1]
     if is_contiguous:  # neighbours differ by 0 or 1, which spares looking at the ids
         starts = list(range(0, length, span))
     elif bool((key_ids.diff(dim=1) < 0).any()):
@@ -131,11 +143,10 @@ def hope_cuts(
     return list(zip(starts, [*starts[1:], length], strict=True))
 
 
-def _directed_scores(q, k, query_ids, key_ids, rates):
-    block = hope_span(rates)
+def _directed_scores(q, k, query_ids, key_ids, rates, span):
     scores = []
-    for start in range(0, k.shape[2], block):
-        keys, ids = k[:, :, start : start + block], key_ids[:, start : start + block]
+    for start in range(0, k.shape[2], span):
+        keys, ids = k[:, :, start : start + span], key_ids[:, start : start + span]
         queries, keys = hope_features(q, keys, query_ids, ids, rates, middle(ids))
         scores.append(queries @ keys.transpose(-1, -2))
     return torch.cat(scores, dim=-1)
@@ -144,7 +155,7 @@ def _directed_scores(q, k, query_ids, key_ids, rates):
 def _spread_scores(q, k, query_ids, key_ids, rates):
     """The definition, pair by pair, feature by feature: for positions with holes too wide for any centre."""
     distance = (query_ids[:, :, None] - key_ids[:, None, :]).to(q.dtype)[:, None]  # (B,1,Lq,Lk)
-    past_rates, future_rates = (rate.to(q)[:, None, None] for rate in rates)
+    past_rates, future_rates = (rate.to(q)[:, None, None] for rate in (rates.past, rates.future))
     total = q.new_zeros(())
     for feature in range(q.shape[-1]):
         rate = torch.where(distance >= 0, past_rates[feature], future_rates[feature])
@@ -152,19 +163,17 @@ def _spread_scores(q, k, query_ids, key_ids, rates):
     return total
 
 
-def hope_fits(position_ids: torch.Tensor, rates: torch.Tensor, is_contiguous: bool, block: int | None = None) -> bool:
-    """Return whether one centre serves every block of `block` keys (by default all keys are one block).
+def hope_fits(position_ids: torch.Tensor, span: int, is_contiguous: bool) -> bool:
+    """Return whether one centre serves every block of `span` keys.
 
     `is_contiguous` says that neighbours differ by 0 or 1, which spares looking at the ids. Ids that fall do not fit:
     what comes earlier in the sequence would then not always be the past.
     """
-    span = hope_span(rates)
-    block = block or position_ids.shape[1]
     if is_contiguous:
-        return block <= span
+        return True
     if bool((position_ids.diff(dim=1) < 0).any()):
         return False
-    return all(int((ids.amax(1) - ids.amin(1)).max()) < span for ids in position_ids.split(block, dim=1))
+    return all(int((ids.amax(1) - ids.amin(1)).max()) < span for ids in position_ids.split(span, dim=1))
 
 
 def hope_scores(
@@ -172,7 +181,7 @@ def hope_scores(
     k: torch.Tensor,
     query_ids: torch.Tensor,
     key_ids: torch.Tensor,
-    rates: tuple[torch.Tensor, torch.Tensor],
+    rates: HopeRates,
     is_causal: bool,
     is_contiguous: bool = False,
 ) -> torch.Tensor:
@@ -185,12 +194,11 @@ def hope_scores(
         is_causal: True leaves the entries above the diagonal unspecified (but finite): the caller masks them.
         is_contiguous: positions are known to rise by 0 or 1 from key to key; otherwise they are looked at.
     """
-    past_rates, future_rates = rates
-    if not hope_fits(key_ids, past_rates, is_contiguous, hope_span(past_rates)):
+    if not hope_fits(key_ids, rates.span, is_contiguous):
         return _spread_scores(q, k, query_ids, key_ids, rates)
-    past = _directed_scores(q, k, query_ids, key_ids, past_rates)
+    past = _directed_scores(q, k, query_ids, key_ids, rates.past, rates.span)
     if is_causal:
         return past
-    future = _directed_scores(q, k, query_ids, key_ids, -future_rates)
+    future = _directed_scores(q, k, query_ids, key_ids, -rates.future, rates.span)
     is_past = query_ids[:, :, None] >= key_ids[:, None, :]
     return torch.where(is_past[:, None], past, future)

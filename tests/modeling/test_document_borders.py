@@ -254,6 +254,32 @@ def test_compiled_models_keep_documents_apart(mixers, is_decoder, forms, tiny_mo
         assert distance(actual, expected) < 1e-5, form
 
 
+EVERY_MIXER = (*sorted(MIXERS), "titan_memory")
+
+
+@pytest.mark.parametrize(
+    ("names", "is_decoder", "form"),
+    [
+        (("titan_memory", "retnet"), True, "seq_idx"),
+        *(
+            pytest.param(EVERY_MIXER, is_decoder, form, marks=pytest.mark.slow)
+            for is_decoder in (False, True)
+            for form in FORMS
+        ),
+    ],
+    ids=str,
+)
+def test_documents_compile_into_one_graph(names, is_decoder, form, tiny_model):
+    """Hyperbolic attention alone must look at positions that a caller gives, and so breaks the graph."""
+    torch.compiler.reset()
+    fields = {"use_hope": form != "position_ids", "position_type": "rope"} | CONV
+    model, packed = tiny_model(names, "rms_norm", is_decoder, **fields), PackedRows(LENGTHS[:1])
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        expected, actual = (each(use_cache=False, **packed.inputs(form)).logits for each in (model, compiled))
+    assert distance(actual, expected) < 1e-5
+
+
 def test_compiled_memories_keep_documents_apart(build_infinito):
     torch.compiler.reset()
     model, packed = build_infinito(), PackedRows(pads=PADS)

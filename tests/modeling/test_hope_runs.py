@@ -68,14 +68,15 @@ def test_a_cache_goes_on_behind_many_centres(dtype, tiny_model, tokens):
 
 
 def test_cuts_are_as_few_as_can_be():
-    rates, _ = hope_rates(4, 0.5, 0.9, 1e4)  # 63 positions
+    span = hope_rates(4, 0.5, 0.9, 1e4).span
+    assert span == 63
     ids = torch.arange(130)[None]
-    assert hope_cuts(ids, ids, rates, True) == [(0, 63), (63, 126), (126, 130)]
-    assert hope_cuts(ids, ids, rates, False) == [(0, 63), (63, 126), (126, 130)]
-    assert hope_cuts(ids[:, -1:], ids, rates, True) == [(0, 1)]
+    assert hope_cuts(ids, ids, span, True) == [(0, 63), (63, 126), (126, 130)]
+    assert hope_cuts(ids, ids, span, False) == [(0, 63), (63, 126), (126, 130)]
+    assert hope_cuts(ids[:, -1:], ids, span, True) == [(0, 1)]
     rows = torch.tensor([[0, 10, 62, 63, 64, 65], [0, 0, 0, 0, 63, 900]])
-    assert hope_cuts(rows, rows, rates, False) == [(0, 3), (3, 4), (4, 5), (5, 6)]
-    assert hope_cuts(rows.flip(1), rows.flip(1), rates, False) is None
+    assert hope_cuts(rows, rows, span, False) == [(0, 3), (3, 4), (4, 5), (5, 6)]
+    assert hope_cuts(rows.flip(1), rows.flip(1), span, False) is None
 
 
 class LargestTensor(TorchDispatchMode):
