@@ -4,13 +4,16 @@
     frankenlm check --model_type mamba2 --json leaks.json
     frankenlm check LlamaForCausalLM --dtype bfloat16
     frankenlm check --preset mini
+    frankenlm check --model_type mamba2 --collator DataCollatorWithFlattening
+    frankenlm check --model_type mamba2 --reproduce
     python scripts/check.py runs/mine --device cuda
 
 Takes any decoder or encoder of text that transformers can open, ours or not: a folder or a hub name with its weights,
 or a tiny model with random weights of a class, a family (--model_type), one of our presets or, with --tiny, like a
-saved one. Prints a table: each promise, the largest relative difference, what a fault would show, and whether it holds,
+saved one. A data collator (--collator) is asked whether the documents of its batches can be told apart, by itself or
+with a model. Prints a table: each promise, the largest relative difference, what a fault would show, and whether it holds,
 is broken, is refused by the model, or cannot be told. Exit code 1 where a promise is broken, 0 where all that could be
-tried hold or are refused.
+tried hold or are refused; --families, a survey, always ends with 0.
 """
 
 import argparse
@@ -44,6 +47,13 @@ def build_parser() -> OneLineParser:
         metavar="FIELD=VALUE",
         help="fields of the tiny configuration",
     )
+    add("--collator", metavar="C", help="a data collator of transformers by its name, or MODULE:NAME")
+    add("--collator_args", metavar="JSON", help='what its class is made with, such as {"return_seq_idx": true}')
+    add(
+        "--reproduce", action="store_true", help="print the smallest Python that shows a broken promise of a tiny model"
+    )
+    add("--families", action="store_true", help="all families of text models of transformers, one after the other")
+    add("--page", metavar="FILE", type=path_value, help="Markdown page to write the table of --families into")
     add("--json", metavar="FILE", type=path_value, help="write the table here too")
     add("--dtype", choices=DTYPES, default="float32", help="number format to run in (default: float32)")
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")

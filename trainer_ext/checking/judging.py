@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from ..common.cli import is_memory_error, one_line
 from .measure import Difference
 from .noise import measure_noise, wider
@@ -13,7 +15,10 @@ from .trial import Trial
 HOLDS, BROKEN, REFUSES, UNKNOWN = "holds", "broken", "refuses", "cannot be told"
 VERDICTS = (HOLDS, BROKEN, REFUSES, UNKNOWN)
 ROUNDINGS = 16  # times the noise: two computations round in different ways, and neither is the one that was measured
+NARROW = (torch.bfloat16, torch.float16)
 LONGEST_NOTE = 110
+
+Promise = Callable[[Trial], Difference]
 
 
 @dataclass(frozen=True)
@@ -30,24 +35,24 @@ class Finding:
 class Judge:
     """Tries promises on a model in one number format, with a tolerance that is measured on it.
 
-    A difference that rounding does not explain is looked at again in the next wider format, and there again: a leak is
-    there in every format, and what rounding did is not.
+    A difference that this rounding does not explain is looked at again, on other rows and in a wider format: a fault is
+    there each time, and a jump (two experts that are equally good, a value on the edge between two steps) is not. In
+    formats of 16 bits rounding hides small faults, so that the wider format is always asked.
     """
 
     def __init__(self, trial: Trial):
         self.trial = trial
-        twin = wider(trial.subject)
-        self.noise = measure_noise(trial, twin)
-        self._twin = twin
+        self._twin = wider(trial.subject)
+        self.noise = measure_noise(trial, self._twin)
         # without a wider format nothing tells a jump from a leak
-        self.tolerance = ROUNDINGS * (self.noise.largest if twin is None else self.noise.calm)
+        self.tolerance = ROUNDINGS * (self.noise.largest if self._twin is None else self.noise.calm)
 
     @cached_property
     def wider(self) -> "Judge | None":
         """The judge of the same model in the next wider format."""
         return None if self._twin is None else Judge(Trial(self._twin, self.trial.rows))
 
-    def judge(self, name: str, promise: Callable[[Trial], Difference]) -> Finding:
+    def judge(self, name: str, promise: Promise) -> Finding:
         """Try one promise."""
         try:
             measure = promise(self.trial)
@@ -59,31 +64,42 @@ class Judge:
             if is_memory_error(error):
                 raise
             return Finding(name, REFUSES, note=_said(error))
-        verdict, note = self._verdict(promise, measure)
+        narrow = self.trial.subject.dtype in NARROW and self.wider is not None
+        verdict, note = self._by_wider(name, promise, measure) if narrow else self._verdict(promise, measure)
         return Finding(name, verdict, measure.difference, measure.control, note)
 
-    def _verdict(self, promise: Callable[[Trial], Difference], measure: Difference) -> tuple[str, str]:
+    def _verdict(self, promise: Promise, measure: Difference) -> tuple[str, str]:
         if measure.difference > self.tolerance:
-            again = self._without_rounding(promise)
-            if again is None:
+            if self._again(promise):
                 return BROKEN, measure.note
             if measure.difference > ROUNDINGS * self.noise.largest:
-                return UNKNOWN, f"{again:.0e} in a wider format: rounding, or a fault of this one"
+                return UNKNOWN, "differs on some rows only: a tie or a jump"
         if measure.control is not None and measure.control <= self.tolerance:
             return UNKNOWN, "a fault would not show: nothing comes through"
         return HOLDS, measure.note
 
-    def _without_rounding(self, promise: Callable[[Trial], Difference]) -> float | None:
-        """Return the difference in the first wider format in which the promise holds; None where it does in none."""
-        if self.wider is None:
-            return None
+    def _again(self, promise: Promise) -> bool:
+        """Whether a difference is there on other rows too, and in the wider format."""
+        others = [self._differs(promise, self.trial.on_other_rows(which)) for which in (1, 2)]
+        if not any(others):
+            return False
+        wide = self.wider
+        return wide is None or wide._differs(promise, wide.trial)
+
+    def _differs(self, promise: Promise, trial: Trial) -> bool:
         try:
-            difference = promise(self.wider.trial).difference
-        except Exception as error:  # it computes in this format, but not all of this
+            return promise(trial).difference > self.tolerance
+        except Exception as error:  # it computes in this format, but not all of this: nothing speaks against a fault
             if is_memory_error(error):
                 raise
-            return None
-        return difference if difference <= self.wider.tolerance else self.wider._without_rounding(promise)
+            return True
+
+    def _by_wider(self, name: str, promise: Promise, measure: Difference) -> tuple[str, str]:
+        """What the wider format says, unless this one has a fault of its own."""
+        found = self.wider.judge(name, promise)
+        if found.verdict == HOLDS and measure.difference > ROUNDINGS * self.noise.largest:
+            return UNKNOWN, f"{found.difference:.0e} in a wider format: rounding, or a fault of this one"
+        return found.verdict, found.note
 
 
 def _said(error: Exception) -> str:

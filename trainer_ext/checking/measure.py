@@ -22,7 +22,9 @@ class Difference:
 
 
 def distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference relative to the largest value; infinite where one is not finite and the other is."""
+    """The largest difference relative to the largest value; infinite where one is not finite, or a shape differs."""
+    if actual.shape != expected.shape:
+        return float("inf")
     if not bool(actual.isfinite().all()) or not bool(expected.isfinite().all()):
         return float("inf")
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)

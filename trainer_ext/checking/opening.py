@@ -93,7 +93,7 @@ def plan_type(model_type: str, fields: dict[str, Any] | None = None) -> CheckPla
     with reading(f"--model_type {model_type}", "default configuration"):
         like = AutoConfig.for_model(model_type)
     _check_kind(model_type, like)
-    config = _shrunk(model_type, type(like), like, fields)
+    config = _shrunk(model_type, type(like), like, _reading_forwards(like, _head_of_family(like), fields))
     head = _head_of_family(config)
     if head is None and type(config) not in transformers.MODEL_MAPPING:
         raise UserError(f"--model_type {model_type}: transformers lists no model of text for it; name a class.")
@@ -112,9 +112,7 @@ def plan_class(name: str, fields: dict[str, Any] | None = None) -> CheckPlan:
         like = found.config_class()
     _check_kind(name, like)
     head = next((head for head in HEADS if OBJECTIVES[head].is_head(found.__name__)), None)
-    if head == "causal" and hasattr(like, "is_decoder"):
-        fields = {"is_decoder": True, **(fields or {})}
-    config = _shrunk(name, found.config_class, like, fields)
+    config = _shrunk(name, found.config_class, like, _reading_forwards(like, head, fields))
     return CheckPlan(name, found, config, _is_decoder(config, head))
 
 
@@ -196,6 +194,12 @@ def _head_of_family(config: PreTrainedConfig) -> str | None:
     return "causal" if config.to_dict().get("is_decoder") else "mlm"
 
 
+def _reading_forwards(config: PreTrainedConfig, head: str | None, fields: dict[str, Any] | None) -> dict[str, Any]:
+    """Add what makes a decoder of a class that could also be an encoder (BertLMHeadModel)."""
+    switch = {"is_decoder": True} if head == "causal" and "is_decoder" in config.to_dict() else {}
+    return {**switch, **(fields or {})}
+
+
 def _is_decoder(config: PreTrainedConfig, head: str | None) -> bool:
     if head is not None:
         return head == "causal"
@@ -210,7 +214,7 @@ def _check_kind(name: str, config: PreTrainedConfig) -> None:
             f"{name}: is an encoder-decoder ({config.model_type}); check tries decoders and encoders of text alone."
         )
     fields = config.to_dict()
-    if _is_size(fields.get("vocab_size")):
+    if "vocab_size" in fields:
         return
     part = fields.get("text_config")
     if isinstance(part, dict):
@@ -290,8 +294,8 @@ def _first_position(subject: ModelUnderTest) -> int:
     reference = subject.outputs(ids)
     if "position_ids" not in subject.takes:
         return 0
-    pad = subject.model.config.pad_token_id
-    starts = dict.fromkeys([0, *([] if pad is None else [pad + 1]), 1, 2])
+    pad = subject.model.config.to_dict().get("pad_token_id")
+    starts = dict.fromkeys([0, *([pad + 1] if isinstance(pad, int) else []), 1, 2])
     places = torch.arange(5)[None]
     far = {}
     for start in starts:

@@ -5,7 +5,7 @@ Shapes: B batch, L tokens, V what the model gives a token: logits, or the last h
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -94,21 +94,24 @@ class ModelUnderTest:
         return ModelUnderTest(model, self.is_decoder, self.vocabulary, self.start)
 
     @contextmanager
-    def embedded(self, change=None) -> Iterator[list[torch.Tensor]]:
-        """Yield a list that gets the (B, L, C) embeddings of each call, changed by `change` on their way."""
+    def embedded(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        """Within the block, let `change` have the (B, L, C) embeddings of tokens on their way into the model.
+
+        Raises:
+            CannotBeTold: there is no layer that gives them.
+        """
         embedding = self.model.get_input_embeddings()
         if not isinstance(embedding, nn.Module):
             raise CannotBeTold("it has no input embeddings to look at")
-        seen: list[torch.Tensor] = []
 
         def look(module, inputs, output):
-            output = output if change is None else change(output)
-            seen.append(output)
-            return output
+            if not torch.is_tensor(output):
+                raise CannotBeTold("its embeddings give more than a tensor")
+            return change(output)
 
         handle = embedding.register_forward_hook(look)
         try:
-            yield seen
+            yield
         finally:
             handle.remove()
 

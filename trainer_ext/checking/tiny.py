@@ -23,7 +23,7 @@ OF_FAMILIES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "esm": {"vocab_size": VOCABULARY},
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 3},
     "gemma3n_text": {"num_kv_shared_layers": 2, "intermediate_size": INNER},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]},
     "granitemoehybrid": {"layer_types": _HYBRID},

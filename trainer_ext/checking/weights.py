@@ -23,7 +23,7 @@ def redraw(model: nn.Module, seed: int) -> None:
     done: set[int] = set()
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            if id(weight) not in done and weight.is_floating_point():
+            if id(weight) not in done and weight.is_floating_point() and weight.numel():
                 done.add(id(weight))
                 weight.data.copy_(_drawn(module, name, weight.detach().float(), generator))
 

@@ -1,0 +1,47 @@
+"""Each planted fault breaks the promise that it is about, and what has no fault breaks none."""
+
+import pytest
+import torch
+
+from faulty_llama import faulty, verdicts
+
+PADS = {f"padding {side}, batch {size}" for side in ("left", "right") for size in (1, 2)}
+PACKED = {f"packed rows, {form}" for form in ("position_ids", "seq_idx", "cu_seq_lens")}
+FAULTS = {
+    "future": {"causality", "no gradient from the future"},
+    "pads": PADS - {"padding right, batch 1", "padding right, batch 2"},  # what a causal mask hides anyway
+    "drift": {"cache", "prefill in pieces", "cropping"},
+    "borders": PACKED | {"no gradient across documents"},
+    "gradient": {"no gradient from the future", "no gradient across documents"},
+    "batch": {"batch independence", "padding left, batch 2", "padding right, batch 2"},
+    "saving": {"save and load"},
+}
+
+
+def broken(judge):
+    return {name for name, verdict in verdicts(judge).items() if verdict == "broken"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_nothing_else_is_blamed(fault):
+    assert broken(faulty(fault)) == FAULTS[fault]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_what_has_no_fault_keeps_every_promise(dtype):
+    judge = faulty(dtype=dtype)
+    assert set(verdicts(judge).values()) == {"holds"}
+    assert judge.noise.calm >= torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("fault", ["drift", "gradient"])
+def test_bf16_hides_no_small_fault(fault):
+    """A thousandth is less than a step of bf16; in float32 it is a thousand times its rounding."""
+    assert broken(faulty(fault, 1e-3, torch.bfloat16)) == FAULTS[fault]
+
+
+def test_a_fault_of_one_format_is_not_called_broken(monkeypatch):
+    """Nor does it pass: what float32 does not do may be rounding, or not."""
+    judge = faulty("batch", 0.5, torch.bfloat16)
+    monkeypatch.setattr(judge.wider.trial.subject.model, "fault", None)
+    assert verdicts(judge)["batch independence"] == "cannot be told"

@@ -1,0 +1,232 @@
+"""A data collator under test: whether the documents of its batches can be told apart, by whatever the batch holds.
+
+It is given documents whose tokens are all different, so that every place of the batch says which document it is of.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from frankenlm.modeling import byte_tokenizer
+from frankenlm.modeling.checks import suggest
+from frankenlm.modeling.outputs import IGNORED_LABEL
+
+from ..common.cli import UserError, is_memory_error, one_line
+from .judging import BROKEN, HOLDS, REFUSES, UNKNOWN, Finding
+from .measure import Difference, farthest
+from .opening import imported
+from .packing import FORMS
+from .rows import DOCUMENTS
+from .trial import Trial
+
+Collator = Callable[[list[dict]], Mapping[str, Any]]
+FIRST = 10  # id of the first document's first token
+NO_DOCUMENT = -1
+
+
+def find_collator(name: str, arguments: str | None = None) -> Collator:
+    """Return the collator that MODULE:NAME names, or transformers by that name.
+
+    A class is called with `arguments` (JSON); what else it needs of a tokenizer and its pads is given.
+
+    Raises:
+        UserError: no such collator, arguments that are none, or a class that needs more.
+    """
+    found = imported("--collator", name) if ":" in name else getattr(transformers, name, None)
+    if found is None:
+        known = [each for each in dir(transformers) if "Collator" in each or each.endswith("data_collator")]
+        raise UserError(f"--collator {name}: transformers has none of that name.{suggest(name, known)}")
+    given = _arguments(arguments)
+    if not isinstance(found, type):
+        if given:
+            raise UserError(f"--collator_args: {name} is no class, so nothing is made with them.")
+        if not callable(found):
+            raise UserError(f"--collator {name}: cannot be called with a list of rows.")
+        return found
+    try:
+        return found(**{**_expected(found), **given})
+    except Exception as error:  # what a user's class says of its arguments
+        raise UserError(f"--collator {name}: cannot be made: {one_line(error)} (--collator_args)") from error
+
+
+def _arguments(text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--collator_args {text}: is no JSON: {one_line(error)}") from error
+    if not isinstance(given, dict):
+        raise UserError(f'--collator_args {text}: write a JSON object, such as {{"padding_free": true}}.')
+    return given
+
+
+def _expected(collator: type) -> dict[str, Any]:
+    """What a collator is made with in any training: a tokenizer, its pad, and no masking, which borders do not need."""
+    takes = inspect.signature(collator.__init__).parameters
+    tokenizer = byte_tokenizer()
+    usual = {
+        "tokenizer": tokenizer,
+        "processing_class": tokenizer,
+        "pad_token_id": tokenizer.pad_token_id,
+        "mlm": False,
+        "return_tensors": "pt",
+    }
+    return {name: value for name, value in usual.items() if name in takes}
+
+
+@dataclass(frozen=True)
+class Collated:
+    """A batch, and which document each of its places is of.
+
+    ids: (B, L) int64. owners: (B, L) int64, NO_DOCUMENT at pads.
+    """
+
+    batch: Mapping[str, Any]
+    ids: torch.Tensor
+    owners: torch.Tensor
+
+    @property
+    def starts(self) -> torch.Tensor:
+        """(B, L) bool: where a document begins behind another one in its row."""
+        before = self.owners.roll(1, 1)
+        before[:, 0] = NO_DOCUMENT
+        return (self.owners != before) & (self.owners != NO_DOCUMENT) & (before != NO_DOCUMENT)
+
+
+def collate(collator: Collator) -> Collated:
+    """Let a collator make one batch of the documents of the check.
+
+    Raises:
+        ValueError: what it gives is no batch of these documents' ids.
+    """
+    batch = _called(collator)
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if not torch.is_tensor(ids) or ids.ndim != 2:
+        raise ValueError("it gives no input_ids (B, L)")
+    numbers = torch.cat([torch.full((size,), number) for number, size in enumerate(DOCUMENTS)])
+    inside = (ids >= FIRST) & (ids < FIRST + len(numbers))
+    owners = torch.where(inside, numbers[(ids - FIRST).clamp(0, len(numbers) - 1)], NO_DOCUMENT)
+    if set(owners.unique().tolist()) - {NO_DOCUMENT} != set(range(len(DOCUMENTS))):
+        raise ValueError("its batch does not hold all tokens it was given")
+    return Collated(batch, ids, owners)
+
+
+def _called(collator: Collator) -> Any:
+    """Give a collator the documents, with labels or, where it does not take them, without."""
+    try:
+        return collator(_rows("input_ids", "attention_mask", "labels"))
+    except (ValueError, TypeError, KeyError):  # those that pad know no labels, and those that make them take none
+        return collator(_rows("input_ids", "attention_mask"))
+
+
+def _rows(*columns: str) -> list[dict[str, list[int]]]:
+    rows, first = [], FIRST
+    for length in DOCUMENTS:
+        ids = list(range(first, first + length))
+        every = {"input_ids": ids, "attention_mask": [1] * length, "labels": ids[:]}
+        rows.append({name: every[name] for name in columns})
+        first += length
+    return rows
+
+
+def collator_findings(collator: Collator) -> tuple[list[Finding], Collated | None]:
+    """Return what becomes of the promises of a collator, and its batch, if it makes one."""
+    try:
+        made = collate(collator)
+    except Exception as error:  # a collator's way of saying no is its own
+        if is_memory_error(error):
+            raise
+        return [
+            Finding("collator: documents told apart", REFUSES, note=f"{type(error).__name__}: {one_line(error)}")
+        ], None
+    return [_told_apart(made), _labels_at_borders(made), _pads_told(made)], made
+
+
+def borders_told(made: Collated) -> dict[str, torch.Tensor]:
+    """Return, for each form that a batch speaks, (B, L) bool: where it says that a document begins behind another."""
+    batch, told = made.batch, {}
+    behind = torch.ones_like(made.owners, dtype=torch.bool)
+    behind[:, 0] = False
+    if torch.is_tensor(batch.get("position_ids")) and batch["position_ids"].shape == made.ids.shape:
+        positions = batch["position_ids"]
+        told["position_ids"] = (positions == positions.min()) & behind & (made.owners != NO_DOCUMENT)
+    if torch.is_tensor(batch.get("seq_idx")) and batch["seq_idx"].shape == made.ids.shape:
+        numbers = batch["seq_idx"]
+        told["seq_idx"] = (numbers != numbers.roll(1, 1)) & behind & (made.owners != NO_DOCUMENT)
+    ends = batch.get("cu_seq_lens_q")
+    if torch.is_tensor(ends) and len(made.ids) == 1:
+        starts = torch.zeros_like(behind)
+        starts[0, ends[1:-1].long()] = True
+        told["cu_seq_lens"] = starts
+    return told
+
+
+def _told_apart(made: Collated) -> Finding:
+    name = "collator: documents told apart"
+    if not bool(made.starts.any()):
+        return Finding(name, HOLDS, note="each is a row of its own")
+    told = borders_told(made)
+    wrong = [form for form, starts in told.items() if not torch.equal(starts, made.starts)]
+    if wrong:
+        return Finding(name, BROKEN, note=f"{' and '.join(wrong)} begin documents elsewhere than they begin")
+    if not told:
+        return Finding(name, BROKEN, note=f"documents share a row, and none of {', '.join(FORMS)} tells where one ends")
+    return Finding(name, HOLDS, note=f"by {', '.join(told)}")
+
+
+def _labels_at_borders(made: Collated) -> Finding:
+    """Losses are shifted: the label of a document's first token is what the last token before it is asked for."""
+    name = "collator: no label across a border"
+    labels = made.batch.get("labels")
+    if not torch.is_tensor(labels) or labels.shape != made.ids.shape:
+        return Finding(name, UNKNOWN, note="it gives no labels for each token")
+    if not bool(made.starts.any()):
+        return Finding(name, HOLDS, note="no row has a border")
+    crossing = int((labels[made.starts] != IGNORED_LABEL).sum())
+    if crossing:
+        note = f"{crossing} first tokens are to be predicted from the document before"
+        return Finding(name, BROKEN, note=note)
+    return Finding(name, HOLDS)
+
+
+def _pads_told(made: Collated) -> Finding:
+    name = "collator: pads told"
+    pads = made.owners == NO_DOCUMENT
+    if not bool(pads.any()):
+        return Finding(name, HOLDS, note="no pads")
+    mask, labels = made.batch.get("attention_mask"), made.batch.get("labels")
+    if not torch.is_tensor(mask):
+        return Finding(name, BROKEN, note="rows are padded, and there is no attention_mask")
+    if mask.shape != pads.shape or not torch.equal(mask.bool(), ~pads):
+        return Finding(name, BROKEN, note="attention_mask is 0 elsewhere than at the pads")
+    if torch.is_tensor(labels) and labels.shape == pads.shape and bool((labels[pads] != IGNORED_LABEL).any()):
+        return Finding(name, BROKEN, note="pads are to be predicted")
+    return Finding(name, HOLDS)
+
+
+def through_model(trial: Trial, made: Collated) -> Difference:
+    """The promise of model and collator together: each document of the batch gives what it gives by itself."""
+    subject = trial.subject
+    inputs = {name: value for name, value in made.batch.items() if name not in ("input_ids", "labels")}
+    actual, joined = subject.outputs(made.ids, **inputs), subject.outputs(made.ids)
+    pairs, astray = [], []
+    for place in _places(made.owners):
+        alone = subject.outputs(made.ids[place].clone())
+        pairs.append((actual[place], alone))
+        astray.append((joined[place], alone))
+    return Difference(farthest(pairs), farthest(astray) if bool(made.starts.any()) else None)
+
+
+def _places(owners: torch.Tensor) -> Sequence[tuple[slice, slice]]:
+    """The row and the columns of each document."""
+    found = []
+    for number in range(len(DOCUMENTS)):
+        rows, columns = (owners == number).nonzero(as_tuple=True)
+        found.append((slice(int(rows[0]), int(rows[0]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)))
+    return found
