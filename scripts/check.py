@@ -11,9 +11,9 @@
 Takes any decoder or encoder of text that transformers can open, ours or not: a folder or a hub name with its weights,
 or a tiny model with random weights of a class, a family (--model_type), one of our presets or, with --tiny, like a
 saved one. A data collator (--collator) is asked whether the documents of its batches can be told apart, by itself or
-with a model. Prints a table: each promise, the largest relative difference, what a fault would show, and whether it holds,
-is broken, is refused by the model, or cannot be told. Exit code 1 where a promise is broken, 0 where all that could be
-tried hold or are refused; --families, a survey, always ends with 0.
+with a model. Prints a table: each promise, the largest relative difference, what a fault would show, and whether it
+holds, is broken, is refused by the model, or cannot be told. Exit code 1 where a promise is broken, 0 where all that
+could be tried hold or are refused; --families, a survey, ends with 0. docs/check.md tells more.
 """
 
 import argparse

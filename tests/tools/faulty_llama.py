@@ -4,7 +4,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from frankenlm.trainer_ext.checking.judging import Judge
-from frankenlm.trainer_ext.checking.promises import PROMISES
+from frankenlm.trainer_ext.checking.promises.table import PROMISES
 from frankenlm.trainer_ext.checking.rows import Rows
 from frankenlm.trainer_ext.checking.subject import ModelUnderTest, in_dtype
 from frankenlm.trainer_ext.checking.tiny import tiny_config

@@ -20,7 +20,7 @@ from ..common.cli import UserError, is_memory_error, one_line
 from .judging import BROKEN, HOLDS, REFUSES, UNKNOWN, Finding
 from .measure import Difference, farthest
 from .opening import imported
-from .packing import FORMS
+from .promises.packing import FORMS
 from .rows import DOCUMENTS
 from .trial import Trial
 
@@ -214,7 +214,8 @@ def through_model(trial: Trial, made: Collated) -> Difference:
     """The promise of model and collator together: each document of the batch gives what it gives by itself."""
     subject = trial.subject
     inputs = {name: value for name, value in made.batch.items() if name not in ("input_ids", "labels")}
-    actual, joined = subject.outputs(made.ids, **inputs), subject.outputs(made.ids)
+    ids = torch.where(made.owners == NO_DOCUMENT, 0, made.ids)  # its tokenizer's pad may be no id of this model
+    actual, joined = subject.outputs(ids, **inputs), subject.outputs(ids)
     pairs, astray = [], []
     for place in _places(made.owners):
         alone = subject.outputs(made.ids[place].clone())

@@ -1,16 +1,18 @@
-"""All families of text models that transformers has, one after the other, and the page that tells what became of them."""
+"""All families of text models that transformers has, one after the other, and the page that tells about them."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 
 import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..common.cli import UserError, is_memory_error, one_line
+from ..common.opening import reading
 from .judging import BROKEN, HOLDS, REFUSES, UNKNOWN, Finding, Judge
 from .opening import open_subject, plan_type
-from .promises import PROMISES
+from .promises.table import PROMISES
 from .rows import Rows, special_ids
 from .trial import Trial
 
@@ -29,16 +31,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "gradient": ("no gradient across documents",),
     "saved": ("save and load",),
 }
-PACKED = (
-    "packed rows, position_ids",
-    "packed rows, seq_idx",
-    "packed rows, cu_seq_lens",
-    "no gradient across documents",
-)
+PACKED = (*(name for name in PROMISES if name.startswith("packed rows")), "no gradient across documents")
 
 
 @dataclass(frozen=True)
-class Family:
+class TriedFamily:
     """What became of one family: its findings, or why it was not tried."""
 
     name: str
@@ -59,24 +56,25 @@ def family_names() -> list[str]:
     return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_MASKED_LM_MAPPING_NAMES})
 
 
-def try_families(names: Iterable[str], *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Iterator[Family]:
+def try_families(names: Iterable[str], *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Iterator[TriedFamily]:
     """Yield what becomes of each family; one that cannot be built tiny, or is no text model, says so."""
     for name in names:
         try:
             plan = plan_type(name)
             subject = open_subject(plan, dtype=dtype, device="cpu", seed=seed)
-            judge = Judge(Trial(subject, Rows(subject.vocabulary, special_ids(subject.model.config), seed)))
+            with reading(name, "model"):
+                judge = Judge(Trial(subject, Rows(subject.vocabulary, special_ids(subject.model.config), seed)))
             findings = tuple(judge.judge(promise, tried) for promise, tried in PROMISES.items())
-            yield Family(name, plan.is_decoder, findings)
+            yield TriedFamily(name, plan.is_decoder, findings)
         except UserError as error:
-            yield Family(name, reason=one_line(error).removeprefix(f"{name}: "))
+            yield TriedFamily(name, reason=one_line(error).removeprefix(f"{name}: "))
         except Exception as error:  # two hundred families of others, each with ways of its own
             if is_memory_error(error):
                 raise
-            yield Family(name, reason=f"{type(error).__name__}: {one_line(error)}")
+            yield TriedFamily(name, reason=f"{type(error).__name__}: {one_line(error)}")
 
 
-def markdown(families: Iterable[Family]) -> str:
+def markdown(families: Iterable[TriedFamily]) -> str:
     """Return the findings as a section of a page."""
     families = list(families)
     tried = [each for each in families if each.findings]
@@ -84,7 +82,7 @@ def markdown(families: Iterable[Family]) -> str:
     leaking = [each for each in decoders if each.broken]
     left_out = [each for each in families if each.reason and "encoder-decoder" not in each.reason]
     parts = [
-        f"transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, float32 on CPU: "
+        f"{date.today()}, transformers {transformers.__version__}, torch {torch.__version__.partition('+')[0]}, CPU: "
         f"{len(tried)} families ({len(decoders)} decoders, {len(encoders)} encoders).",
         f"### Decoders that break a promise ({len(leaking)})",
         _table(leaking),
@@ -99,7 +97,7 @@ def markdown(families: Iterable[Family]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(families: list[Family]) -> str:
+def _table(families: list[TriedFamily]) -> str:
     lines = [f"| family | {' | '.join(COLUMNS)} |", f"|---|{'---|' * len(COLUMNS)}"]
     for family in families:
         lines.append(f"| `{family.name}` | {' | '.join(_cell(family.of(each)) for each in COLUMNS.values())} |")
@@ -116,11 +114,11 @@ def _cell(findings: list[Finding]) -> str:
     return next(sign for verdict, sign in ((REFUSES, "refuses"), (HOLDS, "ok"), (UNKNOWN, "-")) if verdict in verdicts)
 
 
-def _encoders(encoders: list[Family]) -> str:
-    together = [each for each in encoders if not set(each.broken) & set(PACKED)]
+def _encoders(encoders: list[TriedFamily]) -> str:
+    together = [each for each in encoders if all(found.verdict == HOLDS for found in each.of(PACKED))]
     padding = [each for each in encoders if set(each.broken) - set(PACKED)]
     lines = [
-        f"- Packed documents stay apart in {_names(together)}; in all others they see each other.",
+        f"- Packed documents stay apart in {_names(together)} of them: where they share a row, they see each other.",
         f"- Something else is broken in {len(padding)}:",
         "",
         _table(padding),
@@ -128,7 +126,7 @@ def _encoders(encoders: list[Family]) -> str:
     return "\n".join(lines)
 
 
-def _names(families: list[Family]) -> str:
+def _names(families: list[TriedFamily]) -> str:
     return ", ".join(f"`{each.name}`" for each in families) or "none"
 
 
@@ -136,7 +134,7 @@ def _short(text: str) -> str:
     return text if len(text) <= 140 else text[:137] + "..."
 
 
-def facts_of(families: Iterable[Family]) -> Mapping[str, object]:
+def facts_of(families: Iterable[TriedFamily]) -> Mapping[str, object]:
     """Return what the JSON file of the walk holds, family by family."""
     return {
         each.name: {"reason": each.reason} if each.reason else {"findings": [vars(found) for found in each.findings]}

@@ -69,10 +69,10 @@ class Judge:
         return Finding(name, verdict, measure.difference, measure.control, note)
 
     def _verdict(self, promise: Promise, measure: Difference) -> tuple[str, str]:
-        if measure.difference > self.tolerance:
+        if not measure.difference <= self.tolerance:  # NaN is no proof
             if self._again(promise):
                 return BROKEN, measure.note
-            if measure.difference > ROUNDINGS * self.noise.largest:
+            if not measure.difference <= ROUNDINGS * self.noise.largest:
                 return UNKNOWN, "differs on some rows only: a tie or a jump"
         if measure.control is not None and measure.control <= self.tolerance:
             return UNKNOWN, "a fault would not show: nothing comes through"
@@ -88,7 +88,7 @@ class Judge:
 
     def _differs(self, promise: Promise, trial: Trial) -> bool:
         try:
-            return promise(trial).difference > self.tolerance
+            return not promise(trial).difference <= self.tolerance
         except Exception as error:  # it computes in this format, but not all of this: nothing speaks against a fault
             if is_memory_error(error):
                 raise
@@ -97,7 +97,7 @@ class Judge:
     def _by_wider(self, name: str, promise: Promise, measure: Difference) -> tuple[str, str]:
         """What the wider format says, unless this one has a fault of its own."""
         found = self.wider.judge(name, promise)
-        if found.verdict == HOLDS and measure.difference > ROUNDINGS * self.noise.largest:
+        if found.verdict == HOLDS and not measure.difference <= ROUNDINGS * self.noise.largest:
             return UNKNOWN, f"{found.difference:.0e} in a wider format: rounding, or a fault of this one"
         return found.verdict, found.note
 

@@ -6,6 +6,7 @@ purpose (ternary weights, activations of eight bits, a choice of experts) jumps 
 that there are two answers: the calm one, without a jump, and the largest.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,11 +46,17 @@ def wider(subject: ModelUnderTest) -> ModelUnderTest | None:
 
 
 def measure_noise(trial: Trial, twin: ModelUnderTest | None) -> Noise:
-    """Return what rounding does to what the model says of rows like those of the check."""
+    """Return what rounding does to what the model says of rows like those of the check.
+
+    Raises:
+        ValueError: what it says is not finite.
+    """
     kinds = [list(_among_copies(trial)), list(_nudged(trial))]
     if twin is not None:
         kinds.append([distance(trial.subject.outputs(ids), twin.outputs(ids)) for ids in _rows(trial)])
     step = max(torch.finfo(trial.subject.dtype).eps, FINEST)
+    if not all(math.isfinite(each) for kind in kinds for each in kind):
+        raise ValueError("it gives NaN or Inf for ordinary rows, with which nothing can be compared.")
     return Noise(max(step, *(min(kind) for kind in kinds)), max(step, *(max(kind) for kind in kinds)))
 
 

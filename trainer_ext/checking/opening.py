@@ -5,6 +5,7 @@ What is named wrongly is told before any weights are read or made.
 
 import importlib
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,9 +279,10 @@ def _made(plan: CheckPlan, seed: int) -> PreTrainedModel:
 
 
 def _build(plan: CheckPlan) -> PreTrainedModel:
-    if hasattr(plan.model_class, "from_config"):
-        return plan.model_class.from_config(plan.config, trust_remote_code=plan.trust_remote_code)
-    return plan.model_class(plan.config)
+    with warnings.catch_warnings(action="ignore"):  # of families about their own layers
+        if hasattr(plan.model_class, "from_config"):
+            return plan.model_class.from_config(plan.config, trust_remote_code=plan.trust_remote_code)
+        return plan.model_class(plan.config)
 
 
 def _vocabulary(model: PreTrainedModel) -> int:

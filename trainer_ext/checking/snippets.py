@@ -40,7 +40,8 @@ CALLS: dict[str, tuple[str, str]] = {
     "packed rows, cu_seq_lens": (f"given = model(both, {_POSITIONS}, {_ENDS}{{off}}).logits[:, 9:]", _ALONE),
     "causality": ("given = model(both{off}).logits[:, :9]", "wanted = model(a{off}).logits"),
     "padding left, batch 1": (
-        "mask = torch.tensor([[0] * 9 + [1] * 7])\n    given = model(both, attention_mask=mask{left}{off}).logits[:, 9:]",
+        "mask = torch.tensor([[0] * 9 + [1] * 7])\n"
+        "    given = model(both, attention_mask=mask{left}{off}).logits[:, 9:]",
         _ALONE,
     ),
     "padding right, batch 1": (

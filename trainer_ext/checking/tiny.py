@@ -90,11 +90,10 @@ def _one_layer_of_each_kind(known: Mapping[str, Any]) -> dict[str, Any]:
     """Shorten the lists that have an entry for each layer, so that every kind of layer stays once."""
     (counter, count) = next(((name, known[name]) for name in LAYER_COUNTS if _is_number(known.get(name))), ("", 0))
     lists = {name: value for name, value in known.items() if isinstance(value, list) and len(value) == count > 1}
-    pattern = known.get(
-        "layer_pattern"
-    )  # of ours: each kind stands in it once or more, and it is gone through in loops
+    pattern = known.get("layer_pattern")  # of ours, gone through in loops
     if isinstance(pattern, list):
-        return {counter: len(pattern) * known["num_loops"]}
+        kinds = list(dict.fromkeys(pattern))
+        return {"layer_pattern": kinds, counter: len(kinds) * known["num_loops"]}
     if not lists:
         return {}
     seen: dict[tuple, int] = {}

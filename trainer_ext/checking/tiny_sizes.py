@@ -6,6 +6,7 @@ INNER = 2 * HIDDEN  # also of Mamba, with the expansion of 2 that its families h
 HEADS, GROUPS, HEAD_DIM, RANK = 4, 2, 8, 16
 PLACES = 128  # positions of a table: more than any row of the check
 WINDOW = 8  # of attention, and chunks of scans: shorter than the rows of the check
+# The heads of an indexer (index_n_heads) stay many: its ReLU may cut off all of a few; then lots choose the tokens.
 LAYERS = 2  # where all are of one kind
 
 _NAMES: tuple[tuple[int, str], ...] = (
@@ -31,7 +32,7 @@ _NAMES: tuple[tuple[int, str], ...] = (
     (
         HEADS,
         """num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads
-        encoder_attention_heads num_swa_attention_heads swa_num_attention_heads index_n_heads retention_heads
+        encoder_attention_heads num_swa_attention_heads swa_num_attention_heads retention_heads
         memory_heads memory_segment memory_slots linear_num_value_heads linear_num_key_heads num_local_experts
         num_experts n_routed_experts moe_num_experts""",
     ),

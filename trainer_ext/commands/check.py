@@ -14,7 +14,7 @@ from ..checking.collators import Collated, collator_findings, find_collator, thr
 from ..checking.families import facts_of, family_names, markdown, try_families
 from ..checking.judging import BROKEN, Finding, Judge
 from ..checking.opening import CheckPlan, is_class_name, open_subject, plan_class, plan_preset, plan_saved, plan_type
-from ..checking.promises import PROMISES
+from ..checking.promises.table import PROMISES
 from ..checking.report import facts, text_table, verdict_line
 from ..checking.rows import Rows, special_ids
 from ..checking.snippets import snippet
@@ -106,7 +106,10 @@ def parse_field(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
     if not sign or not name:
         raise UserError(f"--set {text}: write FIELD=VALUE.")
-    return name, parse_scalar(value)
+    try:
+        return name, parse_scalar(value)
+    except ValueError as error:
+        raise UserError(f"--set {name}={value[:40]!r}: {error}") from error
 
 
 def check_model(

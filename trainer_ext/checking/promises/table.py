@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
+from ..measure import Difference
+from ..trial import Trial
 from .continuing import cache, cropping, pieces
 from .lasting import save_and_load
-from .measure import Difference
 from .packing import packed, packed_gradient
 from .reading import batch_independence, causality, future_gradient, padding
-from .trial import Trial
 
 PROMISES: dict[str, Callable[[Trial], Difference]] = {
     "causality": causality,

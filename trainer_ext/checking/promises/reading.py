@@ -2,9 +2,9 @@
 
 import torch
 
-from .measure import Difference, distance, farthest
-from .subject import CannotBeTold
-from .trial import Trial
+from ..measure import Difference, distance, farthest
+from ..subject import CannotBeTold
+from ..trial import Trial
 
 BORDERS = (1, 7, 8, 9, 22)  # of past and future: around a chunk, and the last token
 PADS = 5

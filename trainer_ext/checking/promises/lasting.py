@@ -4,8 +4,8 @@ import tempfile
 
 import torch
 
-from .measure import Difference, distance
-from .trial import Trial
+from ..measure import Difference, distance
+from ..trial import Trial
 
 
 def save_and_load(trial: Trial) -> Difference:

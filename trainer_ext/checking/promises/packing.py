@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from .measure import Difference, distance
+from ..measure import Difference, distance
+from ..rows import DOCUMENTS
+from ..subject import CannotBeTold, ModelUnderTest
+from ..trial import Trial
 from .reading import distance_of_zero
-from .rows import DOCUMENTS
-from .subject import CannotBeTold, ModelUnderTest
-from .trial import Trial
 
 FORMS = ("position_ids", "seq_idx", "cu_seq_lens")
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from .measure import Difference, distance
-from .subject import CannotBeTold, ModelUnderTest, Refused
-from .trial import Trial
+from ..measure import Difference, distance
+from ..subject import CannotBeTold, ModelUnderTest, Refused
+from ..trial import Trial
 
 PREFILL = 9
 PIECES = (5, 1, 10, 7)

@@ -1,0 +1,1 @@
+"""What each promise is and how it is tried; table.py names them all."""
