@@ -1,7 +1,8 @@
-"""Measure how well a saved language model predicts text (loss in nats, perplexity, bits per byte), and, for a causal
-one, what it writes when it goes on with held-out documents (BLEU, repetition, diversity, vocabulary use).
+"""Measure how well a saved language model predicts text (loss in nats, perplexity, bits per byte, accuracy), and, for a
+causal one, what it writes when it goes on with held-out documents (BLEU, repetition, diversity, vocabulary use).
 
     python scripts/evaluate.py --model runs/mini --dataset builtin --report report.json
+    python scripts/evaluate.py --model runs/mini --dataset builtin --split train,validation --output_dir evaluation
     python scripts/evaluate.py --model runs/mini --dataset test.jsonl --method pseudo --max_documents 20
     python scripts/evaluate.py --model gpt2 --dataset test.jsonl --metrics perplexity,bits_per_byte --stride 256
     python scripts/evaluate.py --model gpt2 --dataset wiki.test.raw.txt --one_text --metrics perplexity,word_perplexity
@@ -10,7 +11,7 @@ one, what it writes when it goes on with held-out documents (BLEU, repetition, d
 Compare models with different tokenizers by bits per byte, or by perplexity per word. `--one_text` reads all of the text
 as one stream; its default windows are those of lm-evaluation-harness (rolling log-likelihood). Masked models have no
 perplexity in the strict sense: `mlm` is their training loss on held-out text, `pseudo` the pseudo-perplexity of Salazar
-et al. (2020).
+et al. (2020). Of several splits the gap to the first is told. Intervals are drawn over documents (bootstrap).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from frankenlm.trainer_ext.common.cli import OneLineParser, run_command
 from frankenlm.trainer_ext.common.flags import add_log_flag, add_model_flags
 from frankenlm.trainer_ext.evaluation.flags import METHODS, METRICS, NEW_TOKENS, PROMPT_TOKENS, add_text_flags
 from frankenlm.trainer_ext.generation.sampling import DEFAULT_TEMPERATURE
+from frankenlm.trainer_ext.metrics.bootstrap import DRAWS
 
 
 def build_parser() -> OneLineParser:
@@ -33,11 +35,13 @@ def build_parser() -> OneLineParser:
     add("--metrics", default="all", help=f"all, or some of {', '.join(METRICS)}, with commas (default: all)")
     add("--method", choices=list(METHODS), help="how to score (default: causal or mlm, by the model's class)")
     add("--report", help="JSON file to write")
+    add("--output_dir", help="folder for the report as JSON, Markdown, CSV and figure")
     add_text_flags(
         parser,
         max_length="tokens the model sees at once (default: its max_position_embeddings)",
         stride="tokens a causal window scores, behind those it only reads (default: half of max_length; all of it with "
         "--one_text)",
+        several_splits=True,
     )
     add(
         "--one_text",
@@ -50,6 +54,12 @@ def build_parser() -> OneLineParser:
         type=int,
         default=42,
         help="which tokens mlm scores (train.py's default gives its positions), and how texts are sampled",
+    )
+    add(
+        "--bootstrap_iters",
+        type=int,
+        default=DRAWS,
+        help=f"drawings of documents behind the intervals; 0: none (default: {DRAWS})",
     )
     written = parser.add_argument_group("texts that a causal model writes")
     written.add_argument(

@@ -16,7 +16,7 @@ from ..common.redaction import public_name
 from ..data.builtin_text import BUILTIN_NAMES
 from ..evaluation import comparing
 from ..evaluation.comparing import LIKELIHOOD, Contestant, Likelihood
-from ..evaluation.scoring import load_text
+from ..evaluation.scored_text import load_split_texts
 from ..generation.generate import encode_prompt
 from ..generation.prompts import BUILTIN_PROMPTS, Prompt, read_prompts
 from ..generation.sampling import Sampling
@@ -88,9 +88,10 @@ def load_likelihood(
     stride = args.stride or max(1, context // 2)
     if stride > context:
         raise UserError(f"--stride {stride}: must not exceed the {context} tokens the models see at once.")
-    documents = load_text(
+    split = chosen_split(args)
+    texts = load_split_texts(
         args.dataset,
-        chosen_split(args),
+        [split],
         validation_fraction=args.validation_fraction,
         split_seed=args.split_seed,
         text_column=args.text_column,
@@ -98,7 +99,7 @@ def load_likelihood(
         join_articles=args.join_articles,
         skip_bad_rows=args.skip_bad_rows,
     )
-    return Likelihood(documents, context, stride, args.batch_size)
+    return Likelihood(texts[split], context, stride, args.batch_size)
 
 
 def chosen_split(args: argparse.Namespace) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,24 @@ import frankenlm.modeling  # noqa: F401  registers our architectures with the Au
 from ..cards import library_versions
 from ..common.checkpoints import check_device, check_sacrebleu, default_device
 from ..common.cli import Failed, UserError, check_model_name, check_new_file, check_numbers, user_mistakes
-from ..common.files import write_json
+from ..common.files import replaced_file, write_csv, write_json, write_text
 from ..common.logs import RunLog
 from ..common.redaction import public_name, redact
 from ..data.builtin_text import BUILTIN_NAMES
-from ..evaluation.continuations import Beginning, choose_lengths, find_beginnings, measure_continuations
-from ..evaluation.flags import LIKELIHOOD, TEXT_METRICS
-from ..evaluation.scoring import Scorer, fitting_metrics, load_scorer, load_text, parse_metrics, score
+from ..evaluation import reporting
+from ..evaluation.continuations import Beginning, choose_lengths, continue_documents, find_beginnings
+from ..evaluation.flags import SCORED, TEXT_METRICS, TOKENIZED
+from ..evaluation.reporting import MeasuredSplit
+from ..evaluation.scored_text import check_split_flags, load_split_texts, parse_splits
+from ..evaluation.scoring import Scorer, fitting_metrics, load_scorer, parse_metrics, score, tokenized_measures
 from ..generation.sampling import Sampling
-from ..metrics.text import TEXT_MEASURES
+from ..metrics.text import TEXT_MEASURES, measure_written
 
 logger = logging.getLogger("frankenlm.evaluate")
+
+FILES = JSON, TABLE, FIGURE, PAGE = ("evaluation.json", "evaluation.csv", "evaluation.png", "evaluation.md")
+# what the model shall go on from, and how; None where no metric asks for texts, or no document is long enough
+Plan = tuple[list[Beginning], Sampling] | None
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -35,22 +42,12 @@ def evaluate(args: argparse.Namespace) -> None:
     args.device = args.device or default_device()
     metrics = parse_metrics(args.metrics)
     check_model_name("--model", args.model, adapters=True)
-    check_arguments(args)
-    split = args.split or ("validation" if args.dataset in BUILTIN_NAMES and not args.one_text else "all")
+    splits = chosen_splits(args)
+    check_arguments(args, splits)
 
     with RunLog(args.log_level):
         with user_mistakes():
-            documents = load_text(
-                args.dataset,
-                split,
-                validation_fraction=args.validation_fraction,
-                split_seed=args.split_seed,
-                text_column=args.text_column,
-                max_documents=args.max_documents,
-                join_articles=args.join_articles,
-                skip_bad_rows=args.skip_bad_rows,
-                one_text=args.one_text,
-            )
+            texts = load_texts(args, splits)
             scorer = load_scorer(
                 args.model,
                 args.method,
@@ -62,53 +59,108 @@ def evaluate(args: argparse.Namespace) -> None:
                 one_text=args.one_text,
             )
             metrics = fitting_metrics(metrics, scorer.method, asked_for_all=args.metrics == "all")
-            plan = plan_texts(args, scorer, documents, metrics)
-        result = {"documents": len(documents)}
-        if any(name in LIKELIHOOD for name in metrics):
-            logger.info(
-                "scoring %d documents of %s with %s, %s", len(documents), args.dataset, args.model, scorer.method
-            )
-            result = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed)
+            plans = {name: plan_texts(args, name, scorer, documents, metrics) for name, documents in texts.items()}
+        measured = [measure_text(args, name, scorer, documents, metrics) for name, documents in texts.items()]
         failure = None
         try:
-            result |= write_texts(args.model, scorer, plan, metrics)
+            for split in measured:
+                write_texts(args.model, scorer, plans[split.name], metrics, split)
         except Failed as error:  # what was scored before is worth its report
             failure = error
+        report = make_report(args, scorer, metrics, measured)
 
-    shown = {name: result[name] for name in (*measures(metrics), "tokens", "words", "bytes") if name in result}
-    print(table(redact(args.model), scorer.method, shown))
-    if args.report:
-        write_report(args, scorer, split, metrics, result)
-        print(f"report: {args.report}")
+    print(reporting.text_table(redact(args.model), report))
+    write_reports(args, report)
     if failure is not None:
         raise failure
 
 
-def write_report(
-    args: argparse.Namespace, scorer: Scorer, split: str, metrics: Sequence[str], result: dict[str, Any]
-) -> None:
-    """Write what was measured, of the metrics asked for, and how."""
-    facts = {name: value for name, value in result.items() if name not in LIKELIHOOD or name in metrics}
-    Path(args.report).absolute().parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        Path(args.report),
-        {
-            **facts,
-            "dataset": public_name(args.dataset),
-            "device": args.device,
-            "method": scorer.method,
-            "model": public_name(args.model),
-            "one_text": args.one_text,
-            "parameters": scorer.model.num_parameters(),
-            "split": split,
-            "versions": library_versions(),
-        },
+def chosen_splits(args: argparse.Namespace) -> list[str]:
+    """The splits to score: those asked for, else what fits the data."""
+    if args.split is not None:
+        return parse_splits(args.split)
+    if args.test_dataset is not None or args.validation_dataset is not None:
+        raise UserError("--validation_dataset and --test_dataset go with --split, which names what is scored.")
+    return ["validation" if args.dataset in BUILTIN_NAMES and not args.one_text else "all"]
+
+
+def load_texts(args: argparse.Namespace, splits: Sequence[str]) -> dict[str, Dataset]:
+    return load_split_texts(
+        args.dataset,
+        splits,
+        validation=args.validation_dataset,
+        test=args.test_dataset,
+        validation_fraction=args.validation_fraction,
+        split_seed=args.split_seed,
+        text_column=args.text_column,
+        max_documents=args.max_documents,
+        join_articles=args.join_articles,
+        skip_bad_rows=args.skip_bad_rows,
+        one_text=args.one_text,
     )
 
 
+def measure_text(
+    args: argparse.Namespace, name: str, scorer: Scorer, documents: Dataset, metrics: Sequence[str]
+) -> MeasuredSplit:
+    """Measure what is measured on the text itself: likelihood and accuracy, and what it is in tokens."""
+    split = MeasuredSplit(name, {"documents": len(documents)})
+    if any(metric in SCORED for metric in metrics):
+        logger.info("scoring %d documents of %s (%s), %s", len(documents), args.dataset, name, scorer.method)
+        scored = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed)
+        split.facts |= scored.facts
+        split.measures |= scored.measures()
+        split.summed += scored.summed
+        split.unit = scored.unit
+    if any(metric in TOKENIZED for metric in metrics):
+        split.measures |= tokenized_measures(scorer, documents)
+    return split
+
+
+def make_report(
+    args: argparse.Namespace, scorer: Scorer, metrics: Sequence[str], measured: Sequence[MeasuredSplit]
+) -> dict[str, Any]:
+    """What the report tells: see evaluation/report.schema.json."""
+    return {
+        **reporting.describe(measured, metrics, draws=args.bootstrap_iters, seed=args.seed),
+        "context_length": scorer.context_length,
+        "dataset": public_name(args.dataset),
+        "device": args.device,
+        "method": scorer.method,
+        "model": public_name(args.model),
+        "one_text": args.one_text,
+        "parameters": scorer.model.num_parameters(),
+        "schema_version": reporting.SCHEMA_VERSION,
+        "stride": scorer.stride,
+        "test_dataset": public_name(args.test_dataset) if args.test_dataset else None,
+        "validation_dataset": public_name(args.validation_dataset) if args.validation_dataset else None,
+        "versions": library_versions(),
+    }
+
+
+def write_reports(args: argparse.Namespace, report: Mapping[str, Any]) -> None:
+    """Write the JSON of --report, and the four files of --output_dir."""
+    if args.report:
+        Path(args.report).absolute().parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(args.report), report)
+        print(f"report: {args.report}")
+    if args.output_dir:
+        # the figure's library takes its time to import; mistakes are told before
+        from ..evaluation.barcharts import plot_comparison
+
+        folder = Path(args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / JSON, report)
+        write_csv(folder / TABLE, reporting.csv_rows(report))
+        with replaced_file(folder / FIGURE) as scratch:
+            plot_comparison(reporting.figure_rows(report), reporting.figure_panels(report), scratch)
+        write_text(folder / PAGE, reporting.markdown_report(report, FIGURE))
+        print(f"report: {folder / PAGE}")
+
+
 def plan_texts(
-    args: argparse.Namespace, scorer: Scorer, documents: Dataset, metrics: Sequence[str]
-) -> tuple[list[Beginning], Sampling] | None:
+    args: argparse.Namespace, split: str, scorer: Scorer, documents: Dataset, metrics: Sequence[str]
+) -> Plan:
     """What the model shall go on from, and how; None where no metric asks for texts."""
     wanted = [name for name in metrics if name in TEXT_METRICS]
     if not wanted:
@@ -121,48 +173,44 @@ def plan_texts(
     if not beginnings:
         if args.metrics != "all":
             raise UserError(
-                f"--metrics {wanted[0]}: no document has {prompt + new} tokens; "
+                f"--metrics {wanted[0]}: no document of {split} has {prompt + new} tokens; "
                 "lower --prompt_tokens or --max_new_tokens."
             )
-        logger.warning("no document has %d tokens, so nothing is written: no %s", prompt + new, ", ".join(wanted))
+        logger.warning(
+            "no document of %s has %d tokens, so nothing is written: no %s", split, prompt + new, ", ".join(wanted)
+        )
         return None
     return beginnings, sampling
 
 
-def write_texts(
-    name: str, scorer: Scorer, plan: tuple[list[Beginning], Sampling] | None, metrics: Sequence[str]
-) -> dict[str, Any]:
-    """Let the model go on with the documents; return the measures, and under `continuations` how they were made."""
+def write_texts(name: str, scorer: Scorer, plan: Plan, metrics: Sequence[str], split: MeasuredSplit) -> None:
+    """Let the model go on with the documents of a split; add the measures, and how the texts were made."""
     if plan is None:
-        return {}
+        return
     beginnings, sampling = plan
-    wanted = [name for name in metrics if name in TEXT_METRICS]
-    logger.info("going on with %d documents", len(beginnings))
-    report = measure_continuations(scorer, name, beginnings, wanted, sampling)
-    made = {
-        "bleu_signature": report.pop("bleu_signature", None),
+    wanted = [metric for metric in metrics if metric in TEXT_METRICS]
+    logger.info("going on with %d documents of %s", len(beginnings), split.name)
+    written = continue_documents(scorer, name, beginnings, sampling)
+    measures = measure_written(written, wanted)
+    split.continuations = {
+        "bleu_signature": measures.pop("bleu_signature", None),
         "documents": len(beginnings),
         "new_tokens": sampling.max_new_tokens,
         "prompt_tokens": len(beginnings[0].prompt),
         "seed": sampling.seed,
         "temperature": sampling.temperature,
     }
-    return {**report, "continuations": made}
+    split.measures |= measures
+    split.summed += [made(written) for metric in wanted for made in TEXT_MEASURES[metric].summed]
 
 
-def measures(metrics: Sequence[str]) -> list[str]:
-    """The names in the report of what --metrics names."""
-    return [
-        measure for name in metrics for measure in (TEXT_MEASURES[name].names if name in TEXT_MEASURES else (name,))
-    ]
-
-
-def check_arguments(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace, splits: Sequence[str]) -> None:
     """Refuse, before anything is read, numbers that nothing can be scored with and options that exclude each other."""
     check_numbers(
         args,
         least={
             "batch_size": 1,
+            "bootstrap_iters": 0,
             "max_documents": 1,
             "max_length": 2,
             "stride": 1,
@@ -179,23 +227,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         for name in ("max_documents", "split"):
             if getattr(args, name) not in (None, "all"):
                 raise UserError(f"--one_text takes the whole text: leave out --{name}.")
+    check_split_flags(args, splits)
     if args.report:
         check_new_file("--report", Path(args.report))
-
-
-def table(model: str, method: str, values: dict[str, float | None]) -> str:
-    """Two columns: measure and value."""
-    units = {
-        "loss": "loss (nats per token)",
-        "bits_per_byte": "bits per byte",
-        "bytes": "bytes (UTF-8)",
-        "perplexity": "perplexity (per token)",
-        "word_perplexity": "perplexity per word",
-    }
-    if method == "pseudo":
-        units["perplexity"] = "pseudo-perplexity"
-    lines = [f"{model}, {method}"]
-    for name, value in values.items():
-        text = "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4f}"
-        lines.append(f"  {units.get(name, name):<24} {text:>14}")
-    return "\n".join(lines)
+    if args.output_dir:
+        for name in FILES:
+            check_new_file("--output_dir", Path(args.output_dir) / name)

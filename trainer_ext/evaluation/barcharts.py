@@ -17,7 +17,8 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequ
     """Draw a panel for each group of measures, with a bar for each model.
 
     Args:
-        rows: each with `label` and `measures`; a measure that is None has no bar.
+        rows: each with `label` and `measures`; a measure that is None has no bar. Of a row with `intervals`, measure ->
+            (low, high), they are drawn too.
         groups: name of a panel -> the measures in it, which share a scale.
     """
     columns = min(len(groups), PANELS_PER_ROW)
@@ -31,6 +32,10 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequ
             heights = [_height(row["measures"][measure]) for measure in measures]
             places = [place + (index - (len(rows) - 1) / 2) * width for place in range(len(measures))]
             panel.bar(places, heights, width, color=colors[index % len(colors)], label=row["label"])
+            ends = [row.get("intervals", {}).get(measure) for measure in measures]
+            for place, end in zip(places, ends, strict=True):
+                if end is not None and all(map(math.isfinite, end)):
+                    panel.vlines(place, *end, color="black", linewidth=1.2)
         panel.set(title=name)
         panel.set_xticks(range(len(measures)), _ticks(measures), fontsize=8)
         panel.grid(axis="y", alpha=0.25)

@@ -35,9 +35,11 @@ PANELS = {
     "bits per byte": ("bits_per_byte",),
     "BLEU-n (percent)": COMPARED["bleu"],
     "repetition-n": COMPARED["repetition"][: len(ORDERS)],
+    "repetition-n of characters": COMPARED["repetition"][-len(ORDERS) :],
     "distinct-n": COMPARED["diversity"][: len(ORDERS)],
     "self-BLEU (percent)": ("self_bleu",),
-    "vocabulary use": ("type_token_ratio", "vocabulary_share"),
+    "vocabulary use": ("type_token_ratio", "vocabulary_coverage", "unknown_share"),
+    "different tokens in 100": ("unique_per_100",),
     "tokens per second": ("tokens_per_second",),
 }
 LIKELIHOOD = ("loss", "perplexity", "bits_per_byte")
@@ -174,8 +176,8 @@ def measure(
             model, checkpoint.tokenizer, "causal", likelihood.context_length, likelihood.stride, likelihood.batch_size
         )
         scored = score(scorer, likelihood.documents, mlm_probability=0.0, seed=sampling.seed)
-        values |= {name: scored[name] for name in LIKELIHOOD}
-        extra["scored_tokens"] = scored["tokens"]
+        values |= {name: scored.measures()[name] for name in LIKELIHOOD}
+        extra["scored_tokens"] = scored.facts["tokens"]
     return {
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -224,9 +226,10 @@ def text_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The measures, a line each, a column for each model."""
     names = list(rows[0]["measures"])
     width = max(14, *(len(row["label"]) + 2 for row in rows))
-    lines = [f"{'':<18}" + "".join(f"{row['label']:>{width}}" for row in rows)]
+    first = max(18, *(len(name) for name in names))
+    lines = [" " * first + "".join(f"{row['label']:>{width}}" for row in rows)]
     for name in names:
-        lines.append(f"{name:<18}" + "".join(f"{format_value(row['measures'][name]):>{width}}" for row in rows))
+        lines.append(f"{name:<{first}}" + "".join(f"{format_value(row['measures'][name]):>{width}}" for row in rows))
     return "\n".join(lines)
 
 
@@ -241,13 +244,16 @@ def markdown_report(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any])
     lines = [
         "# Comparison",
         "",
-        *_table(
+        *markdown_table(
             ["measure", *labels],
             [[name, *(format_value(row["measures"][name]) for row in rows)] for name in rows[0]["measures"]],
         ),
         "",
     ]
-    lines += [f"- {_cell(row['label'])}: {_cell(row['model'])}, {row['architecture']}, {row['dtype']}" for row in rows]
+    lines += [
+        f"- {markdown_cell(row['label'])}: {markdown_cell(row['model'])}, {row['architecture']}, {row['dtype']}"
+        for row in rows
+    ]
     settings = {name: value for name, value in facts["settings"].items() if value not in (None, (), [])}
     lines += ["", "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."]
     if facts["dataset"]:
@@ -269,16 +275,17 @@ def markdown_report(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any])
             cells.append(["(reference)", first["references"][0]])
         prompt = first["prompt"]
         shown = prompt if len(prompt) <= PROMPT_IN_TABLE else "..." + prompt[-PROMPT_IN_TABLE:]
-        lines += [f"**{_cell(shown)}**", "", *_table(["model", "continuation"], cells), ""]
+        lines += [f"**{markdown_cell(shown)}**", "", *markdown_table(["model", "continuation"], cells), ""]
     return "\n".join(lines)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines]
 
 
-def _cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     plain = "".join("\\" + sign if sign in "\\`*_[]<>|#" else sign for sign in text)
     return " ⏎ ".join(plain.splitlines())

@@ -5,7 +5,6 @@ document, so that BLEU's brevity penalty and distinct-n mean the same for all.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from datasets import Dataset
 from tqdm import tqdm
@@ -15,7 +14,7 @@ from ..common.cli import UserError
 from ..generation.generate import generate_texts, written
 from ..generation.sampling import Sampling
 from ..generation.streaming import continuation_text
-from ..metrics.text import measure_written
+from ..metrics.text import Written
 from .flags import NEW_TOKENS, PROMPT_TOKENS
 from .scoring import Scorer, token_ids, vocabulary_of
 
@@ -56,13 +55,8 @@ def find_beginnings(scorer: Scorer, documents: Dataset, *, count: int, prompt: i
     return found
 
 
-def measure_continuations(
-    scorer: Scorer, name: str, beginnings: list[Beginning], metrics: list[str], sampling: Sampling
-) -> dict[str, Any]:
-    """Go on with each document; return the measures of metrics/text.py that `metrics` names.
-
-    With BLEU comes `bleu_signature`. Every text has its own seed: see generate.py.
-    """
+def continue_documents(scorer: Scorer, name: str, beginnings: list[Beginning], sampling: Sampling) -> Written:
+    """Go on with each document; every text has its own seed: see generate.py."""
     model, tokenizer = scorer.model, scorer.tokenizer
     keep_token_ids_only(model, tokenizer)
     checkpoint = Checkpoint(name, model.config, tokenizer, position_limit(model.config), False)
@@ -71,5 +65,4 @@ def measure_continuations(
             generate_texts(model, checkpoint, beginning.prompt, sampling, index=index)[0]
             for index, beginning in enumerate(shown)
         ]
-    references = [[beginning.reference] for beginning in beginnings]
-    return measure_written(written(texts, model, tokenizer, references), metrics)
+    return written(texts, model, tokenizer, [[beginning.reference] for beginning in beginnings])

@@ -5,11 +5,21 @@ import argparse
 from ..data.articles import JOIN_ARTICLES
 from ..metrics.text import TEXT_MEASURES
 
-LIKELIHOOD = ("bits_per_byte", "loss", "perplexity", "word_perplexity")
+# --metrics of one model: metric -> measures, as reports name them. What is measured on the text that is scored:
+SCORED = {
+    "loss": ("loss",),
+    "perplexity": ("perplexity",),
+    "bits_per_byte": ("bits_per_byte",),
+    "word_perplexity": ("word_perplexity",),
+    "accuracy": ("top_1_accuracy", "top_3_accuracy", "top_5_accuracy"),
+}
 CAUSAL_ONLY = ("word_perplexity",)
+# on the text in the model's tokens, without the model:
+TOKENIZED = {"text": ("text_unique_per_100", "text_unknown_share", "text_vocabulary_coverage")}
 # of texts that a causal model writes: continuations.py
 TEXT_METRICS = tuple(TEXT_MEASURES)
-METRICS = LIKELIHOOD + TEXT_METRICS
+METRICS = {**SCORED, **TOKENIZED, **{name: measure.names for name, measure in TEXT_MEASURES.items()}}
+SPLITS = ("all", "train", "validation", "test")
 # how text is scored -> the objective of the models that are scored so
 METHODS = {"mlm": "mlm", "pseudo": "mlm", "causal": "causal"}
 # of a document: what a model goes on from, and how far
@@ -25,16 +35,31 @@ COMPARED = {
 }
 
 
-def add_text_flags(parser: argparse._ActionsContainer, *, max_length: str, stride: str) -> None:
-    """Add which text is scored, and in which windows; `max_length` and `stride` are the help of these two."""
+def add_text_flags(
+    parser: argparse._ActionsContainer, *, max_length: str, stride: str, several_splits: bool = False
+) -> None:
+    """Add which text is scored, and in which windows; `max_length` and `stride` are the help of these two.
+
+    several_splits: --split takes some of SPLITS with commas, instead of one of two.
+    """
     add = parser.add_argument
-    add(
-        "--split",
-        choices=["all", "validation"],
-        help="score all documents, or those that train.py holds out. Default: validation of the built-in texts and of "
-        "data sets that have one, else all",
-    )
-    add("--max_documents", type=int, help="score only the first so many documents")
+    default = "Default: validation of the built-in texts and of data sets that have one, else all"
+    if several_splits:
+        add(
+            "--split",
+            "--splits",
+            help="all documents, or some of train and validation, the sides of train.py, and test, with commas: each "
+            f"is measured, and the gap of the others to the first told. {default}",
+        )
+        add("--validation_dataset", help="text to take as validation, as for train.py")
+        add("--test_dataset", help="text to take as test, where --dataset has no test part of its own")
+    else:
+        add(
+            "--split",
+            choices=["all", "validation"],
+            help=f"score all documents, or those that train.py holds out. {default}",
+        )
+    add("--max_documents", type=int, help="score only the first so many documents of a split")
     add("--max_length", type=int, help=max_length)
     add("--stride", type=int, help=stride)
     add("--batch_size", type=int, default=16, help="rows at once (default: 16)")

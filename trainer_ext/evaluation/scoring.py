@@ -29,10 +29,12 @@ from ..common.opening import check_runs, read_config, read_tokenizer, read_weigh
 from ..data.blocks import keeps_documents_apart
 from ..data.collators import build_collator
 from ..data.packing import template_ids
-from ..data.splits import count_bytes, count_tokens, iter_texts, load_documents, load_splits, prepare_dataset
+from ..data.splits import count_bytes, count_tokens, iter_texts, prepare_dataset
 from ..data.tokenizers import special_token_ids
-from ..metrics.language import LossSum, causal_nats, masked_lm_nats, perplexity_report, pseudo_nats
-from .flags import CAUSAL_ONLY, LIKELIHOOD, METHODS, METRICS, TEXT_METRICS
+from ..metrics.bootstrap import Summed
+from ..metrics.language import TOKENS, Scores, causal_scores, masked_lm_scores, pseudo_scores
+from ..metrics.text import vocabulary_use
+from .flags import CAUSAL_ONLY, METHODS, METRICS, TEXT_METRICS
 
 logger = logging.getLogger("frankenlm.scoring")
 
@@ -87,7 +89,7 @@ def fitting_metrics(names: list[str], method: str, *, asked_for_all: bool) -> li
             raise UserError(f"--metrics {name} is measured on texts that the model writes; {method} models write none.")
         if name in CAUSAL_ONLY and not asked_for_all:
             raise UserError(f"--metrics {name} is of causal models, which predict every token of a text.")
-    return [name for name in names if name in LIKELIHOOD and name not in CAUSAL_ONLY]
+    return [name for name in names if name not in TEXT_METRICS and name not in CAUSAL_ONLY]
 
 
 def load_scorer(
@@ -179,32 +181,23 @@ def choose_method(name: str, architectures: list[str], method: str | None) -> st
     return method or kind
 
 
-def load_text(
-    spec: str,
-    split: str,
-    *,
-    validation_fraction: float,
-    split_seed: int,
-    text_column: str,
-    max_documents: int | None,
-    join_articles: str = "auto",
-    skip_bad_rows: bool = False,
-    one_text: bool = False,
-) -> Dataset:
-    """The documents to score: `all` of a data set, or those that training holds out (`validation`).
+@dataclass(frozen=True)
+class ScoredText:
+    """What scoring gave: facts as reports have them, and the measures, made of sums over units of the text.
 
-    one_text: all of it as a single document, as the raw text has it.
+    unit: "document", or "row" where only rows of packed documents can be told apart.
     """
-    reading = {"text_column": text_column, "join_articles": join_articles, "skip_bad_rows": skip_bad_rows}
-    if split == "all":
-        return load_documents(spec, max_documents=max_documents, one_text=one_text, **reading)
-    splits = load_splits(spec, validation_fraction=validation_fraction, seed=split_seed, **reading)
-    held_out = splits["validation"]
-    return held_out if max_documents is None else held_out.select(range(min(max_documents, len(held_out))))
+
+    facts: dict[str, Any]
+    summed: tuple[Summed, ...]
+    unit: str = "document"
+
+    def measures(self) -> dict[str, float | None]:
+        return {name: value for each in self.summed for name, value in each.values().items()}
 
 
-def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: int) -> dict[str, Any]:
-    """Score the documents; return loss, perplexity, bits_per_byte, tokens, bytes, documents, context, stride, speed.
+def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: int) -> ScoredText:
+    """Score the documents: loss, perplexity, bits_per_byte and accuracies; how much was scored, how, and how fast.
 
     Of a causal model also word_perplexity and words, the runs of text between blanks: figures that compare models of
     different tokenizers. Under `mlm` only a sample of the tokens is scored; `bytes` is then that sample's share.
@@ -213,36 +206,46 @@ def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: i
         UserError: no token of the text can be scored, or one that the model has no embedding for.
     """
     start = time.perf_counter()
-    utf8_bytes = count_bytes(documents)
+    words = None
     if scorer.method == "mlm":
-        losses, utf8_bytes = _score_masked(scorer, documents, utf8_bytes, mlm_probability, seed)
+        scores, utf8_bytes = _score_masked(scorer, documents, count_bytes(documents), mlm_probability, seed)
     else:
         ids = token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model))
         with tqdm(ids, total=len(documents), unit="document") as sequences:
-            losses = _score_causal(scorer, sequences) if scorer.method == "causal" else _score_pseudo(scorer, sequences)
+            scores = _score_causal(scorer, sequences) if scorer.method == "causal" else _score_pseudo(scorer, sequences)
+        utf8_bytes = [len(text.encode()) for text in iter_texts(documents)]
+        if scorer.method == "causal":
+            words = [len(text.split()) for text in iter_texts(documents)]
     seconds = time.perf_counter() - start
-    if not losses.tokens:
+    if not scores.tokens:
         raise UserError(f"--method {scorer.method}: the text has no token to score; give more text.")
-    words = sum(len(text.split()) for text in iter_texts(documents)) if scorer.method == "causal" else None
-    report = perplexity_report(losses.nats, losses.tokens, utf8_bytes, words)
-    report["loss"] = report.pop("loss_nats")
-    return {
-        **report,
+    facts = {
+        "tokens": scores.tokens,
+        **({} if words is None else {"words": sum(words)}),
+        "bytes": max(1, round(sum(utf8_bytes))),
         "context_length": scorer.context_length,
-        "documents": len(documents),
+        "stride": scores.stride or scorer.context_length,
         "seconds": round(seconds, 2),
-        "stride": losses.stride or scorer.context_length,
-        "tokens_per_second": round(losses.tokens / seconds, 1),
+        "tokens_per_second": round(scores.tokens / seconds, 1),
     }
+    summed = (scores.likelihood(utf8_bytes, words if words is None or sum(words) else None), scores.accuracy())
+    return ScoredText(facts, summed, "row" if scorer.method == "mlm" else "document")
 
 
-def _score_causal(scorer: Scorer, sequences) -> LossSum:
+def tokenized_measures(scorer: Scorer, documents: Dataset) -> dict[str, float | None]:
+    """What the documents are in the model's tokens: how varied, how much of them is unknown, how much they use."""
+    ids = token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model))
+    use = vocabulary_use(ids, len(scorer.tokenizer), scorer.tokenizer.unk_token_id)
+    return {f"text_{name}": use[name] for name in ("unique_per_100", "unknown_share", "vocabulary_coverage")}
+
+
+def _score_causal(scorer: Scorer, sequences) -> Scores:
     tokenizer = scorer.tokenizer
     # training joins documents with the end token, so the first token of one has been predicted from it
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         logger.warning("the tokenizer has neither a begin nor an end token: the first token of a text is not scored")
-    return causal_nats(
+    return causal_scores(
         scorer.model,
         sequences,
         context_length=scorer.context_length,
@@ -252,9 +255,9 @@ def _score_causal(scorer: Scorer, sequences) -> LossSum:
     )
 
 
-def _score_pseudo(scorer: Scorer, sequences) -> LossSum:
+def _score_pseudo(scorer: Scorer, sequences) -> Scores:
     prefix, suffix = template_ids(scorer.tokenizer)
-    return pseudo_nats(
+    return pseudo_scores(
         scorer.model,
         sequences,
         mask_token_id=scorer.tokenizer.mask_token_id,
@@ -268,8 +271,8 @@ def _score_pseudo(scorer: Scorer, sequences) -> LossSum:
 
 def _score_masked(
     scorer: Scorer, documents: Dataset, utf8_bytes: int, mlm_probability: float, seed: int
-) -> tuple[LossSum, int]:
-    """The masked loss over packed blocks, and the bytes that the scored tokens stand for."""
+) -> tuple[Scores, list[float]]:
+    """The masked loss over packed blocks, and the bytes that the scored tokens of each stand for."""
     with user_mistakes():
         rows = prepare_dataset(
             documents,
@@ -283,9 +286,10 @@ def _score_masked(
     collator = build_collator("mlm", scorer.tokenizer, mlm_probability=mlm_probability, seed=seed).for_evaluation()
     batches = DataLoader(rows, batch_size=scorer.batch_size, collate_fn=collator)
     with tqdm(batches, unit="batch") as shown:
-        losses = masked_lm_nats(scorer.model, shown)
+        scores = masked_lm_scores(scorer.model, shown)
     counts[special_token_ids(scorer.tokenizer)] = 0
-    return losses, max(1, round(utf8_bytes * losses.tokens / max(1, int(counts.sum()))))
+    bytes_a_token = utf8_bytes / max(1, int(counts.sum()))
+    return scores, [bytes_a_token * float(tokens) for tokens in scores.sums[:, TOKENS]]
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, documents: Dataset, vocabulary: int) -> Iterator[list[int]]:

@@ -269,7 +269,7 @@ def written(
 ) -> Written:
     """The texts as the measures of metrics/text.py take them, in the model's own tokens."""
     tokens = [text_tokens(model, text.tokens) for text in texts]
-    return Written(tokens, [text.text for text in texts], len(tokenizer), references)
+    return Written(tokens, [text.text for text in texts], len(tokenizer), references, tokenizer.unk_token_id)
 
 
 def tokens_per_second(texts: Sequence[Text]) -> float:

@@ -1,8 +1,9 @@
-"""Likelihood of text under a model: nats, perplexity, bits per byte, and the unigram bound to compare with.
+"""Likelihood of text under a model: nats, perplexity, bits per byte, accuracy, and the unigram bound to compare with.
 
-Every figure is a sum of token losses over a count of tokens, divided and exponentiated once; an average of averages
-would weight the tokens of short texts more. Models are any Hugging Face models whose forward gives `.logits`; they are
-put into eval mode and back, and run without gradients. Losses are computed in float32 and summed in float64.
+Every figure is a sum over tokens divided by a count of tokens, and exponentiated once; an average of averages would
+weight the tokens of short texts more. Models are any Hugging Face models whose forward gives `.logits`; they are put
+into eval mode and back, and run without gradients. Losses are computed in float32 and summed in float64, text by text,
+so that intervals can be drawn over texts (bootstrap.py).
 
     causal   sum of -log p(token | tokens before it), over windows that overlap
     masked   sum of -log p(token | all others), each token masked in turn: the pseudo-log-likelihood of
@@ -14,25 +15,85 @@ put into eval mode and back, and run without gradients. Losses are computed in f
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from frankenlm.modeling.outputs import IGNORED_LABEL
 
+from .bootstrap import Summed
 
-class LossSum(NamedTuple):
-    """A sum of token losses in nats, and how it was made.
+TOP = (1, 3, 5)
+# columns of Scores.sums
+NATS, TOKENS, TOP_1, TOP_3, TOP_5 = range(2 + len(TOP))
 
-    tokens: how many losses were summed. context: the longest input in tokens. stride: how many tokens a window scores;
-    context where each token is read once. Both are 0 where the caller made the batches.
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model made of texts, and how they were read.
+
+    sums: float64 [N, 5], a row for each text: nats of its token losses, how many tokens were scored, and how many of
+        them were among the 1, 3 and 5 tokens that the model held likeliest.
+    context: the longest input in tokens. stride: how many tokens a window scores; context where each token is read
+        once. Both are 0 where the caller made the batches.
     """
 
-    nats: float
-    tokens: int
+    sums: np.ndarray
     context: int = 0
     stride: int = 0
+
+    @property
+    def nats(self) -> float:
+        return float(self.sums[:, NATS].sum())
+
+    @property
+    def tokens(self) -> int:
+        return int(self.sums[:, TOKENS].sum())
+
+    def accuracy(self) -> Summed:
+        """Return top_1_accuracy, top_3_accuracy and top_5_accuracy: the share of the scored tokens that were among the
+        1, 3 or 5 likeliest; None where none was scored."""
+        names = [f"top_{k}_accuracy" for k in TOP]
+
+        def finish(sums: np.ndarray) -> dict[str, float | None]:
+            tokens = sums[TOKENS]
+            return {
+                name: float(hits / tokens) if tokens else None for name, hits in zip(names, sums[TOP_1:], strict=True)
+            }
+
+        return Summed(self.sums, finish, upper=1.0)
+
+    def likelihood(self, utf8_bytes: Sequence[float], words: Sequence[int] | None = None) -> Summed:
+        """Return loss (nats a token), perplexity, bits_per_byte and, with `words`, word_perplexity.
+
+        See perplexity_report; None where no token was scored. utf8_bytes, words: of each text, N of them.
+        """
+        names = ["loss", "perplexity", "bits_per_byte", *(["word_perplexity"] if words is not None else [])]
+        lengths = [utf8_bytes] if words is None else [utf8_bytes, words]
+
+        def finish(sums: np.ndarray) -> dict[str, float | None]:
+            nats, tokens, size, *count = sums.tolist()
+            if tokens < 1 or size <= 0:
+                return dict.fromkeys(names)
+            report = perplexity_report(nats, round(tokens), size, *map(round, count))
+            return {"loss": report.pop("loss_nats"), **{name: report.get(name) for name in names[1:]}}
+
+        parts = np.column_stack([self.sums[:, : TOKENS + 1], *lengths])
+        return Summed(parts, finish, logarithms=("perplexity", "word_perplexity"))
+
+
+def token_ranks(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """Return how many tokens the model held likelier than each answer: logits [N, V], answers [N] -> int64 [N].
+
+    Of equal logits the lower id counts as the likelier one, as argmax has it, so that a model that says the same of
+    every token is right once in V and not always. What is not a number beats no token: NaN logits are never right.
+    """
+    own = logits.gather(1, answers[:, None])  # [N, 1]
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    beaten = (logits < own) | ((logits == own) & (ids >= answers[:, None]))
+    return logits.shape[1] - beaten.sum(1)
 
 
 def unigram_cross_entropy(train_counts: torch.Tensor, eval_counts: torch.Tensor) -> float:
@@ -55,15 +116,15 @@ def unigram_cross_entropy(train_counts: torch.Tensor, eval_counts: torch.Tensor)
 
 
 def perplexity_report(
-    total_nats: float, tokens: int, utf8_bytes: int, words: int | None = None
+    total_nats: float, tokens: int, utf8_bytes: float, words: int | None = None
 ) -> dict[str, float | int]:
     """Return loss_nats (a token), perplexity, bits_per_byte, tokens and bytes; with `words`, word_perplexity and words.
 
     utf8_bytes: length of the scored text in UTF-8; bits per byte does not depend on the tokenizer, nats a token do.
     A perplexity beyond the largest float is inf. Raises ValueError unless tokens and bytes are positive.
     """
-    if tokens < 1 or utf8_bytes < 1:
-        raise ValueError(f"nothing was scored: tokens={tokens}, utf8_bytes={utf8_bytes}; both must be at least 1.")
+    if tokens < 1 or utf8_bytes <= 0:
+        raise ValueError(f"nothing was scored: tokens={tokens}, utf8_bytes={utf8_bytes}; both must be positive.")
     of_words = {"word_perplexity": _perplexity(total_nats / words), "words": words} if words else {}
     return {
         "loss_nats": total_nats / tokens,
@@ -82,7 +143,7 @@ def _perplexity(nats: float) -> float:
 # --- causal models
 
 
-def causal_nats(
+def causal_scores(
     model: torch.nn.Module,
     sequences: Iterable[Sequence[int]],
     *,
@@ -90,7 +151,7 @@ def causal_nats(
     stride: int | None = None,
     batch_size: int = 8,
     start_token_id: int | None = None,
-) -> LossSum:
+) -> Scores:
     """Score sequences of token ids, of any length, with a causal model; every token is scored exactly once.
 
     context_length: the longest input the model gets. Longer sequences are read in windows that move on by `stride`
@@ -105,15 +166,19 @@ def causal_nats(
     if not 1 <= stride <= context_length:
         raise ValueError(f"stride={stride} must lie between 1 and context_length = {context_length}.")
     start = [] if start_token_id is None else [start_token_id]
-    windows = (window for sequence in sequences for window in _windows([*start, *sequence], context_length, stride))
-    nats, tokens = 0.0, 0
+    sums = _TextSums()
+    windows = (
+        (text, *window)
+        for text, sequence in enumerate(sums.counting(sequences))
+        for window in _windows([*start, *sequence], context_length, stride)
+    )
     with _scoring(model):
         for batch in _batches(windows, batch_size):
-            ids, mask, labels = _pad([ids for ids, _ in batch], [first for _, first in batch], _device(model))
+            texts, rows, firsts = zip(*batch, strict=True)
+            ids, mask, labels = _pad(rows, firsts, _device(model))
             logits = model(input_ids=ids[:, :-1], attention_mask=mask[:, :-1]).logits
-            batch_nats, batch_tokens = _sum_losses(logits, labels[:, 1:])
-            nats, tokens = nats + batch_nats, tokens + batch_tokens
-    return LossSum(nats, tokens, context_length, stride)
+            sums.add(texts, logits, labels[:, 1:])
+    return Scores(sums.table(), context_length, stride)
 
 
 def _windows(ids: Sequence[int], context_length: int, stride: int) -> Iterator[tuple[Sequence[int], int]]:
@@ -132,7 +197,7 @@ def _windows(ids: Sequence[int], context_length: int, stride: int) -> Iterator[t
 # --- masked models
 
 
-def pseudo_nats(
+def pseudo_scores(
     model: torch.nn.Module,
     sequences: Iterable[Sequence[int]],
     *,
@@ -142,7 +207,7 @@ def pseudo_nats(
     batch_size: int = 32,
     prefix: Sequence[int] = (),
     suffix: Sequence[int] = (),
-) -> LossSum:
+) -> Scores:
     """Score sequences of token ids with a masked model: each ordinary token is masked in turn, all others are seen.
 
     Costs a forward row for each token. Sequences longer than context_length - len(prefix) - len(suffix) are cut into
@@ -153,49 +218,78 @@ def pseudo_nats(
     if size < 1:
         raise ValueError(f"context_length={context_length} leaves no room beside {len(prefix) + len(suffix)} specials.")
     special = frozenset(special_ids)
+    sums = _TextSums()
     pieces = (
-        [*prefix, *sequence[start : start + size], *suffix]
-        for sequence in sequences
+        (text, [*prefix, *sequence[start : start + size], *suffix])
+        for text, sequence in enumerate(sums.counting(sequences))
         for start in range(0, len(sequence), size)
     )
-    targets = ((piece, index) for piece in pieces for index, token in enumerate(piece) if token not in special)
-    nats, tokens = 0.0, 0
+    targets = (
+        (text, piece, index) for text, piece in pieces for index, token in enumerate(piece) if token not in special
+    )
     with _scoring(model):
         for batch in _batches(targets, batch_size):
-            ids, mask, _ = _pad([piece for piece, _ in batch], [0] * len(batch), _device(model))
-            rows, columns = torch.arange(len(batch)), torch.tensor([index for _, index in batch])
+            texts, asked, indices = zip(*batch, strict=True)
+            ids, mask, _ = _pad(asked, [0] * len(batch), _device(model))
+            rows, columns = torch.arange(len(batch)), torch.tensor(indices)
             answers = ids[rows, columns].clone()
             ids[rows, columns] = mask_token_id
             logits = model(input_ids=ids, attention_mask=mask).logits[rows, columns]
-            batch_nats, batch_tokens = _sum_losses(logits, answers)
-            nats, tokens = nats + batch_nats, tokens + batch_tokens
-    return LossSum(nats, tokens, context_length, size)
+            sums.add(texts, logits[:, None], answers[:, None])
+    return Scores(sums.table(), context_length, size)
 
 
-def masked_lm_nats(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> LossSum:
+def masked_lm_scores(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Scores:
     """Score the positions that a masking collator chose: batches of input_ids, attention_mask, labels, all [B, T].
 
     What else a batch holds, such as seq_idx, goes to the model. Labels are -100 where nothing is asked. Use the
-    collator's `for_evaluation()` twin: same positions every time.
+    collator's `for_evaluation()` twin: same positions every time. A text of the scores is a row here.
     """
-    nats, tokens = 0.0, 0
+    sums, first = _TextSums(), 0
     with _scoring(model):
         for batch in batches:
             batch = {name: tensor.to(_device(model)) for name, tensor in batch.items()}
             labels = batch.pop("labels")
-            batch_nats, batch_tokens = _sum_losses(model(**batch).logits, labels)
-            nats, tokens = nats + batch_nats, tokens + batch_tokens
-    return LossSum(nats, tokens)
+            sums.add(range(first, first + len(labels)), model(**batch).logits, labels)
+            first += len(labels)
+    return Scores(sums.table(first))
 
 
 # --- shared
 
 
-def _sum_losses(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, int]:
-    """Return (sum of cross-entropies in nats, count) where labels, of the leading shape of logits, are not -100."""
-    asked = labels != IGNORED_LABEL
-    losses = F.cross_entropy(logits[asked].float(), labels[asked], reduction="none")
-    return float(losses.double().sum()), int(asked.sum())
+class _TextSums:
+    """Gathers what is scored, batch by batch, text by text."""
+
+    def __init__(self):
+        self.texts = 0
+        self.of: dict[int, np.ndarray] = {}
+
+    def counting(self, sequences: Iterable[Sequence[int]]) -> Iterator[Sequence[int]]:
+        """Yield the sequences and count them: one without a token to score has a row of zeros too."""
+        for sequence in sequences:
+            self.texts += 1
+            yield sequence
+
+    def add(self, texts: Sequence[int], logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add rows of logits [B, T, V] and labels [B, T], -100 where nothing is asked; row b is of text texts[b]."""
+        asked = labels != IGNORED_LABEL
+        chosen, answers = logits[asked].float(), labels[asked]  # [N, V], [N]
+        losses = F.cross_entropy(chosen, answers, reduction="none").double()
+        ranks = token_ranks(chosen, answers)
+        columns = [losses, torch.ones_like(losses), *((ranks < k).double() for k in TOP)]
+        of_row = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[asked]
+        sums = torch.zeros(len(labels), len(columns), dtype=torch.double, device=labels.device)
+        sums.index_add_(0, of_row, torch.stack(columns, dim=1))
+        for text, row in zip(texts, sums.cpu().numpy(), strict=True):
+            self.of[text] = self.of[text] + row if text in self.of else row
+
+    def table(self, texts: int = 0) -> np.ndarray:
+        """Return the sums, float64 [N, 5]."""
+        rows = np.zeros((max(self.texts, texts), 2 + len(TOP)))
+        for text, row in self.of.items():
+            rows[text] = row
+        return rows
 
 
 def _pad(

@@ -8,14 +8,24 @@ No model is needed, only what it wrote: `tokens` is one text as a sequence of an
     vocabulary  how much of what the model could say it does say
 
 A measure of something that is not there, such as the 4-grams of a text of three tokens, is None, not 0 or 1.
-Distinct-n and the type-token ratio fall with the amount of text: compare them at equal numbers of tokens only.
+Distinct-n, the type-token ratio and the coverage of the vocabulary change with the amount of text: compare them at
+equal numbers of tokens only. `unique_per_100` does not.
+
+BLEU and repetition are made of sums over texts (bootstrap.py), and so have intervals; what counts a set of all texts
+together has none: a text drawn twice would be a repetition.
 """
 
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from .bootstrap import Summed
+
 ORDERS = (1, 2, 3, 4)
+RUN = 100  # tokens of unique_per_100
 
 
 def ngrams(tokens: Sequence[Hashable], order: int) -> list[tuple[Hashable, ...]]:
@@ -67,10 +77,36 @@ def _name(blocks: Sequence[Hashable]) -> list[int]:
 def repetition(texts: Sequence[Sequence[Hashable]]) -> dict[str, float | int | None]:
     """Return repetition_1 ... repetition_4, means of `repeated_share` over the texts that have such n-grams, and
     longest_repeat, the largest over all texts."""
-    report: dict[str, float | int | None] = {
-        f"repetition_{order}": _mean(repeated_share(tokens, order) for tokens in texts) for order in ORDERS
+    return {
+        **summed_repetition(texts).values(),
+        "longest_repeat": max((longest_repeat(tokens) for tokens in texts), default=0),
     }
-    return {**report, "longest_repeat": max((longest_repeat(tokens) for tokens in texts), default=0)}
+
+
+def character_repetition(strings: Sequence[str]) -> dict[str, float | None]:
+    """Return character_repetition_1 ... _4: the same over the characters of each text, blanks included.
+
+    The seed of this project counted repetition over characters. Ordinary prose repeats most of its characters and many
+    of their pairs: this is no share of tokens, and comparable only with itself.
+    """
+    return summed_repetition(strings, "character_repetition").values()
+
+
+def summed_repetition(texts: Sequence[Sequence[Hashable]], name: str = "repetition") -> Summed:
+    """Return name_1 ... name_4, see `repetition`, as sums over texts: of shares, and of texts that have one."""
+    shares = [[repeated_share(tokens, order) for order in ORDERS] for tokens in texts]
+    parts = np.array(
+        [[*(share or 0.0 for share in row), *(share is not None for share in row)] for row in shares], dtype=np.float64
+    ).reshape(-1, 2 * len(ORDERS))
+
+    def finish(sums: np.ndarray) -> dict[str, float | None]:
+        total, count = np.split(sums, 2)
+        return {
+            f"{name}_{order}": float(total[place] / count[place]) if count[place] else None
+            for place, order in enumerate(ORDERS)
+        }
+
+    return Summed(parts, finish, upper=1.0)
 
 
 # --- diversity, across texts
@@ -109,21 +145,77 @@ def diversity(texts: Sequence[Sequence[Hashable]]) -> dict[str, float | None]:
 # --- use of the vocabulary
 
 
-def vocabulary_use(texts: Iterable[Sequence[Hashable]], vocab_size: int) -> dict[str, float | int | None]:
+def vocabulary_use(
+    texts: Iterable[Sequence[Hashable]], vocab_size: int, unknown: Hashable | None = None
+) -> dict[str, float | int | None]:
     """Return how much of a vocabulary the texts use.
 
     distinct_tokens: different tokens. type_token_ratio: these / all tokens of the texts (Templin 1957; None for no
-    token). vocabulary_share: these / vocab_size.
+    token). vocabulary_coverage: these / vocab_size. unique_per_100: see there. unknown_share: see there, for the token
+    `unknown`.
     """
     if vocab_size < 1:
         raise ValueError(f"vocab_size={vocab_size} must be at least 1.")
-    tokens = [token for text in texts for token in text]
-    different = len(set(tokens))
+    counts: Counter[Hashable] = Counter()
+    runs = _Runs()
+    for text in texts:
+        counts.update(text)
+        runs.read(text)
+    tokens, different = counts.total(), len(counts)
     return {
         "distinct_tokens": different,
-        "type_token_ratio": different / len(tokens) if tokens else None,
-        "vocabulary_share": different / vocab_size,
+        "type_token_ratio": different / tokens if tokens else None,
+        "vocabulary_coverage": different / vocab_size,
+        "unique_per_100": runs.mean(),
+        "unknown_share": counts[unknown] / tokens if tokens and unknown is not None else None,
     }
+
+
+def unique_per_100(texts: Iterable[Sequence[Hashable]]) -> float | None:
+    """Return how many different tokens 100 neighbouring tokens hold, on average over all such runs of the texts.
+
+    The texts are read as one, end to end. That is the moving-average type-token ratio, in percent, of Covington and
+    McFall 2010, "Cutting the Gordian Knot", for windows of 100: other than the plain ratio it does not fall with the
+    amount of text. None for fewer than 100 tokens.
+    """
+    runs = _Runs()
+    for text in texts:
+        runs.read(text)
+    return runs.mean()
+
+
+class _Runs:
+    """A window of RUN tokens that moves over texts, and how many different ones it has held."""
+
+    def __init__(self):
+        self.window: deque[Hashable] = deque()
+        self.inside: Counter[Hashable] = Counter()
+        self.total = self.runs = 0
+
+    def read(self, text: Iterable[Hashable]) -> None:
+        for token in text:
+            self.window.append(token)
+            self.inside[token] += 1
+            if len(self.window) > RUN:
+                gone = self.window.popleft()
+                self.inside[gone] -= 1
+                if not self.inside[gone]:
+                    del self.inside[gone]
+            if len(self.window) == RUN:
+                self.total += len(self.inside)
+                self.runs += 1
+
+    def mean(self) -> float | None:
+        return self.total / self.runs * 100 / RUN if self.runs else None
+
+
+def unknown_share(texts: Iterable[Sequence[Hashable]], unknown: Hashable | None) -> float | None:
+    """Return the share of tokens that are the one a tokenizer puts for what it does not know.
+
+    None where there is no such token, or no token at all. A high share makes a perplexity worthless: what the model
+    predicts is then that it will not know.
+    """
+    return vocabulary_use(texts, 1, unknown)["unknown_share"]
 
 
 # --- BLEU against references
@@ -141,21 +233,49 @@ def bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict
         ValueError: no text, another number of references than hypotheses, or a hypothesis without one.
         ImportError: sacrebleu is missing.
     """
+    metric = _sacrebleu().BLEU(max_ngram_order=ORDERS[-1])
+    values = summed_bleu(hypotheses, references).values()
+    # the signature tells how many references a text has, which is known once texts have been scored
+    metric.corpus_score(list(hypotheses), _columns(references))
+    return {**values, "bleu_signature": str(metric.get_signature())}
+
+
+def summed_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Summed:
+    """Return bleu_1 ... bleu_4, see `bleu`, as sums over texts: of lengths, of right n-grams, and of all n-grams."""
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(
             f"BLEU needs as many references as texts, at least one; got {len(references)} for {len(hypotheses)}."
         )
     if isinstance(references[0], str) or not all(references):
         raise ValueError("references must hold, for each text, a list of at least one reference.")
-    # sacrebleu wants the first references of all texts, then the second ones, ..., None where a text has no more
+    library, most = _sacrebleu().BLEU, ORDERS[-1]
+    metric = library(max_ngram_order=most, force=True)
+    scores = [
+        metric.corpus_score([text], [[each] for each in known])
+        for text, known in zip(hypotheses, references, strict=True)
+    ]
+    parts = np.array([[each.sys_len, each.ref_len, *each.counts, *each.totals] for each in scores], dtype=np.float64)
+
+    def finish(sums: np.ndarray) -> dict[str, float | None]:
+        lengths, correct, total = sums[:2], sums[2 : 2 + most], sums[2 + most :]
+        return {
+            f"bleu_{order}": library.compute_bleu(
+                correct[:order].astype(int).tolist(),
+                total[:order].astype(int).tolist(),
+                *map(int, lengths),
+                smooth_method="exp",
+                max_ngram_order=order,
+            ).score
+            for order in ORDERS
+        }
+
+    return Summed(parts, finish, upper=100.0)
+
+
+def _columns(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """What sacrebleu wants: the first reference of each text, then the second ones, ..., None where there is none."""
     most = max(len(row) for row in references)
-    columns = [[row[index] if index < len(row) else None for row in references] for index in range(most)]
-    report: dict[str, Any] = {}
-    for order in ORDERS:
-        metric = _sacrebleu().BLEU(max_ngram_order=order)
-        report[f"bleu_{order}"] = metric.corpus_score(list(hypotheses), columns).score
-        report["bleu_signature"] = str(metric.get_signature())
-    return report
+    return [[row[index] if index < len(row) else None for row in references] for index in range(most)]
 
 
 def require_sacrebleu() -> None:
@@ -184,21 +304,25 @@ def _mean(values: Iterable[float | None]) -> float | None:
 class Written:
     """Texts that a model wrote: in its tokens, without end tokens, and as strings.
 
-    vocab_size: tokens of its vocabulary. references: for each text at least one to compare with, or None.
+    vocab_size: tokens of its vocabulary. references: for each text at least one to compare with, or None. unknown: the
+    token that stands for what the tokenizer does not know, or None.
     """
 
     tokens: Sequence[Sequence[Hashable]]
     strings: Sequence[str]
     vocab_size: int
     references: Sequence[Sequence[str]] | None = None
+    unknown: Hashable | None = None
 
 
 @dataclass(frozen=True)
 class TextMeasure:
-    """One group of measures. names: as reports name them. of: what takes them of texts, perhaps with more beside."""
+    """One group of measures. names: as reports name them. of: what takes them of texts, perhaps with more beside.
+    summed: those of them that are made of sums over texts."""
 
     names: tuple[str, ...]
     of: Callable[[Written], Mapping[str, Any]]
+    summed: tuple[Callable[[Written], Summed], ...] = ()
     needs_sacrebleu: bool = False
 
 
@@ -207,10 +331,20 @@ TEXT_MEASURES = {
     "bleu": TextMeasure(
         tuple(f"bleu_{order}" for order in ORDERS),
         lambda written: bleu(written.strings, written.references),
+        (lambda written: summed_bleu(written.strings, written.references),),
         needs_sacrebleu=True,
     ),
     "repetition": TextMeasure(
-        (*(f"repetition_{order}" for order in ORDERS), "longest_repeat"), lambda written: repetition(written.tokens)
+        (
+            *(f"repetition_{order}" for order in ORDERS),
+            "longest_repeat",
+            *(f"character_repetition_{order}" for order in ORDERS),
+        ),
+        lambda written: {**repetition(written.tokens), **character_repetition(written.strings)},
+        (
+            lambda written: summed_repetition(written.tokens),
+            lambda written: summed_repetition(written.strings, "character_repetition"),
+        ),
     ),
     "diversity": TextMeasure(
         (*(f"distinct_{order}" for order in ORDERS), "self_bleu"),
@@ -218,8 +352,8 @@ TEXT_MEASURES = {
         needs_sacrebleu=True,
     ),
     "vocabulary": TextMeasure(
-        ("distinct_tokens", "type_token_ratio", "vocabulary_share"),
-        lambda written: vocabulary_use(written.tokens, written.vocab_size),
+        ("distinct_tokens", "type_token_ratio", "vocabulary_coverage", "unique_per_100", "unknown_share"),
+        lambda written: vocabulary_use(written.tokens, written.vocab_size, written.unknown),
     ),
 }
 

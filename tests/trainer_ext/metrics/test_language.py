@@ -3,19 +3,23 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
+from frankenlm.modeling import InfinitoForCausalLM
 from frankenlm.trainer_ext.metrics.language import (
-    LossSum,
+    Scores,
     _windows,
-    causal_nats,
-    masked_lm_nats,
+    causal_scores,
+    masked_lm_scores,
     perplexity_report,
-    pseudo_nats,
+    pseudo_scores,
+    token_ranks,
     unigram_cross_entropy,
 )
+from tiny_infinito import tiny_infinito
 
 VOCABULARY = 11
 
@@ -32,6 +36,10 @@ class Bigram(torch.nn.Module):
         assert not self.training and not torch.is_grad_enabled()
         self.largest = max(self.largest, input_ids.shape[1])
         return SimpleNamespace(logits=self.table[input_ids])
+
+
+def summed(score):
+    return score.nats, score.tokens, score.context, score.stride
 
 
 def test_unigram_by_hand():
@@ -94,10 +102,14 @@ def test_windows_by_hand():
 def test_causal_by_hand():
     # From 0: p(1) = 3/4 with logits (0, ln 3); from 1: p(0) = p(1) = 1/2.
     model = Bigram(torch.tensor([[0.0, math.log(3)], [0.0, 0.0]]))
-    score = causal_nats(model, [[0, 1, 1], [0, 0]], context_length=8)
-    assert score == LossSum(pytest.approx(math.log(4 / 3) + math.log(2) + math.log(4)), 3, 8, 4)
-    score = causal_nats(model, [[1]], context_length=8, start_token_id=0)
-    assert score == LossSum(pytest.approx(math.log(4 / 3)), 1, 8, 4)
+    score = causal_scores(model, [[0, 1, 1], [0, 0]], context_length=8)
+    assert summed(score) == (pytest.approx(math.log(4 / 3) + math.log(2) + math.log(4)), 3, 8, 4)
+    assert score.sums[:, :2].tolist() == [
+        [pytest.approx(math.log(4 / 3) + math.log(2)), 2],
+        [pytest.approx(math.log(4)), 1],
+    ]
+    score = causal_scores(model, [[1]], context_length=8, start_token_id=0)
+    assert summed(score) == (pytest.approx(math.log(4 / 3)), 1, 8, 4)
 
 
 @pytest.mark.parametrize(("context_length", "stride"), [(1, 1), (2, 1), (5, 1), (5, 5), (7, 3), (64, 64)])
@@ -108,7 +120,7 @@ def test_every_token_is_scored_once(context_length, stride, batch_size):
     sequences = [torch.randint(VOCABULARY, (n,)).tolist() for n in (1, 2, 17, 40, 0, 5)]
     log_p = model.table.detach().log_softmax(-1)
     expected = -sum(float(log_p[a, b]) for s in sequences for a, b in zip(s, s[1:], strict=False))
-    score = causal_nats(model, sequences, context_length=context_length, stride=stride, batch_size=batch_size)
+    score = causal_scores(model, sequences, context_length=context_length, stride=stride, batch_size=batch_size)
     assert score.nats == pytest.approx(expected, rel=1e-5)
     assert score.tokens == sum(max(len(s) - 1, 0) for s in sequences)
     assert model.largest <= context_length
@@ -118,11 +130,61 @@ def test_every_token_is_scored_once(context_length, stride, batch_size):
 def test_causal_equals_the_models_own_loss():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_positions=32)).train()
     sequences = [torch.randint(VOCABULARY, (n,)) for n in (23, 9)]
-    score = causal_nats(model, [s.tolist() for s in sequences], context_length=32)
+    score = causal_scores(model, [s.tolist() for s in sequences], context_length=32)
     with torch.no_grad():
         model.eval()
         losses = [float(model(input_ids=s[None], labels=s[None]).loss) * (len(s) - 1) for s in sequences]
-    assert score == LossSum(pytest.approx(sum(losses), rel=1e-5), 22 + 8, 32, 16)
+    assert summed(score) == (pytest.approx(sum(losses), rel=1e-5), 22 + 8, 32, 16)
+    assert score.sums[:, 0] == pytest.approx(losses, rel=1e-5)
+
+
+def test_ranks_by_hand():
+    logits = torch.tensor([[0.1, 0.4, 0.3, 0.2]] * 4)
+    assert token_ranks(logits, torch.arange(4)).tolist() == [3, 0, 1, 2]
+    # of equals the lower id is the likelier one
+    assert token_ranks(torch.zeros(4, 4), torch.arange(4)).tolist() == [0, 1, 2, 3]
+    assert token_ranks(torch.tensor([[2.0, 5.0, 2.0, 5.0]] * 4), torch.arange(4)).tolist() == [2, 0, 3, 1]
+
+
+def test_what_is_not_a_number_is_never_right():
+    nan, logits = math.nan, torch.zeros(3, 9)
+    logits[0, :], logits[1, 4], logits[2, 3] = nan, nan, nan
+    # all NaN; one that is not the answer's, which is then not known to be less; the answer's own
+    assert token_ranks(logits, torch.tensor([0, 0, 3])).tolist() == [9, 1, 9]
+
+
+def test_ranks_are_those_of_sorting():
+    logits, answers = torch.randn(40, VOCABULARY), torch.randint(VOCABULARY, (40,))
+    order = logits.argsort(-1, descending=True)
+    assert token_ranks(logits, answers).tolist() == (order == answers[:, None]).int().argmax(-1).tolist()
+
+
+def test_accuracies_by_hand():
+    # from 0 the order is 1 2 3 4 5 6 ..., from anything else 0 first
+    table = torch.full((VOCABULARY, VOCABULARY), -9.0)
+    table[0] = -torch.arange(VOCABULARY).float()
+    table[0, 0], table[1:, 0] = -50.0, 1.0
+    model = Bigram(table)
+    score = causal_scores(model, [[0, 1, 0, 3], [0, 5, 0, 6], [7]], context_length=8)
+    # first text: 0 -> 1 (rank 0), 1 -> 0 (0), 0 -> 3 (2); second: 0 -> 5 (4), 5 -> 0 (0), 0 -> 6 (5); third: nothing
+    assert score.sums[:, 1:].tolist() == [[3, 2, 3, 3], [3, 1, 1, 2], [0, 0, 0, 0]]
+    accuracy = score.accuracy()
+    assert accuracy.values() == {"top_1_accuracy": 3 / 6, "top_3_accuracy": 4 / 6, "top_5_accuracy": 5 / 6}
+    assert accuracy.finish(score.sums[2]) == dict.fromkeys(accuracy.values())
+
+
+def test_likelihood_of_texts_by_hand():
+    nats = math.log(2) * np.array([4.0, 2.0, 0.0])  # 3 tokens in all, 6 bits
+    score = Scores(np.column_stack([nats, [2, 1, 0], np.zeros((3, 3))]))
+    summed = score.likelihood([2, 3, 1], words=[1, 2, 0])
+    assert summed.values() == {
+        "loss": pytest.approx(2 * math.log(2)),
+        "perplexity": pytest.approx(4),
+        "bits_per_byte": pytest.approx(1),
+        "word_perplexity": pytest.approx(4),
+    }
+    assert summed.finish(summed.parts[2]) == dict.fromkeys(summed.values())
+    assert "word_perplexity" not in score.likelihood([2, 3, 1]).values()
 
 
 def rolling_nats(model, tokens, prefix, max_length, context):
@@ -148,15 +210,32 @@ def rolling_nats(model, tokens, prefix, max_length, context):
     return total
 
 
-@pytest.mark.parametrize("length", [1, 5, 15, 16, 17, 32, 33, 47, 100])
-@pytest.mark.parametrize("context", [1, 9, 16])
-def test_one_text_has_the_rolling_likelihood_of_the_harness(length, context):
-    """Positions and contexts matter to this model, so that any other cut of the text gives another sum."""
-    model = GPT2LMHeadModel(
+def gpt2():
+    return GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_positions=16, initializer_range=0.9)
     ).eval()
+
+
+def infinito():
+    torch.manual_seed(0)
+    return InfinitoForCausalLM(tiny_infinito(vocab_size=VOCABULARY, initializer_range=0.5)).eval()
+
+
+@pytest.mark.parametrize(
+    ("build", "length"),
+    [
+        *((gpt2, length) for length in (1, 5, 15, 16, 17, 32, 33, 47, 100)),
+        (infinito, 5),
+        (infinito, 17),
+        (infinito, 47),
+    ],
+)
+@pytest.mark.parametrize("context", [1, 9, 16])
+def test_one_text_has_the_rolling_likelihood_of_the_harness(build, length, context):
+    """Positions and contexts matter to these models, so that any other cut of the text gives another sum."""
+    model = build()
     tokens = torch.randint(1, VOCABULARY, (length,)).tolist()
-    score = causal_nats(model, [tokens], context_length=16, stride=16 - context + 1, batch_size=3, start_token_id=0)
+    score = causal_scores(model, [tokens], context_length=16, stride=16 - context + 1, batch_size=3, start_token_id=0)
     assert score.tokens == length
     assert score.nats == pytest.approx(rolling_nats(model, tokens, 0, 16, context), rel=1e-5)
 
@@ -165,13 +244,13 @@ def test_a_model_without_weights_is_not_scored():
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=8, n_layer=1, n_head=2, n_positions=16))
     with pytest.raises(ValueError, match="meta device, without weights"):
-        causal_nats(model, [[1, 2]], context_length=8)
+        causal_scores(model, [[1, 2]], context_length=8)
 
 
 @pytest.mark.parametrize("stride", [0, 9])
 def test_causal_refuses_a_stride_that_skips(stride):
     with pytest.raises(ValueError, match=f"stride={stride} must lie between 1 and context_length = 8"):
-        causal_nats(Bigram(torch.zeros(2, 2)), [[0, 1]], context_length=8, stride=stride)
+        causal_scores(Bigram(torch.zeros(2, 2)), [[0, 1]], context_length=8, stride=stride)
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +287,9 @@ def naive_pseudo_nats(model, piece, specials):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
-def test_pseudo_nats_equal_the_loop(bert, batch_size):
+def test_pseudo_scores_equal_the_loop(bert, batch_size):
     sequences = [[3, 4, 5, SEP, 6, 7, 8, 9, 10], [10, 9], []]
-    score = pseudo_nats(
+    score = pseudo_scores(
         bert.train(),
         sequences,
         mask_token_id=MASK,
@@ -222,13 +301,14 @@ def test_pseudo_nats_equal_the_loop(bert, batch_size):
     )
     pieces = [[CLS, 3, 4, 5, SEP, 6, SEP], [CLS, 7, 8, 9, 10, SEP], [CLS, 10, 9, SEP]]
     expected = [naive_pseudo_nats(bert, piece, {CLS, SEP, MASK}) for piece in pieces]
-    assert score == LossSum(pytest.approx(sum(nats for nats, _ in expected), rel=1e-5), 10, 7, 5)
+    assert summed(score) == (pytest.approx(sum(nats for nats, _ in expected), rel=1e-5), 10, 7, 5)
+    assert score.sums[:, 0] == pytest.approx([expected[0][0] + expected[1][0], expected[2][0], 0], rel=1e-5)
     assert sum(count for _, count in expected) == 10
 
 
-def test_pseudo_nats_refuses_a_context_of_specials(bert):
+def test_pseudo_scores_refuses_a_context_of_specials(bert):
     with pytest.raises(ValueError, match="context_length=2 leaves no room beside 2 specials"):
-        pseudo_nats(bert, [[3]], mask_token_id=2, special_ids=[], context_length=2, prefix=[0], suffix=[1])
+        pseudo_scores(bert, [[3]], mask_token_id=2, special_ids=[], context_length=2, prefix=[0], suffix=[1])
 
 
 def test_masked_nats_do_not_average_averages(bert):
@@ -239,7 +319,8 @@ def test_masked_nats_do_not_average_averages(bert):
         {"input_ids": ids[i : i + 1], "attention_mask": torch.ones(1, 9).long(), "labels": labels[i : i + 1]}
         for i in range(3)
     ]
-    score = masked_lm_nats(bert, batches)
+    score = masked_lm_scores(bert, batches)
     with torch.no_grad():
         mean = bert.eval()(input_ids=ids, labels=labels).loss
-    assert score == LossSum(pytest.approx(float(mean) * 4, rel=1e-5), 4)
+    assert summed(score) == (pytest.approx(float(mean) * 4, rel=1e-5), 4, 0, 0)
+    assert score.sums[:, 1].tolist() == [3, 0, 1]

@@ -1,14 +1,19 @@
 """Measures of generated text against values worked out by hand."""
 
 import itertools
+import json
 import math
 import random
+import re
+import subprocess
 import sys
 
 import pytest
+import sacrebleu
 
 from frankenlm.trainer_ext.metrics.text import (
     bleu,
+    character_repetition,
     distinct,
     diversity,
     longest_repeat,
@@ -16,6 +21,9 @@ from frankenlm.trainer_ext.metrics.text import (
     repeated_share,
     repetition,
     self_bleu,
+    summed_repetition,
+    unique_per_100,
+    unknown_share,
     vocabulary_use,
 )
 
@@ -82,12 +90,56 @@ def test_vocabulary_use():
     assert vocabulary_use([[1, 2, 2], [1]], 8) == {
         "distinct_tokens": 2,
         "type_token_ratio": 0.5,
-        "vocabulary_share": 0.25,
+        "vocabulary_coverage": 0.25,
+        "unique_per_100": None,  # there are no hundred
+        "unknown_share": None,
     }
     assert vocabulary_use([[], []], 8)["type_token_ratio"] is None
     assert vocabulary_use([[3]], 8)["type_token_ratio"] == 1
     with pytest.raises(ValueError, match="vocab_size=0"):
         vocabulary_use([[1]], 0)
+
+
+def test_unique_per_100_by_hand():
+    assert unique_per_100([range(99)]) is unique_per_100([]) is None
+    assert unique_per_100([range(100)]) == 100
+    assert unique_per_100([[7] * 500]) == 1
+    assert unique_per_100([range(60), range(60)]) == 60  # read as one: every run holds all sixty
+    # the runs of 0 ... 99, 0 that begin at its first and second token
+    assert unique_per_100([[*range(100), 0]]) == 100
+    # 99 ones and a two in the first run, 98 ones, a two and a three in the second
+    assert unique_per_100([[1] * 99, [2, 3]]) == (2 + 3) / 2
+
+
+def test_unique_per_100_is_the_mean_over_all_runs():
+    rng = random.Random(1)
+    texts = [rng.choices(range(60), k=rng.randint(0, 90)) for _ in range(8)]
+    flat = [token for text in texts for token in text]
+    runs = [len(set(flat[start : start + 100])) for start in range(len(flat) - 99)]
+    assert unique_per_100(texts) == pytest.approx(sum(runs) / len(runs))
+    assert vocabulary_use(texts, 60)["unique_per_100"] == unique_per_100(texts)
+
+
+def test_unknown_share_by_hand():
+    assert unknown_share([[3, 0, 0], [5]], 0) == 0.5
+    assert unknown_share([[3], [5]], 0) == 0
+    assert unknown_share([[3]], None) is unknown_share([[]], 0) is None
+    assert vocabulary_use([[3, 0], [0, 0]], 9, 0)["unknown_share"] == 0.75
+
+
+def test_character_repetition_by_hand():
+    # "abab": a b of four characters; ab ba of three pairs; aba bab; abab
+    report = character_repetition(["abab"])
+    assert report == {
+        "character_repetition_1": 0.5,
+        "character_repetition_2": pytest.approx(1 / 3),
+        "character_repetition_3": 0,
+        "character_repetition_4": 0,
+    }
+    assert character_repetition(["abab", "xyz"])["character_repetition_1"] == 0.25
+    # a text that repeats no word repeats its characters
+    text = "the hens then ate"
+    assert repetition([text.split()])["repetition_1"] == 0 < character_repetition([text])["character_repetition_1"]
 
 
 def test_bleu_by_hand():
@@ -98,6 +150,53 @@ def test_bleu_by_hand():
         geometric = math.prod(precisions[:order]) ** (1 / order)
         assert report[f"bleu_{order}"] == pytest.approx(100 * geometric), order
     assert "tok:13a|smooth:exp" in report["bleu_signature"]
+
+
+def test_bleu_is_what_the_command_of_sacrebleu_gives(tmp_path):
+    """Its precisions and brevity penalty of each order, the geometric means worked out here."""
+    hypotheses = ["the cat sat on it all day", "dogs run over the green hills", "rain", "the the the hills"]
+    references = [
+        "the cat sat under it all day",
+        "the dogs run over green hills",
+        "it rains in spring",
+        "green hills run",
+    ]
+    (tmp_path / "ours").write_text("\n".join(hypotheses) + "\n")
+    (tmp_path / "theirs").write_text("\n".join(references) + "\n")
+    words = [tmp_path / "theirs", "-i", tmp_path / "ours", "-m", "bleu", "-w", "12", "--format", "json"]
+    done = subprocess.run([sys.executable, "-m", "sacrebleu", *words], capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    # "P1/P2/P3/P4 (BP = 0.9 ratio = ... hyp_len = 18 ref_len = 20)"; the penalty is shown with three digits
+    shown, _, lengths = told["verbose_score"].partition(" (")
+    precisions = [float(value) for value in shown.split("/")]
+    ours, theirs = (int(re.search(rf"{name}_len = (\d+)", lengths)[1]) for name in ("hyp", "ref"))
+    penalty = math.exp(1 - theirs / ours) if ours < theirs else 1.0
+    report = bleu(hypotheses, [[reference] for reference in references])
+    for order in (1, 2, 3, 4):
+        expected = penalty * math.prod(precisions[:order]) ** (1 / order)
+        assert report[f"bleu_{order}"] == pytest.approx(expected, rel=0.01), (
+            order
+        )  # one digit behind the point is shown
+    assert report["bleu_4"] == pytest.approx(told["score"], abs=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_bleu_is_sacrebleus_of_that_order(order):
+    hypotheses = ["the cat sat on it", "dogs run", "", "x y z"]
+    references = [["the cat sat under it", "a cat sat on it"], ["the dogs run"], ["rain"], ["z y x", "x y", "x y z"]]
+    columns = [[row[i] if i < len(row) else None for row in references] for i in range(3)]
+    theirs = sacrebleu.BLEU(max_ngram_order=order).corpus_score(hypotheses, columns)
+    assert bleu(hypotheses, references)[f"bleu_{order}"] == pytest.approx(theirs.score, abs=1e-12)
+
+
+def test_sums_over_texts_are_the_measures():
+    tokens = [[1, 2, 1, 2, 3], [4, 4], [5], []]
+    shares = summed_repetition(tokens)
+    assert shares.parts.shape == (4, 8)
+    assert shares.values().items() <= repetition(tokens).items()
+    halves = [summed_repetition(tokens[:2]), summed_repetition(tokens[2:])]
+    assert shares.finish(sum(half.parts.sum(axis=0) for half in halves)) == shares.values()
+    assert all(parts == [0.0] * 8 for parts in summed_repetition([[]]).parts.tolist())
 
 
 def test_bleu_brevity():

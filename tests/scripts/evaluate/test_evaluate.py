@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from frankenlm.trainer_ext.common.cli import Failed, UserError
 from frankenlm.trainer_ext.evaluation.continuations import choose_lengths
-from frankenlm.trainer_ext.evaluation.scoring import LIKELIHOOD, choose_method, fitting_metrics, parse_metrics
+from frankenlm.trainer_ext.evaluation.flags import SCORED, TEXT_METRICS
+from frankenlm.trainer_ext.evaluation.scoring import choose_method, fitting_metrics, parse_metrics
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,12 @@ def held_out(tmp_path_factory):
     return path
 
 
-def read(path) -> dict:
-    return json.loads(path.read_text(), parse_constant=pytest.fail)
+def read(path, split="all") -> dict:
+    """The facts of a report, with those of one split, and its measures by their names."""
+    facts = json.loads(path.read_text(), parse_constant=pytest.fail)
+    of_split = facts["splits"][split]
+    values = {name: entry["value"] for name, entry in of_split["measures"].items()}
+    return {**facts, **of_split, **values}
 
 
 def test_training_loss_is_found_again(evaluate, unbroken, corpus, tmp_path):
@@ -30,11 +35,13 @@ def test_training_loss_is_found_again(evaluate, unbroken, corpus, tmp_path):
         "--model", unbroken, "--dataset", corpus, "--split", "validation", "--max_length", 32, "--report", report
     )
     assert code == 0
-    facts, trained = read(report), json.loads((unbroken / "metrics.json").read_text())
-    assert facts["method"] == "mlm" and facts["split"] == "validation"
+    facts, trained = read(report, "validation"), json.loads((unbroken / "metrics.json").read_text())
+    assert facts["method"] == "mlm" and list(facts["splits"]) == ["validation"] and facts["gaps"] == []
+    assert facts["bootstrap"] == {"confidence": 0.95, "draws": 1000, "seed": 42, "unit": "row"}
     assert facts["loss"] == pytest.approx(trained["eval_loss"], rel=1e-5)
     assert facts["perplexity"] == pytest.approx(math.exp(facts["loss"]))
-    assert report.read_text() == json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    written = json.loads(report.read_text())
+    assert report.read_text() == json.dumps(written, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def test_pseudo_perplexity_scores_every_token(evaluate, unbroken, held_out, tmp_path, capsys):
@@ -152,6 +159,8 @@ def test_continuations(evaluate, causal, corpus, tmp_path, capsys):
     assert evaluate(*words, *more, "--report", again) == 0
     assert read(again)["bleu_1"] == facts["bleu_1"] and "repetition_1" not in read(again)
     assert "perplexity" not in read(again) and "seconds" not in read(again)
+    low, high = (facts["measures"]["bleu_1"][end] for end in ("low", "high"))
+    assert low <= facts["bleu_1"] <= high and facts["measures"]["distinct_2"]["low"] is None
 
 
 def test_documents_too_short_to_go_on_from(evaluate, causal, held_out, capfd):
@@ -174,7 +183,16 @@ def test_lengths_that_fit():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--metrics", "blue"], "Known: all, bits_per_byte, loss, perplexity"),
+        (["--metrics", "blue"], "Known: all, loss, perplexity, bits_per_byte"),
+        (["--split", "tset"], "unknown split 'tset'. Did you mean 'test'?"),
+        (["--split", "all,test"], "'all' stands alone"),
+        (["--split", "test,test"], "names a split twice"),
+        (["--split", ","], "--split is empty"),
+        (["--split", "test"], "has no test part of its own; name one with --test_dataset"),
+        (["--split", "validation", "--test_dataset", "{corpus}"], "--test_dataset: goes with --split test"),
+        (["--test_dataset", "{corpus}"], "go with --split"),
+        (["--bootstrap_iters", "-1"], "must be at least 0"),
+        (["--output_dir", "{corpus}"], "cannot write to"),
         (["--metrics", ","], "--metrics is empty"),
         (["--metrics", "bleu"], "mlm models write none"),
         (["--continuations", "0"], "at least 1"),
@@ -207,10 +225,11 @@ def test_mistakes(words, message, evaluate, unbroken, corpus, capfd):
 
 
 def test_metric_names_and_methods():
-    everything = [*LIKELIHOOD, "bleu", "repetition", "diversity", "vocabulary"]
+    everything = [*SCORED, "text", *TEXT_METRICS]
     assert parse_metrics("all") == everything
     assert fitting_metrics(everything, "causal", asked_for_all=True) == everything
-    assert fitting_metrics(everything, "mlm", asked_for_all=True) == everything[:3]
+    masked = ["loss", "perplexity", "bits_per_byte", "accuracy", "text"]
+    assert fitting_metrics(everything, "mlm", asked_for_all=True) == masked
     with pytest.raises(UserError, match="mlm models write none"):
         fitting_metrics(["bleu"], "mlm", asked_for_all=False)
     assert parse_metrics("loss, perplexity") == ["loss", "perplexity"]
