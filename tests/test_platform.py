@@ -75,6 +75,8 @@ FACTS = {
     "transformers.quantizers.base:HfQuantizer._process_model_before_weight_loading": "quantizer_ternary.py",
     "transformers.quantizers.base:HfQuantizer._process_model_after_weight_loading": "quantizer_ternary.py",
     "transformers.utils:ModelOutput.past_key_values": "outputs are still read under the old name",
+    "evaluate:EvaluationModule._info": "our evaluate modules say what they take",
+    "evaluate:EvaluationModule._compute": "our evaluate modules compute in it",
     "datasets:Dataset._fingerprint": "packing.py names prepared data by it",
     "argparse:ArgumentParser._actions": "cli.py and presets.py find a command's flags",
     "argparse:HelpFormatter._format_args": "presets.py writes the help of long lists",

@@ -96,6 +96,19 @@ def token_ranks(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
     return logits.shape[1] - beaten.sum(1)
 
 
+def top_accuracies(logits: torch.Tensor, answers: torch.Tensor) -> dict[str, float | None]:
+    """Return top_1_accuracy, top_3_accuracy and top_5_accuracy of logits [N, V] and answers [N]; -100 is not asked for.
+
+    None where nothing is. Raises ValueError for an answer that is none of V.
+    """
+    asked = answers != IGNORED_LABEL
+    logits, answers = logits[asked], answers[asked]
+    if ((answers < 0) | (answers >= logits.shape[-1])).any():
+        raise ValueError(f"answers must lie between 0 and {logits.shape[-1] - 1}, or be {IGNORED_LABEL}.")
+    ranks = token_ranks(logits, answers)
+    return {f"top_{k}_accuracy": float((ranks < k).double().mean()) if len(ranks) else None for k in TOP}
+
+
 def unigram_cross_entropy(train_counts: torch.Tensor, eval_counts: torch.Tensor) -> float:
     """Return the loss, in nats a token, of guessing evaluation tokens by their frequency in training.
 
