@@ -76,7 +76,7 @@ def test_causal(evaluate, causal, held_out, tmp_path):
 
 def test_one_text(evaluate, causal, tmp_path):
     """The figure of the whole text read in windows that do not overlap: lm-evaluation-harness's, see its definition in
-    tests/trainer_ext/test_metrics_language.py. Per word it does not depend on the tokenizer."""
+    tests/trainer_ext/metrics/test_language.py. Per word it does not depend on the tokenizer."""
     text, report = tmp_path / "text.txt", tmp_path / "report.json"
     text.write_text("the cat sat on a mat\n\nbirds sang of rain in spring\n\n" * 4)
     words = ["--model", causal, "--dataset", text, "--one_text", "--max_length", 16, "--report", report]
