@@ -14,6 +14,7 @@ ELSEWHERE = {
     "run.yaml",
     "card.md",
     "compare.md",
+    "evaluation.md",
     "sweep.md",
     "grid.yaml",
     "small.yaml",
