@@ -11,7 +11,7 @@ import pytest
 from frankenlm.trainer_ext import packed_checkpoints
 from frankenlm.trainer_ext.common import checkpoints, opening
 from frankenlm.trainer_ext.common.cli import run_command
-from frankenlm.trainer_ext.evaluation import scoring
+from frankenlm.trainer_ext.evaluation import scored_text, scoring
 
 from .conftest import load_script
 
@@ -25,7 +25,7 @@ SCRIPTS: dict[str, ModuleType] = {name: load_script(name) for name in COMMANDS}
 WORDS = ["", "\udcff", "a\0b"]
 WHOLE = ["-1", "0", "x", "1e3", "99999999999999999999", ""]
 BROKEN = ["-1", "nan", "inf", "-inf", "1e999", "x", ""]
-ZERO_IS_A_VALUE = {"--seed", "--split_seed"}
+ZERO_IS_A_VALUE = {"--seed", "--split_seed", "--bootstrap_iters"}
 
 
 def options(command: str) -> list[argparse.Action]:
@@ -64,8 +64,9 @@ def nothing_is_read(monkeypatch):
         (scoring, "read_config"),
         (checkpoints, "read_config"),
         (packed_checkpoints, "read_config"),
-        (scoring, "load_documents"),
-        (scoring, "load_splits"),
+        (scored_text, "load_documents"),
+        (scored_text, "load_splits"),
+        (scored_text, "find_sources"),
     ):
         monkeypatch.setattr(place, name, read)
 
