@@ -19,7 +19,6 @@ DRAWS = 1000
 CONFIDENCE = 0.95
 _NORMAL = 1.960  # quantile 0.975 of the normal distribution, and of Student's t with 1, 2 ... 9 degrees of freedom
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_CELLS = 2**22  # of a matrix of draws at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,8 @@ def drawn_sums(parts: np.ndarray, draws: int, seed: int | tuple[int, ...]) -> np
     """Return the sums of `draws` drawings of as many documents: [N, C] -> [draws, C]; same seed, same drawings."""
     generator = np.random.default_rng(seed)
     documents = len(parts)
-    at_once = max(1, _CELLS // documents)
-    chunks = [
-        generator.multinomial(documents, [1 / documents] * documents, size=min(at_once, draws - start)) @ parts
-        for start in range(0, draws, at_once)
-    ]
-    return np.concatenate(chunks)
+    chosen = (generator.integers(documents, size=documents) for _ in range(draws))
+    return np.stack([np.bincount(places, minlength=documents) @ parts for places in chosen])
 
 
 def drawn_values(summed: Summed, draws: int = DRAWS, seed: int | tuple[int, ...] = 0) -> dict[str, np.ndarray]:

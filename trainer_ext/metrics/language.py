@@ -84,13 +84,24 @@ class Scores:
         return Summed(parts, finish, logarithms=("perplexity", "word_perplexity"))
 
 
-def token_ranks(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-    """Return how many tokens the model held likelier than each answer: logits [N, V], answers [N] -> int64 [N].
+def token_ranks(logits: torch.Tensor, answers: torch.Tensor, most: int = TOP[-1]) -> torch.Tensor:
+    """Return how many tokens the model held likelier than each answer, at most `most`: [N, V], [N] -> int64 [N].
 
     Of equal logits the lower id counts as the likelier one, as argmax has it, so that a model that says the same of
     every token is right once in V and not always. What is not a number beats no token: NaN logits are never right.
     """
     own = logits.gather(1, answers[:, None])  # [N, 1]
+    top = logits.topk(min(most + 1, logits.shape[1])).values  # NaN comes first
+    ranks = (top > own).sum(1)
+    unsure = top[:, 0].isnan() | ((top == own).sum(1) > 1)
+    if unsure.any():
+        ranks[unsure] = _ranks_by_comparing(logits[unsure], answers[unsure])
+    return ranks.clamp(max=most)
+
+
+def _ranks_by_comparing(logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+    """`token_ranks` without an end, each logit compared with the answer's: several times the work of topk."""
+    own = logits.gather(1, answers[:, None])
     ids = torch.arange(logits.shape[1], device=logits.device)
     beaten = (logits < own) | ((logits == own) & (ids >= answers[:, None]))
     return logits.shape[1] - beaten.sum(1)

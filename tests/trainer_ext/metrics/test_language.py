@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from frankenlm.modeling import InfinitoForCausalLM
 from frankenlm.trainer_ext.metrics.language import (
     Scores,
+    _ranks_by_comparing,
     _windows,
     causal_scores,
     masked_lm_scores,
@@ -150,13 +151,20 @@ def test_what_is_not_a_number_is_never_right():
     nan, logits = math.nan, torch.zeros(3, 9)
     logits[0, :], logits[1, 4], logits[2, 3] = nan, nan, nan
     # all NaN; one that is not the answer's, which is then not known to be less; the answer's own
-    assert token_ranks(logits, torch.tensor([0, 0, 3])).tolist() == [9, 1, 9]
+    assert token_ranks(logits, torch.tensor([0, 0, 3]), most=99).tolist() == [9, 1, 9]
+    assert token_ranks(logits, torch.tensor([0, 0, 3])).tolist() == [5, 1, 5]
 
 
-def test_ranks_are_those_of_sorting():
-    logits, answers = torch.randn(40, VOCABULARY), torch.randint(VOCABULARY, (40,))
+def test_ranks_are_those_of_sorting_and_of_comparing():
+    logits, answers = torch.randn(60, VOCABULARY), torch.randint(VOCABULARY, (60,))
     order = logits.argsort(-1, descending=True)
-    assert token_ranks(logits, answers).tolist() == (order == answers[:, None]).int().argmax(-1).tolist()
+    ranks = (order == answers[:, None]).int().argmax(-1)
+    assert token_ranks(logits, answers, most=99).tolist() == ranks.tolist()
+    assert token_ranks(logits, answers).tolist() == ranks.clamp(max=5).tolist()
+    # many of few values, so that ties stand at the border of the fifth, and some are infinite
+    for odd in (logits.round(), (logits * 2).round() / 2, torch.where(logits > 0.5, math.inf, logits.round())):
+        expected = _ranks_by_comparing(odd, answers).clamp(max=5)
+        assert token_ranks(odd, answers).tolist() == expected.tolist()
 
 
 def test_accuracies_by_hand():
