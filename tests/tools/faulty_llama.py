@@ -2,6 +2,7 @@
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutput
 
 from frankenlm.trainer_ext.checking.judging import Judge
 from frankenlm.trainer_ext.checking.promises.table import PROMISES
@@ -71,3 +72,19 @@ def faulty(fault=None, size=1e-2, dtype=torch.float32) -> Judge:
 def verdicts(judge: Judge) -> dict[str, str]:
     """The verdict of each promise."""
     return {name: judge.judge(name, promise).verdict for name, promise in PROMISES.items()}
+
+
+class NumberedGru(LlamaForCausalLM):
+    """A recurrent layer that knows documents by `seq_idx` alone, and has neither cache nor positions."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gru = torch.nn.GRU(config.hidden_size, config.hidden_size, batch_first=True)
+        self.post_init()
+
+    def forward(self, input_ids, seq_idx=None, return_dict=True):
+        embedded = self.model.embed_tokens(input_ids)
+        numbers = torch.zeros_like(input_ids[0]) if seq_idx is None else seq_idx[0]
+        sizes = numbers.unique_consecutive(return_counts=True)[1].tolist()
+        hidden = torch.cat([self.gru(part)[0] for part in embedded.split(sizes, 1)], 1)
+        return CausalLMOutput(logits=self.lm_head(hidden))

@@ -83,5 +83,7 @@ def _written(plan: CheckPlan) -> str:
     for name, value in plan.config.to_dict().items():
         if name not in usual or usual[name] != value:
             fields[name] = value
-    fields = {name: value for name, value in fields.items() if name not in ("transformers_version", "dtype")}
+    fields = {
+        name: value for name, value in fields.items() if name not in ("transformers_version", "dtype", "architectures")
+    }
     return ", ".join([repr(plan.config.model_type), *(f"{name}={value!r}" for name, value in fields.items())])

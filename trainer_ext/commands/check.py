@@ -18,6 +18,7 @@ from ..checking.promises.table import PROMISES
 from ..checking.report import facts, text_table, verdict_line
 from ..checking.rows import Rows, special_ids
 from ..checking.snippets import snippet
+from ..checking.subject import ModelUnderTest
 from ..checking.trial import Trial
 from ..common.checkpoints import check_device
 from ..common.cli import EXIT_FAILED, UserError, check_new_file, check_seed
@@ -45,15 +46,17 @@ def check(args: argparse.Namespace) -> None:
     collator = None if args.collator is None else find_collator(args.collator, args.collator_args)
     findings, batch = ([], None) if collator is None else collator_findings(collator)
     about = {} if collator is None else {"collator": args.collator}
+    subject = None
     if plan is not None:
-        more, facts_of_model = check_model(args, plan, batch)
+        subject = open_subject(plan, dtype=getattr(torch, args.dtype), device=args.device, seed=args.seed)
+        more, facts_of_model = check_model(args, plan, subject, batch)
         findings, about = [*more, *findings], {**about, **facts_of_model}
     print(text_table(findings))
     print(f"\n{verdict_line(args.collator if plan is None else plan.name, findings)}")
     if args.json is not None:
         write_json(args.json, facts(findings, **about))
-    if args.reproduce and plan is not None:
-        print_reproduction(plan, findings)
+    if args.reproduce and subject is not None:
+        print_reproduction(plan, subject, findings)
     if any(each.verdict == BROKEN for each in findings):
         raise SystemExit(EXIT_BROKEN)
 
@@ -113,14 +116,13 @@ def parse_field(text: str) -> tuple[str, Any]:
 
 
 def check_model(
-    args: argparse.Namespace, plan: CheckPlan, batch: Collated | None
+    args: argparse.Namespace, plan: CheckPlan, subject: ModelUnderTest, batch: Collated | None
 ) -> tuple[list[Finding], dict[str, Any]]:
     """Try all promises of one model, and of a collator's batch with it; return what became of them, and what was tried.
 
     Raises:
-        UserError: weights that cannot be used, or a model that cannot be built or run.
+        UserError: a model that cannot be run.
     """
-    subject = open_subject(plan, dtype=getattr(torch, args.dtype), device=args.device, seed=args.seed)
     with reading(plan.name, "model"):
         judge = Judge(Trial(subject, Rows(subject.vocabulary, special_ids(subject.model.config), args.seed)))
     promises = dict(PROMISES)
@@ -136,11 +138,12 @@ def check_model(
     return findings, {**tried, "device": args.device, "noise": vars(judge.noise), "tolerance": judge.tolerance}
 
 
-def print_reproduction(plan: CheckPlan, findings: Sequence[Finding]) -> None:
+def print_reproduction(plan: CheckPlan, subject: ModelUnderTest, findings: Sequence[Finding]) -> None:
     """Print the smallest Python that shows a broken promise, if a few lines show one."""
     broken = [each.promise for each in findings if each.verdict == BROKEN]
     for promise in broken:
-        text = snippet(plan, promise)
+        cache, left = subject.cache_name or "cache", "position_ids" in subject.takes
+        text = snippet(plan, promise, start=subject.start, cache=cache, left=left)
         if text is not None:
             print(f"\n# {plan.name}: {promise}\n{text}", end="")
             return

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
-from faulty_llama import faulty, verdicts
+from faulty_llama import NumberedGru, faulty, judge_of, verdicts
+from frankenlm.trainer_ext.checking.tiny import tiny_config
 
 PADS = {f"padding {side}, batch {size}" for side in ("left", "right") for size in (1, 2)}
 PACKED = {f"packed rows, {form}" for form in ("position_ids", "seq_idx", "cu_seq_lens")}
@@ -51,3 +53,14 @@ def test_a_fault_of_one_format_is_not_called_broken(monkeypatch):
     judge = faulty("batch", 0.5, torch.bfloat16)
     monkeypatch.setattr(judge.wider.trial.subject.model, "fault", None)
     assert verdicts(judge)["batch independence"] == "cannot be told"
+
+
+def test_what_a_model_does_not_take_is_refused_or_cannot_be_told():
+    found = verdicts(judge_of(NumberedGru(tiny_config(LlamaConfig))))
+    assert "broken" not in found.values()
+    refused = {name for name, verdict in found.items() if verdict == "refuses"}
+    assert refused == {"packed rows, position_ids", "packed rows, cu_seq_lens"}
+    assert {name for name, verdict in found.items() if verdict == "cannot be told"} == PADS | {
+        *("cache", "prefill in pieces", "cropping")
+    }
+    assert found["packed rows, seq_idx"] == found["no gradient across documents"] == "holds"

@@ -73,4 +73,6 @@ def _places(subject: ModelUnderTest, start: int, size: int) -> dict[str, torch.T
 def _with_cache(trial: Trial) -> ModelUnderTest:
     if not trial.subject.is_decoder:
         raise CannotBeTold("an encoder has no cache")
+    if trial.subject.cache_name is None:
+        raise CannotBeTold("it takes no cache")
     return trial.subject
