@@ -124,19 +124,18 @@ def readable(output) -> torch.Tensor:
 
 
 def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Convert a model as from_pretrained does: its weights, but for those that its class keeps in float32.
+    """Convert the weights of a model, but for those that its class keeps in float32, as from_pretrained does.
 
-    Buffers that are not saved, such as the frequencies of rotary positions, stay as they are.
+    Buffers, such as frequencies of rotary positions and tables of decays, stay as they are: rounded one by one, they
+    would no longer fit together, and the wider twin would have them from here.
     """
-    saved = set(model.state_dict())
     kept = set(model._keep_in_fp32_modules_strict or ())
     if dtype == torch.float16:
         kept |= set(model._keep_in_fp32_modules or ())
     narrow = dtype in (torch.float16, torch.bfloat16)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_floating_point() or name not in saved:
-            continue
-        wide = narrow and not kept.isdisjoint(name.split("."))
-        tensor.data = tensor.data.to(torch.float32 if wide else dtype)
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point():
+            wide = narrow and not kept.isdisjoint(name.split("."))
+            weight.data = weight.data.to(torch.float32 if wide else dtype)
     model.config.dtype = dtype
     return model
