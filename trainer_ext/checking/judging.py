@@ -9,6 +9,7 @@ import torch
 from ..common.cli import is_memory_error, one_line
 from .measure import Difference
 from .noise import measure_noise, wider
+from .promises.lasting import save_and_load
 from .subject import CannotBeTold, Refused
 from .trial import Trial
 
@@ -64,7 +65,8 @@ class Judge:
             if is_memory_error(error):
                 raise
             return Finding(name, REFUSES, note=_said(error))
-        narrow = self.trial.subject.dtype in NARROW and self.wider is not None
+        # what is saved and opened again computes in the same order: there is no rounding to look beneath
+        narrow = self.trial.subject.dtype in NARROW and promise is not save_and_load and self.wider is not None
         verdict, note = self._by_wider(name, promise, measure) if narrow else self._verdict(promise, measure)
         return Finding(name, verdict, measure.difference, measure.control, note)
 
