@@ -197,7 +197,9 @@ class FactorizedHead(nn.Module):
     @property
     def bias(self) -> torch.Tensor | None:
         """(V,), or None."""
-        return self.decoder.bias
+        if hasattr(self.decoder, "bias"):
+            return self.decoder.bias
+        return self.decoder(self._units() * 0)[0]  # inside PEFT's wrapper of new tokens, which has none of its own
 
     @property
     def weight(self) -> torch.Tensor:
@@ -213,17 +215,21 @@ class FactorizedHead(nn.Module):
             raise AttributeError  # torch asks __getattr__ then, which says why
         if self.projection is None:
             return self.decoder.weight
-        one = next(weight for weight in self.parameters() if weight.is_floating_point())
-        narrow = self.projection(torch.eye(self.in_features, dtype=one.dtype, device=one.device))  # (D, R), A^T
+        narrow = self._units()
         if is_plainly_called(self.decoder) and type(self.decoder) is nn.Linear:
             return self.decoder.weight @ narrow.T
-        columns = self.decoder(narrow)  # (D, V)
-        return (columns if self.bias is None else columns - self.bias).T
+        return (self.decoder(narrow) - self.decoder(narrow[:1] * 0)).T  # what it gives for 0 is the bias
+
+    def _units(self) -> torch.Tensor:
+        """(D, R), A^T: what the projection makes of the unit vectors."""
+        one = next(weight for weight in self.parameters() if weight.is_floating_point())
+        units = torch.eye(self.in_features, dtype=one.dtype, device=one.device)
+        return units if self.projection is None else self.projection(units)
 
     def __getattr__(self, name: str):
-        if name == "weight":
+        if name == "weight" and (reason := self._why_no_matrix()) is not None:
             raise AttributeError(
-                f"{self._why_no_matrix()}: its logits are no product of the hidden states and one matrix. Call the "
+                f"{reason}: its logits are no product of the hidden states and one matrix. Call the "
                 "model for them, as transformers' Trainer does."
             )
         return super().__getattr__(name)

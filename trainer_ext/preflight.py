@@ -117,7 +117,7 @@ def documents_stay_apart(run: RunSettings) -> bool:
         return wanted != "joined"
     config = read_config(name, option=SAVED, trust_remote_code=run.model.trust_remote_code)
     known = keeps_documents_apart(config)
-    if wanted == "apart" and not known and run.data.packing:
+    if wanted == "apart" and not known and run.data.packing and run.data.objective != "classification":
         raise UserError(
             f"--packed_documents apart: whether a {config.model_type} keeps the documents of a row apart is not known "
             "(`frankenlm check` tells); give each a row of its own with --no_packing, or join them with "

@@ -168,8 +168,10 @@ def different_settings(run: RunSettings, record: CheckpointRecord) -> list[str]:
     Raises:
         UserError: something differs with which the optimizer's state cannot be used at all.
     """
-    now = run_settings(run)
-    differing = {name for name in now.keys() & record.settings.keys() if now[name] != record.settings[name]}
+    now, then = run_settings(run), dict(record.settings)
+    if run.data.packing and run.data.objective != "classification":
+        then.setdefault("packed_documents", "joined")  # what was before there was a choice
+    differing = {name for name in now.keys() & then.keys() if now[name] != then[name]}
     for name in STATE_SHAPING:
         if name in differing:
             raise UserError(
@@ -182,7 +184,7 @@ def different_settings(run: RunSettings, record: CheckpointRecord) -> list[str]:
         differing -= set(LENGTH)
     if now["max_steps"] > 0 and "max_steps" not in differing:
         differing.discard("num_train_epochs")  # without effect
-    return [f"{name}={record.settings[name]}, now {now[name]}{_why(name, run)}" for name in sorted(differing)]
+    return [f"{name}={then[name]}, now {now[name]}{_why(name, run)}" for name in sorted(differing)]
 
 
 def _why(name: str, run: RunSettings) -> str:

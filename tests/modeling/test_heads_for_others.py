@@ -112,6 +112,20 @@ def test_adapters_of_the_head_are_in_its_matrix():
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_new_tokens_of_an_adapter_are_in_the_matrix():
+    """PEFT wraps a tied table's matrix in layers that have no bias of their own."""
+    model = build(ONE_MATRIX["factorised"])
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", trainable_token_indices=[5, 6]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "delta" in name:
+                parameter.normal_()
+    head, ids = model.get_output_embeddings(), ids_of()
+    logits = model.model(ids).last_hidden_state @ head.weight.T + head.bias
+    torch.testing.assert_close(logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 @pytest.mark.parametrize("case", ["factorised", "plain", "transform"])
 def test_ties_outlast_a_merge(case):
     """PEFT asks whether the head's weight is the table's, and writes its answer into the configuration."""

@@ -290,6 +290,15 @@ def test_what_does_not_decide_them_is_free(words):
     assert different_settings(parse_run([*WORDS, "linear", *words]), record_of()) == []
 
 
+def test_a_record_from_before_documents_were_kept_apart_is_of_joined_ones():
+    record = record_of()
+    del record.settings["packed_documents"]
+    assert different_settings(parse_run([*WORDS, "linear"]), record) == ["packed_documents=joined, now auto"]
+    assert different_settings(parse_run([*WORDS, "linear", "--packed_documents", "joined"]), record) == []
+    told = different_settings(parse_run([*WORDS, "linear", "--no_packing"]), record)
+    assert "packing=True, now False" in told and not any("packed_documents" in text for text in told)
+
+
 def test_a_schedule_that_goes_by_the_step_alone_may_go_on_longer():
     fixed = ["--warmup_steps", "2"]
     record = SimpleNamespace(settings=run_settings(parse_run([*WORDS, "constant_with_warmup", *fixed])))

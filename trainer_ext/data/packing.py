@@ -3,12 +3,13 @@
 Packed documents stay apart: each is what it would be in a row of its own, `seq_lengths` tells how long each is (as in
 TRL), and the collator tells the model. One that does not fit into what is left of its block goes on in the next:
 
-    causal  [bos] document eos | [bos] docu             bos only where the tokenizer's own template has it
+    causal  bos document eos | bos docu                 eos at the front where there is no bos: it is what a first token
+                                                        is predicted from, and what evaluation puts before a text
     mlm     [CLS] document [SEP] | [CLS] docu [SEP]     each piece with what the template puts around a text
 
 Without borders, blocks are cut from one long text, and the model reads over the ends of documents:
 
-    causal  [bos] document eos [bos] document eos ...
+    causal  [bos] document eos [bos] document eos ...   bos only where the tokenizer's own template has it
     mlm     [CLS] document SEP document SEP docu [SEP]  the template around each block
 
 How blocks are filled is in blocks.py. Blocks without anything to predict are left out; they do not depend on the batch
@@ -31,10 +32,10 @@ from frankenlm.modeling.checks import check_choice
 from ..common.objectives import OBJECTIVES
 from .blocks import pack_blocks, pack_documents
 from .caching import DOCUMENTS_AT_ONCE, cache_key, cached_dataset, cached_map
-from .tokenizers import separator_id, special_token_ids
+from .tokenizers import begin_id, separator_id, special_token_ids
 
 # Raised by hand whenever the rows for the same documents change, so that older caches are not used.
-PACKING_VERSION = 2
+PACKING_VERSION = 3
 
 _IDS = List(Value("int32"))
 _JOINED = Features({"input_ids": _IDS})
@@ -111,7 +112,9 @@ def encode_rows(batch: dict[str, list], tokenizer: PreTrainedTokenizerFast, obje
     )["input_ids"]
     if objective == "causal":
         end = separator_id(tokenizer, objective)
-        rows = [row if row[-1:] == [end] else [*row, end][:max_length] for row in rows]
+        begin = begin_ids(tokenizer)
+        rows = [[*begin, *row] for row in rows]
+        rows = [(row if row[-1:] == [end] else [*row, end])[:max_length] for row in rows]
     markup = frozenset(special_token_ids(tokenizer))
     kept = [index for index, row in enumerate(rows) if _is_useful(row, objective, markup)]
     columns = {"input_ids": [rows[index] for index in kept], "length": [len(rows[index]) for index in kept]}
@@ -171,6 +174,12 @@ def template_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[in
     raise ValueError("the tokenizer changes a text's ids when it adds its special tokens; it cannot be packed.")
 
 
+def begin_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return what has to be put before a text that a causal model reads by itself: nothing where the template does."""
+    prefix, begin = template_ids(tokenizer)[0], begin_id(tokenizer)
+    return [] if prefix or begin is None else [begin]
+
+
 def _blocks(
     pieces: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerFast, objective: str, max_length: int, apart: bool
 ) -> Iterator[dict]:
@@ -185,6 +194,8 @@ def _blocks(
         return
     if objective == "mlm":
         pieces = (piece[:-1] for piece in pieces)  # what ends a text is the template's to say
+    elif begin := begin_ids(tokenizer):
+        pieces = (np.concatenate([begin, piece]) for piece in pieces)
     for block, lengths in pack_documents(pieces, max_length, prefix, suffix):
         if _is_useful(block, objective, markup) and (objective == "mlm" or max(lengths) >= 2):
             yield {"input_ids": block, "seq_lengths": lengths}

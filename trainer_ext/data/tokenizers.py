@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from frankenlm.modeling import byte_tokenizer
+from frankenlm.modeling import FAMILIES, byte_tokenizer
 from frankenlm.modeling.checks import check_choice, suggest
 
 from ..common.cli import UserError
@@ -115,16 +115,21 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerFast, objective: str) -> in
 
 
 def tell_lengths(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Let a tokenizer and a generation config, which are saved beside a model, know how many tokens it takes.
+    """Let a tokenizer and a generation config, which are saved beside a model of ours, know how many tokens it takes.
 
     Pipelines then cut and stop by themselves; without, a tokenizer takes any length, and a pipeline asks for 256 tokens
-    more than the prompt has.
+    more than the prompt has. Models of others come with what they say of it.
     """
-    positions = model.config.to_dict().get("max_position_embeddings")
-    if positions is not None:
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    if not isinstance(model.config, tuple(family.config_class for family in FAMILIES)):
+        return
+    tokenizer.model_max_length = min(tokenizer.model_max_length, model.config.max_position_embeddings)
     if hasattr(model, "max_positions") and model.can_generate() and model.max_positions() is not None:
         model.generation_config.max_length = model.max_positions()
+
+
+def begin_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token that stands before a text whose first token is to be predicted: bos, else eos, else None."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def separator_id(tokenizer: PreTrainedTokenizerFast, objective: str) -> int:

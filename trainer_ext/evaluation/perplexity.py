@@ -8,6 +8,7 @@ from datasets import Dataset
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
 
 from ..common.checkpoints import check_device, default_device
+from ..common.cli import UserError
 from ..common.opening import read_config
 from ..metrics.language import NATS, TOKENS
 from .scoring import choose_method, load_scorer, score
@@ -33,6 +34,9 @@ def perplexity_of_texts(
     """
     if not texts:
         raise ValueError("perplexity needs at least one text.")
+    for name, value, least in (("max_length", max_length, 2), ("stride", stride, 1), ("batch_size", batch_size, 1)):
+        if value is not None and value < least:
+            raise UserError(f"{name}={value} must be at least {least}.")
     device = device or default_device()
     check_device(device, "device")
     config = read_config(model_id, trust_remote_code=trust_remote_code, adapters=True)

@@ -5,10 +5,12 @@ pseudo   pseudo-perplexity (Salazar et al. 2020, arXiv:1910.14659): every token 
 mlm      the masked loss at the positions training would mask; the quick measure of a masked model
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -30,7 +32,7 @@ from ..data.blocks import keeps_documents_apart
 from ..data.collators import build_collator
 from ..data.packing import template_ids
 from ..data.splits import count_bytes, count_tokens, iter_texts, prepare_dataset
-from ..data.tokenizers import special_token_ids
+from ..data.tokenizers import begin_id, special_token_ids
 from ..metrics.bootstrap import Summed
 from ..metrics.language import TOKENS, Scores, causal_scores, masked_lm_scores, pseudo_scores
 from ..metrics.text import vocabulary_use
@@ -38,6 +40,8 @@ from .flags import CAUSAL_ONLY, METHODS, METRICS, TEXT_METRICS
 
 logger = logging.getLogger("frankenlm.scoring")
 
+# what a training run says of itself
+RUN_FACTS = "metrics.json"
 # families whose position of the first token is pad_token_id + 1
 COUNTED_FROM_PAD = ("camembert", "data2vec-text", "ibert", "longformer", "roberta", "xlm-roberta", "xlm-roberta-xl")
 
@@ -232,6 +236,15 @@ def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: i
     return ScoredText(facts, summed, "row" if scorer.method == "mlm" else "document")
 
 
+def was_trained_apart(model: PreTrainedModel) -> bool:
+    """Whether a model was trained on packed documents that see nothing of each other, as the run in its folder says;
+    of what no run of ours says anything, whether it keeps them apart."""
+    record = Path(model.config.name_or_path) / RUN_FACTS
+    if not record.is_file():
+        return keeps_documents_apart(model.config)
+    return json.loads(record.read_text(encoding="utf-8")).get("packed_documents", "joined") != "joined"
+
+
 def tokenized_measures(scorer: Scorer, documents: Dataset) -> dict[str, float | None]:
     """What the documents are in the model's tokens: how varied, how much of them is unknown, how much they use."""
     ids = token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model))
@@ -241,8 +254,7 @@ def tokenized_measures(scorer: Scorer, documents: Dataset) -> dict[str, float | 
 
 def _score_causal(scorer: Scorer, sequences) -> Scores:
     tokenizer = scorer.tokenizer
-    # training joins documents with the end token, so the first token of one has been predicted from it
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    start = begin_id(tokenizer)  # what training puts before a document
     if start is None:
         logger.warning("the tokenizer has neither a begin nor an end token: the first token of a text is not scored")
     return causal_scores(
@@ -279,7 +291,7 @@ def _score_masked(
             scorer.tokenizer,
             max_length=scorer.context_length,
             objective="mlm",
-            document_borders=keeps_documents_apart(scorer.model.config),
+            document_borders=was_trained_apart(scorer.model),
         )
         counts = count_tokens(rows, len(scorer.tokenizer))
     check_vocabulary(counts.nonzero().flatten().tolist(), vocabulary_of(scorer.model))

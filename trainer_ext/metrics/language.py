@@ -145,7 +145,8 @@ def perplexity_report(
     """Return loss_nats (a token), perplexity, bits_per_byte, tokens and bytes; with `words`, word_perplexity and words.
 
     utf8_bytes: length of the scored text in UTF-8; bits per byte does not depend on the tokenizer, nats a token do.
-    A perplexity beyond the largest float is inf. Raises ValueError unless tokens and bytes are positive.
+    A perplexity beyond the largest float is inf, of nats that are NaN it is NaN. Raises ValueError unless tokens and
+    bytes are positive.
     """
     if tokens < 1 or utf8_bytes <= 0:
         raise ValueError(f"nothing was scored: tokens={tokens}, utf8_bytes={utf8_bytes}; both must be positive.")
@@ -161,7 +162,7 @@ def perplexity_report(
 
 
 def _perplexity(nats: float) -> float:
-    return math.exp(nats) if nats < math.log(torch.finfo(torch.double).max) else math.inf
+    return math.inf if nats >= math.log(torch.finfo(torch.double).max) else math.exp(nats)
 
 
 # --- causal models

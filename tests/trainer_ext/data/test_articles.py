@@ -111,9 +111,9 @@ def test_one_end_token_an_article(folder, load):
     documents = load_documents(str(folder), streaming=True)
     rows = prepare_dataset(documents, byte_tokenizer(), max_length=4096, objective="causal")
     ids = next(iter(rows))["input_ids"]
-    end = byte_tokenizer().eos_token_id
-    assert ids.count(end) == 3
-    assert bytes(token for token in ids if token != end) == RAW[2:].encode()
+    begin, end = byte_tokenizer().bos_token_id, byte_tokenizer().eos_token_id
+    assert ids.count(begin) == ids.count(end) == 3
+    assert bytes(token for token in ids if token not in (begin, end)) == RAW[2:].encode()
 
 
 def test_the_limit_counts_articles(folder, load):

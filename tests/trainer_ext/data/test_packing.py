@@ -10,12 +10,13 @@ import torch
 
 from frankenlm.trainer_ext.data import packing, rows
 from frankenlm.trainer_ext.data.blocks import pack_blocks, pack_documents
+from frankenlm.trainer_ext.data.collators import build_collator
 from frankenlm.trainer_ext.data.packing import template_ids
 from frankenlm.trainer_ext.data.splits import (
     count_tokens,
     prepare_dataset,
 )
-from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
+from frankenlm.trainer_ext.data.tokenizers import begin_id, train_tokenizer
 from sample_texts import TEXTS, in_memory, write_texts
 
 CLS, SEP, A = 2, 3, 5
@@ -73,6 +74,17 @@ def test_causal_blocks_by_hand(bert_like, tmp_path, stream):
     assert joined == [{"input_ids": row["input_ids"]} for row in rows]
 
 
+def test_the_first_token_of_a_document_is_learned_in_packed_rows_too(byte_level):
+    """It is predicted from the token that evaluation puts before a text; only a document's first id is no label."""
+    rows = list(prepare_dataset(in_memory(["zyxw", "a b"]), byte_level, max_length=64, objective="causal"))
+    batch = build_collator("causal", byte_level)(rows)
+    firsts = [byte_level(text)["input_ids"][0] for text in ("zyxw", "a b")]
+    starts = [0, rows[0]["seq_lengths"][0]]
+    assert [batch["input_ids"][0, place].item() for place in starts] == [begin_id(byte_level)] * 2
+    assert [batch["labels"][0, place + 1].item() for place in starts] == firsts
+    assert (batch["labels"][0] == -100).nonzero().flatten().tolist() == starts
+
+
 @pytest.mark.parametrize("objective", ["mlm", "causal"])
 @pytest.mark.parametrize("tokenizer_name", ["bert_like", "byte_level"])
 def test_a_packed_document_is_what_it_is_in_a_row_of_its_own(tokenizer_name, objective, request, tmp_path):
@@ -114,8 +126,9 @@ def test_packing_loses_and_adds_nothing(byte_level, tmp_path, objective):
     arguments = {"max_length": 63, "objective": objective, "cache_dir": tmp_path}
     rows = prepare_dataset(in_memory(TEXTS), byte_level, **arguments)
     joined = [token for row in rows for token in row["input_ids"]]
-    end = [byte_level.eos_token_id] if objective == "causal" else []  # no template: masked texts have no end
-    expected = [token for text in TEXTS for token in byte_level(text)["input_ids"] + end]
+    # no template: causal texts begin and end with the same token, masked ones have neither
+    end = [byte_level.eos_token_id] if objective == "causal" else []
+    expected = [token for text in TEXTS for token in end + byte_level(text)["input_ids"] + end]
     kept = len(joined)
     assert joined == expected[:kept] and len(expected) - kept < 2
     assert [len(row["input_ids"]) for row in rows][:-1] == [63] * (len(rows) - 1)
@@ -140,8 +153,9 @@ def test_rows_of_one_document(byte_level, bert_like, tmp_path, stream):
     assert prepare(["a b c d e", "[SEP]", "f"], bert_like, "mlm", 5) == rows
     end = byte_level.eos_token_id
     ids = byte_level("zyxw")["input_ids"]
-    assert prepare(["zyxw"], byte_level, "causal", 32) == [([*ids, end], len(ids) + 1)]
-    assert prepare(["zyxw"], byte_level, "causal", len(ids)) == [(ids, len(ids))]
+    assert prepare(["zyxw"], byte_level, "causal", 32) == [([end, *ids, end], len(ids) + 2)]
+    assert prepare(["zyxw"], byte_level, "causal", len(ids)) == [([end, *ids[:-1]], len(ids))]
+    assert prepare(["a", "b"], bert_like, "causal", 8) == [([CLS, A, SEP], 3), ([CLS, A + 1, SEP], 3)]  # not twice
 
 
 def test_impossible_lengths_and_empty_rows(bert_like, tmp_path):
