@@ -3,15 +3,17 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from frankenlm.modeling import FrankensteinConfig
 from frankenlm.trainer_ext.common.cli import Failed, UserError
 from frankenlm.trainer_ext.evaluation.continuations import choose_lengths
 from frankenlm.trainer_ext.evaluation.flags import SCORED, TEXT_METRICS
-from frankenlm.trainer_ext.evaluation.scoring import choose_method, fitting_metrics, parse_metrics
+from frankenlm.trainer_ext.evaluation.scoring import choose_method, fitting_metrics, parse_metrics, was_trained_apart
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +241,20 @@ def test_metric_names_and_methods():
     assert choose_method("m", ["GPT2LMHeadModel"], None) == "causal"
     with pytest.raises(UserError, match="only masked and causal"):
         choose_method("m", ["BertForSequenceClassification"], None)
+
+
+@pytest.mark.parametrize(
+    ("facts", "apart"),
+    [
+        ({"packed_documents": "apart"}, True),
+        ({"packed_documents": "joined"}, False),
+        ({"packed_documents": None}, True),  # each had a row of its own
+        ({}, False),  # a run from before there was a choice
+        (None, True),  # no run of ours
+    ],
+)
+def test_documents_are_packed_as_the_run_of_a_model_did(facts, apart, tmp_path):
+    if facts is not None:
+        (tmp_path / "metrics.json").write_text(json.dumps(facts))
+    config = FrankensteinConfig(name_or_path=str(tmp_path))
+    assert was_trained_apart(SimpleNamespace(config=config)) is apart
