@@ -53,7 +53,7 @@ test test-slow test-real-model: export OMP_WAIT_POLICY ?= passive
 # First what we stand on, by name: a rename elsewhere reads as one sentence, and nothing else runs.
 test: $(READY) common-tests
 	$(BIN)/python -m pytest tests/test_platform.py
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --deselect tests/test_platform.py $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --deselect tests/test_platform.py $(ARGS)
 
 # Environments of their own, made anew; the tests and the tree are the same.
 test-newest test-oldest: test-%:

@@ -14,6 +14,8 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's library reads it: no test waits for a network
 
 PLATFORM = Path(__file__).with_name("test_platform.py")
+# Begun first, so that no process ends with one of them while the others have nothing left to do.
+LONG = frozenset({"test_fuzz.py", "test_kill.py", "test_environments.py", "test_build.py", "test_train_launched.py"})
 BROKEN = pytest.StashKey[bool]()  # a fact about another library no longer holds
 
 
@@ -29,7 +31,7 @@ def seeded():
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path != PLATFORM)  # stable: the rest keeps its order
+    items.sort(key=lambda item: (item.path != PLATFORM, item.path.name not in LONG))  # stable: the rest keeps its order
 
 
 def pytest_collection_finish():
