@@ -18,6 +18,7 @@ class FaultyLlama(LlamaForCausalLM):
 
     fault: str | None = None
     size = 1e-2
+    last: torch.Tensor | None = None  # what a call leaves to the next one
 
     def forward(self, input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=None, **kwargs):
         fault, length = self.fault, input_ids.shape[1]
@@ -32,6 +33,16 @@ class FaultyLlama(LlamaForCausalLM):
         if fault == "gradient":
             backwards = self.size * embedded.flip(1)
             embedded = embedded + (backwards - backwards.detach())
+        if fault == "rows":
+            embedded = embedded + self.size * embedded.sum(0)  # all rows of the batch
+        elif fault == "rare":  # of few tokens, which the token before them sees
+            seen = (input_ids >= 90)[:, 1:, None] * embedded[:, 1:]
+            embedded = torch.cat([embedded[:, :-1] + seen, embedded[:, -1:]], 1)
+        elif fault == "state":
+            last, self.last = self.last, embedded[:1, -1:].detach()
+            embedded = embedded if last is None else embedded + self.size * last.to(embedded)
+        elif fault == "dropout":
+            embedded = torch.nn.functional.dropout(embedded, 0.1, training=True)
         output = super().forward(
             inputs_embeds=embedded,
             attention_mask=attention_mask,

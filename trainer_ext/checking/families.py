@@ -21,7 +21,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "causal": ("causality", "no gradient from the future"),
     "left pads": ("padding left, batch 1", "padding left, batch 2"),
     "right pads": ("padding right, batch 1", "padding right, batch 2"),
-    "batch": ("batch independence",),
+    "batch": ("same input, same output", "batch independence"),
     "cache": ("cache",),
     "pieces": ("prefill in pieces",),
     "crop": ("cropping",),

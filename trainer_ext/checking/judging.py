@@ -8,15 +8,18 @@ import torch
 
 from ..common.cli import is_memory_error, one_line
 from .measure import Difference
-from .noise import measure_noise, wider
+from .noise import FINEST, ROUNDINGS, measure_noise, wider
 from .promises.lasting import save_and_load
+from .promises.reading import repeated
 from .subject import CannotBeTold, Refused
 from .trial import Trial
 
 HOLDS, BROKEN, REFUSES, UNKNOWN = "holds", "broken", "refuses", "cannot be told"
 VERDICTS = (HOLDS, BROKEN, REFUSES, UNKNOWN)
-ROUNDINGS = 16  # times the noise: two computations round in different ways, and neither is the one that was measured
 NARROW = (torch.bfloat16, torch.float16)
+# Above these nothing is said to hold, however much rounding moves a model: a fault could be as large.
+BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
+ALIKE = 0.01  # of a difference: in another format a fault is as large, a jump is another one
 LONGEST_NOTE = 110
 
 Promise = Callable[[Trial], Difference]
@@ -39,6 +42,8 @@ class Judge:
     A difference that this rounding does not explain is looked at again, on other rows and in a wider format: a fault is
     there each time, and a jump (two experts that are equally good, a value on the edge between two steps) is not. In
     formats of 16 bits rounding hides small faults, so that the wider format is always asked.
+
+    A model that answers the same input in two ways is told so, and no more: nothing of it can be compared.
     """
 
     def __init__(self, trial: Trial):
@@ -46,15 +51,26 @@ class Judge:
         self._twin = wider(trial.subject)
         self.noise = measure_noise(trial, self._twin)
         # without a wider format nothing tells a jump from a leak
-        self.tolerance = ROUNDINGS * (self.noise.largest if self._twin is None else self.noise.calm)
+        self.rounding = ROUNDINGS * (self.noise.largest if self._twin is None else self.noise.calm)
+        self.tolerance = min(self.rounding, BOUNDS[trial.subject.dtype])
 
     @cached_property
     def wider(self) -> "Judge | None":
         """The judge of the same model in the next wider format."""
         return None if self._twin is None else Judge(Trial(self._twin, self.trial.rows))
 
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether the same input gives the same output."""
+        return self._tried("", repeated).verdict != BROKEN
+
     def judge(self, name: str, promise: Promise) -> Finding:
         """Try one promise."""
+        if promise is not repeated and not self.repeats:
+            return Finding(name, UNKNOWN, note="the same input gives other outputs: nothing can be compared")
+        return self._tried(name, promise)
+
+    def _tried(self, name: str, promise: Promise) -> Finding:
         try:
             measure = promise(self.trial)
         except CannotBeTold as error:
@@ -71,8 +87,13 @@ class Judge:
         return Finding(name, verdict, measure.difference, measure.control, note)
 
     def _verdict(self, promise: Promise, measure: Difference) -> tuple[str, str]:
+        if promise is repeated:  # nothing rounds in another way here, but for sums in no fixed order
+            still = measure.difference <= max(torch.finfo(self.trial.subject.dtype).eps, ROUNDINGS * FINEST)
+            return (HOLDS, measure.note) if still else (BROKEN, "not deterministic")
         if not measure.difference <= self.tolerance:  # NaN is no proof
-            if self._again(promise):
+            if self.wider is None and measure.difference <= self.rounding:
+                return UNKNOWN, f"rounding alone moves it by {self.noise.largest:.0e}, as a fault may"
+            if self._again(promise) or self._same_in_wider(promise, measure):
                 return BROKEN, measure.note
             if not measure.difference <= ROUNDINGS * self.noise.largest:
                 return UNKNOWN, "differs on some rows only: a tie or a jump"
@@ -87,6 +108,18 @@ class Judge:
             return False
         wide = self.wider
         return wide is None or wide._differs(promise, wide.trial)
+
+    def _same_in_wider(self, promise: Promise, measure: Difference) -> bool:
+        """Whether these rows differ as much in the wider format: no tie, but a fault that depends on the tokens."""
+        if self.wider is None:
+            return False
+        try:
+            there = promise(self.wider.trial).difference
+        except Exception as error:  # it computes in this format, but not all of this
+            if is_memory_error(error):
+                raise
+            return False
+        return abs(there - measure.difference) <= ALIKE * measure.difference
 
     def _differs(self, promise: Promise, trial: Trial) -> bool:
         try:

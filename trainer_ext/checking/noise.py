@@ -4,6 +4,9 @@ Three kinds of computations that must agree but for rounding: a row alone and am
 half a step of the number format; the same weights in a wider format. Each is done several times. A model that rounds on
 purpose (ternary weights, activations of eight bits, a choice of experts) jumps where a value stands on the edge, so
 that there are two answers: the calm one, without a jump, and the largest.
+
+Rounding shrinks with the number format. What copies of a row do to it and does not shrink is a fault, and no noise: a
+model whose rows see each other must not raise the tolerance that is to find it.
 """
 
 import math
@@ -22,6 +25,7 @@ TRIES = 4
 LENGTH = 12  # of the rows, in which fewer values stand on an edge than in those of the promises
 # In double precision too, many families compute norms, rotations and softmax in float32.
 FINEST = 4 * torch.finfo(torch.float32).eps
+ROUNDINGS = 16  # times the noise: two computations round in different ways, and neither is the one that was measured
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,32 @@ def measure_noise(trial: Trial, twin: ModelUnderTest | None) -> Noise:
     Raises:
         ValueError: what it says is not finite.
     """
-    kinds = [list(_among_copies(trial)), list(_nudged(trial))]
+    copies = list(_among_copies(trial.subject, trial))
+    finest = trial.subject if twin is None else twin
+    shrunk = copies if twin is None else list(_among_copies(twin, trial))
+    kinds = [list(_nudged(trial))]
+    if not min(shrunk) > ROUNDINGS * step_of(finest.dtype):  # else the rows of a batch see each other
+        kinds.append(copies)
     if twin is not None:
         kinds.append([distance(trial.subject.outputs(ids), twin.outputs(ids)) for ids in _rows(trial)])
-    step = max(torch.finfo(trial.subject.dtype).eps, FINEST)
+    step = step_of(trial.subject.dtype)
     if not all(math.isfinite(each) for kind in kinds for each in kind):
         raise ValueError("it gives NaN or Inf for ordinary rows, with which nothing can be compared.")
     return Noise(max(step, *(min(kind) for kind in kinds)), max(step, *(max(kind) for kind in kinds)))
+
+
+def step_of(dtype: torch.dtype) -> float:
+    """Return the smallest relative difference that models of a format are held to."""
+    return max(torch.finfo(dtype).eps, FINEST)
 
 
 def _rows(trial: Trial) -> list[torch.Tensor]:
     return [trial.rows.draw(1, LENGTH, which=20 + index) for index in range(TRIES)]
 
 
-def _among_copies(trial: Trial) -> Iterator[float]:
+def _among_copies(subject: ModelUnderTest, trial: Trial) -> Iterator[float]:
     for ids in _rows(trial):
-        yield distance(trial.subject.outputs(ids.expand(3, -1))[:1], trial.subject.outputs(ids))
+        yield distance(subject.outputs(ids.expand(3, -1))[:1], subject.outputs(ids))
 
 
 def _nudged(trial: Trial) -> Iterator[float]:

@@ -5,10 +5,12 @@ import torch
 from transformers import LlamaConfig
 
 from faulty_llama import NumberedGru, faulty, judge_of, verdicts
+from frankenlm.trainer_ext.checking.promises.table import PROMISES
 from frankenlm.trainer_ext.checking.tiny import tiny_config
 
 PADS = {f"padding {side}, batch {size}" for side in ("left", "right") for size in (1, 2)}
 PACKED = {f"packed rows, {form}" for form in ("position_ids", "seq_idx", "cu_seq_lens")}
+REPEATED = "same input, same output"
 FAULTS = {
     "pads": PADS - {"padding right, batch 1", "padding right, batch 2"},  # what a causal mask hides anyway
     "drift": {"cache", "prefill in pieces", "cropping"},
@@ -16,6 +18,9 @@ FAULTS = {
     "gradient": {"no gradient from the future", "no gradient across documents"},
     "batch": {"batch independence", "padding left, batch 2", "padding right, batch 2"},
     "saving": {"save and load"},
+    "rows": {"batch independence", "padding left, batch 2", "padding right, batch 2"},
+    "state": {REPEATED},
+    "dropout": {REPEATED},
 }
 
 
@@ -26,6 +31,18 @@ def broken(judge):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found_and_nothing_else_is_blamed(fault):
     assert broken(faulty(fault)) == FAULTS[fault]
+
+
+def test_of_what_is_not_deterministic_nothing_else_is_said():
+    found = verdicts(faulty("state", dtype=torch.bfloat16))
+    assert found.pop(REPEATED) == "broken" and set(found.values()) == {"cannot be told"}
+
+
+def test_a_fault_of_few_tokens_is_no_jump():
+    """It is not there on all rows; where it is, another format shows as much of it."""
+    judge, promise = faulty("rare"), PROMISES["packed rows, position_ids"]
+    assert [promise(judge.trial.on_other_rows(which)).difference < 1e-6 for which in (1, 2)] == [True, True]
+    assert judge.judge("packed", promise).verdict == "broken"
 
 
 def test_an_off_by_one_of_the_mask_is_found():

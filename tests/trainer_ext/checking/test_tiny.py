@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, LlamaConf
 from faulty_llama import faulty
 from frankenlm.modeling import FrankensteinConfig
 from frankenlm.scripts.check import build_parser
+from frankenlm.trainer_ext.checking import judging
 from frankenlm.trainer_ext.checking.families import facts_of, family_names, markdown, try_families
 from frankenlm.trainer_ext.checking.measure import Difference, distance
+from frankenlm.trainer_ext.checking.noise import Noise
 from frankenlm.trainer_ext.checking.opening import find_class, plan_type
 from frankenlm.trainer_ext.checking.tiny import tiny_config
 from frankenlm.trainer_ext.checking.weights import redraw
@@ -88,8 +90,24 @@ def test_a_control_that_shows_nothing_is_no_proof():
 
 def test_a_jump_on_one_row_is_not_called_broken():
     judge = faulty()
-    found = judge.judge("x", lambda trial: Difference(0.1 if trial.rows.seed == 0 else 0.0, 1.0))
+
+    def jump(trial):
+        here = trial.rows.seed == 0 and trial.subject.dtype == torch.float32
+        return Difference(0.1 if here else 0.0, 1.0)
+
+    found = judge.judge("x", jump)
     assert found.verdict == "cannot be told" and "some rows" in found.note
+    everywhere = judge.judge("x", lambda trial: Difference(0.1 if trial.rows.seed == 0 else 0.0, 1.0))
+    assert everywhere.verdict == "broken"  # these rows differ in the wider format as well: a fault of their tokens
+
+
+def test_rounding_that_could_hide_a_fault_proves_nothing(monkeypatch):
+    monkeypatch.setattr(judging, "wider", lambda subject: None)
+    monkeypatch.setattr(judging, "measure_noise", lambda trial, twin: Noise(1e-2, 1e-2))
+    judge = faulty()
+    found = {size: judge.judge("x", lambda trial, size=size: Difference(size, 1.0)) for size in (1e-4, 0.05, 0.5)}
+    assert [each.verdict for each in found.values()] == ["holds", "cannot be told", "broken"]
+    assert "rounding alone" in found[0.05].note
 
 
 def test_distances_do_not_overlook_what_is_no_number():

@@ -10,6 +10,15 @@ BORDERS = (1, 7, 8, 9, 22)  # of past and future: around a chunk, and the last t
 PADS = 5
 
 
+def repeated(trial: Trial) -> Difference:
+    """A row gives the same again, at once and after other rows."""
+    subject = trial.subject
+    ids = trial.rows.draw(2)
+    reference, again = subject.outputs(ids), subject.outputs(ids)
+    subject.outputs(trial.rows.other(ids))
+    return Difference(max(distance(again, reference), distance(subject.outputs(ids), reference)), None)
+
+
 def causality(trial: Trial) -> Difference:
     """Other tokens from a place on change nothing before it."""
     subject = _decoder(trial)

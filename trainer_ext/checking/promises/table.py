@@ -8,9 +8,10 @@ from ..trial import Trial
 from .continuing import cache, cropping, pieces
 from .lasting import save_and_load
 from .packing import packed, packed_gradient
-from .reading import batch_independence, causality, future_gradient, padding
+from .reading import batch_independence, causality, future_gradient, padding, repeated
 
 PROMISES: dict[str, Callable[[Trial], Difference]] = {
+    "same input, same output": repeated,
     "causality": causality,
     "no gradient from the future": future_gradient,
     "padding left, batch 1": partial(padding, side="left", batch=1),
