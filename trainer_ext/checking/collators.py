@@ -6,7 +6,6 @@ It is given documents whose tokens are all different, so that every place of the
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from frankenlm.modeling.checks import suggest
 from frankenlm.modeling.outputs import IGNORED_LABEL
 
 from ..common.cli import UserError, is_memory_error, one_line
+from .borders import NO_DOCUMENT, Collated, attended_places, collated
 from .judging import BROKEN, HOLDS, REFUSES, UNKNOWN, Finding
 from .measure import Difference, farthest
 from .opening import imported
@@ -25,8 +25,8 @@ from .rows import DOCUMENTS
 from .trial import Trial
 
 Collator = Callable[[list[dict]], Mapping[str, Any]]
+UNREAD = "its attention_mask is of a kind that cannot be read"
 FIRST = 10  # id of the first document's first token
-NO_DOCUMENT = -1
 
 
 def find_collator(name: str, arguments: str | None = None) -> Collator:
@@ -80,25 +80,6 @@ def _expected(collator: type) -> dict[str, Any]:
     return {name: value for name, value in usual.items() if name in takes}
 
 
-@dataclass(frozen=True)
-class Collated:
-    """A batch, and which document each of its places is of.
-
-    ids: (B, L) int64. owners: (B, L) int64, NO_DOCUMENT at pads.
-    """
-
-    batch: Mapping[str, Any]
-    ids: torch.Tensor
-    owners: torch.Tensor
-
-    @property
-    def starts(self) -> torch.Tensor:
-        """(B, L) bool: where a document begins behind another one in its row."""
-        before = self.owners.roll(1, 1)
-        before[:, 0] = NO_DOCUMENT
-        return (self.owners != before) & (self.owners != NO_DOCUMENT) & (before != NO_DOCUMENT)
-
-
 def collate(collator: Collator) -> Collated:
     """Let a collator make one batch of the documents of the check.
 
@@ -114,7 +95,7 @@ def collate(collator: Collator) -> Collated:
     owners = torch.where(inside, numbers[(ids - FIRST).clamp(0, len(numbers) - 1)], NO_DOCUMENT)
     if set(owners.unique().tolist()) - {NO_DOCUMENT} != set(range(len(DOCUMENTS))):
         raise ValueError("its batch does not hold all tokens it was given")
-    return Collated(batch, ids, owners)
+    return collated(batch, ids, owners)
 
 
 def _called(collator: Collator) -> Any:
@@ -148,35 +129,19 @@ def collator_findings(collator: Collator) -> tuple[list[Finding], Collated | Non
     return [_told_apart(made), _labels_at_borders(made), _pads_told(made)], made
 
 
-def borders_told(made: Collated) -> dict[str, torch.Tensor]:
-    """Return, for each form that a batch speaks, (B, L) bool: where it says that a document begins behind another."""
-    batch, told = made.batch, {}
-    behind = torch.ones_like(made.owners, dtype=torch.bool)
-    behind[:, 0] = False
-    if torch.is_tensor(batch.get("position_ids")) and batch["position_ids"].shape == made.ids.shape:
-        positions = batch["position_ids"]
-        told["position_ids"] = (positions == positions.min()) & behind & (made.owners != NO_DOCUMENT)
-    if torch.is_tensor(batch.get("seq_idx")) and batch["seq_idx"].shape == made.ids.shape:
-        numbers = batch["seq_idx"]
-        told["seq_idx"] = (numbers != numbers.roll(1, 1)) & behind & (made.owners != NO_DOCUMENT)
-    ends = batch.get("cu_seq_lens_q")
-    if torch.is_tensor(ends) and len(made.ids) == 1:
-        starts = torch.zeros_like(behind)
-        starts[0, ends[1:-1].long()] = True
-        told["cu_seq_lens"] = starts
-    return told
-
-
 def _told_apart(made: Collated) -> Finding:
     name = "collator: documents told apart"
     if not bool(made.starts.any()):
         return Finding(name, HOLDS, note="each is a row of its own")
-    told = borders_told(made)
+    told = made.told
     wrong = [form for form, starts in told.items() if not torch.equal(starts, made.starts)]
     if wrong:
         return Finding(name, BROKEN, note=f"{' and '.join(wrong)} begin documents elsewhere than they begin")
+    if not told and made.has_other_mask:
+        return Finding(name, UNKNOWN, note=UNREAD)
     if not told:
-        return Finding(name, BROKEN, note=f"documents share a row, and none of {', '.join(FORMS)} tells where one ends")
+        note = f"documents share a row, and neither {', '.join(FORMS)} nor a mask of blocks tells where one ends"
+        return Finding(name, BROKEN, note=note)
     return Finding(name, HOLDS, note=f"by {', '.join(told)}")
 
 
@@ -200,10 +165,12 @@ def _pads_told(made: Collated) -> Finding:
     pads = made.owners == NO_DOCUMENT
     if not bool(pads.any()):
         return Finding(name, HOLDS, note="no pads")
-    mask, labels = made.batch.get("attention_mask"), made.batch.get("labels")
-    if not torch.is_tensor(mask):
+    attended, labels = attended_places(made.batch, made.owners), made.batch.get("labels")
+    if made.has_other_mask:
+        return Finding(name, UNKNOWN, note=UNREAD)
+    if attended is None:
         return Finding(name, BROKEN, note="rows are padded, and there is no attention_mask")
-    if mask.shape != pads.shape or not torch.equal(mask.bool(), ~pads):
+    if not torch.equal(attended, ~pads):
         return Finding(name, BROKEN, note="attention_mask is 0 elsewhere than at the pads")
     if torch.is_tensor(labels) and labels.shape == pads.shape and bool((labels[pads] != IGNORED_LABEL).any()):
         return Finding(name, BROKEN, note="pads are to be predicted")
@@ -214,11 +181,12 @@ def through_model(trial: Trial, made: Collated) -> Difference:
     """The promise of model and collator together: each document of the batch gives what it gives by itself."""
     subject = trial.subject
     inputs = {name: value for name, value in made.batch.items() if name not in ("input_ids", "labels")}
-    ids = torch.where(made.owners == NO_DOCUMENT, 0, made.ids)  # its tokenizer's pad may be no id of this model
+    # its tokenizer's pad, or what it sets between documents, may be no id of this model
+    ids = torch.where(made.owners == NO_DOCUMENT, 0, made.ids.clamp(max=subject.vocabulary - 1))
     actual, joined = subject.outputs(ids, **inputs), subject.outputs(ids)
     pairs, astray = [], []
     for place in _places(made.owners):
-        alone = subject.outputs(made.ids[place].clone())
+        alone = subject.outputs(ids[place].clone())
         pairs.append((actual[place], alone))
         astray.append((joined[place], alone))
     return Difference(farthest(pairs), farthest(astray) if bool(made.starts.any()) else None)

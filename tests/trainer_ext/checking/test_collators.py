@@ -43,6 +43,41 @@ def lost_tokens(features):
     return {"input_ids": torch.tensor([features[0]["input_ids"]])}
 
 
+class Joined:
+    """One row of all documents, with what is added to each of them, pads at its left, and what tells its borders."""
+
+    def __init__(self, *told, before=(), behind=(), pads=0, blocks=None, mask=True):
+        self.told, self.before, self.behind, self.pads, self.blocks, self.mask = (
+            told,
+            before,
+            behind,
+            pads,
+            blocks,
+            mask,
+        )
+
+    def __call__(self, features):
+        documents = [[*self.before, *each["input_ids"], *self.behind] for each in features]
+        sizes = [self.pads, *map(len, documents)]
+        numbers = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])
+        real = numbers > 0
+        every = {
+            "position_ids": torch.cat(
+                [torch.arange(size) if at else torch.zeros(size) for at, size in enumerate(sizes)]
+            ),
+            "seq_idx": numbers,
+            "labels": torch.tensor([-100] * self.pads + sum(([-100, *each[1:]] for each in documents), [])),
+        }
+        batch = {"input_ids": torch.tensor([[0] * self.pads + sum(documents, [])])}
+        batch |= {name: every[name].long()[None] for name in (*self.told, "labels")}
+        if self.blocks is not None:
+            seen = (numbers[:, None] == numbers[None]).tril() if self.blocks != "causal" else real[None] & real[:, None]
+            seen = (seen & real[None])[None, None]
+            added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo().min)
+            return {**batch, "attention_mask": {"added": added, "odd": seen[..., :3]}.get(self.blocks, seen)}
+        return {**batch, "attention_mask": real.long()[None]} if self.mask else batch
+
+
 APART, LABELS, PADS = "collator: documents told apart", "collator: no label across a border", "collator: pads told"
 
 
@@ -70,11 +105,40 @@ def test_documents_are_told_apart(name, arguments, note):
         (AcrossBorders(), {LABELS}),
         (UntoldPads(), {PADS}),
         (PredictedPads(), {PADS}),
+        (Joined(behind=[2]), {APART}),
+        (Joined(behind=[2], mask=False), {APART}),
+        (Joined(before=[1]), {APART, LABELS}),
+        (Joined(pads=4), {APART}),
+        (Joined("position_ids", pads=4, mask=False), {PADS}),
+        (Joined(blocks="causal"), {APART}),
     ],
 )
 def test_a_fault_of_a_collator_is_found(collator, broken):
     findings, _ = collator_findings(collator)
     assert {each.promise for each in findings if each.verdict == "broken"} == broken
+
+
+@pytest.mark.parametrize(
+    ("collator", "by"),
+    [
+        (Joined("position_ids", behind=[2]), "position_ids"),
+        (Joined("position_ids", behind=[2], mask=False), "position_ids"),
+        (Joined("position_ids", "seq_idx", before=[1], behind=[2]), "position_ids, seq_idx"),
+        (Joined("position_ids", "seq_idx", pads=4), "position_ids, seq_idx"),
+        (Joined(blocks="seen"), "attention_mask"),
+        (Joined(blocks="added", pads=4), "attention_mask"),
+        (Joined(blocks="seen", behind=[2]), "attention_mask"),
+    ],
+)
+def test_added_tokens_pads_and_masks_of_blocks_are_read(collator, by):
+    """A token that closes or opens a document is of it; one that pads is of none."""
+    findings, _ = collator_findings(collator)
+    assert {each.verdict for each in findings} == {"holds"} and findings[0].note == f"by {by}"
+
+
+def test_a_mask_that_cannot_be_read_proves_nothing():
+    findings, _ = collator_findings(Joined(blocks="odd", pads=4))
+    assert [each.verdict for each in findings] == ["cannot be told", "holds", "cannot be told"]
 
 
 def test_a_collator_that_gives_no_such_batch_refuses():
@@ -90,6 +154,9 @@ def test_a_collator_that_gives_no_such_batch_refuses():
         (DataCollatorWithFlattening(), "borders", "broken"),
         (SharedRow(), None, "broken"),
         (find_collator("DataCollatorWithPadding"), None, "holds"),
+        (Joined("position_ids", before=[1], behind=[2], mask=False), None, "holds"),
+        (Joined(behind=[2]), None, "broken"),
+        (Joined(blocks="added", behind=[2]), None, "holds"),
     ],
 )
 def test_a_batch_goes_through_a_model(collator, fault, verdict):
