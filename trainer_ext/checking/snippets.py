@@ -1,19 +1,22 @@
 """The smallest reproduction of a broken promise, for those who know transformers and not this command.
 
-A snippet needs transformers and torch alone: the tiny configuration is written out, and the weights are drawn so that
-what is wrong is not hidden by an initialisation near zero.
+A snippet needs transformers and torch alone, or beside them the module that a class was named with: the tiny
+configuration is written out, and the weights are drawn so that what is wrong is not hidden by an initialisation near
+zero.
 """
 
-from typing import Any
+import torch
 
 from .opening import CheckPlan
+from .subject import ModelUnderTest
+from .tiny import NOTES
 
 HEAD = """import torch
-from transformers import AutoConfig, {auto}
+{imports}
 
 torch.manual_seed(0)
-config = AutoConfig.for_model({fields})
-model = {auto}.from_config(config).eval()
+config = {config}
+model = {model}.eval()
 for name, weight in model.named_parameters():
     if name.endswith(".weight") and weight.ndim > 1:  # initialised near zero, a fault is there and too small to see
         torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
@@ -30,60 +33,89 @@ _ENDS = (
     "cu_seq_lens_q=torch.tensor([0, 9, 16], dtype=torch.int32), cu_seq_lens_k=torch.tensor([0, 9, 16], "
     "dtype=torch.int32), max_length_q=9, max_length_k=9"
 )
-_ALONE = "wanted = model(b{off}).logits"
-_WHOLE = "wanted = model(both{off}).logits[:, 9:]"
+_ALONE = "wanted = model(b{off}).{said}"
+_WHOLE = "wanted = model(both{off}).{said}[:, 9:]"
 _CACHED = "out = model(a, use_cache=True)\n    given = "
 # The call that should give what is wanted, for each promise that a few lines can show.
 CALLS: dict[str, tuple[str, str]] = {
-    "packed rows, position_ids": (f"given = model(both, {_POSITIONS}{{off}}).logits[:, 9:]", _ALONE),
-    "packed rows, seq_idx": (f"given = model(both, {_POSITIONS}, {_SEQ_IDX}{{off}}).logits[:, 9:]", _ALONE),
-    "packed rows, cu_seq_lens": (f"given = model(both, {_POSITIONS}, {_ENDS}{{off}}).logits[:, 9:]", _ALONE),
-    "causality": ("given = model(both{off}).logits[:, :9]", "wanted = model(a{off}).logits"),
+    "same input, same output": ("given = model(both{off}).{said}", "wanted = model(both{off}).{said}"),
+    "batch independence": (
+        "given = model(both.view(2, 8){off}).{said}[:1]",
+        "wanted = model(both[:, :8]{off}).{said}",
+    ),
+    "packed rows, position_ids": (f"given = model(both, {_POSITIONS}{{off}}).{{said}}[:, 9:]", _ALONE),
+    "packed rows, seq_idx": (f"given = model(both, {{beside}}{_SEQ_IDX}{{off}}).{{said}}[:, 9:]", _ALONE),
+    "packed rows, cu_seq_lens": (f"given = model(both, {{beside}}{_ENDS}{{off}}).{{said}}[:, 9:]", _ALONE),
+    "causality": ("given = model(both{off}).{said}[:, :9]", "wanted = model(a{off}).{said}"),
     "padding left, batch 1": (
         "mask = torch.tensor([[0] * 9 + [1] * 7])\n"
-        "    given = model(both, attention_mask=mask{left}{off}).logits[:, 9:]",
+        "    given = model(both, attention_mask=mask{left}{off}).{said}[:, 9:]",
         _ALONE,
     ),
     "padding right, batch 1": (
-        "mask = torch.tensor([[1] * 9 + [0] * 7])\n    given = model(both, attention_mask=mask{off}).logits[:, :9]",
-        "wanted = model(a{off}).logits",
+        "mask = torch.tensor([[1] * 9 + [0] * 7])\n    given = model(both, attention_mask=mask{off}).{said}[:, :9]",
+        "wanted = model(a{off}).{said}",
     ),
-    "prefill in pieces": (f"{_CACHED}model(b, {{cache}}=out.{{cache}}, use_cache=True).logits", _WHOLE),
+    "prefill in pieces": (f"{_CACHED}model(b, {{cache}}=out.{{cache}}, use_cache=True).{{said}}", _WHOLE),
     "cache": (
         "out, given = model(a, use_cache=True), []\n    for token in b.T:\n"
-        "        out = model(token[None], {cache}=out.{cache}, use_cache=True)\n        given.append(out.logits)\n"
+        "        out = model(token[None], {cache}=out.{cache}, use_cache=True)\n        given.append(out.{said})\n"
         "    given = torch.cat(given, 1)",
         _WHOLE,
     ),
 }
 
 
-def snippet(plan: CheckPlan, promise: str, *, start: int = 0, cache: str = "cache", left: bool = False) -> str | None:
+def snippet(plan: CheckPlan, promise: str, subject: ModelUnderTest) -> str | None:
     """Return Python that shows how a tiny model breaks a promise; None where a few lines do not show it.
 
     Args:
-        start: the position of a document's first token.
-        cache: what the model calls its cache.
-        left: whether it takes the positions of padded tokens.
+        subject: the model of the plan, which says what it is called with.
     """
-    if promise not in CALLS or plan.saved is not None:
+    opened = _opened(plan)
+    if promise not in CALLS or opened is None:
         return None
-    given, wanted = CALLS[promise]
-    begin = f" + {start}" if start else ""
-    positions = f", position_ids=(mask.cumsum(1) - 1).clamp(min=0){begin}" if left else ""
-    words = {"off": ", use_cache=False" if plan.is_decoder else "", "start": begin, "cache": cache, "left": positions}
-    auto = "AutoModelForCausalLM" if plan.is_decoder else "AutoModelForMaskedLM"
-    return HEAD.format(auto=auto, fields=_written(plan), given=given.format(**words), wanted=wanted.format(**words))
+    takes_positions = "position_ids" in subject.takes
+    begin = f" + {subject.start}" if subject.start else ""
+    words = {
+        "off": ", use_cache=False" if plan.is_decoder and ("use_cache" in subject.takes or subject.swallows) else "",
+        "start": begin,
+        "cache": subject.cache_name or "cache",
+        "left": f", position_ids=(mask.cumsum(1) - 1).clamp(min=0){begin}" if takes_positions else "",
+        "beside": f"{_POSITIONS.format(start=begin)}, " if takes_positions or subject.swallows else "",
+        "said": "logits" if subject.call(torch.tensor([[4]])).get("logits") is not None else "last_hidden_state",
+    }
+    given, wanted = (text.format(**words) for text in CALLS[promise])
+    return HEAD.format(given=given, wanted=wanted, **opened)
 
 
-def _written(plan: CheckPlan) -> str:
+def _opened(plan: CheckPlan) -> dict[str, str] | None:
+    """How a tiny model is made: as its class was named, or by its family; None for saved ones and code beside them."""
+    kind, family = plan.model_class, type(plan.config)
+    if plan.saved is not None or family.__module__.startswith("transformers_modules"):
+        return None
+    ours = family.__module__.startswith("frankenlm.")
+    if hasattr(kind, "from_config"):
+        known = "import frankenlm.modeling  # which knows the family\n" if ours else ""
+        return {
+            "imports": f"{known}from transformers import AutoConfig, {kind.__name__}",
+            "config": f"AutoConfig.for_model({', '.join([repr(plan.config.model_type), *_fields(plan)])})",
+            "model": f"{kind.__name__}.from_config(config)",
+        }
+    module, _, name = plan.name.rpartition(":")
+    module = module or ("frankenlm.modeling" if ours else "transformers")
+    return {
+        "imports": f"from {module} import {name}",
+        "config": f"{name}.config_class({', '.join(_fields(plan))})",
+        "model": f"{name}(config)",
+    }
+
+
+def _fields(plan: CheckPlan) -> list[str]:
     """The fields of a tiny configuration that are not the family's own, as Python."""
     usual = type(plan.config)().to_dict()
-    fields: dict[str, Any] = {}
-    for name, value in plan.config.to_dict().items():
-        if name not in usual or usual[name] != value:
-            fields[name] = value
-    fields = {
-        name: value for name, value in fields.items() if name not in ("transformers_version", "dtype", "architectures")
-    }
-    return ", ".join([repr(plan.config.model_type), *(f"{name}={value!r}" for name, value in fields.items())])
+    return [
+        f"{name}={value!r}"
+        for name, value in plan.config.to_dict().items()
+        if (name not in usual or usual[name] != value) and name not in NOTES
+    ]

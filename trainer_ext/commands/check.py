@@ -142,8 +142,7 @@ def print_reproduction(plan: CheckPlan, subject: ModelUnderTest, findings: Seque
     """Print the smallest Python that shows a broken promise, if a few lines show one."""
     broken = [each.promise for each in findings if each.verdict == BROKEN]
     for promise in broken:
-        cache, left = subject.cache_name or "cache", "position_ids" in subject.takes
-        text = snippet(plan, promise, start=subject.start, cache=cache, left=left)
+        text = snippet(plan, promise, subject)
         if text is not None:
             print(f"\n# {plan.name}: {promise}\n{text}", end="")
             return

@@ -7,9 +7,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from faulty_llama import FaultyLlama
 from frankenlm.modeling import list_presets
 from frankenlm.scripts.check import main
+from frankenlm.trainer_ext.checking.opening import open_subject, plan_preset
 from frankenlm.trainer_ext.checking.promises.table import PROMISES
+from frankenlm.trainer_ext.checking.snippets import snippet
 from frankenlm.trainer_ext.checking.tiny import tiny_config
 from frankenlm.trainer_ext.common.cli import run_command
 
@@ -86,13 +89,36 @@ def test_a_saved_model_is_checked_as_it_was_saved(tmp_path, capsys):
     assert set(facts["versions"]) == {"frankenlm", "torch", "transformers"}
 
 
-def test_the_reproduction_shows_the_fault(capsys):
-    """As an issue would hold it: without a word of ours, and it prints what is wrong."""
-    assert run("--model_type mamba2 --reproduce") == 1
-    text = capsys.readouterr().out.partition("# mamba2: packed rows, position_ids\n")[2]
-    assert "frankenlm" not in text
+def shown(capsys, words):
+    """Return the reproduction that the command prints, and what it prints itself."""
+    assert run(f"{words} --reproduce") == 1
+    text = capsys.readouterr().out.partition("\n# ")[2].partition("\n")[2]
     exec(compile(text, "snippet", "exec"), {"__name__": "__snippet__"})
-    assert float(capsys.readouterr().out.strip().removeprefix("tensor(").removesuffix(")")) > 1e-2
+    return text, float(capsys.readouterr().out.strip().removeprefix("tensor(").partition(",")[0].removesuffix(")"))
+
+
+@pytest.mark.parametrize(
+    ("words", "held"), [("--model_type mamba2", "'mamba2'"), ("--model_type roberta", "+ 2)"), ("BertModel", "_state")]
+)
+def test_the_reproduction_shows_the_fault(words, held, capsys):
+    """As an issue would hold it: without a word of ours, and it prints what is wrong."""
+    text, wrong = shown(capsys, words)
+    assert held in text and "frankenlm" not in text and wrong > 1e-2
+
+
+@pytest.mark.parametrize(("fault", "size"), [("future", 1), ("state", 0.1), ("rows", 0.1)])
+def test_the_reproduction_of_a_class_has_that_class(fault, size, monkeypatch, capsys):
+    """Its family alone has no fault."""
+    monkeypatch.setattr(FaultyLlama, "fault", fault)
+    monkeypatch.setattr(FaultyLlama, "size", size)
+    text, wrong = shown(capsys, "faulty_llama:FaultyLlama")
+    assert "from faulty_llama import FaultyLlama\n" in text and wrong > 1e-2
+
+
+def test_the_reproduction_of_a_preset_knows_its_family():
+    plan = plan_preset("infinito")
+    text = snippet(plan, "cache", open_subject(plan, dtype=torch.float32, device="cpu", seed=0))
+    exec(compile(text, "snippet", "exec"), {"__name__": "__snippet__"})
 
 
 @pytest.mark.parametrize(
