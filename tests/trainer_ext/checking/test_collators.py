@@ -44,32 +44,30 @@ def lost_tokens(features):
 
 
 class Joined:
-    """One row of all documents, with what is added to each of them, pads at its left, and what tells its borders."""
+    """One row of all documents, with what is added to each of them, pads at its left, and what tells its borders.
 
-    def __init__(self, *told, before=(), behind=(), pads=0, blocks=None, mask=True):
-        self.told, self.before, self.behind, self.pads, self.blocks, self.mask = (
-            told,
-            before,
-            behind,
-            pads,
-            blocks,
-            mask,
-        )
+    scattered: pads stand before every document.
+    """
+
+    def __init__(self, *told, before=(), behind=(), pads=0, scattered=False, blocks=None, mask=True):
+        self.told, self.before, self.behind, self.blocks, self.mask = told, before, behind, blocks, mask
+        self.pads, self.scattered = pads, scattered
 
     def __call__(self, features):
-        documents = [[*self.before, *each["input_ids"], *self.behind] for each in features]
-        sizes = [self.pads, *map(len, documents)]
-        numbers = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])
+        ids, numbers, positions, labels = [], [], [], []
+        for number, each in enumerate(features, 1):
+            pads = self.pads if number == 1 or self.scattered else 0
+            document = [*self.before, *each["input_ids"], *self.behind]
+            ids += [0] * pads + document
+            numbers += [0] * pads + [number] * len(document)
+            positions += [0] * pads + list(range(len(document)))
+            labels += [-100] * (pads + 1) + document[1:]
+        every = {"position_ids": torch.tensor(positions), "seq_idx": torch.tensor(numbers)}
+        every["labels"] = torch.tensor(labels)
+        numbers = every["seq_idx"]
         real = numbers > 0
-        every = {
-            "position_ids": torch.cat(
-                [torch.arange(size) if at else torch.zeros(size) for at, size in enumerate(sizes)]
-            ),
-            "seq_idx": numbers,
-            "labels": torch.tensor([-100] * self.pads + sum(([-100, *each[1:]] for each in documents), [])),
-        }
-        batch = {"input_ids": torch.tensor([[0] * self.pads + sum(documents, [])])}
-        batch |= {name: every[name].long()[None] for name in (*self.told, "labels")}
+        batch = {"input_ids": torch.tensor([ids])}
+        batch |= {name: every[name][None] for name in (*self.told, "labels")}
         if self.blocks is not None:
             seen = (numbers[:, None] == numbers[None]).tril() if self.blocks != "causal" else real[None] & real[:, None]
             seen = (seen & real[None])[None, None]
@@ -109,6 +107,7 @@ def test_documents_are_told_apart(name, arguments, note):
         (Joined(behind=[2], mask=False), {APART}),
         (Joined(before=[1]), {APART, LABELS}),
         (Joined(pads=4), {APART}),
+        (Joined(pads=1, scattered=True), {APART}),
         (Joined("position_ids", pads=4, mask=False), {PADS}),
         (Joined(blocks="causal"), {APART}),
     ],
@@ -125,6 +124,8 @@ def test_a_fault_of_a_collator_is_found(collator, broken):
         (Joined("position_ids", behind=[2], mask=False), "position_ids"),
         (Joined("position_ids", "seq_idx", before=[1], behind=[2]), "position_ids, seq_idx"),
         (Joined("position_ids", "seq_idx", pads=4), "position_ids, seq_idx"),
+        (Joined("seq_idx", pads=3, scattered=True), "seq_idx"),
+        (Joined("position_ids", pads=3, scattered=True), "position_ids"),
         (Joined(blocks="seen"), "attention_mask"),
         (Joined(blocks="added", pads=4), "attention_mask"),
         (Joined(blocks="seen", behind=[2]), "attention_mask"),

@@ -33,6 +33,13 @@ def test_a_planted_fault_is_found_and_nothing_else_is_blamed(fault):
     assert broken(faulty(fault)) == FAULTS[fault]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_that_see_each_other_raise_no_tolerance(dtype):
+    """Among copies a row moves as well, and that does not shrink with the format."""
+    judge = faulty("rows", 1e-4, dtype)
+    assert judge.judge("batch", PROMISES["batch independence"]).verdict == "broken"
+
+
 def test_of_what_is_not_deterministic_nothing_else_is_said():
     found = verdicts(faulty("state", dtype=torch.bfloat16))
     assert found.pop(REPEATED) == "broken" and set(found.values()) == {"cannot be told"}
