@@ -27,6 +27,15 @@ FILES = {name: text for _, name, text in BLOCKS if name}
 COMMANDS = [line for kind, _, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 FIRST, LAUNCH = COMMANDS[0], "accelerate launch"
 
+# Commands like others that are always tried.
+ALIKE = ("other", "texts", "stream", "unguarded", "muon", "board", "rates --jobs", "galore", "average", "tracked")
+
+
+def marked(line: str):
+    """A command as a parameter; slow where it is like others."""
+    slow = any(f"--output_dir runs/{name}" in line for name in ALIKE)
+    return pytest.param(line, id=line[10:40], marks=[pytest.mark.slow] if slow else [])
+
 
 def test_the_page_has_its_blocks():
     assert set(FILES) == {"small.yaml", "rates.yaml", "chat.jsonl", "lora.yaml"}
@@ -55,7 +64,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS[1:] if LAUNCH not in line], ids=lambda line: line[10:40])
+@pytest.mark.parametrize("line", [marked(line) for line in COMMANDS[1:] if LAUNCH not in line])
 def test_command(folder, monkeypatch, capsys, line):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["frankenlm"])

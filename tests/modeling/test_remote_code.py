@@ -76,7 +76,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+ALIKE = {"decoder", "infinito stack"}  # to the encoder, and to the model of the stack
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in CASES]
+)
 def test_loads_where_the_package_is_missing(case, tmp_path, monkeypatch):
     make, kind = CASES[case]
     torch.manual_seed(0)

@@ -112,7 +112,12 @@ def test_every_preset_is_here():
     assert {name for name in list_presets() if not name.startswith(("infinito", "legacy"))} == set(PRESETS)
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+LARGEST = {"frankenstein", "mini"}  # the two that take longest; `make demo` trains mini
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGEST else []) for name in sorted(PRESETS)]
+)
 def test_preset_beats_the_unigram_entropy(preset, text_bytes, evaluation):
     rows = 8 if preset in ("frankenstein", "mini") else 32
     assert gain_over_unigram(shrunk(preset), text_bytes, evaluation, rows=rows, enough=0.1) >= 0.1

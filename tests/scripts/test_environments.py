@@ -74,6 +74,7 @@ def names(tmp_path_factory):
     return visit(tmp_path_factory.mktemp("odd"), *SURROUNDINGS["names"], mounts=NO_MOUNTS is None)
 
 
+@pytest.mark.slow
 def test_odd_names_and_a_western_console(names):
     check(names)
 

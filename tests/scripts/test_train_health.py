@@ -34,8 +34,10 @@ def raise_rate(trainer) -> None:
 POISONS = {"weights": poison_weights, "optimizer": poison_optimizer, "rate": raise_rate}
 
 
-@pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize(
+    "poison", [pytest.param(name, marks=[] if name == "weights" else [pytest.mark.slow]) for name in POISONS]
+)
+@pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_healthy_state_survives(train, tmp_path, monkeypatch, capsys, poison, limit):
     original = FrankenTrainer.training_step
 

@@ -26,6 +26,7 @@ def config_file(name: str) -> list[str]:
     return ["--config_file", ROOT / "configs" / "accelerate" / name]
 
 
+@pytest.mark.slow  # as `make demo` does
 def test_one_launched_process(tiny, tmp_path):
     done = launch(
         [*config_file("cpu.yaml"), ROOT / "scripts/train.py", *tiny, "--max_steps", 2, "--output_dir", tmp_path]
@@ -51,12 +52,14 @@ def test_two_launched_processes_equal_one_with_twice_the_batch(tiny, train, tmp_
     assert done.stderr.count("step 4/4 | loss") == 2  # one process speaks, in each of the two runs
 
 
-def test_two_sharding_processes_equal_one_with_twice_the_batch(tiny, train, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [12, 50])
+def test_two_sharding_processes_equal_one_with_twice_the_batch(tiny, train, tmp_path, steps):
     """FSDP2 on CPUs: each process holds a half, the checkpoint is whole, a resumed run is the same run."""
     same = ["--model.num_experts", 0, "--model.dropout", 0.0, "--model.attention_dropout", 0.0]
-    steps, one = 50, tmp_path / "one"
+    one, half = tmp_path / "one", steps // 2
     # a last batch that is not full is filled up by two processes, and is smaller in one
-    rhythm = ["--save_steps", 25, "--eval_steps", 25, "--learning_rate", 3e-3, "--dataloader_drop_last", "true"]
+    rhythm = ["--save_steps", half, "--eval_steps", half, "--learning_rate", 3e-3, "--dataloader_drop_last", "true"]
     done = launch([*config_file("fsdp2_cpu_2.yaml"), TWICE, tmp_path, steps, *tiny, *same, *rhythm])
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("the gradient guard is off: under FSDP") == 2  # in each of the two runs once

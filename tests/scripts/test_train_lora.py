@@ -39,6 +39,7 @@ BASES = {
     "legacy full": (Legacy1BitForCausalLM, Legacy1BitConfig, {**SIZES, "use_bitnet": False}),
 }
 ROUNDS = {"legacy_1bit"}
+ALIKE = {"infinito", "legacy full"}  # to the causal one, as far as an adapter goes
 STEPS = ("--max_steps", 4, "--save_steps", 2, "--eval_steps", 2, "--logging_steps", 1, "--learning_rate", 0.05)
 # PEFT asks transformers by a name that transformers has given another.
 peft_speaks_old_names = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -87,7 +88,9 @@ def adapter(folder) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("family", BASES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in BASES]
+)
 @peft_speaks_old_names
 def test_an_adapter_is_trained_resumed_loaded_and_merged(family, lora, base, tmp_path):
     before = load_file(base(family) / "model.safetensors")

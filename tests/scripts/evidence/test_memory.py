@@ -154,6 +154,7 @@ def test_a_card_comes_out_the_same_from_its_report_alone(command, finished, tmp_
     assert card.read_text() == (finished / "cards" / "card.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_mixers_table_takes_text_that_python_carries(command, tmp_path):
     words = ["--smoke", "--tables", "mixers", "--seeds", 0]
     card = tmp_path / "card.md"
