@@ -53,10 +53,11 @@ def _inject(
     model: nn.Module, tuner: nn.Module, inject: Callable[..., Any], whole, adapter: str, *args, **kwargs
 ) -> Any:
     """What stands in for `tuner.inject_adapter`: "all-linear" leaves out what decides and does not compute, unless
-    the configuration says itself what it leaves out."""
+    the configuration says itself what it leaves out, or is of a method that cannot leave anything out."""
     config = tuner.peft_config[adapter]
     deciding = [name for name, layer in model.named_modules() if hasattr(layer, "decides")]
-    if config.target_modules == "all-linear" and not config.exclude_modules and deciding:
+    can_leave_out = hasattr(config, "exclude_modules")  # VeRA, ROAD and others have no such field
+    if can_leave_out and str(config.target_modules).lower() == "all-linear" and not config.exclude_modules and deciding:
         config.exclude_modules = deciding
     return _show_matrix(model, inject, whole, adapter, *args, **kwargs)
 

@@ -73,8 +73,11 @@ def _int8_place(model: PreTrainedModel, option: str, layer: nn.Module | None, pl
     return [Place(name, INT8, layer, lambda: packed.empty_of(layer), lambda: packed.of(layer)) for name in names]
 
 
-def _output_layer(model: PreTrainedModel) -> nn.Module | None:
-    """The layer that holds the output matrix, which may be a part of what stands for it."""
+def output_layer(model: PreTrainedModel) -> nn.Module | None:
+    """Return the layer that holds the output matrix; None in a model that has none.
+
+    What `get_output_embeddings` returns may be a head around it, as with factorised and ternary ones of ours.
+    """
     head = model.get_output_embeddings()
     return getattr(head, "decoder", head)
 
@@ -96,7 +99,7 @@ def find_places(
     if int8_embeddings:
         places += _int8_place(model, "int8_embeddings", model.get_input_embeddings(), nn.Embedding, Int8Embedding)
     if int8_head:
-        places += _int8_place(model, "int8_head", _output_layer(model), nn.Linear, Int8Linear)
+        places += _int8_place(model, "int8_head", output_layer(model), nn.Linear, Int8Linear)
     return places
 
 

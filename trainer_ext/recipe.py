@@ -153,13 +153,18 @@ def prepare_data(run: RunSettings, checkpoint: SavedCheckpoint | None) -> Prepar
             cache_dir=data.cache_dir,
         )
         tokenizer = prepare_tokenizer(run, splits["train"], checkpoint)
-        tokenised = {name: tokenise(run, name, split, tokenizer) for name, split in splits.items()}
+        apart = documents_stay_apart(run)
+        tokenised = {name: tokenise(run, name, split, tokenizer, apart) for name, split in splits.items()}
         labels = label_names(splits["train"]) if data.objective == "classification" else []
     return PreparedData(tokenised["train"], tokenised["validation"], tokenizer, labels)
 
 
-def tokenise(run: RunSettings, name: str, split: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """Return the rows of ids of a split: conversations with labels on their answers, or texts as the objective asks."""
+def tokenise(run: RunSettings, name: str, split: Any, tokenizer: PreTrainedTokenizerBase, apart: bool) -> Any:
+    """Return the rows of ids of a split: conversations with labels on their answers, or texts as the objective asks.
+
+    Args:
+        apart: packed documents see nothing of each other.
+    """
     data = run.data
     shared = {"max_length": data.max_length, "cache_dir": data.cache_dir, "num_proc": data.num_proc}
     if is_conversations(split):
@@ -168,7 +173,7 @@ def tokenise(run: RunSettings, name: str, split: Any, tokenizer: PreTrainedToken
         split,
         tokenizer,
         packing=data.packing,
-        document_borders=documents_stay_apart(run),
+        document_borders=apart,
         objective=data.objective,
         **shared,
     )

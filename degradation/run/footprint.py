@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from frankenlm.modeling.packed_model import output_layer
+
 from ..answers.masked_probe import SCORED_EVERY, WINDOW
 from ..answers.row_cache import COLUMN_STEP
 from ..answers.text_probe import CONTEXT, KEPT_POSITIONS
@@ -19,7 +21,7 @@ from ..configs import ExperimentConfig
 from ..damage.noise import TORCH_CHUNK
 from ..weights.groups import attention_heads, select_group
 from ..weights.model_checks import fills_masks
-from ..weights.parameter_index import index_parameters, logical_shape, output_layer
+from ..weights.parameter_index import index_parameters, logical_shape
 from ..weights.targets import Group
 
 QUARTER = {False: 0.5 + 4 / 64, True: 0.5 + 1 / 64 + 4 / (64 * 256)}  # bytes a weight in 4 bits, by double_quant

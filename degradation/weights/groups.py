@@ -21,11 +21,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from frankenlm.modeling.packed_model import output_layer
 from frankenlm.trainer_ext.common.checks import check_choice, suggest
 
 from .families import EVERYWHERE, FAMILIES, STRUCTURAL, Family, Heads, Pick, Slice
 from .layer_subsets import parse_layers
-from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, output_layer, unwrap
+from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, unwrap
 from .targets import Group, Target
 
 COMPOSITES = {

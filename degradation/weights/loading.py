@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from frankenlm.modeling.packed_model import output_layer
 from frankenlm.trainer_ext.common.opening import check_size, check_token_ids, reading
 
 from ..configs import ExperimentConfig
@@ -25,7 +26,6 @@ from .model_checks import (
     read_tokenizer,
     resolve_device,
 )
-from .parameter_index import output_layer
 
 __all__ = ["LoadOptions", "Loaded", "check_model", "load_model", "open_model", "short_name", "wrap_model"]
 

@@ -50,15 +50,6 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inside
 
 
-def output_layer(model: nn.Module) -> nn.Module | None:
-    """Return the layer that holds the output matrix; None in a model that has none.
-
-    What `get_output_embeddings` returns may be a head around it, as with our factorised and ternary ones.
-    """
-    head = model.get_output_embeddings()
-    return getattr(head, "decoder", head)
-
-
 @dataclass(frozen=True)
 class Entry:
     """One parameter: its name in the model, its canonical name, the module it hangs on, and its `logical_shape`."""

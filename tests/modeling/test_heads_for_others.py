@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, RoadConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -154,6 +154,15 @@ def test_all_linear_leaves_out_what_decides(case):
     assert "q_proj" in found and not found & (deciding | {"decoder"})
     assert adapted(target_modules="all-linear", exclude_modules=["q_proj"]) >= deciding
     assert adapted(target_modules=sorted(deciding)) == deciding
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_methods_that_cannot_leave_anything_out_go_on():
+    """Their configurations have no `exclude_modules`."""
+    config = RoadConfig(target_modules="all-linear", group_size=2)
+    assert not hasattr(config, "exclude_modules")
+    adapted = get_peft_model(build(FrankensteinConfig(**TINY, num_experts=4)), config)
+    assert adapted(ids_of()).logits.isfinite().all()
 
 
 def test_sharding_is_told_the_matrix(monkeypatch):

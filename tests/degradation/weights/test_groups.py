@@ -6,8 +6,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from frankenlm.degradation.weights.groups import GROUPS, canonical_name, describe_groups, select_group
-from frankenlm.degradation.weights.parameter_index import output_layer
 from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig, list_presets, read_preset
+from frankenlm.modeling.packed_model import output_layer
 from frankenlm.modeling.quantizer_ternary import pack_model
 from meta_models import KV, LAYERS, H, I, Q, V
 
