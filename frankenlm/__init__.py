@@ -1,7 +1,7 @@
 """frankenlm: build, train, shrink and break unusual small language models.
 
 The parts live in the top-level folders of the repository and are installed as `frankenlm.modeling`,
-`frankenlm.trainer_ext`, `frankenlm.degradation` and `frankenlm.kernels`.
+`frankenlm.trainer_ext`, `frankenlm.degradation`, `frankenlm.sharing` and `frankenlm.kernels`.
 """
 
 from pathlib import Path

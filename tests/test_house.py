@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("modeling", "trainer_ext", "degradation", "kernels")
+PARTS = ("modeling", "trainer_ext", "degradation", "sharing", "kernels")
 # Who may import whom. A room is a folder, or a file that stands beside folders; modeling and kernels are one room each.
 # Scripts, the command and the page may import every room, and no room imports them.
 FOUNDATION = {"modeling", "trainer_ext.common"}
@@ -45,7 +45,11 @@ ARROWS = {
     | {f"degradation.{room}" for room in ("configs", "errors", "measures", "prompts", "records")},
 }
 # Files that stand beside the folders of their part may import whatever does not lead back to them.
-TOP = {"trainer_ext": {"modeling", "trainer_ext"}, "degradation": {"modeling", "trainer_ext.common", "degradation"}}
+TOP = {
+    "trainer_ext": {"modeling", "trainer_ext"},
+    "degradation": {"modeling", "trainer_ext.common", "degradation"},
+    "sharing": {"modeling", "trainer_ext", "degradation", "sharing.live"},  # its rooms too
+}
 # The one arrow back: the door through which layers ask for the native operators.
 PERMITTED = {("modeling/native_ops.py", "frankenlm.kernels.ops")}
 LONGEST_FILE = 400
@@ -125,6 +129,10 @@ def test_import_arrows(part):
         ("degradation/lab.py", 0, "frankenlm.trainer_ext.common.cli", False),
         ("degradation/lab.py", 0, "frankenlm.trainer_ext.trainer", True),
         ("degradation/lab.py", 0, "frankenlm.scripts.train", True),
+        ("degradation/lab.py", 0, "frankenlm.sharing.live.models", True),
+        ("sharing/space/page.py", 0, "frankenlm.degradation.lab", False),
+        ("sharing/space/page.py", 2, "live.models", False),
+        ("sharing/space/page.py", 2, "hub.card", True),
     ],
 )
 def test_the_arrow_test_can_fail(file, level, name, expected):

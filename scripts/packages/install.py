@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "packages"))
 from requirements import CONSTRAINTS, PYTHON_FLOOR, floors, locked, torch_build  # noqa: E402
 
-EXTRAS = "train,lab,app,dev"
+EXTRAS = "train,lab,app,serve,export,peft,trl,eval,embed,track,dev"
 NO_NETWORK = (
     "connection broken by",
     "NewConnectionError",

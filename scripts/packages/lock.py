@@ -4,11 +4,14 @@
 
 pip resolves once for each Python of PYTHONS, beginning with the one that runs and keeping to its versions where they
 exist for the others; a package whose version differs gets a line for each Python, with a marker. torch is the newest
-that exists as a CPU build. requirements.txt is what a Space installs: it sees that file and no other, so it holds the
+that exists as a CPU build. With --keep every package that constraints.txt names stays as it is, and what setup.cfg asks for
+besides is added. requirements.txt is what a Space installs: it sees that file and no other, so it holds the
 lock's lines of everything that app.py needs.
 """
 
 import argparse
+import atexit
+import functools
 import json
 import subprocess
 import sys
@@ -20,9 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from pip._vendor.packaging.markers import default_environment  # noqa: E402
 from pip._vendor.packaging.requirements import Requirement  # noqa: E402
 from pip._vendor.packaging.utils import canonicalize_name  # noqa: E402
-from requirements import CONSTRAINTS, PYTHON_FLOOR, ROOT, newest_torch, requirements  # noqa: E402
+from requirements import CONSTRAINTS, PYTHON_FLOOR, ROOT, locked, newest_torch, requirements  # noqa: E402
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# exist as source alone, of pure Python, while another Python's set is resolved from wheels: they are built here first
+SOURCE_ONLY = ("rouge-score", "sqlitedict", "word2number")  # lm-eval needs them
 OF_CUDA = ("nvidia-", "cuda-", "triton")  # brought by the index's own torch, where it is asked for
 LOCK_HEAD = """\
 # What `make install` brings: the versions that frankenlm was tested with. Made by `make update`; not edited by hand.
@@ -34,13 +39,22 @@ SPACE_HEAD = """\
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help="keep the versions of constraints.txt, and add what is new")
+    kept = pins() if parser.parse_args().keep else {}
     # an index need not have the CPU build for every Python; what the other one brings besides is left out
-    torch = newest_torch(Path(sys.executable)).partition("+")[0]
-    chosen = resolve_all([*requirements(), torch, "setuptools"])
+    torch = f"torch=={kept['torch']}" if kept else newest_torch(Path(sys.executable)).partition("+")[0]
+    chosen = resolve_all([*requirements(), torch, "setuptools"], kept)
     write(CONSTRAINTS, LOCK_HEAD, lines_of(chosen))
     needed = {python: closure(requirements("app"), packages, python) for python, packages in chosen.items()}
     write(ROOT / "requirements.txt", SPACE_HEAD, map(with_build, lines_of(needed)))
+
+
+def pins() -> dict[str, str]:
+    """Return the versions of constraints.txt that hold on this Python, by name."""
+    lines = [Requirement(line) for line in locked()]
+    here = [line for line in lines if line.marker is None or line.marker.evaluate()]
+    return {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in here}
 
 
 def write(path: Path, head: str, lines: Iterable[str]) -> None:
@@ -61,10 +75,12 @@ def lines_of(chosen: dict[str, dict[str, dict]]) -> list[str]:
     return lines
 
 
-def resolve_all(wanted: list[str]) -> dict[str, dict[str, dict]]:
-    """Return what is chosen for each of PYTHONS: the metadata of packages by name."""
+def resolve_all(wanted: list[str], pinned: dict[str, str]) -> dict[str, dict[str, dict]]:
+    """Return what is chosen for each of PYTHONS: the metadata of packages by name; `pinned` versions are kept to."""
     here = "{}.{}".format(*sys.version_info)
-    first = resolve(wanted, here)
+    first = resolve(wanted, here, pinned)
+    if first is None:
+        sys.exit("update: setup.cfg asks for what the versions of constraints.txt do not allow: leave out --keep.")
     kept = {name: item["version"].partition("+")[0] for name, item in first.items()}
     others = {python: resolve(wanted, python, kept) or resolve(wanted, python) for python in PYTHONS if python != here}
     return {python: others.get(python, first) for python in PYTHONS}
@@ -96,13 +112,23 @@ def dry_run(wanted: list[str], python: str, kept: dict[str, str], *options: str)
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in kept.items()))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
         command += ["--report", str(report), "--python-version", python, "--only-binary", ":all:", "--target", folder]
-        command += ["--constraint", str(constraints), *options, *wanted]
+        command += ["--constraint", str(constraints), "--find-links", source_wheels(), *options, *wanted]
         done = subprocess.run(command, cwd=folder, stderr=subprocess.PIPE, text=True)
         if done.returncode == 0:
             return json.loads(report.read_text(encoding="utf-8"))["install"]
         if not kept:
             print("".join(line for line in done.stderr.splitlines(True) if line.startswith(("ERROR", " "))))
         return None
+
+
+@functools.cache
+def source_wheels() -> str:
+    """Return a folder with wheels of SOURCE_ONLY, which is removed when Python ends."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder.name, *SOURCE_ONLY]
+    subprocess.run(command, check=True)
+    return folder.name
 
 
 def missing(chosen: dict[str, dict], python: str) -> set[str]:

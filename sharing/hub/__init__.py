@@ -1,0 +1,1 @@
+"""The Hub: what is pushed, its card, and what must not leave this machine."""

@@ -1,0 +1,1 @@
+"""Completions over HTTP, in the shapes of the OpenAI API."""

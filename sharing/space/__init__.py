@@ -1,0 +1,1 @@
+"""The page that app.py opens: one file a tab."""
