@@ -4,8 +4,8 @@
 
 pip resolves once for each Python of PYTHONS, beginning with the one that runs and keeping to its versions where they
 exist for the others; a package whose version differs gets a line for each Python, with a marker. torch is the newest
-that exists as a CPU build. With --keep every package that constraints.txt names stays as it is, and what setup.cfg asks for
-besides is added. requirements.txt is what a Space installs: it sees that file and no other, so it holds the
+that exists as a CPU build. With --keep every package that constraints.txt names stays as it is, and what setup.cfg
+asks for besides is added. requirements.txt is what a Space installs: it sees that file and no other, so it holds the
 lock's lines of everything that app.py needs.
 """
 
