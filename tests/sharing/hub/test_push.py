@@ -1,0 +1,341 @@
+"""frankenlm push: what goes to the Hub and what stays, the card, secrets, and opening what was pushed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from frankenlm.modeling import InfinitoForCausalLM
+from frankenlm.scripts import push as script
+from frankenlm.sharing.hub.card import LICENSES, CardOptions
+from frankenlm.sharing.hub.push import PushOptions, make_plan
+from frankenlm.trainer_ext.common.cli import UserError, run_command
+from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
+from hub_stand_in import hub_stand_in
+from tiny_infinito import tiny_infinito
+
+TOKEN = "hf_0123456789abcdefghijABCDEFGHIJ"
+FACTS = {
+    "adapter": None,
+    "dataset": "Salesforce/wikitext:wikitext-2-raw-v1",
+    "eval_accuracy": None,
+    "eval_loss": 4.25,
+    "eval_perplexity": 70.105412,
+    "model_name_or_path": None,
+    "model_type": "infinito",
+    "objective": "causal",
+}
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- frankenlm
+---
+
+# run
+
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder like one of train.py: a tiny model, its records, and what must stay here."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    tokenizer = train_tokenizer(["the cat sat on a mat"] * 4, vocab_size=280, mask=False)
+    torch.manual_seed(0)
+    model = InfinitoForCausalLM(tiny_infinito(vocab_size=len(tokenizer)))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "metrics.json").write_text(json.dumps(FACTS))
+    (folder / "README.md").write_text(CARD)
+    (folder / "training.log").write_text("step 1")
+    torch.save({}, folder / "training_args.bin")
+    (folder / "checkpoint-1").mkdir()
+    return folder
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(trained, tmp_path / "tiny"))
+
+
+def plan_of(folder, repo="me/tiny", **options):
+    return make_plan(str(folder), PushOptions(repo, CardOptions(license="mit"), **options))
+
+
+def front_matter(card: str) -> dict:
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_what_is_pushed_and_what_stays(folder):
+    (folder / ".cache").mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "ema").mkdir()
+    (folder / "ema" / "config.json").write_text("{}")
+    (folder / "ema" / "optimizer.pt").write_text("x")
+    plan = plan_of(folder)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "metrics.json", "README.md", "ema/config.json"} < set(
+        plan.names
+    )
+    assert "modeling_infinito.py" in plan.names, "the code that opens it elsewhere"
+    assert set(plan.collected.left_out) == {
+        ".cache",
+        "checkpoint-1",
+        "notes.txt",
+        "training.log",
+        "training_args.bin",
+    }
+    assert "ema/optimizer.pt" not in plan.names
+    assert "notes.txt" in plan_of(folder, include=("notes*",)).names
+
+
+def test_card_has_what_was_measured(folder):
+    data = front_matter(plan_of(folder).card)
+    (model,) = data.pop("model-index")
+    assert data == {
+        "datasets": ["Salesforce/wikitext"],
+        "library_name": "transformers",
+        "license": "mit",
+        "pipeline_tag": "text-generation",
+        "tags": ["frankenlm", "infinito"],
+    }
+    (result,) = model["results"]
+    assert model["name"] == "tiny" and result["task"]["type"] == "text-generation"
+    assert result["dataset"] == {
+        "name": FACTS["dataset"],
+        "type": "Salesforce/wikitext",
+        "split": "held-out part",
+    }
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert values == {"loss": 4.25, "perplexity": 70.105412}
+    assert 'from_pretrained("me/tiny")' in plan_of(folder).card and "PATH" not in plan_of(folder).card
+
+
+def test_reports_of_evaluate_win_over_the_loss_of_the_run(folder):
+    figures = {"loss": {"value": 3.5, "low": 3.4, "high": 3.6}, "bleu_1": {"value": 1.0, "low": None, "high": None}}
+    report = {"method": "causal", "dataset": "/somewhere/a/text.txt", "splits": {"test": {"measures": figures}}}
+    (folder / "evaluation.json").write_text(json.dumps(report))
+    plan = plan_of(folder)
+    (result,) = front_matter(plan.card)["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "text.txt", "type": "text.txt", "split": "test"}
+    assert [metric["value"] for metric in result["metrics"]] == [3.5]
+
+
+def test_own_front_matter_stays_and_flags_win(folder):
+    (folder / "README.md").write_text("---\nlicense: gpl-3.0\nlanguage: es\nthumbnail: x.png\n---\nMine.\n")
+    data = front_matter(make_plan(str(folder), PushOptions("me/x")).card)
+    assert (data["license"], data["language"], data["thumbnail"]) == ("gpl-3.0", "es", "x.png")
+    assert front_matter(plan_of(folder).card)["license"] == "mit"
+
+
+def test_no_license_is_asked_for(folder):
+    with pytest.raises(UserError, match="--license: the card has none"):
+        make_plan(str(folder), PushOptions("me/x"))
+
+
+SECRETS = {
+    "config.json": ('"x": "hf_abcdefghijABCDEFGHIJ0123"', "a token of the Hub"),
+    "a.py": ("KEY = 'AKIAABCDEFGHIJKLMNOP'", "a key of AWS"),
+    "b.py": ("token = 'ghp_" + "a1B2" * 9 + "'", "a token of GitHub"),
+    "c.py": ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+    "README.md": ("see https://me:pass@example.org/x", "a password in an address"),
+    "metrics.json": ('"api_key": "0123456789"', "a password or key"),
+    "chat_template.jinja": ("{{ 'planted-in-the-environment' }}", "of this machine's environment"),
+    "training.csv": ("sk-proj-abcdefghijklmnopqrstuvwx", "a key of OpenAI's kind"),
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_are_found_and_not_shown(folder, name, monkeypatch, capsys):
+    monkeypatch.setenv("MY_API_KEY", "planted-in-the-environment")
+    text, kind = SECRETS[name]
+    path = folder / name
+    if name in ("config.json", "metrics.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **json.loads("{" + text + "}")}, indent=1))
+    else:
+        path.write_text((path.read_text() if path.exists() else "first\n") + text + "\n")
+    code = run_command(script.main, [str(folder), "me/x", "--license", "mit", "--dry_run"])
+    said = capsys.readouterr()
+    assert code == 2 and f"{name}:" in said.err and kind in said.err
+    assert text.split("'")[-2 if "'" in text else -1] not in said.err
+
+
+def test_secrets_in_the_header_of_the_weights(folder):
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, metadata={"format": "pt", "note": "hf_abcdefghijABCDEFGHIJ0123"})
+    (found,) = plan_of(folder).findings
+    assert (found.file, found.shown) == ("model.safetensors", "a token of the Hub")
+
+
+def test_local_paths_are_refused_or_replaced(folder, capsys):
+    here = str(folder.resolve())
+    facts = {**FACTS, "command": f"train.py --dataset /home/me/texts/a.txt --output_dir {here} --log C:\\Users\\me\\l"}
+    (folder / "metrics.json").write_text(json.dumps(facts))
+    line = [str(folder), "me/x", "--license", "mit", "--dry_run"]
+    assert run_command(script.main, line) == 2
+    assert "/home/me/texts/a.txt" in capsys.readouterr().err
+    assert run_command(script.main, [*line, "--hide_local_paths"]) == 0
+    plan = plan_of(folder, hide_local_paths=True)
+    pushed = json.loads(plan.contents["metrics.json"])
+    assert pushed["command"] == "train.py --dataset a.txt --output_dir tiny --log l"
+    assert json.loads((folder / "metrics.json").read_text())["command"] == facts["command"], "the file here stays"
+
+
+def test_our_own_files_hold_nothing_suspicious(folder):
+    assert plan_of(folder).findings == []
+
+
+WRONG = {
+    "no folder": (lambda folder: shutil.rmtree(folder), "no such folder"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights in safetensors"),
+    "cut short": (
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9]),
+        "damaged or cut short",
+    ),
+    "odd config": (lambda folder: (folder / "config.json").write_text("[1]"), "config.json"),
+    "odd facts": (lambda folder: (folder / "metrics.json").write_text("[1]"), "a JSON object is expected"),
+    "odd card": (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "front matter"),
+    "lost part": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
+        "names b.safetensors, which is not there",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_nobody_could_open_is_not_pushed(folder, case):
+    spoil, message = WRONG[case]
+    spoil(folder)
+    with pytest.raises(UserError, match=message):
+        plan_of(folder)
+
+
+def test_sick_weights_are_not_pushed(folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    name = sorted(state)[0]
+    state[name].view(-1)[0] = float("nan")
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=f"{name} in model.safetensors holds NaN"):
+        plan_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["me/x", "--license", "apache2.0"], "Did you mean 'apache-2.0'"),
+        (["x"], "OWNER/NAME"),
+        (["a/b/c"], "OWNER/NAME"),
+        (["../../x"], "OWNER/NAME"),
+        (["me/<b>"], "OWNER/NAME"),
+        (["me/x", "--language", "English"], "ISO 639"),
+        (["me/x", "--datasets", "/home/me/x.txt"], "--datasets"),
+        (["me/x", "--base_model", "a b"], "--base_model"),
+        (["me/x", "--include", "nothing*"], "no file of"),
+        (["me/x", "--include", "*.bin"], "pickles are never pushed"),
+        (["me/x", "--message", " "], "--message"),
+        (["me/x", "--privat"], "Did you mean"),
+    ],
+)
+def test_a_users_mistakes(trained, line, message, capsys):
+    line = line if "--license" in line else [*line, "--license", "mit"]
+    assert run_command(script.main, [str(trained), *line, "--dry_run"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ") and message in said
+
+
+def test_licenses_are_those_of_the_hub():
+    assert sorted(LICENSES) == LICENSES and {"apache-2.0", "mit", "other", "cc-by-4.0"} < set(LICENSES)
+
+
+# --- over HTTP
+
+
+@pytest.fixture
+def hub():
+    with hub_stand_in(TOKEN) as hub:
+        yield hub
+
+
+def in_process(hub, code: str, tmp_path: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
+    """Run Python that sees the stand-in as the Hub, which the client reads once, when it is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+    environment["NO_PROXY"] = "127.0.0.1"
+    line = [sys.executable, "-c", code, *words]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, cwd=tmp_path)
+
+
+PUSH = "import sys; from frankenlm.command import main; sys.exit(main(['push', *sys.argv[1:]]))"
+LOAD = """
+import sys, torch, transformers
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
+assert 'frankenlm' not in sys.modules
+ids = tokenizer("the cat", return_tensors="pt").input_ids
+with torch.no_grad():
+    torch.save(model.eval()(ids).logits, sys.argv[2])
+"""
+
+
+def test_pushed_and_opened_again(trained, hub, tmp_path):
+    done = in_process(hub, PUSH, tmp_path, str(trained), "me/tiny", "--license", "mit", "--private", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert f"pushed: {hub.address}/me/tiny/commit/" in done.stdout and TOKEN not in done.stdout + done.stderr
+    plan = plan_of(trained)
+    assert sorted(hub.files("me/tiny")) == plan.names and hub.private["me/tiny"]
+    assert hub.files("me/tiny")["model.safetensors"] == (trained / "model.safetensors").read_bytes()
+    assert hub.messages == ["Model and card"]
+    done = in_process(hub, LOAD, tmp_path, "me/tiny", str(tmp_path / "logits.pt"))
+    assert done.returncode == 0, done.stderr
+    model = InfinitoForCausalLM.from_pretrained(trained).eval()
+    ids = AutoTokenizer.from_pretrained(trained)("the cat", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, torch.load(tmp_path / "logits.pt", weights_only=True))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"HF_TOKEN": "hf_wrong"},
+        pytest.param({"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(trained, hub, tmp_path, more):
+    done = in_process(hub, PUSH, tmp_path, str(trained), "me/tiny", "--license", "mit", **more)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "the Hub did not take me/tiny" in last, done.stderr
+    assert "Traceback" not in done.stderr and not hub.repositories
+    assert not any(more["HF_TOKEN"] in said for said in (done.stdout, done.stderr))
+
+
+@pytest.mark.parametrize(("token", "message"), [("", "HF_TOKEN is not set"), (TOKEN, "HF_HUB_OFFLINE is set")])
+def test_refused_before_anything_is_sent(trained, token, message, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run_command(script.main, [str(trained), "me/tiny", "--license", "mit"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_page_has_commands_that_run(trained, tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[3] / "docs" / "push.md"
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if "frankenlm push runs/" in line]
+    assert len(lines) == 3
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    for line in lines:
+        words = line.removeprefix("HF_TOKEN=... ").removesuffix(" --dry_run").split()[2:]
+        Path(words[0]).is_symlink() or Path(words[0]).symlink_to(trained)
+        assert run_command(script.main, [*words, "--dry_run"]) == 0, capsys.readouterr().err
+        assert f"to {words[1]}:" in capsys.readouterr().out
