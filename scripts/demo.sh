@@ -10,14 +10,8 @@ export ACCELERATE_USE_CPU=true
 # Threads that sleep while they wait: on a machine that is busy with something else too, spinning halves the speed.
 export OMP_WAIT_POLICY=passive
 
-accelerate launch --config_file configs/accelerate/cpu.yaml scripts/train.py \
-    --preset mini --dataset builtin --objective mlm --tokenizer train --vocab_size 4096 \
-    --model.hidden_size 128 --model.num_hidden_layers 6 --model.num_loops 1 --model.num_attention_heads 4 \
-    --model.retention_heads 4 --model.intermediate_size 256 --model.mamba_head_dim 32 --model.ode_solver euler \
-    --model.dropout 0.0 --model.attention_dropout 0.0 \
-    --max_length 128 --per_device_train_batch_size 16 --max_steps "$STEPS" \
-    --learning_rate 2e-3 --warmup_steps 0.1 --lr_scheduler_type cosine --weight_decay 0.01 --seed 42 \
-    --logging_steps 10 --eval_steps 100 --save_steps 150 --output_dir "$OUT" --overwrite_output_dir
+accelerate launch --config_file configs/accelerate/cpu.yaml scripts/train.py --config configs/small/mini.yaml \
+    --max_steps "$STEPS" --output_dir "$OUT" --overwrite_output_dir
 
 python scripts/evaluate.py --model "$OUT" --dataset builtin --max_length 128 --report "$OUT/evaluation.json"
 

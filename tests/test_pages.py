@@ -1,0 +1,114 @@
+"""docs/: every page is in the site, every command on every page is one that its parser takes, the tutorial runs."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from frankenlm import command
+from frankenlm.trainer_ext.common.cli import OneLineParser
+from frankenlm.trainer_ext.presets import RunParser, split_model_fields
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "model_cards").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+) ?[\w.]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# accelerate launch --config_file F scripts/train.py ..., python scripts/train.py ..., frankenlm train ...
+CALL = re.compile(r"(?:^|\s)(?:scripts/(\w+)\.py|-m frankenlm\.scripts\.(\w+)|frankenlm (\w[\w-]*))((?: .*)?)$")
+CARD = re.compile(r"\]\((\.\./model_cards/\w+\.md)\)")
+MEASURED = re.compile(r"(?<![\w.])[+-]?\d+\.\d+(?![\w.])")
+
+
+def blocks(page: Path, *kinds: str) -> list[tuple[str, str]]:
+    """Return the fenced blocks of a page that are of some kinds."""
+    return [found for found in BLOCK.findall(page.read_text(encoding="utf-8")) if found[0] in kinds]
+
+
+def calls(page: Path) -> list[tuple[str, list[str]]]:
+    """Return (verb, words) of every call of a command of ours in a page's shell blocks."""
+    found = []
+    for _, text in blocks(page, "bash", "sh"):
+        for line in text.replace("\\\n", " ").splitlines():
+            for part in re.split(r"\|\||&&|;|\|", line.partition(" #")[0]):
+                match = CALL.search(part.split(" 2>")[0].rstrip(" &"))
+                if match is not None and "accelerate" not in match[4]:
+                    found.append((match[1] or match[2] or match[3], shlex.split(match[4])))
+    return found
+
+
+def parse(verb: str, words: list[str]) -> None:
+    """Let a verb's parser take the words. Raises UserError where it does not."""
+    verb = {file.stem: name for name, file in command.verbs().items()}.get(verb, verb)
+    script = importlib.import_module(f"frankenlm.scripts.{command.verbs()[verb].stem}")
+    if verb == "train":
+        RunParser().parse_strictly(split_model_fields(words)[0])
+    elif verb == "degrade":
+        from frankenlm.degradation.cli import COMMANDS, with_underscores
+
+        name, *words = with_underscores(words)
+        parser = OneLineParser(allow_abbrev=False)
+        COMMANDS[name][1](parser)
+        parser.parse_strictly(words)
+    else:
+        script.build_parser().parse_strictly(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if calls(page)], ids=lambda page: page.stem)
+def test_commands_of_a_page_are_understood(page):
+    for verb, words in calls(page):
+        if words not in (["--help"], []):
+            parse(verb, words)
+
+
+def test_commands_that_are_wrong_would_be_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```bash\naccelerate launch scripts/train.py --preset mini \\\n    --max_step 3 || echo no\n```\n")
+    ((verb, words),) = calls(page)
+    assert (verb, words) == ("train", ["--preset", "mini", "--max_step", "3"])
+    with pytest.raises(ValueError, match="max_step"):
+        parse(verb, words)
+
+
+def test_the_site_has_every_page():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = [file for entry in site["nav"] for file in entry.values()]
+    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+    overview = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    assert all(f"[{name}]({name})" in overview for name in named if name != "README.md")
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", text):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_figures_of_the_models_page_stand_where_it_says():
+    """In the card that the table's row, or the paragraph, names."""
+    page = ROOT / "docs" / "models.md"
+    parts = re.split(r"\n\n|\n(?=\|)", page.read_text(encoding="utf-8"))
+    claims = [(figure, card) for part in parts for card in CARD.findall(part)[:1] for figure in MEASURED.findall(part)]
+    assert len(claims) >= 10
+    for figure, card in claims:
+        assert figure in (page.parent / card).read_text(encoding="utf-8"), f"{figure} is not in {card}"
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path):
+    """As somebody follows it, block after block, from a clone."""
+    for name in ("configs", "scripts", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    tools = str(Path(sys.executable).parent)
+    for kind, text in blocks(ROOT / "docs" / "tutorial.md", "bash", "python"):
+        program = ["bash", "-euo", "pipefail", "-c"] if kind == "bash" else [sys.executable, "-c"]
+        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+        done = subprocess.run([*program, text], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert (tmp_path / "runs" / "lab" / "report" / "report.md").is_file()
+    assert (tmp_path / "runs" / "legacy-packed" / "packing.json").is_file()
