@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .PHONY: help install update demo common-tests test test-newest test-oldest test-slow test-kernels test-sanitize \
-	test-real-model lint bench app clean
+	test-real-model lint bench app wheel clean
 
 help:
 	@echo "make demo       train a small Mini on built-in text, evaluate, reload, fill masks (under 10 minutes)"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench      benchmark tables, about 15 minutes; FULL=1 for all of them"
 	@echo "make app        the Gradio page on localhost"
 	@echo "make install    create .venv and install the versions of constraints.txt, torch first, as its CPU build"
+	@echo "make wheel      a wheel in dist/ that holds the compiled operators, for machines without a compiler"
 	@echo "make update     make constraints.txt anew from setup.cfg, install it and run the tests"
 
 install:
@@ -104,6 +105,9 @@ bench: $(READY)
 
 app: $(READY)
 	$(BIN)/python app.py
+
+wheel: $(READY)
+	@$(BIN)/python scripts/packages/platform_wheel.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -90,12 +90,18 @@ def home_cache() -> Path:
     return Path(folder) / "frankenlm" / "kernels"
 
 
-def fingerprint(flags: Sequence[str] = ()) -> str:
-    """Return a name for what a build depends on: sources, flags, torch, machine."""
+def source_digest() -> str:
+    """Return the SHA-256 of the sources, names included."""
     digest = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def fingerprint(flags: Sequence[str] = ()) -> str:
+    """Return a name for what a build depends on: sources, flags, torch, machine."""
+    digest = hashlib.sha256(source_digest().encode())
     digest.update("\0".join([*FLAGS, *flags, torch.__version__, platform.machine(), sys.platform]).encode())
     return digest.hexdigest()[:16]
 

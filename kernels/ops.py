@@ -16,6 +16,7 @@ import torch
 
 from .build import BuildError, NoCompilerError, build
 from .fakes import FAKES, register_fakes
+from .shipped import shipped_library
 
 logger = logging.getLogger(__name__)
 PATH_VARIABLE = "FRANKENLM_TERNARY_PATH"
@@ -71,7 +72,7 @@ def _wanted() -> str:
 def _load_native(reference: Mapping[str, Callable]) -> str:
     global _library
     try:
-        _library = _open(build())
+        _library = _open_shipped() or _open(build())
     except (NoCompilerError, BuildError) as problem:
         if _wanted():
             raise ValueError(f"{PATH_VARIABLE}={_wanted()} cannot be had here: {problem}.") from None
@@ -81,6 +82,18 @@ def _load_native(reference: Mapping[str, Callable]) -> str:
     torch.ops.load_library(_library._name)
     register_fakes("frankenlm", FAKES)
     return path
+
+
+def _open_shipped() -> ctypes.CDLL | None:
+    """Open the library that came with the package; None where none fits, or extra flags ask for one of one's own."""
+    library = None if os.environ.get("FRANKENLM_CXXFLAGS") else shipped_library()
+    if library is None:
+        return None
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as problem:
+        logger.warning("The operators that came with the package cannot be opened (%s); they are built here.", problem)
+        return None
 
 
 def _open(library: Path) -> ctypes.CDLL:
