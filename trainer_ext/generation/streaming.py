@@ -90,9 +90,15 @@ class TextStream(BaseStreamer):
     def end(self) -> None:
         """generate() is through; more may follow, so the rest waits for `finish`."""
 
-    def finish(self) -> str:
-        """Write what was held back; return the whole text."""
+    def finish(self, *, keep_halves: bool = True) -> str:
+        """Write what was held back; return the whole text.
+
+        Args:
+            keep_halves: write a mark for the first bytes of a character at the end, too.
+        """
         text = self.text()
+        if not keep_halves and not self.stopped():
+            text = text[: len(text) - _unfinished(text)]
         self._show(text)
         return text
 
@@ -124,12 +130,16 @@ class TextStream(BaseStreamer):
 
     def _unsettled(self, text: str) -> int:
         """How many characters at the end may still change or belong to a stop string."""
-        whole = text.rstrip(UNFINISHED) if text.endswith(UNFINISHED) else text
-        unfinished = min(len(text) - len(whole), LONGEST_CHARACTER - 1)
+        unfinished = _unfinished(text)
         # the unfinished character may be the next one of a stop string, so what stands before it is looked at as well
         settled = text[: len(text) - unfinished]
         starts = [size for string in self.stop for size in range(1, len(string)) if settled.endswith(string[:size])]
         return unfinished + max([0, *starts])
+
+
+def _unfinished(text: str) -> int:
+    """How many marks at the end of a text may be the first bytes of one character."""
+    return min(len(text) - len(text.rstrip(UNFINISHED)), LONGEST_CHARACTER - 1)
 
 
 class StopAtText(StoppingCriteria):
