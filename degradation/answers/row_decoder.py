@@ -126,8 +126,8 @@ class RowDecoder:
         rows = [tokens[:3], tokens[3:10]]
         following = tokens[10:12]
         cache = SlotCache(len(rows), self.columns, self.device)
-        first = self._prefill(cache, DynamicCache(), 0, rows, list(range(len(rows))))
-        second = self._forward_step(cache, following)
+        first = self.prefill(cache, DynamicCache(), 0, rows, list(range(len(rows))))
+        second = self.forward_step(cache, following)
         worst = 0.0
         for place, row in enumerate(rows):
             alone = torch.tensor([[*row, following[place]]], device=self.device)
@@ -178,7 +178,7 @@ class RowDecoder:
             self._picture = self.model.get_image_features(pixels, return_dict=True)
         return self._picture
 
-    def _prefill(
+    def prefill(
         self, cache: SlotCache, prefix: DynamicCache, shared: int, suffixes: Sequence[Sequence[int]], slots: list[int]
     ) -> torch.Tensor:
         """Read rows behind the `shared` tokens of `prefix` into slots; return their last logits, [rows, vocabulary]."""
@@ -202,7 +202,7 @@ class RowDecoder:
             cache.take(slot, past, row, shared, shared + len(padded[row]))
         return logits[: len(suffixes)]
 
-    def _forward_step(self, cache: SlotCache, tokens: Sequence[int]) -> torch.Tensor:
+    def forward_step(self, cache: SlotCache, tokens: Sequence[int]) -> torch.Tensor:
         """Read one token a slot, of slots 0, 1, ...; return logits [slots, vocabulary]."""
         cache.begin_step(len(tokens), cache.capacity if self.settings.fixed_shape else None)
         positions = cache.table.lengths[: len(tokens), None]
@@ -251,7 +251,7 @@ class _RowBatch:
             self.prefix = self.decoder.read_prefix()
         slots = [slot for slot, row in enumerate(self.slots) if row is None][: len(requests)]
         suffixes = [self.rendering.suffix(request.index) for request in requests]
-        logits = self.decoder._prefill(self.cache, self.prefix, len(self.rendering.prefix), suffixes, slots)
+        logits = self.decoder.prefill(self.cache, self.prefix, len(self.rendering.prefix), suffixes, slots)
         size = len(self.rows()) + len(requests)
         shape = (len(self.slots), self.cache.capacity) if self.settings.fixed_shape else (size, max(map(len, suffixes)))
         for slot, request in zip(slots, requests, strict=True):
@@ -265,7 +265,7 @@ class _RowBatch:
         occupied = [slot for slot, row in enumerate(self.slots) if row is not None]
         slots = range(len(self.slots)) if fixed else occupied  # without holes: see _retire
         tokens = [self.settings.pad_id if self.slots[slot] is None else self.slots[slot].tokens[-1] for slot in slots]
-        logits = self.decoder._forward_step(self.cache, tokens)
+        logits = self.decoder.forward_step(self.cache, tokens)
         if fixed:
             empty = [slot for slot in slots if self.slots[slot] is None]
             self.cache.table.lengths[empty] = 0

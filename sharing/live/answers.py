@@ -24,7 +24,7 @@ from transformers import (
 from frankenlm.trainer_ext.common.checkpoints import check_vocabulary, position_limit
 from frankenlm.trainer_ext.common.cli import Failed, UserError
 from frankenlm.trainer_ext.generation.generate import end_ids, require_text, trim
-from frankenlm.trainer_ext.generation.streaming import UNFINISHED, TextStream, continuation_text
+from frankenlm.trainer_ext.generation.streaming import TextStream, continuation_text
 
 from .choosing import ChosenToken, TokenChoice, processors
 from .options import Options, check_answer_seed, check_stops
@@ -32,21 +32,17 @@ from .options import Options, check_answer_seed, check_stops
 
 @dataclass(frozen=True)
 class TokenReport:
-    """A token of an answer, in words. logprob in nats; alternatives: (token, text, logprob), likeliest first.
+    """A token of an answer, in words. alternatives: (token, text, logprob), likeliest first.
 
-    text: what it adds to the text before it. start: characters of the answer before it.
+    text: what it adds to the text before it. start: characters of the answer before it. logprob: in nats; None of a
+        first token of all, which nothing was known before.
     """
 
     token: int
     text: str
-    logprob: float
+    logprob: float | None
     start: int
     alternatives: tuple[tuple[int, str, float], ...]
-
-    @property
-    def utf8(self) -> bytes | None:
-        """The text as bytes; None where the token is a part of a character, or the mark that stands for one."""
-        return None if UNFINISHED in self.text else self.text.encode("utf-8")
 
 
 @dataclass(frozen=True)

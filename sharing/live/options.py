@@ -70,9 +70,8 @@ class Options:
         for name in ("top_p", "min_p", "typical_p"):
             if getattr(self, name) is not None:
                 self._number(name, 0, 1)
-        for name in ("top_p", "typical_p"):
-            if getattr(self, name) == 0:
-                raise BadOption(name, f"{name} 0: must lie above 0; for the likeliest token each time: temperature 0.")
+        if self.typical_p == 0:
+            raise BadOption("typical_p", "typical_p 0: must lie above 0; for the likeliest token each time: top_p 0.")
         self._number("repetition_penalty", 1 / LARGEST_PENALTY, LARGEST_PENALTY)
         for name in ("frequency_penalty", "presence_penalty"):
             self._number(name, -LARGEST_COUNT_PENALTY, LARGEST_COUNT_PENALTY)

@@ -62,7 +62,7 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_rows(after, lab, unbroken, m
 
 
 def test_a_signal_ends_the_run_between_two_tokens(lab, unbroken, tmp_path, monkeypatch):
-    step, calls = RowDecoder._forward_step, []
+    step, calls = RowDecoder.forward_step, []
 
     def kick(self, cache, tokens):
         calls.append(1)
@@ -72,7 +72,7 @@ def test_a_signal_ends_the_run_between_two_tokens(lab, unbroken, tmp_path, monke
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(RowDecoder, "_forward_step", kick)
+        patch.setattr(RowDecoder, "forward_step", kick)
         with pytest.raises(Interrupted, match="SIGTERM") as caught:
             lab()
     assert caught.value.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is before
@@ -142,8 +142,8 @@ def test_the_model_is_bitwise_the_same_afterwards_also_after_an_error(lab, monke
             raise ZeroDivisionError
         return step(self, cache, tokens)
 
-    step = RowDecoder._forward_step
-    monkeypatch.setattr(RowDecoder, "_forward_step", fail_late)
+    step = RowDecoder.forward_step
+    monkeypatch.setattr(RowDecoder, "forward_step", fail_late)
     with pytest.raises(ZeroDivisionError):
         lab(SMALL | {"group": "mlp_only"})
     for name, tensor in lab.model.state_dict().items():

@@ -26,6 +26,7 @@ def test_tokens_are_drawn_from_the_filtered_softmax():
     kept = torch.tensor([1.0, -math.inf, -math.inf, 2.0]).softmax(-1)
     assert torch.allclose(drawn(scores, Options(top_k=2), 2000), kept, atol=0.04)
     assert drawn(scores, Options(top_p=0.5), 50)[3] == 1
+    assert drawn(scores, Options(top_p=0), 50)[3] == 1
     assert drawn(scores, Options(min_p=0.9), 50)[3] == 1
     assert drawn(scores, Options(temperature=0), 5)[3] == 1
 
@@ -64,7 +65,7 @@ REFUSED = [
     ("temperature", 1e-9),
     ("temperature", "hot"),
     ("temperature", True),
-    ("top_p", 0),
+    ("top_p", -0.5),
     ("top_p", 1.5),
     ("top_k", 0),
     ("top_k", 2.5),
