@@ -1,6 +1,5 @@
 """How the tokens of an answer are chosen, as a visitor asks for it; checked before a model is touched."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -99,7 +98,7 @@ class Options:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise BadOption(name, f"{name} {_shown(value)}: must be a number.")
-        if not (math.isfinite(value) and least <= value <= most):
+        if not least <= value <= most:  # NaN is not either
             raise BadOption(name, f"{name} {_shown(value)}: must lie between {least:g} and {most:g}.")
 
 

@@ -24,6 +24,7 @@ from .requests import CompletionRequest, parse_body, read_chat, read_completion
 logger = logging.getLogger("frankenlm.serving")
 
 LARGEST_BODY = 4 * 2**20  # bytes
+LARGEST_DRAINED = 16 * LARGEST_BODY
 SLOWEST_BODY = 30.0  # seconds that a client may take to send its request
 
 
@@ -175,17 +176,17 @@ async def read_body(request: Request) -> bytes:
     if kind != "application/json":
         # also what a page of another site can send from a visitor's browser without being asked
         raise ApiError(415, "send the request as JSON, with the header Content-Type: application/json.")
-    too_large = ApiError(413, f"the body is larger than {LARGEST_BODY:,} bytes.", code="body_too_large")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > LARGEST_BODY:
-        raise too_large
-    body = bytearray()
+    body, size = bytearray(), 0
     try:
         async with asyncio.timeout(SLOWEST_BODY):
             while (message := await request.receive())["type"] == "http.request":
-                body += message.get("body", b"")
-                if len(body) > LARGEST_BODY:
-                    raise too_large
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size <= LARGEST_BODY:
+                    body += piece
+                # what is too large is read all the same, up to a point: one who is still writing hears no reply
+                if size > LARGEST_DRAINED or (size > LARGEST_BODY and not message.get("more_body", False)):
+                    raise ApiError(413, f"the body is larger than {LARGEST_BODY:,} bytes.", code="body_too_large")
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:

@@ -54,6 +54,10 @@ class Overloaded(Exception):
         self.retry_after = retry_after
 
 
+class EngineClosed(Exception):
+    """The engine takes no more answers."""
+
+
 @dataclass(eq=False)
 class AnswerJob:
     """One answer to write.
@@ -83,6 +87,7 @@ class _Row:
         self.writing = Writing(loaded.tokenizer, job.ids, job.options.max_new_tokens, ends, job.stop, logprobs=asks)
         self.choice = TokenChoice(job.options, job.seed, len(job.ids))
         self.ids = list(job.ids)
+        self._outgoing: list[AnswerPiece | Exception] = []
 
     def take(self, logits: torch.Tensor) -> bool:
         """Choose the next token from logits [vocabulary]; return whether the answer goes on."""
@@ -91,11 +96,23 @@ class _Row:
             self.ids.append(chosen.token)
             piece = self.writing.take(chosen)
         except Exception as error:  # noqa: BLE001  of this answer: the others go on
-            self.job.deliver(error)
+            self._outgoing.append(error)
             return False
         if piece is not None:
-            self.job.deliver(piece)
+            self._outgoing.append(piece)
         return self.writing.finished is None
+
+    def left(self) -> bool:
+        """Whether the client has left; the answer then ends."""
+        if self.job.cancelled.is_set():
+            self._outgoing.append(self.writing.cancel())
+        return self.writing.finished is not None
+
+    def send(self) -> None:
+        """Deliver what has come."""
+        for each in self._outgoing:
+            self.job.deliver(each)
+        self._outgoing.clear()
 
 
 class _Flight:
@@ -143,8 +160,11 @@ class Engine:
 
         Raises:
             Overloaded: there is no room for all of them now.
+            EngineClosed: there never will be.
         """
         with self._change:
+            if self._stopping:
+                raise EngineClosed
             if self.busy + len(jobs) > self.most:
                 turns = self.busy / self.slots
                 raise Overloaded(len(self._waiting), int(min(LONGEST_WAIT, max(1, turns * self._seconds))))
@@ -161,18 +181,24 @@ class Engine:
     # --- the thread
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while self._wait_for_work():
-                jobs = self._take_jobs()
-                if self.maker.kind == "alone":
-                    for job in jobs:
-                        self._write_alone(job)
-                else:
-                    self._admit(jobs)
-                    for flight in list(self._flights):
-                        self._step(flight)
-                    self._count()
-        self._end_all()
+        try:
+            with torch.inference_mode():
+                while self._wait_for_work():
+                    self._work(self._take_jobs())
+        except Exception as error:  # noqa: BLE001  of our own making; clients must not wait for ever
+            logger.error("the engine of %s ended: %s", self.loaded.name, type(error).__name__)
+        finally:
+            self._end_all()
+
+    def _work(self, jobs: list[AnswerJob]) -> None:
+        if self.maker.kind == "alone":
+            for job in jobs:
+                self._write_alone(job)
+            return
+        self._admit(jobs)
+        for flight in list(self._flights):
+            self._step(flight)
+        self._count()
 
     def _wait_for_work(self) -> bool:
         with self._change:
@@ -214,17 +240,11 @@ class Engine:
             self._retire(flight, [True] * before + going)
 
     def _step(self, flight: _Flight) -> None:
-        self._retire(flight, [not self._left(row) for row in flight.rows])
+        self._retire(flight, [not row.left() for row in flight.rows])
         if flight.rows:
             logits = self._computed(flight, lambda: flight.group.step([row.ids[-1] for row in flight.rows]))
             if logits is not None:
                 self._retire(flight, [row.take(each) for row, each in zip(flight.rows, logits, strict=True)])
-
-    def _left(self, row: _Row) -> bool:
-        if row.job.cancelled.is_set():
-            row.job.deliver(row.writing.cancel())
-            return True
-        return False
 
     def _computed(self, flight: _Flight, compute: Callable[[], torch.Tensor]) -> torch.Tensor | None:
         """Run the model; where it fails, all rows of the flight learn why, and the engine goes on without them."""
@@ -235,29 +255,35 @@ class Engine:
             logger.error("the model %s failed: %s", self.loaded.name, type(error).__name__)
         if is_out_of_memory(failure):
             failure = Failed("the memory does not suffice for this answer beside the others: ask for fewer tokens.")
+        self._flights.remove(flight)
+        self.maker.forget()
+        self._count()
         for row in flight.rows:
             row.job.deliver(failure)
         flight.rows = []
-        self._flights.remove(flight)
-        self.maker.forget()
         return None
 
     def _retire(self, flight: _Flight, going: Sequence[bool]) -> None:
-        if all(going):
-            return
-        now = time.monotonic()
-        for row in itertools.compress(flight.rows, (not each for each in going)):
-            self._seconds += 0.1 * (now - row.started - self._seconds)
-        places = [place for place, each in enumerate(going) if each]
-        flight.rows = [flight.rows[place] for place in flight.group.keep(places)]
-        if not flight.rows:
-            self._flights.remove(flight)
+        """Let the rows go that are finished; then send, so that who has an answer finds its slot free."""
+        rows = flight.rows
+        if not all(going):
+            now = time.monotonic()
+            for row in itertools.compress(rows, (not each for each in going)):
+                self._seconds += 0.1 * (now - row.started - self._seconds)
+            places = [place for place, each in enumerate(going) if each]
+            flight.rows = [rows[place] for place in flight.group.keep(places)]
+            if not flight.rows:
+                self._flights.remove(flight)
+            self._count()
+        for row in rows:
+            row.send()
 
     def _end_all(self) -> None:
+        with self._change:
+            self._stopping = True
+            left, self._waiting = list(self._waiting), deque()
         for row in itertools.chain.from_iterable(flight.rows for flight in self._flights):
             row.job.deliver(row.writing.cancel())
-        with self._change:
-            left, self._waiting = list(self._waiting), deque()
         for job in left:
             job.deliver(AnswerPiece("", 0, "cancelled"))
 

@@ -6,7 +6,7 @@ from frankenlm.sharing.live.models import UnknownModel
 from frankenlm.sharing.live.options import BadOption
 from frankenlm.trainer_ext.common.cli import Failed, UserError, one_line
 
-from .engine import Overloaded
+from .engine import EngineClosed, Overloaded
 
 # what an option is called where the API has a name of its own
 API_NAMES = {"max_new_tokens": "max_tokens"}
@@ -38,6 +38,14 @@ def bad_value(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
+OUR_FAULT = ApiError(
+    500, "something went wrong in the server, whose log says what kind of thing.", kind="server_error", code="failed"
+)
+SHUTTING_DOWN = ApiError(
+    503, "the server is shutting down: try again later.", kind="server_error", code="shutting_down"
+)
+
+
 def as_api_error(error: Exception, param: str | None = None) -> ApiError | None:
     """Return what a client is told of an error; None for one that is our own fault."""
     if isinstance(error, ApiError):
@@ -52,14 +60,8 @@ def as_api_error(error: Exception, param: str | None = None) -> ApiError | None:
     if isinstance(error, Overloaded):
         wait = {"Retry-After": str(error.retry_after)}
         return ApiError(429, one_line(error), kind="rate_limit_error", code="overloaded", headers=wait)
+    if isinstance(error, EngineClosed):
+        return SHUTTING_DOWN
     if isinstance(error, Failed):
         return ApiError(500, one_line(error), kind="server_error", code="model_failed")
     return None
-
-
-OUR_FAULT = ApiError(
-    500, "something went wrong in the server, whose log says what kind of thing.", kind="server_error", code="failed"
-)
-SHUTTING_DOWN = ApiError(
-    503, "the server is shutting down: try again later.", kind="server_error", code="shutting_down"
-)

@@ -85,7 +85,7 @@ def parse_body(body: bytes) -> dict[str, Any]:
         ApiError: it is none, whatever is wrong with it.
     """
     try:
-        fields = json.loads(body, parse_constant=_refuse_constant)
+        fields = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
     except RecursionError:
         raise ApiError(400, "the body is JSON nested too deep.") from None
     except UnicodeDecodeError:
@@ -314,7 +314,7 @@ def _content(value: Any, place: str) -> str:
 
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    return names.get(type(value), "a number with a fraction" if isinstance(value, float) else "a number")
 
 
 def _short(value: object) -> str:

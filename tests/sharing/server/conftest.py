@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 
 import openai
 import pytest
@@ -20,6 +21,9 @@ def serving(engines, key=None):
     server = PoliteServer(configure(make_application(engines, key)), engines)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
