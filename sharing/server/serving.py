@@ -114,7 +114,8 @@ def take_address(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:  # a name of more than 63 characters between its dots
-        raise UserError(f"--host {host}: no such address here ({one_line(error)}).") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+        raise UserError(f"--host {host}: no such address here ({reason}).") from error
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
