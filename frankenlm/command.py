@@ -13,6 +13,8 @@ from .trainer_ext.common.cli import EXIT_FAILED, EXIT_USER_MISTAKE, run_command
 
 # Verbs that are not their file's name.
 NAMES = {"analyze_run": "analyze"}
+# The packages that a verb needs, as an extra of setup.cfg, where they are not those of most.
+EXTRAS = {"serve": "serve", "export": "export"}
 
 
 def verbs() -> dict[str, Path]:
@@ -49,5 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("frankenlm"):
             raise
-        print(f"error: the package {error.name} is missing: pip install 'frankenlm[train,lab]'.", file=sys.stderr)
+        extra = EXTRAS.get(verb, "train,lab")
+        print(f"error: the package {error.name} is missing: pip install 'frankenlm[{extra}]'.", file=sys.stderr)
         return EXIT_FAILED

@@ -13,7 +13,7 @@ from frankenlm.trainer_ext.generation.generate import chat_ids, derive_seed, req
 
 from .engine import AnswerJob, Engine
 from .errors import bad_value
-from .replies import ChatReply, Choice, CompletionReply, usage
+from .replies import ChatReply, CompletionReply, ReplyChoice, usage
 from .requests import CompletionRequest
 
 DEFAULT_TOKENS = 16  # of /v1/completions, as the OpenAI API has it; a chat's answer ends by itself
@@ -30,7 +30,7 @@ class Asked:
         self.request, self.jobs, self.prompt_tokens = request, jobs, prompt_tokens
         kind = ChatReply if request.is_chat else CompletionReply
         self.reply = kind(request.model, request.options.logprobs is not None)
-        self.choices = [Choice() for _ in jobs]
+        self.choices = [ReplyChoice() for _ in jobs]
 
     async def whole(self, pieces: AsyncIterator[tuple[int, AnswerPiece]]) -> dict[str, Any]:
         """Return the reply, once all answers are finished."""

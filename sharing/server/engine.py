@@ -22,7 +22,7 @@ from frankenlm.sharing.live.options import Options
 from frankenlm.trainer_ext.common.cli import Failed
 from frankenlm.trainer_ext.generation.generate import end_ids
 
-from .rows import RowGroup, RowMaker
+from .rows import GroupMaker, RowGroup
 
 logger = logging.getLogger("frankenlm.serving")
 
@@ -129,7 +129,7 @@ class Engine:
     def __init__(self, loaded: LoadedModel, limits: EngineLimits):
         self.loaded, self.limits = loaded, limits
         self.context = min(limits.context, loaded.positions or limits.context)
-        self.maker = RowMaker(loaded.model, limits.slots, self.context)
+        self.maker = GroupMaker(loaded.model, limits.slots, self.context)
         self.slots = 1 if self.maker.kind == "alone" else limits.slots
         self.tokenizing = threading.Lock()  # tokenizers are not made for several threads
         self._waiting: deque[AnswerJob] = deque()

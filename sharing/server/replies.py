@@ -15,7 +15,7 @@ FINGERPRINT = f"frankenlm-{__version__}"
 
 
 @dataclass
-class Choice:
+class ReplyChoice:
     """One answer as it comes in."""
 
     text: str = ""
@@ -30,7 +30,7 @@ class Choice:
         self.finish_reason = piece.finish_reason
 
 
-def usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
+def usage(prompt_tokens: int, choices: Sequence[ReplyChoice]) -> dict[str, int]:
     """Count tokens; those of the answers with their end tokens, and with those of a stop string."""
     answered = sum(choice.tokens for choice in choices)
     return {
@@ -54,7 +54,7 @@ class CompletionReply:
             "system_fingerprint": FINGERPRINT,
         }
 
-    def answer(self, choices: Sequence[Choice], counted: dict[str, int]) -> dict[str, Any]:
+    def answer(self, choices: Sequence[ReplyChoice], counted: dict[str, int]) -> dict[str, Any]:
         """The whole reply."""
         shown = [self._choice(index, each) for index, each in enumerate(choices)]
         return self.head | {"object": self.whole, "choices": shown, "usage": counted}
@@ -71,7 +71,7 @@ class CompletionReply:
         """The last chunk, where usage was asked for."""
         return self.head | {"object": self.chunk, "choices": [], "usage": counted}
 
-    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+    def _choice(self, index: int, choice: ReplyChoice) -> dict[str, Any]:
         return self._shown(index, choice.text, choice.finish_reason, choice.reports)
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class ChatReply(CompletionReply):
             chunks.append(self._chunk(self._delta(index, {}, finish_reason=piece.finish_reason)))
         return chunks
 
-    def _choice(self, index: int, choice: Choice) -> dict[str, Any]:
+    def _choice(self, index: int, choice: ReplyChoice) -> dict[str, Any]:
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         logprobs = self._logprobs(choice.reports)
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": choice.finish_reason}

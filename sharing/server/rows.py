@@ -101,7 +101,7 @@ class GroupRows:
         return list(places)
 
 
-class RowMaker:
+class GroupMaker:
     """Makes the groups of a model. kind: "slots", "groups" or "alone"; of the last none can be made.
 
     Args:

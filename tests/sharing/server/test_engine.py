@@ -10,7 +10,7 @@ import torch
 from frankenlm.sharing.live.models import LoadedModel
 from frankenlm.sharing.live.options import Options
 from frankenlm.sharing.server.engine import AnswerJob, Engine, EngineClosed, EngineLimits, Overloaded
-from frankenlm.sharing.server.rows import RowMaker, SlotRows
+from frankenlm.sharing.server.rows import GroupMaker, SlotRows
 from frankenlm.trainer_ext.common.cli import Failed
 
 
@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_decoded_together_is_served_alone(start, opened, 
     forward = loaded.model.forward
     # as if rows saw each other
     monkeypatch.setattr(loaded.model, "forward", lambda *a, **k: _noisy(forward(*a, **k)))
-    assert RowMaker(loaded.model, 4, 64).kind == "alone"
+    assert GroupMaker(loaded.model, 4, 64).kind == "alone"
 
 
 def _noisy(output):
@@ -111,7 +111,7 @@ def _noisy(output):
 def test_slots_keep_rows_apart_whoever_leaves(opened):
     """Rows leave from every place; those that stay go on as if nothing had happened."""
     loaded = opened("gpt2")
-    maker = RowMaker(loaded.model, 5, 64)
+    maker = GroupMaker(loaded.model, 5, 64)
     rows = [[3 + place, 9, 20 + place][: 1 + place % 3] for place in range(5)]
     with torch.inference_mode():
         expected = [loaded.model(torch.tensor([[*row, 8]])).logits[0, -1] for row in rows]
