@@ -1,13 +1,17 @@
 """What the tabs share: the choice of a model, and mistakes as words that the visitor reads."""
 
-import contextlib
-from collections.abc import Iterator
-
 import gradio as gr
 
-from frankenlm.trainer_ext.common.cli import Failed, UserError, one_line
+from .shelf import Shelf, told
 
-from .shelf import Shelf
+__all__ = ["Refused", "check_prompt", "choose_model", "told"]
+
+
+class Refused(gr.Error):
+    """What a visitor asked for cannot be had; the message says what can. No traceback goes to the log."""
+
+    def __init__(self, message: str):
+        super().__init__(message, print_exception=False)
 
 
 def choose_model(models: Shelf, kind: str = "any", *, label: str = "Model", **options) -> gr.Dropdown:
@@ -20,15 +24,6 @@ def choose_model(models: Shelf, kind: str = "any", *, label: str = "Model", **op
     return gr.Dropdown(names, label=label, allow_custom_value=True, **options)
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Turn the errors of our functions into words that the visitor reads."""
-    try:
-        yield
-    except (UserError, Failed) as error:
-        raise gr.Error(one_line(error)) from error
-
-
 def check_prompt(text: str, models: Shelf, *, what: str = "The text") -> str:
     """Return a visitor's text.
 
@@ -36,12 +31,12 @@ def check_prompt(text: str, models: Shelf, *, what: str = "The text") -> str:
         gr.Error: it is empty, too long, or no text.
     """
     if not isinstance(text, str) or not text.strip():
-        raise gr.Error(f"{what} is empty: write a few words.")
+        raise Refused(f"{what} is empty: write a few words.")
     most = models.limits.prompt_characters
     if len(text) > most:
-        raise gr.Error(f"{what} has {len(text):,} characters; write at most {most:,}.")
+        raise Refused(f"{what} has {len(text):,} characters; write at most {most:,}.")
     if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise gr.Error(f"{what} holds half a character (a lone surrogate): write it anew.")
+        raise Refused(f"{what} holds half a character (a lone surrogate): write it anew.")
     if "\0" in text:
-        raise gr.Error(f"{what} holds a NUL character, which no text has.")
+        raise Refused(f"{what} holds a NUL character, which no text has.")
     return text
