@@ -1,4 +1,4 @@
-"""The page: a few words, and the tabs."""
+"""The page: what it is and is not, and the tabs."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -6,16 +6,28 @@ from types import ModuleType
 import gradio as gr
 
 from .shelf import Shelf
+from .tabs import fill_mask, generate, ternary
 
-TABS: tuple[ModuleType, ...] = ()
+TABS: tuple[ModuleType, ...] = (generate, fill_mask, ternary)
+ABOUT = """# frankenlm
+Unusual small language models: look into them, shrink them, break them. The models named `tiny/` lie in the repository
+and were trained for minutes on the documentation that Python carries: they show how things work, and are no assistants.
+Nothing here is true, safe or meant as advice, and nothing that you write is kept."""
+# No fonts from elsewhere: the visitor's own.
+FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
 def build_page(models: Shelf, tabs: Sequence[ModuleType] = TABS) -> gr.Blocks:
-    """Lay the page out: each tab builds itself."""
-    with gr.Blocks(title="frankenlm") as page:
-        gr.Markdown("# frankenlm")
+    """Lay the page out: each tab builds itself. `launch_options` go with it."""
+    with gr.Blocks(title="frankenlm", analytics_enabled=False) as page:
+        gr.Markdown(ABOUT)
         for tab in tabs:
             with gr.Tab(tab.TITLE):
                 tab.build(models)
     page.queue(default_concurrency_limit=1, max_size=models.limits.waiting)
     return page
+
+
+def launch_options() -> dict:
+    """Arguments of the page's launch(): how it looks, and that nobody loads files up."""
+    return {"theme": gr.themes.Default(**FONTS), "max_file_size": "10kb", "footer_links": ["api"], "share": False}

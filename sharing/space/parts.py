@@ -1,13 +1,18 @@
 """What the tabs share: the choice of a model, and mistakes as words that the visitor reads."""
 
+import functools
+from collections.abc import Callable
+
 import gradio as gr
+
+from frankenlm.trainer_ext.common.cli import UserError
 
 from .shelf import Shelf, told
 
-__all__ = ["Refused", "check_prompt", "choose_model", "told"]
+__all__ = ["Declined", "check_prompt", "choose_model", "on_shelf", "stop_strings", "told", "whole"]
 
 
-class Refused(gr.Error):
+class Declined(gr.Error):
     """What a visitor asked for cannot be had; the message says what can. No traceback goes to the log."""
 
     def __init__(self, message: str):
@@ -31,12 +36,33 @@ def check_prompt(text: str, models: Shelf, *, what: str = "The text") -> str:
         gr.Error: it is empty, too long, or no text.
     """
     if not isinstance(text, str) or not text.strip():
-        raise Refused(f"{what} is empty: write a few words.")
+        raise Declined(f"{what} is empty: write a few words.")
     most = models.limits.prompt_characters
     if len(text) > most:
-        raise Refused(f"{what} has {len(text):,} characters; write at most {most:,}.")
+        raise Declined(f"{what} has {len(text):,} characters; write at most {most:,}.")
     if any("\ud800" <= sign <= "\udfff" for sign in text):
-        raise Refused(f"{what} holds half a character (a lone surrogate): write it anew.")
+        raise Declined(f"{what} holds half a character (a lone surrogate): write it anew.")
     if "\0" in text:
-        raise Refused(f"{what} holds a NUL character, which no text has.")
+        raise Declined(f"{what} holds a NUL character, which no text has.")
     return text
+
+
+def on_shelf(function: Callable, models: Shelf, *others: object) -> Callable:
+    """A tab's function(models, *others, ...) as gradio calls it; what is left of its arguments names the inputs."""
+    bound = functools.partial(function, models, *others)
+    bound.__name__, bound.__doc__ = function.__name__, function.__doc__
+    return bound
+
+
+def whole(name: str, value: object) -> int:
+    """A visitor's number, which JSON may write as 3.0. Raises UserError for one that is no whole number."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{name} {ascii(value)[:40]}: must be a whole number.")
+    return value
+
+
+def stop_strings(text: str | None) -> list[str]:
+    r"""The stop strings of a box with one a line; a written \n or \t is the character."""
+    return [line.replace("\\n", "\n").replace("\\t", "\t") for line in (text or "").split("\n") if line]

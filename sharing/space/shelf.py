@@ -16,9 +16,10 @@ from typing import Any
 import gradio as gr
 
 from frankenlm.trainer_ext.common.cli import UserError, one_line
-from frankenlm.trainer_ext.common.opening import reading, stored_shapes
+from frankenlm.trainer_ext.common.opening import location, reading, stored_shapes
 
-from ..live.models import KINDS, Catalogue, LoadedModel, kind_of_model, open_model
+from ..live.models import Catalogue, LoadedModel, kind_of_model, open_model
+from .allowed import AllowedModel
 from .limits import Limits
 
 TINY = Path(__file__).with_name("tiny")
@@ -41,11 +42,21 @@ class Shelf:
 
     Args:
         runs: the folder whose models are on the shelf, as `<runs>/<folder>`; None: none.
-        listed: names -> folders or hub names; they come first. The shipped models are always there.
+        first: a model that is named before all others, a folder or hub name.
+        allowed: more of them, by the names on the page.
     """
 
-    def __init__(self, runs: Path | None = None, listed: Mapping[str, str] | None = None, limits: Limits | None = None):
-        self.catalogue = Catalogue(dict(listed or {}) | shipped_models(), runs)
+    def __init__(
+        self,
+        runs: Path | None = None,
+        *,
+        first: str | None = None,
+        allowed: Mapping[str, AllowedModel] | None = None,
+        limits: Limits | None = None,
+    ):
+        listed = {} if first is None else {first: AllowedModel(location(first))}
+        self.listed = listed | shipped_models() | dict(allowed or {})
+        self.catalogue = Catalogue({name: model.place for name, model in self.listed.items()}, runs)
         self.limits = limits or Limits()
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._lock = threading.Lock()
@@ -53,7 +64,7 @@ class Shelf:
 
     def names(self, kind: str = "any") -> list[str]:
         """The names on the shelf of a kind: "causal", "masked", "ternary" (causal, with weights to pack) or "any"."""
-        return [name for name, place in self.catalogue.places().items() if kind == "any" or kind in kinds_of(place)]
+        return [name for name, place in self.catalogue.places().items() if kind in self._kinds(name, place)]
 
     def open(self, name: str, kind: str = "any") -> Opened:
         """Return a model, loaded at its first use; the least recently used is forgotten when there are too many.
@@ -62,14 +73,18 @@ class Shelf:
             gr.Error: no such name on the shelf, one of another kind, or files that cannot be used.
         """
         with told():
-            place = self.catalogue.place(name)
-            if kind != "any" and kind not in kinds_of(place):
-                known = ", ".join(self.names(kind)) or "none"
-                raise UserError(f"{name} is not of the kind that is asked for here ({kind}). There are: {known}.")
-            with self._lock:
-                loading = self._loading.setdefault(name, threading.Lock())
-            with loading:  # others go on with their models
-                return self._keep(name, self._opened.get(name) or self._load(name, place))
+            return self.find(name, kind)
+
+    def find(self, name: str, kind: str = "any") -> Opened:
+        """As `open`; raises UserError instead."""
+        place = self.catalogue.place(name)
+        if kind not in self._kinds(name, place):
+            known = ", ".join(self.names(kind)) or "none"
+            raise UserError(f"{name} is not of the kind that is asked for here ({kind}). There are: {known}.")
+        with self._lock:
+            loading = self._loading.setdefault(name, threading.Lock())
+        with loading:  # others go on with their models
+            return self._keep(name, self._opened.get(name) or self._load(name, place))
 
     def _keep(self, name: str, opened: Opened) -> Opened:
         with self._lock:
@@ -80,28 +95,31 @@ class Shelf:
         return opened
 
     def _load(self, name: str, place: str) -> Opened:
-        kind = kind_of_model(place) or "causal"  # of a hub's model the folder is not here to say
+        kind = self._kind(name, place) or "causal"  # which says what is wrong with it
         stored, most = stored_numbers(name, place), self.limits.parameters
         if stored > most:
             raise UserError(f"{name} has {stored:,} parameters; this page opens models of at most {most:,}.")
-        found = open_model(name, place, kind)
+        try:
+            found = open_model(name, place, kind)
+        except UserError as error:  # a visitor need not know where on this machine it lies
+            raise UserError(one_line(error).replace(f"{name} {place}", name).replace(place, name)) from error
         return Opened(found.model, found.tokenizer, name, kind, found.positions)
 
+    def _kind(self, name: str, place: str) -> str | None:
+        declared = self.listed[name].kind if name in self.listed else None
+        return declared or kind_of_model(place)
 
-def shipped_models() -> dict[str, str]:
+    def _kinds(self, name: str, place: str) -> set[str]:
+        kinds = {"any", self._kind(name, place)} - {None}
+        fields = _fields(place)
+        if "causal" in kinds and fields.get("use_bitnet") and "quantization_config" not in fields:
+            kinds.add("ternary")
+        return kinds
+
+
+def shipped_models() -> dict[str, AllowedModel]:
     """The tiny models of the repository, by name."""
-    return {f"tiny/{path.parent.name}": str(path.parent) for path in sorted(TINY.glob("*/config.json"))}
-
-
-def kinds_of(place: str) -> set[str]:
-    """What a folder's config.json says that the model in it is; a name of the hub may be any."""
-    if not Path(place).is_dir():
-        return {*KINDS, "ternary"}
-    kinds = {kind_of_model(place)} - {None}
-    fields = _fields(place)
-    if "causal" in kinds and fields.get("use_bitnet") and "quantization_config" not in fields:
-        kinds.add("ternary")
-    return kinds
+    return {f"tiny/{path.parent.name}": AllowedModel(str(path.parent)) for path in sorted(TINY.glob("*/config.json"))}
 
 
 def stored_numbers(name: str, place: str) -> int:
@@ -112,9 +130,10 @@ def stored_numbers(name: str, place: str) -> int:
 
 def _fields(place: str) -> Mapping[str, Any]:
     try:
-        return json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+        fields = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
+        return {}  # opening it tells what is wrong
+    return fields if isinstance(fields, Mapping) else {}
 
 
 @contextmanager

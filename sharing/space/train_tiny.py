@@ -28,7 +28,7 @@ SHARED = (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TinyRecipe:
     """How a tiny model is made, and what its card says it is. flags: of `frankenlm train`, beside SHARED."""
 
     flags: str
@@ -37,20 +37,20 @@ class Recipe:
 
 
 RECIPES = {
-    "infinito": Recipe(
+    "infinito": TinyRecipe(
         "--preset infinito-small --tokenizer train --vocab_size 704 --model.hidden_size 64 "
         "--model.num_hidden_layers 2 --model.intermediate_size 256 --model.memory_layers [1] --model.memory_slots 16 "
         "--model.memory_dim 16 --learning_rate 5e-3",
         "a causal transformer of two layers, the second of which reads and writes a slot memory",
         2000,
     ),
-    "legacy-1bit": Recipe(
+    "legacy-1bit": TinyRecipe(
         "--preset legacy-1bit --model.hidden_size 64 --model.num_hidden_layers 2 --model.intermediate_size 256 "
         "--model.position_type rope --learning_rate 5e-3",
         "a causal transformer of two layers on bytes, whose weights are trained to be ternary (-1, 0, 1)",
         1800,
     ),
-    "mini": Recipe(
+    "mini": TinyRecipe(
         "--preset mini --tokenizer train --vocab_size 1024 --model.hidden_size 64 --model.num_hidden_layers 3 "
         "--model.num_loops 1 --model.num_attention_heads 4 --model.retention_heads 4 --model.mamba_head_dim 16 "
         "--model.intermediate_size 96 --model.layer_pattern [retnet,titan_attn,mamba] "
@@ -80,7 +80,7 @@ def train_tiny(name: str, folder: Path, steps: int | None = None) -> None:
 
 
 def keep(run: Path, folder: Path) -> None:
-    """Copy what a model is opened from, with the weights in float16 and without the code that travels with a checkpoint."""
+    """Copy what a model is opened from: its weights in float16, and no code, which travels with checkpoints."""
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
@@ -126,7 +126,7 @@ def held_out(folder: Path) -> dict[str, float]:
     return scored.facts | scored.measures()
 
 
-def card(name: str, recipe: Recipe, facts: Mapping[str, Any], measured: Mapping[str, float]) -> str:
+def card(name: str, recipe: TinyRecipe, facts: Mapping[str, Any], measured: Mapping[str, float]) -> str:
     """The card of a tiny model: what it is and is not, how it was made, and what was measured."""
     minutes = facts["tokens_seen"] / facts["tokens_per_second"] / 60
     return f"""---
@@ -158,8 +158,8 @@ instructions, and repeats the errors of its text. Numbers about quality belong t
 {facts["command"]}
 ```
 
-in about {minutes:.0f} minutes on one core, and rounds the weights to float16. The text is the built-in one (pydoc topics
-and docstrings of Python {facts["versions"]["python"]}); another version of Python has a slightly different one.
+in about {minutes:.0f} minutes on one core, and rounds the weights to float16. The text is the built-in one (pydoc
+topics and docstrings of Python {facts["versions"]["python"]}); another version of Python has a slightly different one.
 
 ## Measured
 

@@ -20,6 +20,9 @@ from .cli import UserError
 from .objectives import OBJECTIVES
 from .opening import check_runs, read_config, read_tokenizer, read_weights
 
+# families whose position of the first token is pad_token_id + 1
+COUNTED_FROM_PAD = ("camembert", "data2vec-text", "ibert", "longformer", "roberta", "xlm-roberta", "xlm-roberta-xl")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -70,6 +73,12 @@ def position_limit(config: PreTrainedConfig) -> int | None:
     if hasattr(config, "position_type") and config.position_type != "learned":
         return None
     return config.max_position_embeddings
+
+
+def usable_positions(config: PreTrainedConfig) -> int:
+    """The positions of a table that text can stand at: RoBERTa and its kin count from behind the pad token."""
+    limit = config.max_position_embeddings
+    return limit - config.pad_token_id - 1 if config.model_type in COUNTED_FROM_PAD else limit
 
 
 def check_memory_switch(checkpoint: Checkpoint, option: str) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from frankenlm.modeling.checks import suggest
 
-from ..common.checkpoints import Checkpoint
+from ..common.checkpoints import Checkpoint, usable_positions
 from ..common.cli import UserError
 from ..common.redaction import public_name
 from ..generation.generate import Text, generate_texts, text_tokens, tokens_per_second, written
@@ -25,7 +25,7 @@ from ..generation.prompts import Prompt
 from ..generation.sampling import Sampling
 from ..metrics.text import ORDERS, measure_written
 from .flags import COMPARED
-from .scoring import Scorer, score, usable_positions
+from .scoring import Scorer, score
 
 # panel of the figure -> measures that share a scale
 PANELS = {

@@ -24,7 +24,7 @@ from transformers import (
 
 from frankenlm.modeling.checks import suggest
 
-from ..common.checkpoints import check_vocabulary
+from ..common.checkpoints import check_vocabulary, usable_positions
 from ..common.cli import UserError, user_mistakes
 from ..common.objectives import OBJECTIVES
 from ..common.opening import check_runs, read_config, read_tokenizer, read_weights
@@ -42,8 +42,6 @@ logger = logging.getLogger("frankenlm.scoring")
 
 # what a training run says of itself
 RUN_FACTS = "metrics.json"
-# families whose position of the first token is pad_token_id + 1
-COUNTED_FROM_PAD = ("camembert", "data2vec-text", "ibert", "longformer", "roberta", "xlm-roberta", "xlm-roberta-xl")
 
 
 @dataclass(frozen=True)
@@ -160,12 +158,6 @@ def choose_context(name: str, config: PreTrainedConfig, max_length: int | None) 
     if max_length is not None and max_length > limit:
         raise UserError(f"--max_length {max_length} exceeds max_position_embeddings={limit} of {name!r}.")
     return max_length or limit
-
-
-def usable_positions(config: PreTrainedConfig) -> int:
-    """The positions of a table that text can stand at: RoBERTa and its kin count from behind the pad token."""
-    limit = config.max_position_embeddings
-    return limit - config.pad_token_id - 1 if config.model_type in COUNTED_FROM_PAD else limit
 
 
 def choose_method(name: str, architectures: list[str], method: str | None) -> str:

@@ -1,0 +1,98 @@
+"""Generate: a model goes on with a text, token by token, under every option that chooses tokens."""
+
+from collections.abc import Iterator
+
+import gradio as gr
+
+from ...live.options import Options
+from ..parts import check_prompt, choose_model, on_shelf, stop_strings, told, whole
+from ..shelf import Shelf
+from ..writing import WRITING, answer
+
+TITLE = "Generate"
+ABOUT = """A causal model goes on with your text. The shipped models are tiny: what they write looks like Python's
+documentation and means nothing. The same text, options and seed give the same answer."""
+EXAMPLES = ("Return a list of", "This module provides", "The following example shows how to")
+
+
+def generate(
+    models: Shelf,
+    model: str,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    typical_p: float,
+    repetition_penalty: float,
+    no_repeat_ngram_size: int,
+    num_beams: int,
+    seed: int,
+    stop: str,
+) -> Iterator[tuple[str, str]]:
+    """Go on with a text; yield (text so far, how it goes).
+
+    top_k 0, top_p 1, min_p 0, typical_p 1 and no_repeat_ngram_size 0 are off. stop: one string a line.
+    """
+    with told():
+        options = Options(
+            max_new_tokens=whole("max_new_tokens", max_new_tokens),
+            temperature=temperature,
+            top_k=whole("top_k", top_k) or None,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram_size=whole("no_repeat_ngram_size", no_repeat_ngram_size),
+            num_beams=whole("num_beams", num_beams),
+        ).check()
+        prompt, seed, strings = check_prompt(prompt, models), whole("seed", seed), stop_strings(stop)
+        opened = models.open(model, "causal")
+        for state in answer(opened, prompt, options, stop=strings, seed=seed, limits=models.limits):
+            yield state.text, state.words()
+
+
+def build(models: Shelf) -> None:
+    """Lay the tab out; /generate streams (text, how it goes)."""
+    limits = models.limits
+    gr.Markdown(ABOUT)
+    model = choose_model(models, "causal")
+    prompt = gr.Textbox(EXAMPLES[0], label="Text to go on from", lines=3, max_length=None)
+    with gr.Row():
+        new = gr.Slider(1, limits.new_tokens, 60, step=1, label="max_new_tokens")
+        temperature = gr.Slider(0, 2, 0.8, step=0.05, label="temperature", info="0: the likeliest token each time")
+    with gr.Accordion("More options", open=False):
+        with gr.Row():
+            top_k = gr.Slider(0, 200, 0, step=1, label="top_k", info="0: off")
+            top_p = gr.Slider(0.01, 1, 1, step=0.01, label="top_p", info="1: off")
+            min_p = gr.Slider(0, 1, 0, step=0.01, label="min_p", info="0: off")
+            typical_p = gr.Slider(0.01, 1, 1, step=0.01, label="typical_p", info="1: off")
+        with gr.Row():
+            penalty = gr.Slider(0.5, 3, 1, step=0.05, label="repetition_penalty", info="1: off")
+            ngram = gr.Slider(0, 10, 0, step=1, label="no_repeat_ngram_size", info="0: off")
+            beams = gr.Slider(1, limits.beams, 1, step=1, label="num_beams", info="above 1: needs temperature 0")
+            seed = gr.Number(42, precision=0, label="seed")
+        stop = gr.Textbox("", label="Stop strings", lines=2, info=r"one a line, at most four; \n is a line's end")
+    with gr.Row():
+        run = gr.Button("Generate", variant="primary")
+        halt = gr.Button("Stop")
+    text = gr.Textbox(label="Answer", lines=6, interactive=False, buttons=["copy"])
+    how = gr.Textbox(label="How it went", interactive=False, lines=1)
+    gr.Examples([[example] for example in EXAMPLES], prompt, label="Examples")
+
+    inputs = [model, prompt, new, temperature, top_k, top_p, min_p, typical_p, penalty, ngram, beams, seed, stop]
+    event = gr.on(
+        [run.click, prompt.submit],
+        on_shelf(generate, models),
+        inputs,
+        [text, how],
+        api_name="generate",
+        concurrency_limit=1,
+    )
+    halt.click(stopped, how, how, cancels=event, queue=False, api_visibility="private")
+
+
+def stopped(how: str) -> str:
+    """What stands below an answer that a visitor has stopped."""
+    return how.removesuffix(WRITING) + "; stopped" if how.endswith(WRITING) else how
