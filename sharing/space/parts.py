@@ -9,7 +9,19 @@ from frankenlm.trainer_ext.common.cli import UserError
 
 from .shelf import Shelf, told
 
-__all__ = ["Declined", "check_prompt", "choose_model", "on_shelf", "stop_strings", "told", "whole"]
+__all__ = [
+    "WIDTH",
+    "Declined",
+    "check_prompt",
+    "choose_model",
+    "on_shelf",
+    "slider",
+    "stop_strings",
+    "told",
+    "whole",
+]
+
+WIDTH = 240  # pixels that a slider needs; on a telephone it has the row for itself
 
 
 class Declined(gr.Error):
@@ -27,6 +39,11 @@ def choose_model(models: Shelf, kind: str = "any", *, label: str = "Model", **op
     names = models.names(kind)
     options = {"value": names[0] if names else None} | options
     return gr.Dropdown(names, label=label, allow_custom_value=True, **options)
+
+
+def slider(label: str, least: float, most: float, value: float, info: str, *, step: float = 1) -> gr.Slider:
+    """A number between two others, with a word on what it does."""
+    return gr.Slider(least, most, value, step=step, label=label, info=info, min_width=WIDTH)
 
 
 def check_prompt(text: str, models: Shelf, *, what: str = "The text") -> str:

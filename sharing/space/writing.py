@@ -104,13 +104,15 @@ class _Pump:
                 self.began = time.perf_counter()
                 for piece in self.pieces if not self.cancelled.is_set() else ():
                     self.arrived.put((self.seconds, piece))
+                    if not threading.main_thread().is_alive():  # the process ends, and waits for this thread
+                        self.cancelled.set()
         except BaseException as error:  # noqa: BLE001  it is raised again where the states are read
             self.arrived.put((self.seconds, error))
 
 
 def _states(pump: _Pump) -> Iterator[AnswerState]:
     state, shown = AnswerState(), 0.0
-    threading.Thread(target=pump.run, name="page answer", daemon=True).start()
+    threading.Thread(target=pump.run, name="page answer").start()
     try:
         while state.finished is None:
             try:

@@ -96,10 +96,10 @@ def build(models: Shelf) -> None:
     gr.Markdown(ABOUT)
     model = choose_model(models, "masked")
     sentence = gr.Textbox(EXAMPLES[0], label="Sentence", lines=2)
+    gr.Examples([[example] for example in EXAMPLES], sentence, label="Examples")
     run = gr.Button("Fill", variant="primary")
     filled = gr.Textbox(label="With the likeliest tokens", interactive=False, lines=2)
     guesses = gr.Dataframe(headers=COLUMNS, datatype=["number", "str", "number"], label="Guesses", interactive=False)
-    gr.Examples([[example] for example in EXAMPLES], sentence, label="Examples")
     gr.on(
         [run.click, sentence.submit],
         on_shelf(fill_mask, models),

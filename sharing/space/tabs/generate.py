@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import gradio as gr
 
 from ...live.options import Options
-from ..parts import check_prompt, choose_model, on_shelf, stop_strings, told, whole
+from ..parts import WIDTH, check_prompt, choose_model, on_shelf, slider, stop_strings, told, whole
 from ..shelf import Shelf
 from ..writing import WRITING, answer
 
@@ -58,29 +58,28 @@ def build(models: Shelf) -> None:
     limits = models.limits
     gr.Markdown(ABOUT)
     model = choose_model(models, "causal")
-    prompt = gr.Textbox(EXAMPLES[0], label="Text to go on from", lines=3, max_length=None)
+    prompt = gr.Textbox(EXAMPLES[0], label="Text to go on from", lines=3)
+    gr.Examples([[example] for example in EXAMPLES], prompt, label="Examples")
     with gr.Row():
-        new = gr.Slider(1, limits.new_tokens, 60, step=1, label="max_new_tokens")
-        temperature = gr.Slider(0, 2, 0.8, step=0.05, label="temperature", info="0: the likeliest token each time")
+        new = slider("max_new_tokens", 1, limits.new_tokens, 60, "how long the answer may be")
+        temperature = slider("temperature", 0, 2, 0.8, "0: the likeliest token each time", step=0.05)
     with gr.Accordion("More options", open=False):
         with gr.Row():
-            top_k = gr.Slider(0, 200, 0, step=1, label="top_k", info="0: off")
-            top_p = gr.Slider(0.01, 1, 1, step=0.01, label="top_p", info="1: off")
-            min_p = gr.Slider(0, 1, 0, step=0.01, label="min_p", info="0: off")
-            typical_p = gr.Slider(0.01, 1, 1, step=0.01, label="typical_p", info="1: off")
-        with gr.Row():
-            penalty = gr.Slider(0.5, 3, 1, step=0.05, label="repetition_penalty", info="1: off")
-            ngram = gr.Slider(0, 10, 0, step=1, label="no_repeat_ngram_size", info="0: off")
-            beams = gr.Slider(1, limits.beams, 1, step=1, label="num_beams", info="above 1: needs temperature 0")
-            seed = gr.Number(42, precision=0, label="seed")
-        stop = gr.Textbox("", label="Stop strings", lines=2, info=r"one a line, at most four; \n is a line's end")
+            top_k = slider("top_k", 0, 200, 0, "0: off")
+            top_p = slider("top_p", 0.01, 1, 1, "1: off", step=0.01)
+            min_p = slider("min_p", 0, 1, 0, "0: off", step=0.01)
+            typical_p = slider("typical_p", 0.01, 1, 1, "1: off", step=0.01)
+            penalty = slider("repetition_penalty", 0.5, 3, 1, "1: off", step=0.05)
+            ngram = slider("no_repeat_ngram_size", 0, 10, 0, "0: off")
+            beams = slider("num_beams", 1, limits.beams, 1, "above 1: with temperature 0")
+            seed = gr.Number(42, precision=0, label="seed", info="another one: another answer", min_width=WIDTH)
+        most = limits.stop_strings
+        stop = gr.Textbox(label="Stop strings", lines=2, info=rf"one a line, at most {most}; \n is a line's end")
     with gr.Row():
         run = gr.Button("Generate", variant="primary")
         halt = gr.Button("Stop")
     text = gr.Textbox(label="Answer", lines=6, interactive=False, buttons=["copy"])
     how = gr.Textbox(label="How it went", interactive=False, lines=1)
-    gr.Examples([[example] for example in EXAMPLES], prompt, label="Examples")
-
     inputs = [model, prompt, new, temperature, top_k, top_p, min_p, typical_p, penalty, ngram, beams, seed, stop]
     event = gr.on(
         [run.click, prompt.submit],

@@ -13,7 +13,7 @@ from frankenlm.modeling.quantizer_ternary import pack_model
 from frankenlm.trainer_ext.common.cli import user_mistakes
 
 from ...live.options import Options
-from ..parts import check_prompt, choose_model, on_shelf, told, whole
+from ..parts import WIDTH, check_prompt, choose_model, on_shelf, slider, told, whole
 from ..shelf import Opened, Shelf
 from ..writing import AnswerState, answer
 
@@ -21,7 +21,7 @@ TITLE = "Ternary"
 ABOUT = """A model whose weights are -1, 0 or 1 computes the same whether they are kept as ordinary numbers and rounded
 anew at each step, or packed, four in a byte. Both forms go on with your text from the same seed."""
 EXAMPLES = ("Return a list of", "This module provides", "The following example shows how to")
-COLUMNS = ["weights", "bytes", "tokens", "tokens/s"]
+COLUMNS = ["weights", "bytes", "tokens/s"]
 
 
 @dataclass
@@ -71,16 +71,15 @@ def ternary(
         twin = twins.of(opened)
         for packed in answer(opened, prompt, options, seed=seed, limits=models.limits, model=twin):
             yield full.text, packed.text, [], packed.words()
+        rows = [facts(str(opened.model.dtype), opened.model, full), facts("packed", twin, packed)]
         operators = "our operators" if has_native_operators() else "plain PyTorch"
-        rows = [
-            [f"full precision ({opened.model.dtype})".replace("torch.", ""), *facts(opened.model, full)],
-            [f"packed, {operators}", *facts(twin, packed)],
-        ]
-        yield full.text, packed.text, rows, compare_texts(full.text, packed.text)
+        verdict = f"{compare_texts(full.text, packed.text)} The packed weights ran on {operators}."
+        yield full.text, packed.text, rows, verdict
 
 
-def facts(model: PreTrainedModel, state: AnswerState) -> list[int | float]:
-    return [weight_bytes(model), state.tokens, round(state.tokens_per_second, 1)]
+def facts(weights: str, model: PreTrainedModel, state: AnswerState) -> list:
+    """A row of the table."""
+    return [weights.removeprefix("torch."), weight_bytes(model), round(state.tokens_per_second, 1)]
 
 
 def build(models: Shelf) -> None:
@@ -88,17 +87,17 @@ def build(models: Shelf) -> None:
     gr.Markdown(ABOUT)
     model = choose_model(models, "ternary")
     prompt = gr.Textbox(EXAMPLES[0], label="Text to go on from", lines=2)
+    gr.Examples([[example] for example in EXAMPLES], prompt, label="Examples")
     with gr.Row():
-        new = gr.Slider(1, models.limits.new_tokens, 60, step=1, label="max_new_tokens")
-        temperature = gr.Slider(0, 2, 0, step=0.05, label="temperature", info="0: the likeliest token each time")
-        seed = gr.Number(42, precision=0, label="seed")
+        new = slider("max_new_tokens", 1, models.limits.new_tokens, 60, "how long each text may be")
+        temperature = slider("temperature", 0, 2, 0, "0: the likeliest token each time", step=0.05)
+        seed = gr.Number(42, precision=0, label="seed", info="another one: another text", min_width=WIDTH)
     run = gr.Button("Write both", variant="primary")
     with gr.Row():
-        full = gr.Textbox(label="Full precision", lines=5, interactive=False, buttons=["copy"])
-        packed = gr.Textbox(label="Packed", lines=5, interactive=False, buttons=["copy"])
+        full = gr.Textbox(label="Full precision", lines=5, min_width=WIDTH, interactive=False, buttons=["copy"])
+        packed = gr.Textbox(label="Packed", lines=5, min_width=WIDTH, interactive=False, buttons=["copy"])
     verdict = gr.Textbox(label="How it went", interactive=False)
     table = gr.Dataframe(headers=COLUMNS, label="Speed and size", interactive=False)
-    gr.Examples([[example] for example in EXAMPLES], prompt, label="Examples")
     gr.on(
         [run.click, prompt.submit],
         on_shelf(ternary, models, PackedTwin()),
