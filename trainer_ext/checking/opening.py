@@ -257,8 +257,17 @@ def open_subject(plan: CheckPlan, *, dtype: torch.dtype, device: str, seed: int)
         model = _made(plan, seed)
         if dtype != torch.float32:
             model = in_dtype(model, dtype)
-    with reading(plan.name, "model"):
-        subject = ModelUnderTest(model.to(device).eval(), plan.is_decoder, _vocabulary(model))
+    return subject_of(model.to(device).eval(), plan.name, plan.is_decoder)
+
+
+def subject_of(model: PreTrainedModel, name: str, is_decoder: bool) -> ModelUnderTest:
+    """Return a model in memory, in evaluation mode, as it is tried.
+
+    Raises:
+        UserError: it cannot be run.
+    """
+    with reading(name, "model"):
+        subject = ModelUnderTest(model, is_decoder, _vocabulary(model))
         subject.start = _first_position(subject)
     return subject
 

@@ -15,13 +15,18 @@ HEADER = ("promise", "difference", "a fault shows", "verdict")
 
 def text_table(findings: Sequence[Finding]) -> str:
     """Return a line for each promise: the largest relative difference, what a fault would show, and the verdict."""
-    cells = [(each.promise, _number(each.difference), _number(each.control), each.verdict) for each in findings]
+    cells = [cells_of(each) for each in findings]
     wide = [max(map(len, column)) for column in zip(HEADER, *cells, strict=True)]
     notes = ["", *(each.note for each in findings)]
     return "\n".join(
         f"{a:<{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d:<{wide[3]}}  {note}".rstrip()
         for (a, b, c, d), note in zip([HEADER, *cells], notes, strict=True)
     )
+
+
+def cells_of(finding: Finding) -> tuple[str, str, str, str]:
+    """Return what the columns of HEADER say of one promise."""
+    return finding.promise, _number(finding.difference), _number(finding.control), finding.verdict
 
 
 def _number(value: float | None) -> str:

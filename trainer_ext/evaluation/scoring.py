@@ -8,7 +8,7 @@ mlm      the masked loss at the positions training would mask; the quick measure
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: i
     else:
         ids = token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model))
         with tqdm(ids, total=len(documents), unit="document") as sequences:
-            scores = _score_causal(scorer, sequences) if scorer.method == "causal" else _score_pseudo(scorer, sequences)
+            scores = score_sequences(scorer, sequences)
         utf8_bytes = [len(text.encode()) for text in iter_texts(documents)]
         if scorer.method == "causal":
             words = [len(text.split()) for text in iter_texts(documents)]
@@ -244,7 +244,12 @@ def tokenized_measures(scorer: Scorer, documents: Dataset) -> dict[str, float | 
     return {f"text_{name}": use[name] for name in ("unique_per_100", "unknown_share", "vocabulary_coverage")}
 
 
-def _score_causal(scorer: Scorer, sequences) -> Scores:
+def score_sequences(scorer: Scorer, sequences: Iterable[Sequence[int]]) -> Scores:
+    """Score texts that are token ids already, by `causal` or `pseudo`."""
+    return _score_causal(scorer, sequences) if scorer.method == "causal" else _score_pseudo(scorer, sequences)
+
+
+def _score_causal(scorer: Scorer, sequences: Iterable[Sequence[int]]) -> Scores:
     tokenizer = scorer.tokenizer
     start = begin_id(tokenizer)  # what training puts before a document
     if start is None:
@@ -259,7 +264,7 @@ def _score_causal(scorer: Scorer, sequences) -> Scores:
     )
 
 
-def _score_pseudo(scorer: Scorer, sequences) -> Scores:
+def _score_pseudo(scorer: Scorer, sequences: Iterable[Sequence[int]]) -> Scores:
     prefix, suffix = template_ids(scorer.tokenizer)
     return pseudo_scores(
         scorer.model,

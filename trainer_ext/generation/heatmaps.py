@@ -3,6 +3,7 @@
 Takes arrays, never a model; draws without a display.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,13 @@ LABELS = 64  # tokens named on an axis; of more, every second, third, ... is
 INCHES_PER_TOKEN = 0.16
 SMALLEST, LARGEST = 4.0, 16.0  # inches of a panel's side
 COLORS = "viridis"
+DOTS_PER_INCH, MOST_DOTS = 110, 60_000  # a picture of 65,536 dots and more cannot be written
+# Of attention maps, in inches: what the maps of a row share, and what stands above them and at their end.
+ROW = 15.0
+SMALLEST_MAP = 2.4  # of a map's side, however many stand in a row
+ABOVE, BAR = 0.35, 1.0
+LINE, LETTER = 0.11, 0.06  # of a token's label
+USUAL_COLUMNS, MANY_COLUMNS, MANY_LAYERS = 4, 5, 48
 STATISTICS = {"slots_used": TRAIN, "mean_importance": UNIGRAM, "rotation": EVAL, "null_mass": GREY}
 
 
@@ -27,20 +35,7 @@ def plot_attention(layers: Mapping[str, numpy.ndarray], tokens: Sequence[str], p
 
     The CSV has a row for each pair that has weight: layer, query_index, query, key_index, key, weight.
     """
-    columns = min(len(layers), 3)
-    rows = -(-len(layers) // columns)
-    side = _side(len(tokens))
-    figure = Figure(figsize=(columns * side, rows * side + 0.4), dpi=110, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for panel, (name, weights) in zip(panels, layers.items(), strict=False):
-        image = panel.imshow(weights, cmap=COLORS, vmin=0, vmax=1, interpolation="nearest")
-        panel.set(title=name)
-        _label_tokens(panel, tokens, "x")
-        _label_tokens(panel, tokens, "y")
-    for panel in list(panels)[len(layers) :]:
-        panel.set_axis_off()
-    figure.colorbar(image, ax=figure.axes, label="attention weight, mean over heads", shrink=0.6)
-    _save(figure, path, title)
+    _save(draw_attention(layers, tokens, title=title), path)
     header = ("layer", "query_index", "query", "key_index", "key", "weight")
     cells = (
         (name, query, tokens[query], key, tokens[key], weights[query, key])
@@ -48,6 +43,46 @@ def plot_attention(layers: Mapping[str, numpy.ndarray], tokens: Sequence[str], p
         for query, key in zip(*numpy.nonzero(weights), strict=True)
     )
     return _write_beside(path, header, cells)
+
+
+def draw_attention(
+    layers: Mapping[str, numpy.ndarray],
+    tokens: Sequence[str],
+    *,
+    title: str,
+    meaning: str = "attention weight, mean over heads",
+) -> Figure:
+    """Draw a map (L, L) for each layer, in rows that are as wide for 100 layers as for 4; colours go by the root."""
+    names = LETTER * max(map(len, map(readable, tokens))) + 0.2  # beside a map, and below it
+    rows, columns, side = _grid(len(layers), len(tokens), names)
+    cell_width, cell_height = side + names, side + names + ABOVE
+    width, height = columns * cell_width + BAR, rows * cell_height + ABOVE
+    figure = Figure(figsize=(width, height), dpi=min(DOTS_PER_INCH, MOST_DOTS / height))
+    # weights of long texts are small: on a straight scale nearly all would be one dark colour
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    labels = max(1, min(LABELS, int(side / LINE)))
+    for place, (name, weights) in enumerate(layers.items()):
+        row, column = divmod(place, columns)
+        # by hand: a layout engine draws every label several times, a minute for 100 layers
+        left, bottom = column * cell_width + names, height - ABOVE - (row + 1) * cell_height + names
+        panel = figure.add_axes((left / width, bottom / height, side / width, side / height))
+        image = panel.imshow(weights, cmap=COLORS, norm=norm, interpolation="nearest", aspect="auto")
+        panel.set_title(name, fontsize=9, pad=3)
+        _label_tokens(panel, tokens, "x", labels)
+        _label_tokens(panel, tokens, "y", labels)
+    top = height - 2 * ABOVE
+    scale = figure.add_axes(((width - 0.8 * BAR) / width, (top - side) / height, 0.15 / width, side / height))
+    figure.colorbar(image, cax=scale, label=meaning)
+    figure.suptitle(title, parse_math=False, y=1 - 0.08 / height, va="top", fontsize=10)
+    return figure
+
+
+def _grid(maps: int, tokens: int, names: float) -> tuple[int, int, float]:
+    """Return rows, columns, and the inches of a map's side."""
+    most = USUAL_COLUMNS if maps <= MANY_LAYERS else MANY_COLUMNS
+    columns = min(math.ceil(math.sqrt(maps)), most)
+    wanted = INCHES_PER_TOKEN * tokens
+    return -(-maps // columns), columns, max(SMALLEST_MAP, min(wanted, ROW / columns - names))
 
 
 def plot_memory(
@@ -63,18 +98,7 @@ def plot_memory(
     Return the path of the CSV beside it: a row for each layer and token, with the statistics after that token and the
     mass of each slot.
     """
-    width = _side(len(tokens)) * 1.4
-    figure = Figure(figsize=(width, 3.2 * len(layers) + 2.8), dpi=110, layout="constrained")
-    *maps, below = figure.subplots(len(layers) + 1, 1, squeeze=False).flat
-    for panel, (name, reads) in zip(maps, layers.items(), strict=True):
-        # by its root: the null slot takes nearly all at first, and would leave the others dark
-        norm = PowerNorm(0.5, vmin=0, vmax=1)
-        image = panel.imshow(reads.T, cmap=COLORS, norm=norm, aspect="auto", interpolation="nearest")
-        panel.set(title=name, ylabel="slot (last: null)")
-        _label_tokens(panel, tokens, "x")
-        figure.colorbar(image, ax=panel, label="read mass")
-    _draw_statistics(below, statistics, tokens)
-    _save(figure, path, title)
+    _save(draw_memory(layers, statistics, tokens, title=title), path)
     slots = next(iter(layers.values())).shape[1] - 1
     header = ("layer", "index", "token", *statistics, *(f"slot_{slot}" for slot in range(slots)), "null")
     rows = (
@@ -89,6 +113,27 @@ def plot_memory(
         for index in range(len(tokens))
     )
     return _write_beside(path, header, rows)
+
+
+def draw_memory(
+    layers: Mapping[str, numpy.ndarray], statistics: Mapping[str, numpy.ndarray], tokens: Sequence[str], *, title: str
+) -> Figure:
+    """Draw what `plot_memory` does; without statistics, the reads alone."""
+    panels = len(layers) + bool(statistics)
+    width = _side(len(tokens)) * 1.4
+    figure = Figure(figsize=(width, 3.2 * panels), dpi=DOTS_PER_INCH, layout="constrained")
+    drawn = list(figure.subplots(panels, 1, squeeze=False).flat)
+    for panel, (name, reads) in zip(drawn, layers.items(), strict=False):
+        # by its root: the null slot takes nearly all at first, and would leave the others dark
+        norm = PowerNorm(0.5, vmin=0, vmax=1)
+        image = panel.imshow(reads.T, cmap=COLORS, norm=norm, aspect="auto", interpolation="nearest")
+        panel.set(title=name, ylabel="slot (last: null)")
+        _label_tokens(panel, tokens, "x")
+        figure.colorbar(image, ax=panel, label="read mass")
+    if statistics:
+        _draw_statistics(drawn[-1], statistics, tokens)
+    figure.suptitle(title, parse_math=False)
+    return figure
 
 
 def _draw_statistics(panel, statistics, tokens) -> None:
@@ -107,8 +152,8 @@ def _side(tokens: int) -> float:
     return min(LARGEST, max(SMALLEST, INCHES_PER_TOKEN * tokens + 1))
 
 
-def _label_tokens(panel, tokens, axis: str) -> None:
-    places = range(0, len(tokens), -(-len(tokens) // LABELS))
+def _label_tokens(panel, tokens, axis: str, most: int = LABELS) -> None:
+    places = range(0, len(tokens), -(-len(tokens) // most))
     labels = [readable(tokens[place]) for place in places]
     # a token may be a dollar sign, which would begin a formula
     if axis == "x":
@@ -123,8 +168,7 @@ def readable(token: str) -> str:
     return "".join("·" if sign == " " else sign if sign.isprintable() else repr(sign)[1:-1] for sign in shown) or "∅"
 
 
-def _save(figure: Figure, path: Path, title: str) -> None:
-    figure.suptitle(title, parse_math=False)
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings(), replaced_file(path) as scratch:
         # of a script that the font does not have, the labels are boxes; the CSV has the tokens

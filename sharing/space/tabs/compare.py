@@ -1,0 +1,189 @@
+"""The tab Compare: several models of the shelf on one text, each in its own tokens, and what each expects next."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+import torch
+
+from frankenlm.degradation.run.estimate import loaded_bytes
+from frankenlm.trainer_ext.common.checkpoints import check_vocabulary
+from frankenlm.trainer_ext.common.cli import UserError, user_mistakes
+from frankenlm.trainer_ext.data.packing import template_ids
+from frankenlm.trainer_ext.data.tokenizers import begin_id
+from frankenlm.trainer_ext.evaluation.comparing import format_value
+from frankenlm.trainer_ext.evaluation.scoring import Scorer, check_room, choose_context, score_sequences, vocabulary_of
+from frankenlm.trainer_ext.generation.heatmaps import readable
+from frankenlm.trainer_ext.generation.inspection import token_texts
+
+from ..parts import check_prompt, told
+from ..shelf import Opened, Shelf
+
+TITLE = "Compare"
+MOST_MODELS = 6
+MOST_MASKED = 512  # tokens of a text for a masked model, each of which is a row
+LONGEST_CONTEXT = 1024  # tokens; models with more positions read the text in windows, as frankenlm evaluate does
+BATCH = 16
+TOP = 5
+MEASURES = ("bits per byte", "perplexity (per token)", "tokens", "bytes per token", "parameters", "bytes of weights")
+CAUSAL, MASKED = "causal", "masked: pseudo-likelihood"
+EXAMPLE = "The quick brown fox jumps over the lazy dog."
+NOTES = {
+    "both kinds": "A masked model guesses each token from all others, before and behind it: compare it with masked "
+    "models only.",
+    "tokenizers": "The tokenizers differ, so perplexities are of tokens of different size: compare bits per byte.",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One model in the comparison. measures: as MEASURES has them. expected: (token, probability) of what follows."""
+
+    name: str
+    kind: str
+    measures: tuple[float | int | None, ...]
+    expected: tuple[tuple[str, float], ...]
+
+
+def measure(opened: Opened, text: str) -> Standing:
+    """Score a text with one model, and ask what it expects behind it.
+
+    Raises:
+        UserError: a text without a token to score, or one that is too long.
+    """
+    model, tokenizer, masked = opened.model, opened.tokenizer, opened.kind == "masked"
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    check_vocabulary(ids, vocabulary_of(model))
+    if masked and tokenizer.mask_token_id is None:
+        raise UserError(f"The tokenizer of {opened.name} has no mask token, which a masked model needs.")
+    if masked and len(ids) > MOST_MASKED:
+        raise UserError(f"The text is {len(ids):,} tokens long for {opened.name}; write at most {MOST_MASKED:,}.")
+    known = hasattr(model.config, "max_position_embeddings")
+    context = min(choose_context(opened.name, model.config, None if known else LONGEST_CONTEXT), LONGEST_CONTEXT)
+    if masked:
+        check_room(tokenizer, context)
+    scorer = Scorer(model, tokenizer, "pseudo" if masked else "causal", context, max(1, context // 2), BATCH)
+    size = len(text.encode())
+    with opened.lock:
+        scores = score_sequences(scorer, [ids])
+        if not scores.tokens:
+            raise UserError(f"The text has no token that {opened.name} can be scored on: write more of it.")
+        expected = expect(opened, ids, context)
+    values = scores.likelihood([size]).values()
+    measures = (
+        values["bits_per_byte"],
+        values["perplexity"],
+        len(ids),
+        size / len(ids),
+        model.num_parameters(),
+        loaded_bytes(model),
+    )
+    return Standing(opened.name, MASKED if masked else CAUSAL, measures, expected)
+
+
+@torch.inference_mode()
+def expect(opened: Opened, ids: Sequence[int], context: int) -> tuple[tuple[str, float], ...]:
+    """Return the likeliest tokens behind a text; a masked model fills a mask that is put there."""
+    model, tokenizer = opened.model, opened.tokenizer
+    if opened.kind == "masked":
+        with user_mistakes():
+            before, behind = template_ids(tokenizer)
+        room = context - len(before) - len(behind) - 1
+        row = [*before, *ids[max(0, len(ids) - room) :], tokenizer.mask_token_id, *behind]
+        place = len(row) - len(behind) - 1
+    else:
+        start = begin_id(tokenizer)  # as where the text is scored
+        row = [*([] if start is None else [start]), *ids][-context:]
+        place = len(row) - 1
+    logits = model(input_ids=torch.tensor([row], device=model.device)).logits[0, place].float()
+    probabilities, tokens = logits.softmax(-1).topk(min(TOP, len(logits)))
+    texts = token_texts(tokenizer, tokens.tolist())
+    return tuple(zip(texts, probabilities.tolist(), strict=True))
+
+
+def compare(opened: Sequence[Opened], text: str) -> Iterator[list[Standing]]:
+    """Yield the standings so far, one model after the other.
+
+    Raises:
+        UserError: fewer than two models, too many, or what `measure` raises.
+    """
+    names = [each.name for each in opened]
+    if not 2 <= len(set(names)) == len(names) <= MOST_MODELS:
+        raise UserError(f"Choose 2 to {MOST_MODELS} different models, not {len(names)}.")
+    standings: list[Standing] = []
+    for each in opened:
+        standings.append(measure(each, text))
+        yield standings
+
+
+def measure_rows(standings: Sequence[Standing]) -> list[list[str]]:
+    """Return the table of measures: a row for each model."""
+    return [[each.name, each.kind, *map(format_value, each.measures)] for each in standings]
+
+
+def expected_rows(standings: Sequence[Standing]) -> list[list[str]]:
+    """Return what each model expects next: a row for each place, a column for each model."""
+    return [
+        [str(place + 1), *(_guess(each.expected[place]) if place < len(each.expected) else "" for each in standings)]
+        for place in range(max(len(each.expected) for each in standings))
+    ]
+
+
+def _guess(expected: tuple[str, float]) -> str:
+    token, probability = expected
+    return f"{readable(token)} ({probability:.1%})"
+
+
+def notes(opened: Sequence[Opened]) -> str:
+    """Return what is to be kept in mind of these models, as Markdown."""
+    vocabularies = [each.tokenizer.get_vocab() for each in opened]
+    wanted = {
+        "both kinds": len({each.kind for each in opened}) > 1,
+        "tokenizers": any(each != vocabularies[0] for each in vocabularies),
+    }
+    return " ".join(text for name, text in NOTES.items() if wanted[name])
+
+
+def build(models: Shelf) -> None:
+    """Lay the tab out, and bind `/compare`."""
+    gr.Markdown(
+        "Models side by side on one text. Bits per byte compares models of any tokenizer; the lower, the better. The "
+        "second table is what each expects behind the text (a masked model: in a mask put there)."
+    )
+    names = models.names()
+    chosen = gr.Dropdown(
+        names, value=names[:2], multiselect=True, max_choices=MOST_MODELS, allow_custom_value=True, label="Models"
+    )
+    text = gr.Textbox(EXAMPLE, label="Text", lines=3)
+    button = gr.Button("Compare", variant="primary")
+    words = gr.Markdown()
+    table = gr.Dataframe(headers=["model", "kind", *MEASURES], label="Measures", interactive=False, wrap=True)
+    expected = gr.Dataframe(label=f"The {TOP} likeliest next tokens", interactive=False, wrap=True)
+
+    def compare_models(
+        chosen: list[str],
+        text: str,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[list[list[str]], dict[str, Any], str]:
+        """Compare models on a text; return the table of measures, what each expects next, and what to keep in mind."""
+        with told():
+            text = check_prompt(text, models)
+            picked = chosen if isinstance(chosen, list) else [chosen]
+            if len(picked) > MOST_MODELS:
+                raise UserError(f"Choose 2 to {MOST_MODELS} different models, not {len(picked)}.")
+            opened = [models.open(name) for name in picked]
+            standings: list[Standing] = []
+            for standings in compare(opened, text):
+                progress((len(standings), len(opened)), desc=standings[-1].name)
+            guesses = {"headers": ["", *(each.name for each in standings)], "data": expected_rows(standings)}
+            return measure_rows(standings), guesses, notes(opened)
+
+    gr.on(
+        [button.click, text.submit],
+        compare_models,
+        [chosen, text],
+        [table, expected, words],
+        api_name="compare",
+        concurrency_limit=1,
+    )
