@@ -245,6 +245,24 @@ def describe(logs: Mapping[str, Any]) -> str:
     return " | ".join(part for part in parts if part)
 
 
+class MaskingEpochs(TrainerCallback):
+    """Tells a masking collator which epoch it is in. Without it every epoch would mask the same positions."""
+
+    def __init__(self, collator):
+        self.collator = collator
+        self.next_epoch: int | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.next_epoch = None
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # state.epoch counts whole passes only where the data has a length; of a stream, passes are counted here.
+        epoch = int(state.epoch or 0) if self.next_epoch is None else self.next_epoch
+        if hasattr(self.collator, "set_epoch"):
+            self.collator.set_epoch(epoch)
+        self.next_epoch = epoch + 1
+
+
 class ProgressBar(ProgressCallback):
     """transformers' progress bars without its printing: `ConsoleLog` does that."""
 

@@ -26,14 +26,14 @@ from transformers import (
 from .analysis.step_times import StepTimes
 from .analysis.timing_file import FILE as TIMING
 from .arguments import FrankenTrainingArguments
-from .callbacks import EarlyStopping, ExplorationSchedule, SignalStop
+from .callbacks import EarlyStopping, ExplorationSchedule, MaskingEpochs, SignalStop
 from .common import opening
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
 from .common.objectives import OBJECTIVES
 from .data.chat import prepare_conversations, usual_end
 from .data.chat_templates import set_chat_template
-from .data.collators import MaskingEpochs, build_collator
+from .data.collators import build_collator
 from .data.splits import (
     count_tokens,
     has_messages,

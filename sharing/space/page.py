@@ -6,9 +6,9 @@ from types import ModuleType
 import gradio as gr
 
 from .shelf import Shelf
-from .tabs import fill_mask, generate, ternary
+from .tabs import check, compare, damage, fill_mask, generate, inside, ternary
 
-TABS: tuple[ModuleType, ...] = (generate, fill_mask, ternary)
+TABS: tuple[ModuleType, ...] = (generate, fill_mask, inside, ternary, damage, check, compare)
 ABOUT = """# frankenlm
 Unusual small language models: look into them, shrink them, break them. The models named `tiny/` lie in the repository
 and were trained for minutes on the documentation that Python carries: they show how things work, and are no assistants.

@@ -8,7 +8,7 @@ Masking is a function of (seed, epoch, the row's own ids), not of a generator th
   a checkpoint has already been advanced by a batch that the resumed run collates again;
 - loader workers change nothing, and nothing has to be saved.
 
-The epoch is told to the collator by `MaskingEpochs`, a TrainerCallback. It lives in shared memory, so persistent
+The epoch is told to the collator by `MaskingEpochs` of callbacks.py. It lives in shared memory, so persistent
 loader workers see it too. `for_evaluation()` gives the twin that never leaves epoch "evaluation".
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedTokenizerFast
 
 from frankenlm.modeling.checks import check_choice
 from frankenlm.modeling.outputs import IGNORED_LABEL
@@ -188,24 +188,6 @@ class MaskingCollator:
         key = np.asarray([self.seed, self.epoch], np.int64).tobytes()
         digest = hashlib.blake2b(ids.numpy().tobytes(), digest_size=8, key=key).digest()
         return int.from_bytes(digest, "little", signed=True)
-
-
-class MaskingEpochs(TrainerCallback):
-    """Tells a masking collator which epoch it is in. Without it every epoch would mask the same positions."""
-
-    def __init__(self, collator):
-        self.collator = collator
-        self.next_epoch: int | None = None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.next_epoch = None
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # state.epoch counts whole passes only where the data has a length; of a stream, passes are counted here.
-        epoch = int(state.epoch or 0) if self.next_epoch is None else self.next_epoch
-        if hasattr(self.collator, "set_epoch"):
-            self.collator.set_epoch(epoch)
-        self.next_epoch = epoch + 1
 
 
 def _ids(row: dict) -> torch.Tensor:

@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, TrainerState
 
 from frankenlm.modeling.outputs import IGNORED_LABEL
-from frankenlm.trainer_ext.data.collators import MaskingEpochs, build_collator
+from frankenlm.trainer_ext.callbacks import MaskingEpochs
+from frankenlm.trainer_ext.data.collators import build_collator
 
 SPECIALS = ["[PAD]", "[EOS]", "[MASK]", "[EXTRA]"]
 PAD, EOS, MASK, EXTRA = range(4)
