@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from frankenlm.trainer_ext.common.cli import UserError
-
 from .shelf import Shelf, told
 
 __all__ = [
@@ -18,7 +16,6 @@ __all__ = [
     "slider",
     "stop_strings",
     "told",
-    "whole",
 ]
 
 WIDTH = 240  # pixels that a slider needs; on a telephone it has the row for itself
@@ -52,7 +49,9 @@ def check_prompt(text: str, models: Shelf, *, what: str = "The text") -> str:
     Raises:
         gr.Error: it is empty, too long, or no text.
     """
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str):
+        raise Declined(f"{what} must be text.")
+    if not text.strip():
         raise Declined(f"{what} is empty: write a few words.")
     most = models.limits.prompt_characters
     if len(text) > most:
@@ -71,15 +70,8 @@ def on_shelf(function: Callable, models: Shelf, *others: object) -> Callable:
     return bound
 
 
-def whole(name: str, value: object) -> int:
-    """A visitor's number, which JSON may write as 3.0. Raises UserError for one that is no whole number."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{name} {ascii(value)[:40]}: must be a whole number.")
-    return value
-
-
 def stop_strings(text: str | None) -> list[str]:
     r"""The stop strings of a box with one a line; a written \n or \t is the character."""
+    if not isinstance(text or "", str):
+        raise Declined("The stop strings must be text, one a line.")
     return [line.replace("\\n", "\n").replace("\\t", "\t") for line in (text or "").split("\n") if line]

@@ -128,7 +128,6 @@ def held_out(folder: Path) -> dict[str, float]:
 
 def card(name: str, recipe: TinyRecipe, facts: Mapping[str, Any], measured: Mapping[str, float]) -> str:
     """The card of a tiny model: what it is and is not, how it was made, and what was measured."""
-    minutes = facts["tokens_seen"] / facts["tokens_per_second"] / 60
     return f"""---
 license: apache-2.0
 library_name: transformers
@@ -158,7 +157,7 @@ instructions, and repeats the errors of its text. Numbers about quality belong t
 {facts["command"]}
 ```
 
-in about {minutes:.0f} minutes on one core, and rounds the weights to float16. The text is the built-in one (pydoc
+in a few minutes of one core, and rounds the weights to float16. The text is the built-in one (pydoc
 topics and docstrings of Python {facts["versions"]["python"]}); another version of Python has a slightly different one.
 
 ## Measured

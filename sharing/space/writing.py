@@ -47,17 +47,6 @@ class AnswerState:
         return f"{how}; {ENDS[self.finished]}" if self.finished else how + WRITING
 
 
-def check_options(options: Options, stop: Sequence[str], limits: Limits) -> None:
-    """Raises BadOption for what this page does not do, be it possible elsewhere."""
-    options.check()
-    if options.max_new_tokens > limits.new_tokens:
-        raise BadOption("max_new_tokens", f"max_new_tokens {options.max_new_tokens}: at most {limits.new_tokens} here.")
-    if options.num_beams > limits.beams:
-        raise BadOption("num_beams", f"num_beams {options.num_beams}: at most {limits.beams} here.")
-    if len(stop) > limits.stop_strings:
-        raise BadOption("stop", f"stop: {len(stop)} strings; at most {limits.stop_strings} here.")
-
-
 def answer(
     opened: Opened,
     prompt: str,
@@ -77,7 +66,8 @@ def answer(
         BadOption, UserError: at once, as live/answers.py says, and for what is beyond the limits.
         Failed: while states are read; as is whatever the model raises.
     """
-    check_options(options, stop, limits)
+    if len(stop) > limits.stop_strings:
+        raise BadOption("stop", f"stop: {len(stop)} strings; at most {limits.stop_strings} here.")
     ids = encode(opened.tokenizer, prompt)
     if len(ids) > limits.prompt_tokens:
         raise UserError(f"the text is {len(ids):,} tokens long; this page takes at most {limits.prompt_tokens:,}.")

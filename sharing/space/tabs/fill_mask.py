@@ -106,5 +106,6 @@ def build(models: Shelf) -> None:
         [model, sentence],
         [filled, guesses],
         api_name="fill_mask",
+        preprocess=False,
         concurrency_limit=1,
     )

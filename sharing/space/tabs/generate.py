@@ -4,9 +4,13 @@ from collections.abc import Iterator
 
 import gradio as gr
 
+from frankenlm.degradation.configs import MOST_SEED
+from frankenlm.trainer_ext.common.cli import LARGEST_NUMBER
+
 from ...live.options import Options
-from ..parts import WIDTH, check_prompt, choose_model, on_shelf, slider, stop_strings, told, whole
+from ..parts import WIDTH, check_prompt, choose_model, on_shelf, slider, stop_strings, told
 from ..shelf import Shelf
+from ..values import number, whole_number
 from ..writing import WRITING, answer
 
 TITLE = "Generate"
@@ -36,18 +40,19 @@ def generate(
     top_k 0, top_p 1, min_p 0, typical_p 1 and no_repeat_ngram_size 0 are off. stop: one string a line.
     """
     with told():
+        prompt, strings = check_prompt(prompt, models), stop_strings(stop)
         options = Options(
-            max_new_tokens=whole("max_new_tokens", max_new_tokens),
-            temperature=temperature,
-            top_k=whole("top_k", top_k) or None,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            repetition_penalty=repetition_penalty,
-            no_repeat_ngram_size=whole("no_repeat_ngram_size", no_repeat_ngram_size),
-            num_beams=whole("num_beams", num_beams),
+            max_new_tokens=whole_number("max_new_tokens", max_new_tokens, 1, models.limits.new_tokens),
+            temperature=number("temperature", temperature),
+            top_k=whole_number("top_k", top_k, 0, LARGEST_NUMBER) or None,
+            top_p=number("top_p", top_p),
+            min_p=number("min_p", min_p),
+            typical_p=number("typical_p", typical_p),
+            repetition_penalty=number("repetition_penalty", repetition_penalty),
+            no_repeat_ngram_size=whole_number("no_repeat_ngram_size", no_repeat_ngram_size, 0, LARGEST_NUMBER),
+            num_beams=whole_number("num_beams", num_beams, 1, models.limits.beams),
         ).check()
-        prompt, seed, strings = check_prompt(prompt, models), whole("seed", seed), stop_strings(stop)
+        seed = whole_number("seed", seed, 0, MOST_SEED)
         opened = models.open(model, "causal")
         for state in answer(opened, prompt, options, stop=strings, seed=seed, limits=models.limits):
             yield state.text, state.words()
@@ -87,6 +92,7 @@ def build(models: Shelf) -> None:
         inputs,
         [text, how],
         api_name="generate",
+        preprocess=False,  # what a visitor sends is looked at by us, who say what is wrong with it
         concurrency_limit=1,
     )
     halt.click(stopped, how, how, cancels=event, queue=False, api_visibility="private")

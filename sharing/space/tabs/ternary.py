@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import gradio as gr
 from transformers import PreTrainedModel
 
+from frankenlm.degradation.configs import MOST_SEED
 from frankenlm.modeling.packed_operators import has_native_operators
 from frankenlm.modeling.quantizer_ternary import pack_model
 from frankenlm.trainer_ext.common.cli import user_mistakes
 
 from ...live.options import Options
-from ..parts import WIDTH, check_prompt, choose_model, on_shelf, slider, told, whole
+from ..parts import WIDTH, check_prompt, choose_model, on_shelf, slider, told
 from ..shelf import Opened, Shelf
+from ..values import number, whole_number
 from ..writing import AnswerState, answer
 
 TITLE = "Ternary"
@@ -62,8 +64,12 @@ def ternary(
 ) -> Iterator[tuple[str, str, list[list], str]]:
     """Yield (text in full precision, text packed, table, verdict), the last time with all of it."""
     with told():
-        options = Options(max_new_tokens=whole("max_new_tokens", max_new_tokens), temperature=temperature).check()
-        prompt, seed = check_prompt(prompt, models), whole("seed", seed)
+        prompt = check_prompt(prompt, models)
+        options = Options(
+            max_new_tokens=whole_number("max_new_tokens", max_new_tokens, 1, models.limits.new_tokens),
+            temperature=number("temperature", temperature),
+        ).check()
+        seed = whole_number("seed", seed, 0, MOST_SEED)
         opened = models.open(model, "ternary")
         full = packed = AnswerState()
         for full in answer(opened, prompt, options, seed=seed, limits=models.limits):
@@ -104,5 +110,6 @@ def build(models: Shelf) -> None:
         [model, prompt, new, temperature, seed],
         [full, packed, table, verdict],
         api_name="ternary",
+        preprocess=False,
         concurrency_limit=1,
     )
