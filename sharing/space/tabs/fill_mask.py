@@ -17,7 +17,7 @@ stayed empty. `<mask>` and `[MASK]` stand for whatever the chosen model's mask t
 EXAMPLES = (
     "Return a list of the<mask> in the file.",
     "If the<mask> is not given, the<mask> is used.",
-    "This<mask> raises an exception if the argument is not a<mask>.",
+    "The<mask> method returns a new<mask>.",
 )
 MASKS = ("<mask>", "[MASK]")
 GUESSES = 5
