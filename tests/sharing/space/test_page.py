@@ -13,7 +13,7 @@ from gradio_client.exceptions import AppError
 from frankenlm.sharing.space.tabs.fill_mask import fill_mask
 from frankenlm.sharing.space.tabs.generate import generate
 
-NAMES = ("generate", "fill_mask", "inside", "ternary", "damage", "check", "compare")
+NAMES = ("generate", "fill_mask", "inside", "ternary", "damage", "damage_curve", "check", "compare")
 OPTIONS = {
     "max_new_tokens": 8,
     "temperature": 0.8,
@@ -76,7 +76,7 @@ def test_ternary(client):
     assert full == packed and "equal" in verdict and [row[0] for row in table["data"]] == ["float32", "packed"]
 
 
-@pytest.mark.parametrize("name", ["inside", "damage", "check", "compare"])
+@pytest.mark.parametrize("name", ["inside", "damage", "damage_curve", "check", "compare"])
 def test_the_others_answer_with_what_stands_in_their_boxes(client, name):
     given = client.view_api(return_format="dict", print_info=False)["named_endpoints"][f"/{name}"]["parameters"]
     assert all(each["parameter_has_default"] for each in given), "a visitor may press the button at once"
