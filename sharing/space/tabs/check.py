@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import gradio as gr
 
@@ -15,13 +14,17 @@ from frankenlm.trainer_ext.checking.trial import Trial
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.opening import reading
 
-from ..parts import choose_model, told
+from ..parts import choose_model, on_shelf, told
 from ..shelf import Opened, Shelf
 
 TITLE = "Check"
 LARGEST = 20_000_000  # parameters: a second copy is made in double precision, and asked many times
 LONGEST = 60.0  # seconds; what is left then is said to be untried
 SEED = 0
+ABOUT = """What any language model promises, tried on this one with its weights as they are: that no token sees the
+future, that pads, other rows and other documents of a row change nothing, that the cache continues what it began. The
+*difference* is what was measured; *a fault shows* what a broken promise would give."""
+WIDTHS = ["28%", "12%", "14%", "14%", "32%"]
 
 
 def check(opened: Opened, seconds: float = LONGEST) -> Iterator[tuple[list[Finding], int]]:
@@ -64,34 +67,29 @@ def rows_of(findings: list[Finding]) -> list[list[str]]:
     return [[*cells_of(each), each.note] for each in findings]
 
 
+def check_model(
+    models: Shelf,
+    model: str,
+    progress: gr.Progress = gr.Progress(),  # noqa: B008  how gradio hands it over
+) -> Iterator[tuple[str, list[list[str]]]]:
+    """Yield (verdict, table) after each promise, the last time with all of them."""
+    with told():
+        opened = models.open(model)
+        findings, promises = [], len(PROMISES)
+        for findings, promises in check(opened):
+            progress((len(findings), promises), desc=findings[-1].promise)
+            yield summary(opened, findings, promises), rows_of(findings)
+        yield summary(opened, findings, promises), rows_of(findings)
+
+
 def build(models: Shelf) -> None:
-    """Lay the tab out, and bind `/check`."""
-    gr.Markdown(
-        "What any language model promises, tried on this one with its weights as they are: that no token sees the "
-        "future, that pads, other rows and other documents of a row change nothing, that the cache continues what it "
-        "began. *Difference* is what was measured, *a fault shows* what a broken promise would give."
-    )
+    """Lay the tab out; /check streams (verdict, table)."""
+    gr.Markdown(ABOUT)
     model = choose_model(models)
     with gr.Row():
-        button, stop = gr.Button("Check", variant="primary"), gr.Button("Stop")
+        button, halt = gr.Button("Check", variant="primary"), gr.Button("Stop")
     words = gr.Markdown()
-    table = gr.Dataframe(
-        headers=[*HEADER, "note"],
-        label="Promises",
-        interactive=False,
-        wrap=True,
-        column_widths=["28%", "12%", "14%", "14%", "32%"],
-    )
-
-    def check_model(model: str, progress: gr.Progress = gr.Progress()) -> Iterator[tuple[str, list[list[Any]]]]:  # noqa: B008
-        """Try a model's promises; return the verdict and the table: promise, difference, control, verdict, note."""
-        with told():
-            opened = models.open(model)
-            findings, promises = [], len(PROMISES)
-            for findings, promises in check(opened):
-                progress((len(findings), promises), desc=findings[-1].promise)
-                yield summary(opened, findings, promises), rows_of(findings)
-            yield summary(opened, findings, promises), rows_of(findings)
-
-    trying = button.click(check_model, model, [words, table], api_name="check", concurrency_limit=1)
-    stop.click(None, cancels=[trying], api_visibility="private")
+    headers = [*HEADER, "note"]
+    table = gr.Dataframe(headers=headers, label="Promises", interactive=False, wrap=True, column_widths=WIDTHS)
+    trying = button.click(on_shelf(check_model, models), model, [words, table], api_name="check", concurrency_limit=1)
+    halt.click(None, cancels=trying, queue=False, api_visibility="private")

@@ -17,7 +17,7 @@ from frankenlm.trainer_ext.evaluation.scoring import Scorer, check_room, choose_
 from frankenlm.trainer_ext.generation.heatmaps import readable
 from frankenlm.trainer_ext.generation.inspection import token_texts
 
-from ..parts import check_prompt, told
+from ..parts import check_prompt, on_shelf, told
 from ..shelf import Opened, Shelf
 
 TITLE = "Compare"
@@ -28,7 +28,13 @@ BATCH = 16
 TOP = 5
 MEASURES = ("bits per byte", "perplexity (per token)", "tokens", "bytes per token", "parameters", "bytes of weights")
 CAUSAL, MASKED = "causal", "masked: pseudo-likelihood"
-EXAMPLE = "The quick brown fox jumps over the lazy dog."
+ABOUT = """Models side by side on one text. Bits per byte compares models of any tokenizer; the lower, the better. The
+second table is what each expects behind the text (a masked model: in a mask put there)."""
+EXAMPLES = (
+    "Return the number of items in the",
+    "The quick brown fox jumps over the lazy",
+    "def add(a, b):\n    return",
+)
 NOTES = {
     "both kinds": "A masked model guesses each token from all others, before and behind it: compare it with masked "
     "models only.",
@@ -102,15 +108,19 @@ def expect(opened: Opened, ids: Sequence[int], context: int) -> tuple[tuple[str,
     return tuple(zip(texts, probabilities.tolist(), strict=True))
 
 
+def check_number(names: Sequence[Any]) -> None:
+    """Raises UserError for fewer than two different models, or too many."""
+    if not 2 <= len(names) <= MOST_MODELS or len(set(map(str, names))) < len(names):
+        raise UserError(f"Choose 2 to {MOST_MODELS} different models.")
+
+
 def compare(opened: Sequence[Opened], text: str) -> Iterator[list[Standing]]:
     """Yield the standings so far, one model after the other.
 
     Raises:
         UserError: fewer than two models, too many, or what `measure` raises.
     """
-    names = [each.name for each in opened]
-    if not 2 <= len(set(names)) == len(names) <= MOST_MODELS:
-        raise UserError(f"Choose 2 to {MOST_MODELS} different models, not {len(names)}.")
+    check_number([each.name for each in opened])
     standings: list[Standing] = []
     for each in opened:
         standings.append(measure(each, text))
@@ -145,43 +155,41 @@ def notes(opened: Sequence[Opened]) -> str:
     return " ".join(text for name, text in NOTES.items() if wanted[name])
 
 
+def compare_models(
+    models: Shelf,
+    chosen: list[str],
+    text: str,
+    progress: gr.Progress = gr.Progress(),  # noqa: B008  how gradio hands it over
+) -> tuple[list[list[str]], dict[str, Any], str]:
+    """Return the table of measures, what each model expects next, and what is to be kept in mind."""
+    with told():
+        text = check_prompt(text, models)
+        names = chosen if isinstance(chosen, list) else [chosen]
+        check_number(names)  # before any is opened
+        opened = [models.open(name) for name in names]
+        standings: list[Standing] = []
+        for standings in compare(opened, text):
+            progress((len(standings), len(opened)), desc=standings[-1].name)
+        guesses = {"headers": ["", *(each.name for each in standings)], "data": expected_rows(standings)}
+        return measure_rows(standings), guesses, notes(opened)
+
+
 def build(models: Shelf) -> None:
-    """Lay the tab out, and bind `/compare`."""
-    gr.Markdown(
-        "Models side by side on one text. Bits per byte compares models of any tokenizer; the lower, the better. The "
-        "second table is what each expects behind the text (a masked model: in a mask put there)."
-    )
+    """Lay the tab out; /compare gives (measures, next tokens, words)."""
+    gr.Markdown(ABOUT)
     names = models.names()
     chosen = gr.Dropdown(
         names, value=names[:2], multiselect=True, max_choices=MOST_MODELS, allow_custom_value=True, label="Models"
     )
-    text = gr.Textbox(EXAMPLE, label="Text", lines=3)
+    text = gr.Textbox(EXAMPLES[0], label="Text", lines=3)
     button = gr.Button("Compare", variant="primary")
     words = gr.Markdown()
     table = gr.Dataframe(headers=["model", "kind", *MEASURES], label="Measures", interactive=False, wrap=True)
     expected = gr.Dataframe(label=f"The {TOP} likeliest next tokens", interactive=False, wrap=True)
-
-    def compare_models(
-        chosen: list[str],
-        text: str,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[list[list[str]], dict[str, Any], str]:
-        """Compare models on a text; return the table of measures, what each expects next, and what to keep in mind."""
-        with told():
-            text = check_prompt(text, models)
-            picked = chosen if isinstance(chosen, list) else [chosen]
-            if len(picked) > MOST_MODELS:
-                raise UserError(f"Choose 2 to {MOST_MODELS} different models, not {len(picked)}.")
-            opened = [models.open(name) for name in picked]
-            standings: list[Standing] = []
-            for standings in compare(opened, text):
-                progress((len(standings), len(opened)), desc=standings[-1].name)
-            guesses = {"headers": ["", *(each.name for each in standings)], "data": expected_rows(standings)}
-            return measure_rows(standings), guesses, notes(opened)
-
+    gr.Examples([[example] for example in EXAMPLES], text, label="Examples")
     gr.on(
         [button.click, text.submit],
-        compare_models,
+        on_shelf(compare_models, models),
         [chosen, text],
         [table, expected, words],
         api_name="compare",

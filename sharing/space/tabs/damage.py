@@ -11,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from matplotlib.figure import Figure
 
 from frankenlm.degradation.answers.mask_filling import masked_copies, masked_logits, surroundings
 from frankenlm.degradation.answers.masked_probe import MaskedTextProbe
@@ -25,7 +26,7 @@ from frankenlm.trainer_ext.generation.sampling import Sampling
 from frankenlm.trainer_ext.generation.streaming import continuation_text
 
 from ..figures import draw_curve
-from ..parts import check_prompt, choose_model, told
+from ..parts import check_prompt, choose_model, on_shelf, told
 from ..shelf import Opened, Shelf
 from ..values import number, one_of, whole_number
 
@@ -37,7 +38,16 @@ MOST_MASKED = 256  # tokens of a masked model's text: each is a row
 LONGEST_GROUP = 100  # characters
 NO_TEXT = "(no text: what the damaged model computes is no number any more)"
 HEADERS = ["level", "perplexity", "tokens unchanged", "weights moved by"]
-EXAMPLE = "The quick brown fox jumps over the lazy dog, and the dog sleeps on."
+ABOUT = """Weights of a model are damaged as in the degradation lab, and it writes again: greedily, so that only the
+damage makes the difference. A masked model fills in every token of the text instead. Then the weights are put back, bit
+for bit."""
+EXAMPLE = "Return the number of items in the list, and raise an error if it is empty."
+EXAMPLES = (
+    ("attn_only", "mult_gauss", "0.7", 42),
+    ("mlp_only", "ablation", "0.3", 1),
+    ("embed_only", "uni_quant", "4", 0),
+)
+USUAL_GROUPS = ["attn_only", "mlp_only", "embed_only"]  # until a model is chosen, whose own are then offered
 
 
 @dataclass(frozen=True)
@@ -173,8 +183,8 @@ def _figure(value: float | None) -> str:
 def curve_levels(method: str, group: str) -> list[float]:
     """Return some of the thesis' levels for a method and a group, mild to severe, the undamaged one first."""
     levels = default_levels(method, group)
-    step = max(1, math.ceil((len(levels) - 1) / (CURVE_LEVELS - 1)))
-    return [levels[0], *levels[1:][step - 1 :: step]]
+    step = math.ceil((len(levels) - 1) / (CURVE_LEVELS - 1))
+    return [levels[0], *levels[:0:-step][::-1]]  # counted from the severest, which is one of them
 
 
 def curve(
@@ -203,91 +213,94 @@ def curve(
         )
 
 
-def build(models: Shelf) -> None:
-    """Lay the tab out, and bind `/damage` and `/damage_curve`."""
-    gr.Markdown(
-        "Weights of a model are damaged as in the degradation lab, it writes again (greedily, so that only the damage "
-        "makes the difference), and its weights are put back bit for bit. A masked model fills in every token of the "
-        "text instead."
-    )
-    with gr.Row():
-        model = choose_model(models)
-        group = gr.Dropdown(["attn_only", "mlp_only", "embed_only"], label="Group", allow_custom_value=True)
-        method = gr.Dropdown(list(METHODS), label="Method", allow_custom_value=True)
-        level = gr.Dropdown(_level_choices("mult_gauss", "attn_only"), label="Level", allow_custom_value=True)
-        seed = gr.Number(42, label="Seed", minimum=0)
-    text = gr.Textbox(EXAMPLE, label="Text", lines=2)
-    with gr.Row():
-        one, many = gr.Button("Damage", variant="primary"), gr.Button("Curve over the levels")
-        stop = gr.Button("Stop")
-    with gr.Row():
-        before, after = gr.Textbox(label="Before"), gr.Textbox(label="After")
-    facts = gr.Markdown()
-    plot = gr.Plot(label="Over the levels")
-    table = gr.Dataframe(headers=HEADERS, label="Over the levels", interactive=False, wrap=True)
-    gr.Examples(
-        [
-            ["attn_only", "mult_gauss", "0.7", 42],
-            ["mlp_only", "ablation", "0.3", 1],
-            ["embed_only", "uni_quant", "4", 0],
-        ],
-        [group, method, level, seed],
-    )
+def damage_text(
+    models: Shelf, model: str, text: str, group: str, method: str, level: str, seed: float
+) -> tuple[str, str, str]:
+    """Return the text of the undamaged and of the damaged model, and what happened, as Markdown."""
+    with told():
+        choices = check_choices(group, method, level, seed)
+        return damage(models.open(model), check_prompt(text, models), *choices)
 
-    def damage_model(model: str, text: str, group: str, method: str, level: str, seed: float) -> tuple[str, str, str]:
-        """Damage a group of a model's weights; return its text before, its text after, and what happened."""
-        with told():
-            choices = check_choices(group, method, level, seed)
-            return damage(models.open(model), check_prompt(text, models), *choices)
 
-    def draw(
-        model: str,
-        text: str,
-        group: str,
-        method: str,
-        seed: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ):
-        """Damage it at one level after the other; return the curve and its table."""
-        with told():
-            group, method, _, seed = check_choices(group, method, 0, seed)
-            levels = curve_levels(method, group)
-            opened = models.open(model)
-            for states, rows in curve(opened, check_prompt(text, models), group, method, levels, seed):
-                progress((len(states), len(levels)), desc=f"{METHODS[method].symbol} = {states[-1].level:g}")
-                figure = draw_curve(
+def damage_curve(
+    models: Shelf,
+    model: str,
+    text: str,
+    group: str,
+    method: str,
+    seed: float,
+    progress: gr.Progress = gr.Progress(),  # noqa: B008  how gradio hands it over
+) -> Iterator[tuple[Figure, list[list[str]]]]:
+    """Yield (figure, table) after each level, the last time with all of them."""
+    with told():
+        group, method, _, seed = check_choices(group, method, 0, seed)
+        text, levels, opened = check_prompt(text, models), curve_levels(method, group), models.open(model)
+        scale = METHODS[method]
+        for states, rows in curve(opened, text, group, method, levels, seed):
+            progress((len(states), len(levels)), desc=f"{scale.symbol} = {states[-1].level:g}")
+            yield (
+                draw_curve(
                     [state.level for state in states],
                     [state.perplexity for state in states],
                     [state.unchanged(states[0]) for state in states],
-                    level=METHODS[method].meaning,
+                    level=scale.meaning,
                     title=f"{opened.name}: {group}",
-                )
-                yield figure, rows
+                ),
+                rows,
+            )
 
-    def offer_groups(model: str, group: str) -> gr.Dropdown:
-        with told():
-            known = groups_of(models.open(model))
-        return gr.Dropdown(known, value=group if group in known else known[0])
 
-    def offer_levels(method: str, group: str) -> gr.Dropdown:
-        choices = _level_choices(method, group) if method in METHODS and isinstance(group, str) else []
-        return gr.Dropdown(choices, value=choices[len(choices) // 2] if choices else None)
+def offer_groups(models: Shelf, model: str, group: str) -> gr.Dropdown:
+    """The groups of a model that has been chosen; the one that was chosen before stays, where it has that too."""
+    with told():
+        known = groups_of(models.open(model))
+    return gr.Dropdown(known, value=group if group in known else known[0])
 
-    one.click(
-        damage_model,
-        [model, text, group, method, level, seed],
-        [before, after, facts],
-        api_name="damage",
+
+def offer_levels(method: str, group: str) -> gr.Dropdown:
+    """The lab's levels of a method that has been chosen, and one in the middle of them."""
+    choices = level_choices(method, group) if method in METHODS and isinstance(group, str) else []
+    return gr.Dropdown(choices, value=choices[len(choices) // 2] if choices else None)
+
+
+def level_choices(method: str, group: str) -> list[str]:
+    """The levels of the thesis for a method and a group, as they are typed."""
+    return [f"{level:g}" for level in default_levels(method, group)]
+
+
+def build(models: Shelf) -> None:
+    """Lay the tab out; /damage gives (text before, text after, facts), /damage_curve streams (figure, table)."""
+    gr.Markdown(ABOUT)
+    with gr.Row():
+        model = choose_model(models)
+        group = gr.Dropdown(USUAL_GROUPS, value=USUAL_GROUPS[0], label="Group", allow_custom_value=True)
+        method = gr.Dropdown(list(METHODS), value="mult_gauss", label="Method", allow_custom_value=True)
+        levels = level_choices("mult_gauss", USUAL_GROUPS[0])
+        level = gr.Dropdown(levels, value="0.7", label="Level", allow_custom_value=True)
+        seed = gr.Number(42, label="Seed")
+    text = gr.Textbox(EXAMPLE, label="Text", lines=2)
+    with gr.Row():
+        one, many = gr.Button("Damage", variant="primary"), gr.Button("Curve over the levels")
+        halt = gr.Button("Stop")
+    with gr.Row():
+        before = gr.Textbox(label="Before", lines=3, interactive=False)
+        after = gr.Textbox(label="After", lines=3, interactive=False)
+    facts = gr.Markdown()
+    plot = gr.Plot(label="Over the levels")
+    table = gr.Dataframe(headers=HEADERS, label="Over the levels", interactive=False, wrap=True)
+    gr.Examples([list(example) for example in EXAMPLES], [group, method, level, seed], label="Examples")
+
+    inputs = [model, text, group, method, level, seed]
+    outputs = [before, after, facts]
+    one.click(on_shelf(damage_text, models), inputs, outputs, api_name="damage", concurrency_limit=1)
+    drawing = many.click(
+        on_shelf(damage_curve, models),
+        [model, text, group, method, seed],
+        [plot, table],
+        api_name="damage_curve",
         concurrency_limit=1,
     )
-    drawing = many.click(
-        draw, [model, text, group, method, seed], [plot, table], api_name="damage_curve", concurrency_limit=1
-    )
-    stop.click(None, cancels=[drawing], api_visibility="private")
+    halt.click(None, cancels=drawing, queue=False, api_visibility="private")
     private = {"api_visibility": "private", "show_progress": "hidden"}
-    model.change(offer_groups, [model, group], group, **private)
+    model.change(on_shelf(offer_groups, models), [model, group], group, **private)
     method.input(offer_levels, [method, group], level, **private)
-
-
-def _level_choices(method: str, group: str) -> list[str]:
-    return [f"{level:g}" for level in default_levels(method, group)]

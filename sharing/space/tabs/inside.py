@@ -19,7 +19,7 @@ from frankenlm.trainer_ext.generation.inspection import (
 )
 
 from ..figures import draw_decays, draw_saturation, half_life
-from ..parts import check_prompt, choose_model, told
+from ..parts import check_prompt, choose_model, on_shelf, told
 from ..shelf import Opened, Shelf
 from ..values import one_of, whole_number
 
@@ -27,7 +27,9 @@ TITLE = "Inside"
 MOST_TOKENS = 96  # of a text that is drawn
 MOST_MAPS = 64
 ALL, MEAN = "all", "mean"
-EXAMPLE = "The quick brown fox jumps over the lazy dog."
+ABOUT = "What a model does with a text: where it looks, what it reads from its memory, how fast it forgets."
+EXAMPLE = "Return the number of items in the list."
+EXAMPLES = (("attention", ALL, "0"), ("slot memory", ALL, MEAN), ("norm saturation", ALL, MEAN))
 
 
 @dataclass(frozen=True)
@@ -160,49 +162,52 @@ def see(opened: Opened, text: str, view: Any, layer: Any = ALL, head: Any = MEAN
         return look(opened, ids, *choice)
 
 
+def look_inside(
+    models: Shelf, model: str, text: str, view: str, layer: str, head: str
+) -> tuple[str, gr.Plot, gr.Dataframe]:
+    """Return words, a figure and its numbers; the last two are hidden where the model has no such thing."""
+    with told():
+        seen = see(models.open(model), check_prompt(text, models), view, layer, head)
+    shown = seen.figure is not None
+    rows = {"headers": list(seen.headers), "data": [list(row) for row in seen.rows]} if shown else None
+    return seen.words, gr.Plot(seen.figure, visible=shown), gr.Dataframe(rows, visible=shown)
+
+
+def offer_layers(models: Shelf, model: str) -> tuple[gr.Dropdown, gr.Dropdown]:
+    """The layers and heads of a model that has been chosen."""
+    with told():
+        opened = models.open(model)
+        ids = encode(opened, "a")
+        with opened.lock:
+            layers = attention_by_head(opened.model, ids)
+    heads = min((len(each) for each in layers.values()), default=0)
+    return (
+        gr.Dropdown([ALL, *map(str, range(len(layers)))], value=ALL),
+        gr.Dropdown([MEAN, *map(str, range(heads))], value=MEAN),
+    )
+
+
 def build(models: Shelf) -> None:
-    """Lay the tab out, and bind `/inside`."""
-    gr.Markdown("What a model does with a text: where it looks, what it reads from its memory, how fast it forgets.")
+    """Lay the tab out; /inside gives (words, figure, table)."""
+    gr.Markdown(ABOUT)
     with gr.Row():
         model = choose_model(models)
-        view = gr.Dropdown(list(VIEWS), label="View", allow_custom_value=True)
-        layer = gr.Dropdown([ALL], label="Layer (of the attention)", allow_custom_value=True)
-        head = gr.Dropdown([MEAN], label="Head (of the attention)", allow_custom_value=True)
+        view = gr.Dropdown(list(VIEWS), value="attention", label="View", allow_custom_value=True)
+        layer = gr.Dropdown([ALL], value=ALL, label="Layer (of the attention)", allow_custom_value=True)
+        head = gr.Dropdown([MEAN], value=MEAN, label="Head (of the attention)", allow_custom_value=True)
     text = gr.Textbox(EXAMPLE, label=f"Text (at most {MOST_TOKENS} tokens)", lines=2)
     button = gr.Button("Look inside", variant="primary")
     words = gr.Markdown()
     plot = gr.Plot(label="Figure", visible=False)
     table = gr.Dataframe(label="Numbers", visible=False, interactive=False, wrap=True)
-    gr.Examples(
-        [
-            ["attention", ALL, "0"],
-            ["slot memory", ALL, MEAN],
-            ["norm saturation", ALL, MEAN],
-        ],
-        [view, layer, head],
-    )
-
-    def look_inside(model: str, text: str, view: str, layer: str, head: str) -> tuple[str, Any, Any]:
-        """Look into a model on a text; return words, a figure and its numbers (none where the model has no such)."""
-        with told():
-            seen = see(models.open(model), check_prompt(text, models), view, layer, head)
-        shown = seen.figure is not None
-        rows = {"headers": list(seen.headers), "data": [list(row) for row in seen.rows]} if shown else None
-        return seen.words, gr.Plot(seen.figure, visible=shown), gr.Dataframe(rows, visible=shown)
-
-    def offer(model: str) -> tuple[gr.Dropdown, gr.Dropdown]:
-        with told():
-            opened = models.open(model)
-            with opened.lock:
-                layers = attention_by_head(opened.model, encode(opened, "a"))
-        heads = min((len(each) for each in layers.values()), default=0)
-        return (
-            gr.Dropdown([ALL, *map(str, range(len(layers)))], value=ALL),
-            gr.Dropdown([MEAN, *map(str, range(heads))], value=MEAN),
-        )
-
-    inputs = [model, text, view, layer, head]
+    gr.Examples([list(example) for example in EXAMPLES], [view, layer, head], label="Examples")
     gr.on(
-        [button.click, text.submit], look_inside, inputs, [words, plot, table], api_name="inside", concurrency_limit=1
+        [button.click, text.submit],
+        on_shelf(look_inside, models),
+        [model, text, view, layer, head],
+        [words, plot, table],
+        api_name="inside",
+        concurrency_limit=1,
     )
-    model.change(offer, model, [layer, head], api_visibility="private", show_progress="hidden")
+    private = {"api_visibility": "private", "show_progress": "hidden"}
+    model.change(on_shelf(offer_layers, models), model, [layer, head], **private)
