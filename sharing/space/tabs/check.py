@@ -24,7 +24,7 @@ SEED = 0
 ABOUT = """What any language model promises, tried on this one with its weights as they are: that no token sees the
 future, that pads, other rows and other documents of a row change nothing, that the cache continues what it began. The
 *difference* is what was measured; *a fault shows* what a broken promise would give."""
-WIDTHS = ["28%", "12%", "14%", "14%", "32%"]
+WIDTHS = ["230px", "110px", "130px", "120px", "300px"]  # on a telephone the table is wider than its frame
 
 
 def check(opened: Opened, seconds: float = LONGEST) -> Iterator[tuple[list[Finding], int]]:
@@ -88,8 +88,10 @@ def build(models: Shelf) -> None:
     model = choose_model(models)
     with gr.Row():
         button, halt = gr.Button("Check", variant="primary"), gr.Button("Stop")
-    words = gr.Markdown()
+    words = gr.Markdown(label="Verdict")
     headers = [*HEADER, "note"]
-    table = gr.Dataframe(headers=headers, label="Promises", interactive=False, wrap=True, column_widths=WIDTHS)
+    table = gr.Dataframe(
+        headers=headers, label="Promises", interactive=False, wrap=True, column_widths=WIDTHS, max_height=800
+    )
     trying = button.click(on_shelf(check_model, models), model, [words, table], api_name="check", concurrency_limit=1)
     halt.click(None, cancels=trying, queue=False, api_visibility="private")

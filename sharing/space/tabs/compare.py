@@ -27,7 +27,7 @@ LONGEST_CONTEXT = 1024  # tokens; models with more positions read the text in wi
 BATCH = 16
 TOP = 5
 MEASURES = ("bits per byte", "perplexity (per token)", "tokens", "bytes per token", "parameters", "bytes of weights")
-CAUSAL, MASKED = "causal", "masked: pseudo-likelihood"
+CAUSAL, MASKED = "causal", "masked (pseudo-likelihood)"
 ABOUT = """Models side by side on one text. Bits per byte compares models of any tokenizer; the lower, the better. The
 second table is what each expects behind the text (a masked model: in a mask put there)."""
 EXAMPLES = (
@@ -128,8 +128,10 @@ def compare(opened: Sequence[Opened], text: str) -> Iterator[list[Standing]]:
 
 
 def measure_rows(standings: Sequence[Standing]) -> list[list[str]]:
-    """Return the table of measures: a row for each model."""
-    return [[each.name, each.kind, *map(format_value, each.measures)] for each in standings]
+    """Return the table of measures: a row for each, a column for each model."""
+    rows = [["kind", *(each.kind for each in standings)]]
+    columns = [map(format_value, each.measures) for each in standings]
+    return rows + [[name, *values] for name, *values in zip(MEASURES, *columns, strict=True)]
 
 
 def expected_rows(standings: Sequence[Standing]) -> list[list[str]]:
@@ -160,7 +162,7 @@ def compare_models(
     chosen: list[str],
     text: str,
     progress: gr.Progress = gr.Progress(),  # noqa: B008  how gradio hands it over
-) -> tuple[list[list[str]], dict[str, Any], str]:
+) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Return the table of measures, what each model expects next, and what is to be kept in mind."""
     with told():
         text = check_prompt(text, models)
@@ -170,8 +172,9 @@ def compare_models(
         standings: list[Standing] = []
         for standings in compare(opened, text):
             progress((len(standings), len(opened)), desc=standings[-1].name)
-        guesses = {"headers": ["", *(each.name for each in standings)], "data": expected_rows(standings)}
-        return measure_rows(standings), guesses, notes(opened)
+        tables = zip(("measure", "place"), (measure_rows(standings), expected_rows(standings)), strict=True)
+        measures, guesses = ({"headers": [first, *names], "data": rows} for first, rows in tables)
+        return measures, guesses, notes(opened)
 
 
 def build(models: Shelf) -> None:
@@ -183,8 +186,8 @@ def build(models: Shelf) -> None:
     )
     text = gr.Textbox(EXAMPLES[0], label="Text", lines=3)
     button = gr.Button("Compare", variant="primary")
-    words = gr.Markdown()
-    table = gr.Dataframe(headers=["model", "kind", *MEASURES], label="Measures", interactive=False, wrap=True)
+    words = gr.Markdown(label="To keep in mind")
+    table = gr.Dataframe(label="Measures", interactive=False, wrap=True)
     expected = gr.Dataframe(label=f"The {TOP} likeliest next tokens", interactive=False, wrap=True)
     gr.Examples([[example] for example in EXAMPLES], text, label="Examples")
     gr.on(

@@ -37,7 +37,7 @@ CURVE_LEVELS = 8
 MOST_MASKED = 256  # tokens of a masked model's text: each is a row
 LONGEST_GROUP = 100  # characters
 NO_TEXT = "(no text: what the damaged model computes is no number any more)"
-HEADERS = ["level", "perplexity", "tokens unchanged", "weights moved by"]
+HEADERS = ["level", "perplexity", "unchanged", "moved by"]
 ABOUT = """Weights of a model are damaged as in the degradation lab, and it writes again: greedily, so that only the
 damage makes the difference. A masked model fills in every token of the text instead. Then the weights are put back, bit
 for bit."""
@@ -45,7 +45,7 @@ EXAMPLE = "Return the number of items in the list, and raise an error if it is e
 EXAMPLES = (
     ("attn_only", "mult_gauss", "0.7", 42),
     ("mlp_only", "ablation", "0.3", 1),
-    ("embed_only", "uni_quant", "4", 0),
+    ("embed_only", "add_gauss", "1", 0),
 )
 USUAL_GROUPS = ["attn_only", "mlp_only", "embed_only"]  # until a model is chosen, whose own are then offered
 
@@ -285,9 +285,9 @@ def build(models: Shelf) -> None:
     with gr.Row():
         before = gr.Textbox(label="Before", lines=3, interactive=False)
         after = gr.Textbox(label="After", lines=3, interactive=False)
-    facts = gr.Markdown()
-    plot = gr.Plot(label="Over the levels")
-    table = gr.Dataframe(headers=HEADERS, label="Over the levels", interactive=False, wrap=True)
+    facts = gr.Markdown(label="What happened")
+    plot = gr.Plot(label="Curve over the levels")
+    table = gr.Dataframe(headers=HEADERS, label="Levels", interactive=False, wrap=True)
     gr.Examples([list(example) for example in EXAMPLES], [group, method, level, seed], label="Examples")
 
     inputs = [model, text, group, method, level, seed]

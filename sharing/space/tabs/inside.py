@@ -29,7 +29,7 @@ MOST_MAPS = 64
 ALL, MEAN = "all", "mean"
 ABOUT = "What a model does with a text: where it looks, what it reads from its memory, how fast it forgets."
 EXAMPLE = "Return the number of items in the list."
-EXAMPLES = (("attention", ALL, "0"), ("slot memory", ALL, MEAN), ("norm saturation", ALL, MEAN))
+EXAMPLES = ("attention", "slot memory", "decay rates", "norm saturation")
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,18 @@ def see(opened: Opened, text: str, view: Any, layer: Any = ALL, head: Any = MEAN
 
 def look_inside(
     models: Shelf, model: str, text: str, view: str, layer: str, head: str
-) -> tuple[str, gr.Plot, gr.Dataframe]:
-    """Return words, a figure and its numbers; the last two are hidden where the model has no such thing."""
+) -> tuple[str, Figure | None, dict[str, Any] | None, bool]:
+    """Return words, a figure, its numbers, and whether there are the last two, which a model may not have."""
     with told():
         seen = see(models.open(model), check_prompt(text, models), view, layer, head)
     shown = seen.figure is not None
     rows = {"headers": list(seen.headers), "data": [list(row) for row in seen.rows]} if shown else None
-    return seen.words, gr.Plot(seen.figure, visible=shown), gr.Dataframe(rows, visible=shown)
+    return seen.words, seen.figure, rows, shown
+
+
+def show(shown: bool) -> tuple[gr.Plot, gr.Dataframe]:
+    """No empty picture stands where there is nothing to see."""
+    return gr.Plot(visible=shown), gr.Dataframe(visible=shown)
 
 
 def offer_layers(models: Shelf, model: str) -> tuple[gr.Dropdown, gr.Dropdown]:
@@ -193,21 +198,22 @@ def build(models: Shelf) -> None:
     with gr.Row():
         model = choose_model(models)
         view = gr.Dropdown(list(VIEWS), value="attention", label="View", allow_custom_value=True)
-        layer = gr.Dropdown([ALL], value=ALL, label="Layer (of the attention)", allow_custom_value=True)
-        head = gr.Dropdown([MEAN], value=MEAN, label="Head (of the attention)", allow_custom_value=True)
+        layer = gr.Dropdown([ALL], value=ALL, label="Layer", allow_custom_value=True)
+        head = gr.Dropdown([MEAN], value=MEAN, label="Head", allow_custom_value=True)
     text = gr.Textbox(EXAMPLE, label=f"Text (at most {MOST_TOKENS} tokens)", lines=2)
     button = gr.Button("Look inside", variant="primary")
-    words = gr.Markdown()
+    words, shown = gr.Markdown(label="In words"), gr.State(False)
     plot = gr.Plot(label="Figure", visible=False)
     table = gr.Dataframe(label="Numbers", visible=False, interactive=False, wrap=True)
-    gr.Examples([list(example) for example in EXAMPLES], [view, layer, head], label="Examples")
-    gr.on(
+    gr.Examples([[example] for example in EXAMPLES], view, label="Examples")
+    looked = gr.on(
         [button.click, text.submit],
         on_shelf(look_inside, models),
         [model, text, view, layer, head],
-        [words, plot, table],
+        [words, plot, table, shown],
         api_name="inside",
         concurrency_limit=1,
     )
     private = {"api_visibility": "private", "show_progress": "hidden"}
+    looked.then(show, shown, [plot, table], **private)
     model.change(on_shelf(offer_layers, models), model, [layer, head], **private)

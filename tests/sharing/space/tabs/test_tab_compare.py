@@ -58,7 +58,7 @@ def test_a_masked_model_by_hand(on_shelf):
         nats += F.cross_entropy(opened.model(input_ids=masked).logits[0, place], torch.tensor(ids[place])).item()
     assert named(found)["perplexity (per token)"] == pytest.approx(math.exp(nats / len(places)), rel=1e-5)
     assert named(found)["bits per byte"] == pytest.approx(nats / math.log(2) / len(TEXT.encode()), rel=1e-5)
-    assert found.kind == "masked: pseudo-likelihood"
+    assert found.kind == "masked (pseudo-likelihood)"
     last = places[-1] + 1  # a mask behind the text, before what ends it
     masked = torch.tensor([[*ids[:last], tokenizer.mask_token_id, *ids[last:]]])
     best = opened.model(input_ids=masked).logits[0, last].softmax(-1).max().item()
@@ -81,8 +81,9 @@ def test_what_is_to_be_kept_in_mind(on_shelf):
 def test_tables(on_shelf):
     *_, standings = compare([on_shelf("hybrid"), on_shelf("encoder")], TEXT)
     rows, guesses = measure_rows(standings), expected_rows(standings)
-    assert [row[:2] for row in rows] == [["hybrid", "causal"], ["encoder", "masked: pseudo-likelihood"]]
-    assert all(len(row) == 2 + len(MEASURES) for row in rows)
+    assert [row[0] for row in rows] == ["kind", *MEASURES] and all(len(row) == 3 for row in rows)
+    assert rows[0][1:] == ["causal", "masked (pseudo-likelihood)"]
+    assert rows[1][1] == f"{standings[0].measures[0]:.4g}"
     assert [row[0] for row in guesses] == list("12345") and all(row[1].endswith("%)") for row in guesses)
 
 
@@ -100,8 +101,8 @@ def test_a_long_text_is_refused_by_masked_models(on_shelf, monkeypatch):
 
 def test_what_the_page_asks_for(shelf):
     measures, guesses, words = tab.compare_models(shelf, ["infinito", "encoder"], TEXT)
-    assert [row[0] for row in measures] == ["infinito", "encoder"] and "masked models only" in words
-    assert guesses["headers"] == ["", "infinito", "encoder"] and len(guesses["data"]) == 5
+    assert measures["headers"] == ["measure", "infinito", "encoder"] and "masked models only" in words
+    assert guesses["headers"] == ["place", "infinito", "encoder"] and len(guesses["data"]) == 5
     bad = ((["infinito", "../../x"], TEXT), (["infinito", "encoder"], ""), ("infinito", TEXT), ([{}, None], TEXT))
     for names, text in bad:
         with pytest.raises(gr.Error):
