@@ -5,11 +5,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from ..metrics.bootstrap import CONFIDENCE, Summed, drawn_values, with_interval
+from ..metrics.bootstrap import CONFIDENCE, Summed, drawn_together, with_interval
 from .comparing import PANELS, format_value, markdown_cell, markdown_table
 from .flags import METRICS
 
@@ -56,10 +58,8 @@ def describe(measured: Sequence[MeasuredSplit], metrics: Sequence[str], *, draws
     """
     names = measure_names(metrics)
     # seeds of their own: splits of equal size would else be drawn alike
-    drawn = [
-        {name: values for each in split.summed for name, values in drawn_values(each, draws, (seed, place)).items()}
-        for place, split in enumerate(measured)
-    ]
+    bar = partial(tqdm, desc="bootstrap", unit="draw", delay=1, leave=False, disable=None)
+    drawn = [drawn_together(split.summed, draws, (seed, place), bar) for place, split in enumerate(measured)]
     first, of_first = measured[0], drawn[0]
     return {
         "metrics": list(metrics),

@@ -26,7 +26,7 @@ ROW = 15.0
 SMALLEST_MAP = 2.4  # of a map's side, however many stand in a row
 ABOVE, BAR = 0.35, 1.0
 LINE, LETTER = 0.11, 0.06  # of a token's label
-USUAL_COLUMNS, MANY_COLUMNS, MANY_LAYERS = 4, 5, 48
+COLUMNS = 4
 STATISTICS = {"slots_used": TRAIN, "mean_importance": UNIGRAM, "rotation": EVAL, "null_mass": GREY}
 
 
@@ -79,8 +79,7 @@ def draw_attention(
 
 def _grid(maps: int, tokens: int, names: float) -> tuple[int, int, float]:
     """Return rows, columns, and the inches of a map's side."""
-    most = USUAL_COLUMNS if maps <= MANY_LAYERS else MANY_COLUMNS
-    columns = min(math.ceil(math.sqrt(maps)), most)
+    columns = min(math.ceil(math.sqrt(maps)), COLUMNS)
     wanted = INCHES_PER_TOKEN * tokens
     return -(-maps // columns), columns, max(SMALLEST_MAP, min(wanted, ROW / columns - names))
 

@@ -9,7 +9,7 @@ An interval says nothing of other trainings of the same model: that is what seed
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,12 +51,39 @@ def widening(documents: int) -> float:
     return student / _NORMAL * math.sqrt(documents / freedom)
 
 
-def drawn_sums(parts: np.ndarray, draws: int, seed: int | tuple[int, ...]) -> np.ndarray:
-    """Return the sums of `draws` drawings of as many documents: [N, C] -> [draws, C]; same seed, same drawings."""
+def drawn_sums(
+    parts: np.ndarray,
+    draws: int,
+    seed: int | tuple[int, ...],
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> np.ndarray:
+    """Return the sums of `draws` drawings of as many documents: [N, C] -> [draws, C]; same seed, same drawings.
+
+    watch: goes through the numbers of the drawings, such as a progress bar.
+    """
     generator = np.random.default_rng(seed)
     documents = len(parts)
-    chosen = (generator.integers(documents, size=documents) for _ in range(draws))
+    chosen = (generator.integers(documents, size=documents) for _ in watch(range(draws)))
     return np.stack([np.bincount(places, minlength=documents) @ parts for places in chosen])
+
+
+def drawn_together(
+    summed: Sequence[Summed],
+    draws: int = DRAWS,
+    seed: int | tuple[int, ...] = 0,
+    watch: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> dict[str, np.ndarray]:
+    """Return `drawn_values` of several; those of equally many documents are measured on the same drawings of them."""
+    found = {}
+    for documents in dict.fromkeys(len(each.parts) for each in summed):
+        if documents < 2 or draws < 1:
+            continue
+        alike = [each for each in summed if len(each.parts) == documents]
+        sums = drawn_sums(np.column_stack([each.parts for each in alike]), draws, seed, watch)
+        ends = np.cumsum([each.parts.shape[1] for each in alike])[:-1]
+        for each, of_it in zip(alike, np.split(sums, ends, axis=1), strict=True):
+            found |= _values(each, of_it)
+    return found
 
 
 def drawn_values(summed: Summed, draws: int = DRAWS, seed: int | tuple[int, ...] = 0) -> dict[str, np.ndarray]:
@@ -65,10 +92,13 @@ def drawn_values(summed: Summed, draws: int = DRAWS, seed: int | tuple[int, ...]
     A measure that the documents do not have, or that is not finite, is not among them; none is where there are fewer
     than two documents or draws is 0. NaN: a drawing without anything to measure.
     """
-    if len(summed.parts) < 2 or draws < 1:
-        return {}
+    return drawn_together([summed], draws, seed)
+
+
+def _values(summed: Summed, drawn_parts: np.ndarray) -> dict[str, np.ndarray]:
+    """`drawn_values` of sums that have been drawn, [draws, C]."""
     factor = widening(len(summed.parts))
-    rows = [summed.finish(sums) for sums in drawn_sums(summed.parts, draws, seed)]
+    rows = [summed.finish(sums) for sums in drawn_parts]
     found = {}
     for name, value in summed.values().items():
         if value is None or not math.isfinite(value):

@@ -24,7 +24,7 @@ SEED = 0
 ABOUT = """What any language model promises, tried on this one with its weights as they are: that no token sees the
 future, that pads, other rows and other documents of a row change nothing, that the cache continues what it began. The
 *difference* is what was measured; *a fault shows* what a broken promise would give."""
-WIDTHS = ["230px", "110px", "130px", "120px", "300px"]  # on a telephone the table is wider than its frame
+WIDTHS = ["230px", "110px", "130px", "120px", "560px"]  # on a telephone the table is wider than its frame
 
 
 def check(opened: Opened, seconds: float = LONGEST) -> Iterator[tuple[list[Finding], int]]:

@@ -37,7 +37,7 @@ CURVE_LEVELS = 8
 MOST_MASKED = 256  # tokens of a masked model's text: each is a row
 LONGEST_GROUP = 100  # characters
 NO_TEXT = "(no text: what the damaged model computes is no number any more)"
-HEADERS = ["level", "perplexity", "unchanged", "moved by"]
+HEADERS, WIDTHS = ["level", "perplexity", "unchanged", "moved by"], ["90px", "130px", "130px", "130px"]
 ABOUT = """Weights of a model are damaged as in the degradation lab, and it writes again: greedily, so that only the
 damage makes the difference. A masked model fills in every token of the text instead. Then the weights are put back, bit
 for bit."""
@@ -287,7 +287,7 @@ def build(models: Shelf) -> None:
         after = gr.Textbox(label="After", lines=3, interactive=False)
     facts = gr.Markdown(label="What happened")
     plot = gr.Plot(label="Curve over the levels")
-    table = gr.Dataframe(headers=HEADERS, label="Levels", interactive=False, wrap=True)
+    table = gr.Dataframe(headers=HEADERS, label="Levels", interactive=False, wrap=True, column_widths=WIDTHS)
     gr.Examples([list(example) for example in EXAMPLES], [group, method, level, seed], label="Examples")
 
     inputs = [model, text, group, method, level, seed]

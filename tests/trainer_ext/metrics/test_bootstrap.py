@@ -9,6 +9,7 @@ import pytest
 from frankenlm.trainer_ext.metrics.bootstrap import (
     Summed,
     drawn_sums,
+    drawn_together,
     drawn_values,
     interval,
     widening,
@@ -96,3 +97,22 @@ def test_tokens_of_a_document_are_no_witnesses_of_their_own():
     tokens = Summed(np.stack([np.repeat(losses, 1000), np.ones(10_000)], axis=1), ratio)
     wide, narrow = (interval(drawn_values(each, draws=200)["loss"]) for each in (documents, tokens))
     assert wide[1] - wide[0] > 10 * (narrow[1] - narrow[0])
+
+
+def test_measures_of_the_same_documents_share_their_drawings(monkeypatch):
+    generator = np.random.default_rng(0)
+    first, second, other = (Summed(generator.random((size, 2)), ratio_as(name)) for size, name in SHARED)
+    alone = {name: values for each in (first, second, other) for name, values in drawn_values(each, 20, 3).items()}
+    asked = []
+    together = drawn_together([first, second, other], 20, 3, lambda draws: asked.append(draws) or draws)
+    assert len(asked) == 2  # 30 documents, and 8
+    assert together.keys() == alone.keys() == {"a", "b", "c"}
+    for name, values in alone.items():
+        np.testing.assert_allclose(together[name], values, rtol=1e-12)
+
+
+SHARED = ((30, "a"), (30, "b"), (8, "c"))
+
+
+def ratio_as(name):
+    return lambda sums: {name: float(sums[0] / sums[1])}
