@@ -185,4 +185,4 @@ if __name__ == "__main__":
     try:
         print(build())
     except (NoCompilerError, BuildError) as problem:
-        print(f"{problem}: the operators will run as plain PyTorch", file=sys.stderr)
+        print(f"warning: {problem}: the operators will run as plain PyTorch", file=sys.stderr)

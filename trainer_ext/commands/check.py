@@ -23,6 +23,7 @@ from ..checking.trial import Trial
 from ..common.checkpoints import check_device
 from ..common.cli import EXIT_FAILED, UserError, check_new_file, check_seed
 from ..common.files import write_json, write_text
+from ..common.logs import RunLog
 from ..common.opening import reading
 from ..presets import parse_scalar
 
@@ -39,6 +40,12 @@ def check(args: argparse.Namespace) -> None:
     """
     check_arguments(args)
     quiet_libraries()
+    with RunLog("warning"):
+        check_what_is_named(args)
+
+
+def check_what_is_named(args: argparse.Namespace) -> None:
+    """Try what the flags name, print what became of it, and write what is to be written."""
     if args.families:
         check_families(args)
         return

@@ -1,7 +1,8 @@
 """Console and file logging of one run.
 
-The console shows --log_level and up, above the progress bar; training.log keeps everything from info (or debug) up. The
-file is opened late, when the checks are through, and then receives what was said before.
+The console shows --log_level and up, above the progress bar; each line begins with its level, as errors do ("warning:
+..."). training.log keeps everything from info (or debug) up. The file is opened late, when the checks are through, and
+then receives what was said before.
 """
 
 import logging
@@ -28,7 +29,15 @@ class SecretFreeFormatter(logging.Formatter):
         return redact(super().format(record))
 
 
-CONSOLE_FORMAT = SecretFreeFormatter("%(levelname).1s %(message)s")
+class ConsoleFormatter(SecretFreeFormatter):
+    """Begins with the level: "warning: ..."."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
+CONSOLE_FORMAT = ConsoleFormatter("%(message)s")
+LIBRARY_FORMAT = ConsoleFormatter("[transformers] %(message)s")
 FILE_FORMAT = SecretFreeFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
 
@@ -54,7 +63,7 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
             return
         self.handleError = lambda record: None  # said once
-        print(f"the log is not written any more: {one_line(error)}", file=sys.stderr)
+        print(f"warning: the log is not written any more: {one_line(error)}", file=sys.stderr)
 
     def close(self) -> None:
         try:
@@ -85,6 +94,10 @@ class RunLog:
         transformers_logging.disable_progress_bar()
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()
+        # what transformers says itself, beside our console, begins with its level too
+        self._said_otherwise = [(each, each.formatter) for each in logging.getLogger("transformers").handlers]
+        for handler, _ in self._said_otherwise:
+            handler.setFormatter(LIBRARY_FORMAT)
         ours = logging.getLogger("frankenlm")
         self._old_level = ours.level
         ours.setLevel(min(self.level, logging.INFO))
@@ -115,6 +128,8 @@ class RunLog:
         ):
             if had_bars:
                 enable()
+        for handler, formatter in self._said_otherwise:
+            handler.setFormatter(formatter)
         ours = logging.getLogger("frankenlm")
         ours.removeHandler(self.console)
         ours.setLevel(self._old_level)
