@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy
 import pytest
 
+from frankenlm.degradation.report.page import table
 from frankenlm.degradation.report.plots import layer_subset
 from frankenlm.degradation.report.write import write_report
 from simulated_results import PROMPTS, measure, read_csv, simulated_rows, write_experiment
@@ -253,3 +254,14 @@ def test_layers_have_a_heat_map(tmp_path):
 )
 def test_layer_subsets_of_names(group, layers):
     assert layer_subset(group) == layers
+
+
+def test_tables_fit_the_width_of_a_page():
+    """Cells break between words, but neither within an interval nor before a percent sign; many columns are small."""
+    narrow, wide = (table(["name"] * count, [["row"] * (count - 1) + ["3.3 % (0.0–6.7)"]]) for count in (8, 13))
+    assert 'class="wide"' in narrow and 'class="wide many"' in wide
+    assert "<td>3.3\u00a0% (0.0\u2060–\u20606.7)</td>" in narrow
+    assert "<td>0.3 (0.2\u00a0to\u00a0not\u00a0reached) no change</td>" in table(
+        ["a", "b"], [["row", "0.3 (0.2 to not reached) no change"]]
+    )
+    assert "<td>&lt;b&gt;</td>" in table(["a", "b"], [["row", "<b>"]])
