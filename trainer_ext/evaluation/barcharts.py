@@ -10,7 +10,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 PANELS_PER_ROW = 3
-PANEL = (4.2, 3.0)  # inches
+PANEL = (3.8, 2.8)  # inches; three of them fit 1280 dots
+DOTS_PER_INCH = 110
+LINE = 140  # characters of the legend
 
 
 def plot_comparison(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequence[str]], path: Path) -> None:
@@ -23,7 +25,7 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequ
     """
     columns = min(len(groups), PANELS_PER_ROW)
     lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(columns * PANEL[0], lines * PANEL[1] + 0.6), dpi=110, layout="constrained")
+    figure = Figure(figsize=(columns * PANEL[0], lines * PANEL[1] + 0.6), dpi=DOTS_PER_INCH, layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     colors = colormaps["tab10"].colors
     width = 0.8 / len(rows)
@@ -43,7 +45,9 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequ
     for panel in panels[len(groups) :]:
         panel.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(len(rows), 4), frameon=False)
+    in_a_line = max(1, LINE * columns // PANELS_PER_ROW // max(len(label) + 6 for label in labels))
+    names = {"ncols": min(len(rows), 4, in_a_line), "fontsize": 9, "frameon": False}
+    legend = figure.legend(handles, labels, loc="outside upper center", **names)
     for text in legend.get_texts():
         text.set_parse_math(False)
     with warnings.catch_warnings():

@@ -43,6 +43,8 @@ PANELS = {
     "tokens per second": ("tokens_per_second",),
 }
 LIKELIHOOD = ("loss", "perplexity", "bits_per_byte")
+MODELS_IN_TABLE = 6  # of compare.md; of more there are several tables
+LONG_NAME = 20  # characters of a heading that may be broken at underscores
 PROMPT_IN_TABLE = 200  # characters of a prompt in compare.md; compare.json has all
 
 
@@ -240,16 +242,11 @@ def csv_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown_report(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> str:
     """compare.md: the table, how it was made, and the texts side by side."""
-    labels = [row["label"] for row in rows]
-    lines = [
-        "# Comparison",
-        "",
-        *markdown_table(
-            ["measure", *labels],
-            [[name, *(format_value(row["measures"][name]) for row in rows)] for name in rows[0]["measures"]],
-        ),
-        "",
-    ]
+    lines = ["# Comparison", ""]
+    for start in range(0, len(rows), MODELS_IN_TABLE):
+        some = rows[start : start + MODELS_IN_TABLE]
+        values = [[name, *(format_value(row["measures"][name]) for row in some)] for name in rows[0]["measures"]]
+        lines += [*markdown_table(["measure", *(row["label"] for row in some)], values), ""]
     lines += [
         f"- {markdown_cell(row['label'])}: {markdown_cell(row['model'])}, {row['architecture']}, {row['dtype']}"
         for row in rows
@@ -280,9 +277,10 @@ def markdown_report(rows: Sequence[Mapping[str, Any]], facts: Mapping[str, Any])
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(markdown_cell(cell) for cell in line) + " |" for line in lines]
+    """The lines of a table; long names at its head may be broken at underscores, where a page is narrow."""
+    heads = [markdown_cell(name).replace("_", "_<wbr>" if len(name) > LONG_NAME else "_") for name in header]
+    lines = [heads, ["---"] * len(header), *([markdown_cell(cell) for cell in row] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
 
 
 def markdown_cell(text: str) -> str:
