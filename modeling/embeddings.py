@@ -13,6 +13,7 @@ from transformers import initialization as init
 from .bitlinear import LinearFactory
 from .cache import slide_window
 from .context import SequenceContext
+from .full_linear import UnroundedLinear
 from .layer_calls import is_plainly_called
 from .norms import rms_normalize
 
@@ -178,10 +179,12 @@ class FactorizedHead(nn.Module):
         linear: LinearFactory = nn.Linear,
     ):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size) if transform_norm is not None else None
+        self.dense = UnroundedLinear(hidden_size, hidden_size) if transform_norm is not None else None
         self.activation = activation
         self.norm = transform_norm
-        self.projection = linear(hidden_size, rank, bias=False) if rank else None
+        # loaders in 4 and 8 bits leave out the output layer alone, and what leads to it is of the head too
+        narrowing = UnroundedLinear if linear is nn.Linear else linear
+        self.projection = narrowing(hidden_size, rank, bias=False) if rank else None
         self.decoder = linear(rank or hidden_size, vocab_size, bias=bias)
 
     @property

@@ -1,7 +1,7 @@
 """What causal heads share for generate(): their cache, and clear refusals of what it cannot do."""
 
 import torch
-from transformers import Cache
+from transformers import Cache, GenerationConfig
 from transformers.generation import GenerationMixin
 from transformers.utils.deprecation import deprecate_kwarg
 
@@ -87,11 +87,21 @@ class CachedGenerationMixin(GenerationMixin):
         if mask is not None and not bool(mask.any(1).all()):
             row = int((~mask.bool().any(1)).nonzero()[0])
             raise ValueError(f"the prompt is empty in row {row}: its attention_mask has no real token.")
+        if prompt is not None and embeds is None:  # before transformers advises to ask for more tokens
+            self._check_positions_suffice(mask, prompt.shape[-1] + 1)
         return super().generate(inputs, generation_config, **kwargs)
 
     def max_positions(self) -> int | None:
         """Return how many positions the model has embeddings for; None when it can go on for ever."""
         return self.model.max_positions()
+
+    def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs) -> GenerationConfig:
+        """As in transformers, but that the bound which is saved with a model yields to `max_new_tokens` in silence:
+        of the two, the caller has asked for one."""
+        is_own_bound = generation_config.max_length == self.generation_config.max_length
+        if generation_config.max_new_tokens is not None and is_own_bound:
+            has_default_max_length = True
+        return super()._prepare_generated_length(generation_config, has_default_max_length, **kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

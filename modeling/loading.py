@@ -1,6 +1,15 @@
-"""Loading that says in one line what is wrong with a checkpoint."""
+"""Loading that says in one line what is wrong with a checkpoint, and where fewer bits were asked for in vain."""
+
+import logging
+from collections import Counter
 
 from safetensors import SafetensorError
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+FEW_BITS = "bitsandbytes"
+IN_FEW_BITS = ("Linear4bit", "Linear8bitLt")  # how bitsandbytes calls the layers it puts in place of nn.Linear
 
 
 class MismatchError(ValueError, RuntimeError):
@@ -12,7 +21,7 @@ class LoadsClearly:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers.
+        """As in transformers; a model that has no layer for bitsandbytes to quantise is told of in a warning.
 
         Raises:
             ValueError: weights that are damaged or cut short, or (unless ignore_mismatched_sizes=True) of other shapes
@@ -30,6 +39,7 @@ class LoadsClearly:
             ) from error
         if info["mismatched_keys"] and not ignores:
             raise MismatchError(_describe(pretrained_model_name_or_path, info["mismatched_keys"]))
+        _tell_of_few_bits(pretrained_model_name_or_path, model)
         return (model, info) if wants_info else model
 
 
@@ -39,4 +49,26 @@ def _describe(name, mismatched) -> str:
     return (
         f"{name}: {key} is {tuple(found)} in the checkpoint, but {tuple(expected)} by the configuration{others}. Load "
         "it with the configuration it was saved with; ignore_mismatched_sizes=True starts these tensors anew."
+    )
+
+
+def _tell_of_few_bits(name, model: nn.Module) -> None:
+    """Warn where bitsandbytes was asked for and no layer is in 4 or 8 bits: the model is as large as it was."""
+    if not hasattr(model.config, "quantization_config") or model.config.quantization_config.quant_method != FEW_BITS:
+        return
+    if any(type(layer).__name__ in IN_FEW_BITS for layer in model.modules()):
+        return
+    kinds = Counter(type(layer).__name__ for layer in model.modules() if isinstance(layer, nn.Linear))
+    layers = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
+    is_rounded = any(hasattr(layer, "rounds_its_weight") for layer in model.modules())
+    reason = (
+        "ternary layers round their weights as they run. `frankenlm pack` stores them in two bits a weight"
+        if is_rounded
+        else "bitsandbytes takes plain nn.Linear layers alone, and not the output layer"
+    )
+    logger.warning(
+        "%s: 0 layers were quantised by bitsandbytes, and it computes as without. Its linear layers are %s: %s.",
+        name,
+        layers,
+        reason,
     )
