@@ -53,13 +53,26 @@ def _inject(
     model: nn.Module, tuner: nn.Module, inject: Callable[..., Any], whole, adapter: str, *args, **kwargs
 ) -> Any:
     """What stands in for `tuner.inject_adapter`: "all-linear" leaves out what decides and does not compute, unless
-    the configuration says itself what it leaves out, or is of a method that cannot leave anything out."""
+    the configuration says itself what it leaves out, or is of a method that cannot leave anything out; a packed model
+    without linear layers is refused."""
     config = tuner.peft_config[adapter]
+    takes_all = str(config.target_modules).lower() == "all-linear"
+    if takes_all:
+        _check_linear(model)
     deciding = [name for name, layer in model.named_modules() if hasattr(layer, "decides")]
     can_leave_out = hasattr(config, "exclude_modules")  # VeRA, ROAD and others have no such field
-    if can_leave_out and str(config.target_modules).lower() == "all-linear" and not config.exclude_modules and deciding:
+    if can_leave_out and takes_all and not config.exclude_modules and deciding:
         config.exclude_modules = deciding
     return _show_matrix(model, inject, whole, adapter, *args, **kwargs)
+
+
+def _check_linear(model: nn.Module) -> None:
+    packed = next((layer for layer in model.modules() if hasattr(layer, "is_packed_layer")), None)
+    if packed is not None and not any(isinstance(layer, nn.Linear) for layer in model.modules()):
+        raise ValueError(
+            f"target_modules='all-linear': this model is packed, and a {type(packed).__name__} is no linear layer that "
+            "PEFT knows. Adapt the model it was packed from."
+        )
 
 
 def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:

@@ -114,7 +114,8 @@ class TernaryHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs):
         let_go_of_files(model)
         for name, layer in packed_layers(model):
-            layer.check(name)
+            if layer.weight.device.type != "meta":  # it is not offloaded to the disk
+                layer.check(name)
         return model
 
     def is_serializable(self) -> bool:

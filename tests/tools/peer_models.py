@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from frankenlm.modeling import (
     FrankensteinConfig,
@@ -18,6 +18,7 @@ from frankenlm.modeling.quantizer_ternary import pack_model
 from frankenlm.trainer_ext.data.tokenizers import load_tokenizer, tell_lengths
 
 POSITIONS = 48
+TEXT = "the cat sat on a mat and saw dogs run over green hills"
 # widths that bitsandbytes can hold in 4 bits on a CPU: inputs by 64, outputs by 32
 SIZES = {
     "hidden_size": 64,
@@ -73,10 +74,13 @@ ENCODERS = ("encoder", "standard")
 DECODERS = ("decoder", "infinito", "legacy", "packed")
 
 
-def build_peer(family: str, **fields) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model in evaluation mode, wide enough that each of its parts shows, and its tokenizer of bytes."""
+def build_peer(family: str, gain: float = 1.5, **fields) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model in evaluation mode, wide enough that each of its parts shows, and a tokenizer as runs save it."""
     kind, config, own = FAMILIES[family]
-    tokenizer = load_tokenizer("bytes", documents=[], objective="mlm" if family in ENCODERS else "causal")
+    if family in ENCODERS:
+        tokenizer = load_tokenizer("train", documents=[TEXT] * 4, vocab_size=300, objective="mlm")
+    else:
+        tokenizer = load_tokenizer("bytes", documents=[], objective="causal")
     ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     if family in ENCODERS:
         ids["mask_token_id"] = tokenizer.mask_token_id
@@ -85,13 +89,36 @@ def build_peer(family: str, **fields) -> tuple[PreTrainedModel, PreTrainedTokeni
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
-                parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
+                parameter.normal_(std=gain * parameter[0].numel() ** -0.5)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.2)
     if family == "packed":
         model = pack_model(model)
     tell_lengths(tokenizer, model)
     return model, tokenizer
+
+
+def auto_model(family: str) -> type:
+    """Return the Auto class that opens a model with its head."""
+    return AutoModelForMaskedLM if family in ENCODERS else AutoModelForCausalLM
+
+
+def open_peer(family: str, folder: Path, **options) -> PreTrainedModel:
+    return auto_model(family).from_pretrained(folder, **options).eval()
+
+
+def some_ids(model: PreTrainedModel, rows: int = 2, length: int = 20) -> dict[str, torch.Tensor]:
+    """Return ids without special tokens and a mask; the first row begins with pads."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(40, 250, (rows, length), generator=generator)
+    mask = torch.ones_like(ids)
+    ids[0, :5], mask[0, :5] = model.config.pad_token_id, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def logits_of(model: torch.nn.Module, **inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs).logits.float()
 
 
 def save_peer(family: str, folder: Path, **fields) -> Path:
