@@ -74,7 +74,12 @@ TOOLS = {
         legacy=_NO_LAYER._replace(why="as LoRA: no layer is in 4 bits"),
         packed=_TWICE,
     ),
-    "sft": _causal_row("TRL: SFTTrainer", legacy=_TERNARY_HEAD, packed=_PACKED_IS_READY),
+    "sft": _causal_row(
+        "TRL: SFTTrainer",
+        decoder=Cell(WORKS, "of a model with experts TRL leaves out the losses that balance its routers"),
+        legacy=_TERNARY_HEAD,
+        packed=_PACKED_IS_READY,
+    ),
     "dpo": _causal_row("TRL: DPOTrainer", legacy=_TERNARY_HEAD, packed=_PACKED_IS_READY),
     "bits8": _row("bitsandbytes, 8 bits", legacy=_NO_LAYER, packed=_TWICE),
     "bits4": _row("bitsandbytes, 4 bits", legacy=_NO_LAYER, packed=_TWICE),

@@ -102,13 +102,16 @@ def train_tokenizer(documents: Iterable[str], *, vocab_size: int, mask: bool) ->
 def add_special_tokens(tokenizer: PreTrainedTokenizerFast, objective: str) -> int:
     """Add the pad token, the mask (mlm) and a document separator where they are missing; return how many were added.
 
-    The separator is an existing eos or sep; only a tokenizer with neither gets a new eos.
+    The separator is an existing eos or sep; only a tokenizer with neither gets a new eos. A tokenizer that takes markup
+    for text (bytes) reads it from then on where it gets a mask, which nobody could write otherwise.
     """
     wanted = {}
+    by_byte = tokenizer.split_special_tokens
     if tokenizer.pad_token is None:
         wanted["pad_token"] = _added_token(PAD_TOKEN)
     if objective == "mlm" and tokenizer.mask_token is None:
-        wanted["mask_token"] = _added_token(MASK_TOKEN)
+        wanted["mask_token"] = AddedToken(MASK_TOKEN, lstrip=not by_byte, special=True, normalized=False)
+        tokenizer.split_special_tokens = False
     if tokenizer.eos_token is None and tokenizer.sep_token is None:
         wanted["eos_token"] = _added_token(END_TOKEN)
     return tokenizer.add_special_tokens(wanted) if wanted else 0

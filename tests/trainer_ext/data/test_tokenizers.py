@@ -50,6 +50,14 @@ def test_trained_tokenizer_has_the_special_tokens(objective, specials):
     assert separator_id(tokenizer, objective) == tokenizer.eos_token_id
 
 
+def test_a_mask_among_bytes_can_be_written(tmp_path):
+    """Or no pipeline could fill it; it takes the place of a byte, and the space before it stays."""
+    load_tokenizer("bytes", documents=(), objective="mlm").save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("a <mask>at").input_ids == [*b"a ", tokenizer.mask_token_id, *b"at"]
+    assert load_tokenizer("bytes", documents=(), objective="causal")("<eos>").input_ids == list(b"<eos>")
+
+
 @pytest.mark.parametrize(("objective", "size"), [("causal", 259), ("classification", 259), ("mlm", 260)])
 def test_bytes_need_no_text_to_learn_from(objective, size):
     tokenizer = load_tokenizer("bytes", documents=iter(()), objective=objective)
