@@ -147,12 +147,13 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
         states = [] if want_states else None
         attentions = [] if want_attentions else None
         x, routers = self._run_layers(x, context, states, attentions)
+        is_learning = self.training or torch.is_grad_enabled()  # else pipelines take an output apart, row by row
         return FrankensteinModelOutput(
             last_hidden_state=x,
             cache=cache,
             hidden_states=tuple(states) if want_states else None,
             attentions=tuple(attentions) if want_attentions else None,
-            **summarize_routers(routers),
+            **summarize_routers(routers if is_learning else []),
         )
 
     def _run_layers(self, x, context, states: list | None, attentions: list | None):

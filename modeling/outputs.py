@@ -21,6 +21,7 @@ class FrankensteinModelOutput(ModelOutput):
     aux_loss: mean balancing loss over logical layers, unweighted: top-k when experts are used evenly.
     router_z_loss: mean z-loss over logical layers, unweighted.
     expert_load: (logical layers, E) share of the real tokens that each expert gets; a row sums to top-k.
+    The last three are of the batch, and None in evaluation without gradients, whose outputs have a row for each input.
     """
 
     last_hidden_state: torch.FloatTensor | None = None

@@ -20,6 +20,8 @@ ELSEWHERE = {
     "small.yaml",
     "rates.yaml",
     "lora.yaml",
+    "base.yaml",
+    "cats.yaml",
     "llama.cpp",
     "pydoc_data/topics.py",
 }

@@ -69,6 +69,7 @@ FACTS = {
     "transformers:AutoModelForImageTextToText._model_mapping": "model_checks.py tells kinds of models apart",
     "transformers:AutoModelForMaskedLM._model_mapping": "model_checks.py tells kinds of models apart",
     "transformers.generation:GenerationMixin._prepare_cache_for_generation": "generation.py brings our cache",
+    "transformers.generation:GenerationMixin._prepare_generated_length": "generation.py lets a saved bound yield",
     "transformers.generation:GenerationMixin._expand_inputs_for_generation": "Infinito repeats its memory for beams",
     "transformers.cache_utils:Cache.is_croppable": "cache.py says what can be taken back",
     "transformers.cache_utils:Cache.activate_past_recording": "generate() calls it on our cache",

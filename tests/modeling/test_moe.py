@@ -196,13 +196,19 @@ def test_losses_are_means_over_logical_layers_of_real_tokens(tiny_model, tokens)
         layer.ffn.register_forward_pre_hook(
             lambda module, args, weight=weight: logits.append(args[0][mask.bool()] @ weight.T)
         )
-    with torch.no_grad():
-        output = model(ids, attention_mask=mask)
+    output = model(ids, attention_mask=mask)
     assert output.expert_load.shape == (4, 4)
     torch.testing.assert_close(output.expert_load.sum(-1), torch.full((4,), 2.0))
     assert len(logits) == 4
     each = [load_balancing_loss_func((x,), 4, 2) for x in logits]
     torch.testing.assert_close(output.aux_loss, torch.stack(each).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_outputs_of_inference_have_a_row_for_each_input(tiny_model, tokens):
+    """Pipelines take them apart by rows; what a batch has in common they would stumble over."""
+    with torch.no_grad():
+        output = tiny_model("retnet", num_experts=4)(tokens(3, 5))
+    assert {len(value) for value in output.values()} == {3}
 
 
 def test_dense_model_has_no_router_outputs(tiny_model, tokens):

@@ -1,16 +1,20 @@
 """Which tool of others does what with which kind of model: the cells of the table in docs/tools.md.
 
 `tests/peers` holds every cell: what works is compared with a value computed in another way, what is refused with the
-words of the refusal, and what is no task for a kind of model with what happens when it is tried all the same.
+words of the refusal, and what is no task for a kind of model with what happens when it is tried all the same. After a
+change here `PYTHONPATH=tests/tools python tests/tools/peer_cells.py` writes the page.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from peer_models import FAMILIES
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "tools.md"
+BEGIN, END = "<!-- cells -->\n", "\n<!-- end of the cells -->"
 WORKS, REFUSED, NO_TASK = "works", "refused", "no task for it"
 
 
@@ -96,7 +100,10 @@ TOOLS = {
         ),
     ),
     "pipeline": _row("transformers: pipeline(...) with defaults"),
-    "tokenizer": _row("AutoTokenizer without frankenlm"),
+    "tokenizer": Tool(
+        "AutoTokenizer without frankenlm",
+        dict.fromkeys(FAMILIES, Cell(WORKS, "give `trust_remote_code=False`, or transformers asks before it looks")),
+    ),
     "trackio": _row("trackio: --report_to trackio", packed=_PACKED_IS_READY),
 }
 
@@ -121,3 +128,13 @@ def render() -> str:
         lines.append(f"| {title} | {' | '.join(words)} |")
     notes = [f"{number}. {why[0].upper()}{why[1:]}." for number, why in enumerate(reasons, 1)]
     return "\n".join([*lines, "", *notes])
+
+
+def page() -> str:
+    """Return docs/tools.md with the table as it is now."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    return f"{before}{BEGIN}{render()}{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
