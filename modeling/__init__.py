@@ -9,12 +9,28 @@ from .exploration import ExplorationSampling
 from .modeling_frankenstein import (
     FrankensteinForCausalLM,
     FrankensteinForMaskedLM,
+    FrankensteinForQuestionAnswering,
     FrankensteinForSequenceClassification,
+    FrankensteinForTokenClassification,
     FrankensteinModel,
     FrankensteinPreTrainedModel,
 )
-from .modeling_infinito import InfinitoForCausalLM, InfinitoModel, InfinitoPreTrainedModel
-from .modeling_legacy_1bit import Legacy1BitForCausalLM, Legacy1BitModel, Legacy1BitPreTrainedModel
+from .modeling_infinito import (
+    InfinitoForCausalLM,
+    InfinitoForQuestionAnswering,
+    InfinitoForSequenceClassification,
+    InfinitoForTokenClassification,
+    InfinitoModel,
+    InfinitoPreTrainedModel,
+)
+from .modeling_legacy_1bit import (
+    Legacy1BitForCausalLM,
+    Legacy1BitForQuestionAnswering,
+    Legacy1BitForSequenceClassification,
+    Legacy1BitForTokenClassification,
+    Legacy1BitModel,
+    Legacy1BitPreTrainedModel,
+)
 from .preset_files import Preset, list_presets, read_preset
 from .tokenization_bytes import byte_tokenizer
 
@@ -23,15 +39,23 @@ __all__ = [
     "FrankensteinConfig",
     "FrankensteinForCausalLM",
     "FrankensteinForMaskedLM",
+    "FrankensteinForQuestionAnswering",
     "FrankensteinForSequenceClassification",
+    "FrankensteinForTokenClassification",
     "FrankensteinModel",
     "FrankensteinPreTrainedModel",
     "InfinitoConfig",
     "InfinitoForCausalLM",
+    "InfinitoForQuestionAnswering",
+    "InfinitoForSequenceClassification",
+    "InfinitoForTokenClassification",
     "InfinitoModel",
     "InfinitoPreTrainedModel",
     "Legacy1BitConfig",
     "Legacy1BitForCausalLM",
+    "Legacy1BitForQuestionAnswering",
+    "Legacy1BitForSequenceClassification",
+    "Legacy1BitForTokenClassification",
     "Legacy1BitModel",
     "Legacy1BitPreTrainedModel",
     "Preset",

@@ -256,17 +256,17 @@ def within_documents(
     return labels.masked_fill(starts, IGNORED_LABEL), kwargs
 
 
-def head_output(kind: type[ModelOutput], stack: ModelOutput, loss, logits) -> ModelOutput:
-    """Return a head's output: its loss and logits, and what the stack returned but for its last hidden state."""
-    passed = {name: value for name, value in stack.items() if name != "last_hidden_state"}
-    return kind(loss=loss, logits=logits, **passed)
+def head_output(kind: type[ModelOutput], stack: ModelOutput, **own: torch.Tensor | None) -> ModelOutput:
+    """Return a head's output: its own loss and logits, and what the stack returned as far as `kind` has a field."""
+    known = kind.__dataclass_fields__  # what dataclasses.fields() reads, which torch.compile cannot trace
+    return kind(**own, **{name: value for name, value in stack.items() if name in known})
 
 
 def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: bool) -> torch.Tensor:
     """Return (B, D): the last real token of hidden (B, L, D), or the mean of the real ones; zeros for an empty row."""
     if attention_mask is None:
         return hidden[:, -1] if take_last else hidden.mean(1)
-    mask = attention_mask.bool()
+    mask = attention_mask[:, -hidden.shape[1] :].bool()
     if take_last:
         order = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, order, 0).argmax(1)

@@ -17,16 +17,16 @@ from .bert_weights import bert_to_ours, ours_to_bert
 from .bitlinear import linear_factory
 from .cache import StateCache
 from .configuration_frankenstein import FrankensteinConfig
-from .documents import BORDER_NAMES, DocumentBorders, borders_in, check_one_document
+from .documents import BORDER_NAMES, DocumentBorders, borders_in
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
-from .family import FamilyPreTrainedModel, FamilyStack, LanguageModelHead, head_output, pool, within_documents
+from .family import FamilyPreTrainedModel, FamilyStack, LanguageModelHead, head_output, within_documents
 from .feedforward import ACTIVATIONS, summarize_routers
 from .frankenstein_block import FrankensteinBlock, make_norm
-from .full_linear import UnroundedLinear
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .mixers import MIXERS
-from .outputs import IGNORED_LABEL, FrankensteinHeadOutput, FrankensteinModelOutput
+from .outputs import IGNORED_LABEL, FrankensteinHeadOutput, FrankensteinModelOutput, FrankensteinSpanOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
+from .task_heads import SequenceClassifier, SpanFinder, TaskHead, TokenClassifier
 from .weight_groups import weight_groups
 
 
@@ -41,6 +41,8 @@ class FrankensteinPreTrainedModel(FamilyPreTrainedModel):
         "AutoModelForMaskedLM": "modeling_frankenstein.FrankensteinForMaskedLM",
         "AutoModelForCausalLM": "modeling_frankenstein.FrankensteinForCausalLM",
         "AutoModelForSequenceClassification": "modeling_frankenstein.FrankensteinForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_frankenstein.FrankensteinForTokenClassification",
+        "AutoModelForQuestionAnswering": "modeling_frankenstein.FrankensteinForQuestionAnswering",
     }
     _no_split_modules = ["FrankensteinBlock"]
     degradation_groups = weight_groups(r"mixer\.(?:attention\.)?") | {
@@ -272,7 +274,7 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
             hidden, labels = hidden[labelled], labels[labelled]
         logits = self.lm_head(hidden)
         loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
-        return head_output(FrankensteinHeadOutput, outputs, loss, logits)
+        return head_output(FrankensteinHeadOutput, outputs, loss=loss, logits=logits)
 
     @classmethod
     def from_bert(cls, bert) -> "FrankensteinForMaskedLM":
@@ -339,7 +341,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         labels, kwargs = within_documents(labels, kwargs, attention_mask, position_ids)
         loss = self.compute_loss(labels, outputs, kwargs, logits=logits, vocab_size=self.config.vocab_size)
-        return head_output(FrankensteinHeadOutput, outputs, loss, logits)
+        return head_output(FrankensteinHeadOutput, outputs, loss=loss, logits=logits)
 
     def can_forget(self) -> bool:
         """Return whether the last tokens can be taken back, as assisted decoding must: attention alone, no window."""
@@ -349,44 +351,30 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
         return keeps_keys_only and not sums_up and config.attention_window is None
 
 
-class FrankensteinForSequenceClassification(_FrankensteinHead):
+class _FrankensteinTaskHead(TaskHead, _FrankensteinHead):
+    """What the heads that are no language models share: token types, and the routers' losses."""
+
+    stack_class = FrankensteinModel
+    output_class = FrankensteinHeadOutput
+    stack_options = (*TaskHead.stack_options, "token_type_ids")
+
+    def task_loss(self, outputs, labels, loss_inputs):
+        loss = super().task_loss(outputs, labels, loss_inputs)
+        return self.add_router_losses(loss, labels, outputs, loss_inputs.get("num_items_in_batch"))
+
+
+class FrankensteinForSequenceClassification(SequenceClassifier, _FrankensteinTaskHead):
     """A classifier over the mean of the real tokens, or over the last real one when causal."""
 
-    task = "ForSequenceClassification"
 
-    def __init__(self, config: FrankensteinConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.model = FrankensteinModel(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.classifier = UnroundedLinear(config.hidden_size, config.num_labels)
-        self.post_init()
+class FrankensteinForTokenClassification(TokenClassifier, _FrankensteinTaskHead):
+    """A classifier of every token."""
 
-    @takes_old_cache_name
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
-    ) -> FrankensteinHeadOutput:
-        """As FrankensteinModel; `labels` (B,) class ids, or floats for regression and multi-label problems.
 
-        Raises:
-            ValueError: also for several documents in a row, which has one label.
-        """
-        check_one_document(input_ids, inputs_embeds, attention_mask, position_ids, kwargs)
-        outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **_for_stack(kwargs)
-        )
-        pooled = pool(outputs.last_hidden_state, attention_mask, self.config.is_decoder)
-        logits = self.classifier(self.dropout(pooled))
-        loss = self.compute_loss(labels, outputs, kwargs, pooled_logits=logits, config=self.config)
-        return head_output(FrankensteinHeadOutput, outputs, loss, logits)
+class FrankensteinForQuestionAnswering(SpanFinder, _FrankensteinTaskHead):
+    """Finds where the answer in a row begins and ends."""
+
+    output_class = FrankensteinSpanOutput
 
 
 STACK_KEYS = ("output_hidden_states", "output_attentions", "cache", "use_cache", *BORDER_NAMES)

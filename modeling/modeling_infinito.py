@@ -1,20 +1,24 @@
 """Infinito: a causal post-norm transformer with a slot memory per row of text.
 
-Read top to bottom: what the models return, the block, the family's base class, the stack, the language model.
+Read top to bottom: the block, the family's base class, the stack, the language model, the other heads.
 A block is x = norm1(x + attention(x)); x = norm2(x + ffn(x)); norm_f ends the stack. At the input of each layer of
 `memory_layers` a slot memory (slot_memory.py) adds what it reads; in training, noise follows each block.
 Shapes: B batch, L length, D hidden, V vocabulary, S memory slots.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Unpack
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from .cache import StateCache
 from .configuration_infinito import InfinitoConfig
@@ -27,51 +31,11 @@ from .feedforward import FeedForward
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .mixer_attention import StandardAttention
 from .norms import build_norm
+from .outputs_infinito import InfinitoCausalLMOutput, InfinitoModelOutput
 from .slot_memory import SlotMemory
 from .slot_memory_state import SlotMemoryState
+from .task_heads import SequenceClassifier, SpanFinder, TaskHead, TokenClassifier
 from .weight_groups import weight_groups
-
-
-@dataclass
-class InfinitoModelOutput(ModelOutput):
-    """
-    last_hidden_state: (B, L, D), zero at pads.
-    cache: the cache, when one is kept; it holds the memory's state too.
-    hidden_states: layers + 1 tensors (B, L, D): the embedding, each layer's output, the last one normalised.
-    attentions: (B, H, L, T) of each layer, for eager attention.
-    memory_state: one SlotMemoryState per memory layer, to be passed back as `memory_state`; None without memory. In
-        training it hangs on the graph (detach() it to cut it off), otherwise it is detached.
-    memory_stats: (B,) floats without gradient, mean over memory layers: slots_used, mean_importance, rotation,
-        null_mass (see SlotMemoryState.statistics); None without memory.
-    memory_reads: when asked for, (B, L, S + 1) per memory layer: each token's read mass per slot, averaged over heads,
-        the null slot last; zero at pads.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    cache: StateCache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    memory_state: tuple[SlotMemoryState, ...] | None = None
-    memory_stats: dict[str, torch.FloatTensor] | None = None
-    memory_reads: tuple[torch.FloatTensor, ...] | None = None
-
-
-@dataclass
-class InfinitoCausalLMOutput(ModelOutput):
-    """
-    loss: scalar, mean cross-entropy of the labelled tokens.
-    logits: (B, L, V).
-    The other fields are those of InfinitoModelOutput.
-    """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    cache: StateCache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    memory_state: tuple[SlotMemoryState, ...] | None = None
-    memory_stats: dict[str, torch.FloatTensor] | None = None
-    memory_reads: tuple[torch.FloatTensor, ...] | None = None
 
 
 class InfinitoBlock(GradientCheckpointingLayer):
@@ -115,6 +79,9 @@ class InfinitoPreTrainedModel(FamilyPreTrainedModel):
         "AutoConfig": "configuration_infinito.InfinitoConfig",
         "AutoModel": "modeling_infinito.InfinitoModel",
         "AutoModelForCausalLM": "modeling_infinito.InfinitoForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_infinito.InfinitoForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_infinito.InfinitoForTokenClassification",
+        "AutoModelForQuestionAnswering": "modeling_infinito.InfinitoForQuestionAnswering",
     }
     _no_split_modules = ["InfinitoBlock"]
     degradation_groups = weight_groups(r"attention\.") | {
@@ -376,7 +343,7 @@ class InfinitoForCausalLM(CausalHead, CachedGenerationMixin, InfinitoPreTrainedM
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = self.next_token_loss(logits, labels, attention_mask, position_ids, **kwargs)
-        return head_output(InfinitoCausalLMOutput, outputs, loss, logits)
+        return head_output(InfinitoCausalLMOutput, outputs, loss=loss, logits=logits)
 
     def can_forget(self) -> bool:
         """Return whether the last tokens can be taken back, as assisted decoding must: no memory and no window."""
@@ -398,3 +365,32 @@ class InfinitoForCausalLM(CausalHead, CachedGenerationMixin, InfinitoPreTrainedM
             rows = rows.repeat_interleave(expand_size)
             model_kwargs["memory_state"] = tuple(state.select(rows) for state in memory_state)
         return input_ids, model_kwargs
+
+
+class _InfinitoTaskHead(TaskHead, InfinitoPreTrainedModel):
+    """What the heads that are no language models share: they take a memory that the stack has filled before.
+
+    They return what transformers' own heads do. The state of the memory is the stack's to give, which is `model`:
+    `head(..., memory_state=head.model(...).memory_state)`.
+    """
+
+    stack_class = InfinitoModel
+    stack_options = (*TaskHead.stack_options, "memory_state", "use_memory")
+
+
+class InfinitoForSequenceClassification(SequenceClassifier, _InfinitoTaskHead):
+    """A classifier of rows, over the last real token (over their mean without causality)."""
+
+    output_class = SequenceClassifierOutputWithPast
+
+
+class InfinitoForTokenClassification(TokenClassifier, _InfinitoTaskHead):
+    """A classifier of every token."""
+
+    output_class = TokenClassifierOutput
+
+
+class InfinitoForQuestionAnswering(SpanFinder, _InfinitoTaskHead):
+    """Finds where the answer in a row begins and ends."""
+
+    output_class = QuestionAnsweringModelOutput

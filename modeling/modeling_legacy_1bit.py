@@ -13,7 +13,13 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
@@ -30,6 +36,7 @@ from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_na
 from .mixer_attention import StandardAttention
 from .norms import build_norm
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  loads packed checkpoints
+from .task_heads import SequenceClassifier, SpanFinder, TokenClassifier
 from .weight_groups import weight_groups
 
 
@@ -103,6 +110,9 @@ class Legacy1BitPreTrainedModel(FamilyPreTrainedModel):
         "AutoConfig": "configuration_legacy_1bit.Legacy1BitConfig",
         "AutoModel": "modeling_legacy_1bit.Legacy1BitModel",
         "AutoModelForCausalLM": "modeling_legacy_1bit.Legacy1BitForCausalLM",
+        "AutoModelForSequenceClassification": "modeling_legacy_1bit.Legacy1BitForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_legacy_1bit.Legacy1BitForTokenClassification",
+        "AutoModelForQuestionAnswering": "modeling_legacy_1bit.Legacy1BitForQuestionAnswering",
     }
     _no_split_modules = ["Legacy1BitBlock"]
     degradation_groups = weight_groups(r"attention\.")
@@ -238,8 +248,29 @@ class Legacy1BitForCausalLM(CausalHead, CachedGenerationMixin, Legacy1BitPreTrai
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = self.next_token_loss(logits, labels, attention_mask, position_ids, **kwargs)
-        return head_output(CausalLMOutputWithPast, outputs, loss, logits)
+        return head_output(CausalLMOutputWithPast, outputs, loss=loss, logits=logits)
 
     def can_forget(self) -> bool:
         """Return whether the last tokens can be taken back, as assisted decoding must: unless a window is set."""
         return self.config.attention_window is None
+
+
+class Legacy1BitForSequenceClassification(SequenceClassifier, Legacy1BitPreTrainedModel):
+    """A classifier of rows, over the last real token (over their mean without causality)."""
+
+    stack_class = Legacy1BitModel
+    output_class = SequenceClassifierOutputWithPast
+
+
+class Legacy1BitForTokenClassification(TokenClassifier, Legacy1BitPreTrainedModel):
+    """A classifier of every token."""
+
+    stack_class = Legacy1BitModel
+    output_class = TokenClassifierOutput
+
+
+class Legacy1BitForQuestionAnswering(SpanFinder, Legacy1BitPreTrainedModel):
+    """Finds where the answer in a row begins and ends."""
+
+    stack_class = Legacy1BitModel
+    output_class = QuestionAnsweringModelOutput

@@ -37,12 +37,31 @@ class FrankensteinModelOutput(ModelOutput):
 class FrankensteinHeadOutput(ModelOutput):
     """
     loss: scalar; in training it includes the weighted router losses, in evaluation it is the task's loss alone.
-    logits: (B, L, V), (labelled tokens, V) with sparse prediction, or (B, classes).
+    logits: (B, L, V), (labelled tokens, V) with sparse prediction, or (B, classes) and (B, L, classes).
     The other fields are those of FrankensteinModelOutput.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    cache: StateCache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    aux_loss: torch.FloatTensor | None = None
+    router_z_loss: torch.FloatTensor | None = None
+    expert_load: torch.FloatTensor | None = None
+
+
+@dataclass
+class FrankensteinSpanOutput(ModelOutput):
+    """
+    loss: scalar, as FrankensteinHeadOutput's.
+    start_logits, end_logits: (B, L), the type's least number at pads.
+    The other fields are those of FrankensteinModelOutput.
+    """
+
+    loss: torch.FloatTensor | None = None
+    start_logits: torch.FloatTensor | None = None
+    end_logits: torch.FloatTensor | None = None
     cache: StateCache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None

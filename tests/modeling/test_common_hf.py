@@ -6,39 +6,32 @@ its variants, training with and without reentrant checkpointing, tuple and dict 
 that every parameter is initialised by the model itself.
 """
 
-import sys
 import unittest
 import unittest.mock
-from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
-from transformers.models.auto import modeling_auto
 
+from common_suite import ModelTesterMixin, ids_tensor, list_heads, random_attention_mask
 from frankenlm.modeling import (
     FrankensteinConfig,
     FrankensteinForCausalLM,
     FrankensteinForMaskedLM,
+    FrankensteinForQuestionAnswering,
     FrankensteinForSequenceClassification,
+    FrankensteinForTokenClassification,
     FrankensteinModel,
 )
 
-# the tests of the installed version: others would ask for what it does not promise
-CACHE = Path(__file__).resolve().parents[2] / ".cache" / f"transformers-{version('transformers')}"
-if not (CACHE / "transformers_tests" / "complete").is_file():
-    pytest.skip(f"the tests of {CACHE.name} are not laid out; `make test` does it", allow_module_level=True)
-
-# The suite chooses labels by class name.
-modeling_auto.MODEL_MAPPING_NAMES["frankenstein"] = "FrankensteinModel"
-modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES["frankenstein"] = "FrankensteinForMaskedLM"
-modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["frankenstein"] = "FrankensteinForCausalLM"
-modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["frankenstein"] = "FrankensteinForSequenceClassification"
-
-sys.path.insert(0, str(CACHE))
-from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask  # noqa: E402
-
-sys.path.remove(str(CACHE))
+list_heads(
+    "frankenstein",
+    FrankensteinModel,
+    FrankensteinForMaskedLM,
+    FrankensteinForCausalLM,
+    FrankensteinForSequenceClassification,
+    FrankensteinForTokenClassification,
+    FrankensteinForQuestionAnswering,
+)
 
 # The suite's own warnings are transformers' business.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -98,7 +91,7 @@ DECODERS = (FrankensteinModel, FrankensteinForCausalLM, FrankensteinForSequenceC
 
 
 class BertLikeEncoderTest(Common, unittest.TestCase):
-    all_model_classes = ENCODERS
+    all_model_classes = (*ENCODERS, FrankensteinForTokenClassification, FrankensteinForQuestionAnswering)
     fields = {
         "layer_pattern": ["standard_attn"],
         "position_type": "learned",

@@ -1,27 +1,23 @@
 """Infinito under transformers' own common model tests; see test_common_hf.py."""
 
-import sys
 import unittest
-from pathlib import Path
 
 import pytest
 import torch
-from transformers.models.auto import modeling_auto
 
-from frankenlm.modeling import InfinitoConfig, InfinitoForCausalLM, InfinitoModel
+from common_suite import ModelTesterMixin, ids_tensor, list_heads, random_attention_mask
+from frankenlm.modeling import (
+    InfinitoConfig,
+    InfinitoForCausalLM,
+    InfinitoForQuestionAnswering,
+    InfinitoForSequenceClassification,
+    InfinitoForTokenClassification,
+    InfinitoModel,
+)
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
-if not (CACHE / "transformers_tests" / "VERSION").is_file():
-    pytest.skip("transformers' tests are not laid out; `make test` does it", allow_module_level=True)
-
-# The suite chooses labels by class name.
-modeling_auto.MODEL_MAPPING_NAMES["infinito"] = "InfinitoModel"
-modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["infinito"] = "InfinitoForCausalLM"
-
-sys.path.insert(0, str(CACHE))
-from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask  # noqa: E402
-
-sys.path.remove(str(CACHE))
+HEADS = (InfinitoModel, InfinitoForCausalLM)
+OTHER_HEADS = (InfinitoForSequenceClassification, InfinitoForTokenClassification, InfinitoForQuestionAnswering)
+list_heads("infinito", *HEADS, *OTHER_HEADS)
 
 # The suite's own warnings are transformers' business.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -68,7 +64,7 @@ class TinyModels:
 
 class Common(ModelTesterMixin):
     fields: dict = {}
-    all_model_classes = (InfinitoModel, InfinitoForCausalLM)
+    all_model_classes = HEADS
     all_generative_model_classes = ()
     pipeline_model_mapping: dict = {}
     test_resize_embeddings = True
@@ -82,5 +78,7 @@ class InfinitoTest(Common, unittest.TestCase):
     pass
 
 
+@pytest.mark.slow
 class TiedRoomyInfinitoTest(Common, unittest.TestCase):
+    all_model_classes = (*HEADS, *OTHER_HEADS)
     fields = {"tie_word_embeddings": True, "memory_slots": 8, "attention_window": 3}

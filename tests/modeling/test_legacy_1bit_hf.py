@@ -1,27 +1,24 @@
 """Legacy-1bit under transformers' own common model tests; see test_common_hf.py."""
 
-import sys
 import unittest
-from pathlib import Path
+import unittest.mock
 
 import pytest
 import torch
-from transformers.models.auto import modeling_auto
 
-from frankenlm.modeling import Legacy1BitConfig, Legacy1BitForCausalLM, Legacy1BitModel
+from common_suite import ModelTesterMixin, ids_tensor, list_heads, random_attention_mask
+from frankenlm.modeling import (
+    Legacy1BitConfig,
+    Legacy1BitForCausalLM,
+    Legacy1BitForQuestionAnswering,
+    Legacy1BitForSequenceClassification,
+    Legacy1BitForTokenClassification,
+    Legacy1BitModel,
+)
 
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
-if not (CACHE / "transformers_tests" / "VERSION").is_file():
-    pytest.skip("transformers' tests are not laid out; `make test` does it", allow_module_level=True)
-
-# The suite chooses labels by class name.
-modeling_auto.MODEL_MAPPING_NAMES["legacy_1bit"] = "Legacy1BitModel"
-modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["legacy_1bit"] = "Legacy1BitForCausalLM"
-
-sys.path.insert(0, str(CACHE))
-from transformers_tests.test_modeling_common import ModelTesterMixin, ids_tensor, random_attention_mask  # noqa: E402
-
-sys.path.remove(str(CACHE))
+HEADS = (Legacy1BitModel, Legacy1BitForCausalLM)
+OTHER_HEADS = (Legacy1BitForSequenceClassification, Legacy1BitForTokenClassification, Legacy1BitForQuestionAnswering)
+list_heads("legacy_1bit", *HEADS, *OTHER_HEADS)
 
 # The suite's own warnings are transformers' business.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -61,7 +58,7 @@ class TinyModels:
 
 class Common(ModelTesterMixin):
     fields: dict = {}
-    all_model_classes = (Legacy1BitModel, Legacy1BitForCausalLM)
+    all_model_classes = HEADS
     all_generative_model_classes = ()
     pipeline_model_mapping: dict = {}
     test_resize_embeddings = True
@@ -72,12 +69,21 @@ class Common(ModelTesterMixin):
 
 
 class Legacy1BitTest(Common, unittest.TestCase):
-    pass
+    def test_model_get_set_embeddings(self):
+        # The suite wants the output matrix; for a head that rounds it, the whole of it stands.
+        with unittest.mock.patch.object(Legacy1BitForCausalLM, "_shows_matrix", True):
+            super().test_model_get_set_embeddings()
+
+    def test_resize_embeddings_untied(self):
+        self.model_tester.fields = {"bitnet_head": False}
+        super().test_resize_embeddings_untied()
 
 
+@pytest.mark.slow
 class ModernTwinTest(Common, unittest.TestCase):
     """In full precision: in fp16, an activation that rounds the other way is off by more than the suite tolerates."""
 
+    all_model_classes = (*HEADS, *OTHER_HEADS)
     fields = {
         "use_bitnet": False,
         "attention_window": 3,

@@ -13,10 +13,13 @@ from frankenlm.modeling import (
     FrankensteinForCausalLM,
     FrankensteinForMaskedLM,
     FrankensteinForSequenceClassification,
+    FrankensteinForTokenClassification,
     FrankensteinModel,
     InfinitoForCausalLM,
+    InfinitoForQuestionAnswering,
     InfinitoModel,
     Legacy1BitForCausalLM,
+    Legacy1BitForSequenceClassification,
     native_ops,
 )
 from tiny_infinito import tiny_infinito
@@ -37,7 +40,7 @@ model = getattr(transformers, kind).from_pretrained(folder, trust_remote_code=Tr
 assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
 ids = torch.arange(3, 20)[None]
 with torch.no_grad():
-    torch.save(model(input_ids=ids)[0], again + "/output.pt")
+    torch.save(model(input_ids=ids)[0], again + "/output.pt")  # of a span: where it begins
 if kind == "AutoModelForCausalLM":
     torch.save(model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0), again + "/text.pt")
 model.save_pretrained(again)
@@ -73,10 +76,13 @@ CASES = {
     "infinito": (lambda: InfinitoForCausalLM(tiny_infinito()), "AutoModelForCausalLM"),
     "infinito stack": (lambda: InfinitoModel(tiny_infinito()), "AutoModel"),
     "legacy": (lambda: Legacy1BitForCausalLM(tiny_legacy()), "AutoModelForCausalLM"),
+    "spans": (lambda: InfinitoForQuestionAnswering(tiny_infinito()), "AutoModelForQuestionAnswering"),
+    "entities": (lambda: FrankensteinForTokenClassification(tiny(False)), "AutoModelForTokenClassification"),
+    "classes": (lambda: Legacy1BitForSequenceClassification(tiny_legacy()), "AutoModelForSequenceClassification"),
 }
 
 
-ALIKE = {"decoder", "infinito stack"}  # to the encoder, and to the model of the stack
+ALIKE = {"decoder", "infinito stack", "entities", "classes"}  # to the encoder, the model of the stack, and spans
 
 
 @pytest.mark.parametrize(
