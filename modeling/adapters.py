@@ -63,7 +63,9 @@ def _inject(
     can_leave_out = hasattr(config, "exclude_modules")  # VeRA, ROAD and others have no such field
     if can_leave_out and takes_all and not config.exclude_modules and deciding:
         config.exclude_modules = deciding
-    return _show_matrix(model, inject, whole, adapter, *args, **kwargs)
+    if hasattr(model, "showing_its_matrix"):
+        return _show_matrix(model, inject, whole, adapter, *args, **kwargs)
+    return inject(whole, adapter, *args, **kwargs)
 
 
 def _check_linear(model: nn.Module) -> None:
@@ -85,7 +87,13 @@ def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
         if hasattr(child, "showing_its_matrix"):
             unload = parent._unload_and_optionally_merge
             parent._unload_and_optionally_merge = functools.partial(_show_matrix, child, unload)
+        if hasattr(child, "showing_its_matrix") or _has_layers_for_nobody(child):
             parent.inject_adapter = functools.partial(_inject, child, parent, parent.inject_adapter)
+
+
+def _has_layers_for_nobody(model: nn.Module) -> bool:
+    """Whether there are layers that "all-linear" does not mean, whatever head the model has."""
+    return any(hasattr(module, "decides") or hasattr(module, "is_packed_layer") for module in model.modules())
 
 
 def _rounds_weights(model: nn.Module) -> bool:

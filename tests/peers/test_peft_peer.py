@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
-from transformers import BitsAndBytesConfig
+from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from peer_cells import WORKS, cells_of
 from peer_models import logits_of, open_peer, some_ids
@@ -72,6 +72,23 @@ def test_an_adapter_learns_and_comes_back(family, cell, saved, tmp_path):
     taken_off = adapted.unload()
     after = taken_off.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForSequenceClassification])
+def test_routers_are_left_out_whatever_the_head(auto, saved, tmp_path):
+    """Also a classifier, which PEFT saves whole beside the adapter, and a stack without a head."""
+    model = auto.from_pretrained(saved("encoder"))
+    is_classifier = auto is AutoModelForSequenceClassification
+    config = LoraConfig(r=RANK, target_modules="all-linear", task_type="SEQ_CLS" if is_classifier else None)
+    adapted = get_peft_model(model, config).eval()
+    ends = {name.rpartition(".")[2] for name in adapted.targeted_module_names}
+    assert "q_proj" in ends and not ends & {"router", "classifier"}
+    inputs = some_ids(model)
+    adapted.save_pretrained(tmp_path)
+    torch.manual_seed(1)  # another new classifier, which the saved one replaces
+    again = PeftModel.from_pretrained(auto.from_pretrained(saved("encoder")), tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs)[0], adapted(**inputs)[0], rtol=1e-4, atol=1e-4)
 
 
 @cells_of("merge")
