@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from .shelf import Shelf, told
+from .shelf import Declined, Shelf, told
 
 __all__ = [
     "WIDTH",
@@ -19,13 +19,6 @@ __all__ = [
 ]
 
 WIDTH = 240  # pixels that a slider needs; on a telephone it has the row for itself
-
-
-class Declined(gr.Error):
-    """What a visitor asked for cannot be had; the message says what can. No traceback goes to the log."""
-
-    def __init__(self, message: str):
-        super().__init__(message, print_exception=False)
 
 
 def choose_model(models: Shelf, kind: str = "any", *, label: str = "Model", **options) -> gr.Dropdown:

@@ -3,6 +3,7 @@
 live/models.py looks names up; here models stay in memory, and what is wrong is told in words that the visitor reads.
 """
 
+import html
 import json
 import math
 import threading
@@ -136,6 +137,16 @@ def _fields(place: str) -> Mapping[str, Any]:
     return fields if isinstance(fields, Mapping) else {}
 
 
+class Declined(gr.Error):
+    """What a visitor asked for cannot be had; the message says what can, and may repeat what he wrote.
+
+    The page shows it as HTML, so it is escaped. No traceback goes to the log.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(html.escape(message, quote=False), print_exception=False)
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Turn the errors of our functions into words that the visitor reads."""
@@ -145,4 +156,4 @@ def told() -> Iterator[None]:
         # orderly ends have one-line messages: UserError, Failed and the lab's errors
         if isinstance(error, gr.Error) or not (isinstance(error, UserError) or hasattr(error, "exit_code")):
             raise
-        raise gr.Error(one_line(error), print_exception=False) from error
+        raise Declined(one_line(error)) from error

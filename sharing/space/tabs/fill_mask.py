@@ -15,9 +15,9 @@ TITLE = "Fill mask"
 ABOUT = """A masked model fills each `<mask>` of your sentence: the five likeliest tokens, each mask as if the others
 stayed empty. `<mask>` and `[MASK]` stand for whatever the chosen model's mask token is."""
 EXAMPLES = (
-    "Return a list of the<mask> in the file.",
-    "If the<mask> is not given, the<mask> is used.",
-    "The<mask> method returns a new<mask>.",
+    "Return a list of the <mask> in the file.",
+    "If the <mask> is not given, the <mask> is used.",
+    "The <mask> method returns a new <mask>.",
 )
 MASKS = ("<mask>", "[MASK]")
 GUESSES = 5

@@ -79,7 +79,7 @@ def build(models: Shelf) -> None:
             beams = slider("num_beams", 1, limits.beams, 1, "above 1: with temperature 0")
             seed = gr.Number(42, precision=0, label="seed", info="another one: another answer", min_width=WIDTH)
         most = limits.stop_strings
-        stop = gr.Textbox(label="Stop strings", lines=2, info=rf"one a line, at most {most}; \n is a line's end")
+        stop = gr.Textbox("", label="Stop strings", lines=2, info=rf"one a line, at most {most}; \n is a line's end")
     with gr.Row():
         run = gr.Button("Generate", variant="primary")
         halt = gr.Button("Stop")

@@ -1,11 +1,14 @@
 """A shelf with the shipped models and a few random ones of other families, as a runs folder holds them."""
 
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +31,7 @@ from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 POSITIONS = 24
-PATIENCE = 120  # seconds; a busy machine takes its time to import
+PATIENCE = 15  # seconds; a busy machine takes its time to import
 NARROW = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -81,7 +84,7 @@ def served(runs: Path, folder: Path) -> Iterator[Site]:
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
         ) as process,
     ):
-        timer = threading.Timer(PATIENCE, process.kill)
+        timer = threading.Timer(100, process.kill)
         timer.start()
         try:
             said = next((line for line in process.stdout if "Running on" in line), None)
@@ -99,3 +102,90 @@ def served(runs: Path, folder: Path) -> Iterator[Site]:
 def site(runs, tmp_path_factory) -> Iterator[Site]:
     with served(runs, tmp_path_factory.mktemp("site")) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    """A browser without a window."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs a chromium on the PATH, such as Debian's package chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Window:
+    """A visitor's window: the page, and what it asked for and complained about meanwhile."""
+
+    def __init__(self, chromium, site: Site, width: int, dark: bool = False):
+        self.page = chromium.new_page(viewport={"width": width, "height": 900})
+        self.page.set_default_timeout(1000 * PATIENCE)
+        self.asked: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.goto(f"{site.url}?__theme={'dark' if dark else 'light'}")
+        self.page.get_by_role("tab").first.wait_for()
+
+    def open(self, tab: str) -> None:
+        """Choose a tab; on a narrow window some stand in a menu."""
+        found = self.page.get_by_role("tab", name=tab, exact=True).locator("visible=true")
+        if not found.count():
+            self.page.get_by_role("button", name="More tabs").click()
+            found = self.page.locator(".overflow-dropdown button", has_text=tab)
+        found.first.click()
+
+    def write(self, label: str, text: str) -> None:
+        self.box(label).fill(text)
+
+    def press(self, button: str) -> None:
+        self.page.get_by_role("button", name=button, exact=True).locator("visible=true").first.click()
+
+    def box(self, label: str):
+        """The box below a label, which may have an explanation or a button beside it."""
+        title = self.page.get_by_test_id("block-info").filter(has_text=re.compile(rf"^\s*{label}\s*$"))
+        return self.page.locator("label:visible, .container:visible").filter(has=title).locator("textarea, input").first
+
+    def read(self, label: str, until: Callable[[str], bool] = bool) -> str:
+        """What stands in a box, as soon as it is what is waited for."""
+        end = time.monotonic() + PATIENCE
+        while not until(value := self.box(label).input_value()):
+            assert time.monotonic() < end, f"{label}: {value!r}"
+            self.page.wait_for_timeout(50)
+        return value
+
+    def cells(self, least: int) -> list[str]:
+        """The cells of the table that is to be seen, as soon as it has some."""
+        found = self.page.locator("[data-testid^=cell-]:visible")
+        found.nth(least - 1).wait_for()
+        return [text.strip() for text in found.all_inner_texts()]
+
+    def toast(self) -> str:
+        """The words of an error that has just come up; it is closed."""
+        message = self.page.locator(".toast-body").first
+        message.wait_for()
+        text = message.inner_text()
+        self.page.locator(".toast-close").first.click()
+        return text
+
+    def excess(self) -> int:
+        """Pixels by which the page is wider than the window."""
+        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+@pytest.fixture
+def window(chromium, site):
+    """window(width) opens the page."""
+    opened: list[Window] = []
+
+    def open_window(width: int, dark: bool = False) -> Window:
+        opened.append(Window(chromium, site, width, dark))
+        return opened[-1]
+
+    yield open_window
+    for each in opened:
+        each.page.close()

@@ -160,7 +160,7 @@ def test_another_models_mask_is_understood(shelf):
     ("sentence", "message"),
     [
         ("", "The sentence is empty"),
-        ("no gap", "Write <mask>"),
+        ("no gap", "Write &lt;mask&gt;"),
         ("<mask>" + " a" * POSITIONS, f"reads at most {POSITIONS}"),
         ("<mask> " + "hello " * 600, "shorten it"),
         ("<mask>" + "x" * 1_000_000, "characters"),

@@ -91,7 +91,7 @@ def test_the_others_answer_with_what_stands_in_their_boxes(client, name):
         ("generate", {"prompt": "<b>", "temperature": "warm"}, "temperature 'warm' is no number"),
         ("generate", {"prompt": "a", "max_new_tokens": 10**9}, "from 1 to 256"),
         ("generate", {"prompt": ["a"]}, "must be text"),
-        ("fill_mask", {"sentence": "no gap"}, "Write <mask>"),
+        ("fill_mask", {"sentence": "no gap"}, "Write &lt;mask&gt;"),
         ("fill_mask", {"sentence": "a\0<mask>"}, "NUL"),
         ("ternary", {"prompt": "a", "seed": -1}, "seed"),
     ],
@@ -116,3 +116,14 @@ def test_no_file_of_this_machine_can_be_had(site):
             urllib.request.urlopen(f"{site.url}gradio_api/file={path}", timeout=30)
         caught.value.close()
         assert caught.value.code in (403, 404)
+
+
+def test_a_visitor_fills_a_mask(window):
+    """One look with a browser, on a telephone; test_browser.py does every tab."""
+    visitor = window(390)
+    visitor.open("Fill mask")
+    visitor.write("Sentence", "This<mask> is deprecated.")
+    visitor.press("Fill")
+    assert visitor.read("With the likeliest tokens").endswith("is deprecated.")
+    assert visitor.excess() == 0 and visitor.errors == []
+    assert all(url.startswith((visitor.page.url.partition("?")[0], "data:")) for url in visitor.asked), "no web fonts"
