@@ -15,10 +15,11 @@ RUN apt-get update \
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/frankenlm/venv/bin:$PATH
 RUN python3 -m venv /opt/frankenlm/venv
 WORKDIR /source
-# torch first, as the CPU build: left to the resolver it may bring gigabytes of CUDA libraries
+# torch first, and by name the CPU build: left to the resolver it may bring gigabytes of CUDA libraries
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 COPY constraints.txt requirements.txt ./
-RUN pip install --extra-index-url "${TORCH_INDEX}" --constraint constraints.txt torch setuptools
+RUN pip install --extra-index-url "${TORCH_INDEX}" --constraint constraints.txt \
+    "$(grep '^torch==' constraints.txt)+cpu" setuptools
 # the packages before the code, so that a change of code fetches nothing
 RUN pip install --requirement requirements.txt
 COPY . .

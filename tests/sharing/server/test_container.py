@@ -76,7 +76,7 @@ def test_every_version_is_the_locks():
     installs = [rest for name, rest in instructions() if name == "RUN" and "pip install" in rest]
     assert len(installs) == 3
     assert all("--constraint constraints.txt" in rest or "--requirement requirements.txt" in rest for rest in installs)
-    assert "torch" in installs[0] and "${TORCH_INDEX}" in installs[0]
+    assert "$(grep '^torch==' constraints.txt)+cpu" in installs[0] and "${TORCH_INDEX}" in installs[0]
 
 
 def test_health(address):
