@@ -95,13 +95,13 @@ class CachedGenerationMixin(GenerationMixin):
         """Return how many positions the model has embeddings for; None when it can go on for ever."""
         return self.model.max_positions()
 
-    def _prepare_generated_length(self, generation_config, has_default_max_length, **kwargs) -> GenerationConfig:
+    def _prepare_generated_length(self, generation_config, has_default_max_length, *args, **kwargs) -> GenerationConfig:
         """As in transformers, but that the bound which is saved with a model yields to `max_new_tokens` in silence:
         of the two, the caller has asked for one."""
         is_own_bound = generation_config.max_length == self.generation_config.max_length
         if generation_config.max_new_tokens is not None and is_own_bound:
             has_default_max_length = True
-        return super()._prepare_generated_length(generation_config, has_default_max_length, **kwargs)
+        return super()._prepare_generated_length(generation_config, has_default_max_length, *args, **kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

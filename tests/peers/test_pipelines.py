@@ -2,7 +2,10 @@
 texts that are too long are cut or refused, and nobody is warned of what they did not ask for.
 """
 
+import json
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,9 +17,11 @@ from frankenlm.trainer_ext.common.objectives import OBJECTIVES
 from frankenlm.trainer_ext.data.tokenizers import load_tokenizer, tell_lengths
 from peer_cells import WORKS, cells_of
 from peer_models import ENCODERS, POSITIONS, TEXT, open_peer
+from peer_models import FAMILIES as FAMILIES_OF_PEERS
 
 CONFIGS = {family.config_class.model_type: family.config_class for family in FAMILIES}
 LONG = f"{TEXT} " * 30
+WRITING = ("text-generation", "the cat", {"max_new_tokens": 6, "do_sample": False})
 TOO_LONG = "max_position_embeddings="
 
 
@@ -103,6 +108,44 @@ def of_preset(tmp_path_factory):
         return folder
 
     return make
+
+
+STRANGER = """
+import json, sys
+
+class NoFrankenlm:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "frankenlm":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, NoFrankenlm())
+from transformers import pipeline
+answers = {}
+for words in sys.argv[1:]:
+    task, folder, text, options = json.loads(words)
+    options = {"trust_remote_code": True, "device": "cpu", **options}
+    answers[folder] = pipeline(task, model=folder, **options)(text)[0]
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.slow  # of what test_remote_code.py shows of the models
+def test_where_frankenlm_is_missing(saved, tmp_path):
+    """The code in the folder answers the same."""
+    asked = []
+    for family in FAMILIES_OF_PEERS:
+        task, text, options = ("fill-mask", "the <mask> sat", {}) if family in ENCODERS else WRITING
+        asked.append((task, str(saved(family)), text, options))
+    command = [sys.executable, "-c", STRANGER, *map(json.dumps, asked)]
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for task, folder, text, options in asked:
+        ours, theirs = pipeline(task, model=folder, device="cpu", **options)(text)[0], answers[folder]
+        assert theirs.keys() == ours.keys()
+        for name, value in ours.items():
+            assert theirs[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value)
 
 
 def objective_of(name) -> str:
