@@ -141,6 +141,7 @@ class Window:
 
     def write(self, label: str, text: str) -> None:
         self.box(label).fill(text)
+        self.page.wait_for_timeout(200)  # faster than any hand, the page would not have taken note of it
 
     def press(self, button: str) -> None:
         self.page.get_by_role("button", name=button, exact=True).locator("visible=true").first.click()

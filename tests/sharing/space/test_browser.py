@@ -76,6 +76,7 @@ def test_damage(visitor):
     visitor.press("Damage")
     assert visitor.read("Before") and visitor.read("After")
     visitor.press("Curve over the levels")
+    assert len(visitor.cells(20)) >= 20
     visitor.page.locator("img:visible").first.wait_for()
 
 
