@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import gc
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,19 @@ def build_parser() -> OneLineParser:
     return parser
 
 
+def check_address() -> None:
+    """Raises UserError for a GRADIO_SERVER_PORT or _NAME that is none; gradio reads the port while it is imported."""
+    port, name = os.environ.get("GRADIO_SERVER_PORT", "7860"), os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    if not (port.isascii() and port.isdigit() and int(port[:9]) < 2**16):
+        raise UserError(f"GRADIO_SERVER_PORT={port[:40]!r}: must be a number from 0 to 65535.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"GRADIO_SERVER_NAME={name[:40]!r}: no address of this machine ({one_line(error)}).") from error
+
+
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
     """Import without the garbage collector, whose rounds over all that is new take a quarter of the time."""
@@ -54,6 +68,7 @@ def uncollected() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
+    check_address()
     if arguments.model is not None:
         check_model_name("--model", arguments.model)
     with uncollected():
