@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from frankenlm.trainer_ext.plots import EVAL, GREY, TRAIN
 
@@ -78,6 +79,8 @@ def draw_curve(
     if seen:
         above.plot(*zip(*seen, strict=True), color=TRAIN, marker="o", ms=4)
         above.set_yscale("log")
+        for which in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
+            which(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))  # 20 rather than 2 x 10^1
     above.set(ylabel="perplexity")
     below.plot(places, unchanged, color=EVAL, marker="o", ms=4)
     below.set(ylabel="tokens unchanged", ylim=(-0.05, 1.05), xlabel=level)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import threading
 
 import gradio as gr
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from frankenlm.degradation.configs import METHODS, default_levels
 from frankenlm.modeling.packed_model import find_places, pack_layers
 from frankenlm.sharing.space.tabs import damage as tab
+from frankenlm.sharing.space.tabs.compare import measure
 from frankenlm.sharing.space.tabs.damage import NO_TEXT, Patient, check_choices, curve, curve_levels, damage, groups_of
 from frankenlm.trainer_ext.common.cli import UserError
 
@@ -142,6 +144,23 @@ def test_mistakes_are_one_line(on_shelf, same_bits, choices, words):
 def test_texts_that_do_not_fit(on_shelf, name, text, words):
     with pytest.raises(UserError, match=words):
         damage(on_shelf(name), text, *STRONG)
+
+
+def test_other_visitors_never_meet_a_damaged_model(on_shelf):
+    opened = on_shelf("infinito")
+    undamaged, ended = measure(opened, TEXT), threading.Event()
+
+    def go_on_damaging():
+        while not ended.is_set():
+            Patient(opened, TEXT, 2).at(*STRONG)
+
+    damaging = threading.Thread(target=go_on_damaging)
+    damaging.start()
+    try:
+        assert all(measure(opened, TEXT) == undamaged for _ in range(20))
+    finally:
+        ended.set()
+        damaging.join()
 
 
 def test_what_the_page_asks_for(shelf, on_shelf):
