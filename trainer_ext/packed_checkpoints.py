@@ -35,6 +35,7 @@ from .cards import library_versions
 from .common.cli import UserError, check_output_dir
 from .common.files import write_json, write_text
 from .common.flags import BITNET, FRANKENLM
+from .common.logs import waiting
 from .common.opening import INDEX, WEIGHTS, check_runs, location, read_config, read_tokenizer, read_weights, reading
 from .common.redaction import public_name
 
@@ -155,7 +156,7 @@ def pack_checkpoint(source: TernarySource, output: Path, options: PackingOptions
     tokenizer = _find_tokenizer(source.name)
     with reading(f"--model {source.name}", "weights"):
         model = _convert(source, options)
-    with new_folder(output) as scratch:
+    with new_folder(output) as scratch, waiting("writing the packed weights"):
         if options.to == BITNET:
             facts = _write_bitnet(model, source, scratch)
         else:
@@ -173,7 +174,10 @@ def _convert(source: TernarySource, options: PackingOptions) -> PreTrainedModel:
     """Return the packed model; of one that goes back to BitNet, the model as it was packed."""
     if options.to == BITNET:
         return read_weights(type(source.empty), source.name, source.config)
-    return _from_bitnet(source, options) if source.bitnet else _from_ours(source, options)
+    if not source.bitnet:
+        return _from_ours(source, options)
+    with waiting("packing"):
+        return _from_bitnet(source, options)
 
 
 @contextlib.contextmanager
@@ -198,12 +202,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def _from_ours(source: TernarySource, options: PackingOptions) -> PreTrainedModel:
     model = read_weights(type(source.empty), source.name, source.config)
     check_runs(model, source.name)
-    return pack_model(
-        model,
-        int8_embeddings=options.int8_embeddings,
-        int8_head=options.int8_head,
-        modules_to_not_convert=options.modules_to_not_convert,
-    )
+    with waiting("packing"):
+        return pack_model(
+            model,
+            int8_embeddings=options.int8_embeddings,
+            int8_head=options.int8_head,
+            modules_to_not_convert=options.modules_to_not_convert,
+        )
 
 
 def _from_bitnet(source: TernarySource, options: PackingOptions) -> PreTrainedModel:

@@ -5,13 +5,15 @@ The console shows --log_level and up, above the progress bar; each line begins w
 then receives what was said before.
 """
 
+import contextlib
 import logging
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import TracebackType
 
-import datasets
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -73,6 +75,33 @@ class LogFile(logging.FileHandler):
                 raise
 
 
+@contextlib.contextmanager
+def waiting(what: str, seconds: float = 2.0) -> Iterator[None]:
+    """Where a block takes longer than a moment, say on a terminal what is going on, and for how long it has been.
+
+    For work of others that tells nothing of how far it is; what counts its steps has a bar of its own.
+    """
+    if sys.stderr is None or not sys.stderr.isatty() or not is_main_process():
+        yield
+        return
+    ended = threading.Event()
+
+    def tell() -> None:
+        if ended.wait(seconds):
+            return
+        with tqdm(desc=what, bar_format="{desc}: {elapsed}", leave=False) as bar:
+            while not ended.wait(1.0):
+                bar.refresh()
+
+    teller = threading.Thread(target=tell, name="waiting", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
+
+
 class RunLog:
     """Context manager for the logging of one run; other processes than rank 0 only show warnings.
 
@@ -90,10 +119,15 @@ class RunLog:
 
     def __enter__(self) -> "RunLog":
         # Trainer's own bars stay. transformers draws one for every file it writes; those of datasets are for a watcher.
-        self._had_bars = transformers_logging.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()
-        if not sys.stderr.isatty():
+        self._bars_again: list[Callable[[], None]] = []
+        if transformers_logging.is_progress_bar_enabled():
+            transformers_logging.disable_progress_bar()
+            self._bars_again.append(transformers_logging.enable_progress_bar)
+        # who reads data has imported it; the others need not wait for it
+        datasets = sys.modules.get("datasets")
+        if datasets is not None and datasets.is_progress_bar_enabled() and not sys.stderr.isatty():
             datasets.disable_progress_bars()
+            self._bars_again.append(datasets.enable_progress_bars)
         # what transformers says itself, beside our console, begins with its level too
         self._said_otherwise = [(each, each.formatter) for each in logging.getLogger("transformers").handlers]
         for handler, _ in self._said_otherwise:
@@ -123,11 +157,8 @@ class RunLog:
     ) -> None:
         if self.file is not None and error is not None:
             self._record_failure(kind, error, traceback)
-        for had_bars, enable in zip(
-            self._had_bars, (transformers_logging.enable_progress_bar, datasets.enable_progress_bars), strict=True
-        ):
-            if had_bars:
-                enable()
+        for enable in self._bars_again:
+            enable()
         for handler, formatter in self._said_otherwise:
             handler.setFormatter(formatter)
         ours = logging.getLogger("frankenlm")

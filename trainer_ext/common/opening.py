@@ -26,6 +26,8 @@ from transformers import (
 from transformers.utils import cached_file
 
 from .cli import ADAPTER_CONFIG, UserError, base_of, check_model_name, is_memory_error, is_storage_error, one_line
+from .logs import waiting
+from .redaction import public_name
 
 logger = logging.getLogger("frankenlm.opening")
 
@@ -111,7 +113,7 @@ def read_weights(
         UserError: weights that are missing, damaged, cut short, or of another shape than config.json says.
     """
     label = f"{option} {name}"
-    with reading(label, "weights"):
+    with reading(label, "weights"), waiting(f"reading the weights of {public_name(name)}"):
         check_size(auto_class, name, config, label, trust_remote_code)
         model, report = auto_class.from_pretrained(
             location(name), trust_remote_code=trust_remote_code, dtype=dtype, output_loading_info=True

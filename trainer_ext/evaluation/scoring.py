@@ -240,6 +240,9 @@ def was_trained_apart(model: PreTrainedModel) -> bool:
 def tokenized_measures(scorer: Scorer, documents: Dataset) -> dict[str, float | None]:
     """What the documents are in the model's tokens: how varied, how much of them is unknown, how much they use."""
     ids = token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model))
+    ids = tqdm(
+        ids, desc="tokens of the text", total=len(documents), unit="document", delay=1, leave=False, disable=None
+    )
     use = vocabulary_use(ids, len(scorer.tokenizer), scorer.tokenizer.unk_token_id)
     return {f"text_{name}": use[name] for name in ("unique_per_100", "unknown_share", "vocabulary_coverage")}
 

@@ -2,11 +2,14 @@
 
 import io
 import logging
+import sys
+import threading
+import time
 
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from frankenlm.trainer_ext.common.logs import RunLog
+from frankenlm.trainer_ext.common.logs import RunLog, waiting
 
 
 @pytest.mark.parametrize(("level", "kinds"), [("info", ["info", "warning", "error"]), ("error", ["error"])])
@@ -40,3 +43,35 @@ def test_the_file_has_the_time_and_the_name(tmp_path):
         log.write_to(tmp_path / "training.log", append=False)
     line = (tmp_path / "training.log").read_text(encoding="utf-8")
     assert line.endswith("INFO    frankenlm.anything: kept\n") and line[:2] == "20"
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.0, True), (60.0, False)])
+def test_a_wait_says_what_it_is_and_how_long_it_has_been(seconds, said, monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with waiting("packing", seconds):
+        if said:
+            wait_for(lambda: "packing: 00:00" in sys.stderr.getvalue())
+    assert bool(sys.stderr.getvalue()) is said
+    assert not any(thread.name == "waiting" for thread in threading.enumerate())
+
+
+def test_nobody_is_told_where_nobody_waits(monkeypatch):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    with pytest.raises(RuntimeError), waiting("packing", 0.0):
+        assert not any(thread.name == "waiting" for thread in threading.enumerate())
+        raise RuntimeError
+    assert sys.stderr.getvalue() == ""
+
+
+def wait_for(happened):
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end, "nothing was said"
+        time.sleep(0.01)
