@@ -19,18 +19,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("modeling", "trainer_ext", "degradation", "kernels", "scripts")
+PARTS = ("modeling", "trainer_ext", "degradation", "kernels", "scripts", "sharing")
 LIBRARIES = (
     "accelerate",
     "bitsandbytes",
     "datasets",
     "evaluate",
+    "fastapi",
     "gradio",
     "huggingface_hub",
     "peft",
     "safetensors",
+    "starlette",
     "tokenizers",
     "transformers",
+    "uvicorn",
 )
 
 # "module:attribute.attribute" of another library: who needs it, and what for

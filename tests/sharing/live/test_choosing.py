@@ -10,7 +10,7 @@ from frankenlm.sharing.live.options import BadOption, Options, check_answer_seed
 from frankenlm.trainer_ext.common.cli import Failed
 
 
-def drawn(scores, options, draws=4000):
+def drawn(scores, options, draws=2000):
     """How often each token is drawn behind prompts of growing length, seeds differing."""
     counts = torch.zeros(len(scores))
     row = torch.tensor([scores])
@@ -22,9 +22,9 @@ def drawn(scores, options, draws=4000):
 def test_tokens_are_drawn_from_the_filtered_softmax():
     scores = [1.0, 0.0, -1.0, 2.0]
     expected = (torch.tensor(scores) / 0.5).softmax(-1)
-    assert torch.allclose(drawn(scores, Options(temperature=0.5)), expected, atol=0.03)
+    assert torch.allclose(drawn(scores, Options(temperature=0.5)), expected, atol=0.04)
     kept = torch.tensor([1.0, -math.inf, -math.inf, 2.0]).softmax(-1)
-    assert torch.allclose(drawn(scores, Options(top_k=2), 2000), kept, atol=0.04)
+    assert torch.allclose(drawn(scores, Options(top_k=2), 1000), kept, atol=0.05)
     assert drawn(scores, Options(top_p=0.5), 50)[3] == 1
     assert drawn(scores, Options(top_p=0), 50)[3] == 1
     assert drawn(scores, Options(min_p=0.9), 50)[3] == 1
