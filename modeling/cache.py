@@ -37,7 +37,7 @@ class KeyValues:
         if self.keys is None and capacity is None:
             self.keys, self.values, self.end = keys, values, length
             return keys, values
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self._join(keys, values)  # writing into what a graph has seen would break its backward pass
         if capacity is not None and past + length > capacity:
             everything = self._join(keys, values)
@@ -176,7 +176,7 @@ class StateCache(Cache):
 
     @property
     def batch_size(self) -> int:
-        return -1 if self.seen_tokens is None else len(self.seen_tokens)
+        return -1 if self.seen_tokens is None else self.seen_tokens.shape[0]
 
     @property
     def is_compileable(self) -> bool:
@@ -208,7 +208,7 @@ class StateCache(Cache):
 
     def check_batch(self, batch_size: int) -> None:
         """Raise ValueError unless the rows are as many as those remembered."""
-        if self.seen_tokens is not None and len(self.seen_tokens) != batch_size:
+        if self.seen_tokens is not None and self.seen_tokens.shape[0] != batch_size:
             raise ValueError(
                 f"cache holds {len(self.seen_tokens)} rows but the input has {batch_size}; "
                 "start with a new cache, or select its rows with batch_select_indices."
@@ -247,7 +247,7 @@ class StateCache(Cache):
             position_ids: (B or 1, L), from 0 in each document.
             mask: (B, L) bool or None, as given to `book`.
         """
-        batch_size, length = len(self.seen_tokens), ids.shape[1]
+        batch_size, length = self.seen_tokens.shape[0], ids.shape[1]
         ids = ids.expand(batch_size, -1)
         last = ids[:, -1:]
         is_last = ids == last
@@ -276,7 +276,8 @@ class StateCache(Cache):
         started = (self.seen_tokens > 0)[:, None] | (mask.cumsum(1) > 0)
         pads = (started & ~mask).sum(1)
         self._inner_pads = pads if self._inner_pads is None else self._inner_pads + pads
-        self.inner_pads = int(self._inner_pads.max())
+        if not torch.compiler.is_exporting():  # nobody looks: windows, which alone ask, are not cut then
+            self.inner_pads = int(self._inner_pads.max())
 
     def _keeps_keys(self) -> bool:
         return any(entry.key_values for entry in self.layers)
@@ -355,7 +356,7 @@ def _join_rows(past, new, kept):
     if past is None or kept == 0:
         return new
     past = past[:, past.shape[1] - kept :]
-    rows = max(len(past), len(new))
+    rows = max(past.shape[0], new.shape[0])
     return torch.cat([past.expand(rows, -1), new.expand(rows, -1)], dim=1)
 
 

@@ -28,7 +28,8 @@ class SequenceContext:
         key_ids: (B or 1, T) int64, position_ids that go on rising where a document ends: their differences are the
             distances within a document. key_mask: (B, T) bool, True at keys of real tokens, or None.
         attention_window: how many tokens back (and ahead, when bidirectional) attention reaches, itself included.
-        inner_pads: the most pads that any row has after its first real token.
+        inner_pads: the most pads that any row has after its first real token; 0 under torch.compile, where nobody
+            looks.
         attn_implementation: "eager" or "sdpa".
         keep_weights: True when mixers return their attention weights (eager attention only).
         scan_backend: "torch" or "fla", what the scans run through.
@@ -155,12 +156,17 @@ class SequenceContext:
 
     def _pieces(self) -> list[BlockBounds]:
         length, past, window = self.position_ids.shape[1], self.past, self.attention_window
-        if self.keep_weights:
+        if self.keep_weights or self._is_one_block():
             return [BlockBounds(0, length, 0, past + length)]
         reach = None if window is None else window - 1 + self.inner_pads
         if self.documents is None or torch.compiler.is_compiling():
             return cut_by_window(length, past, window, reach, self.is_causal)
         return cut_at_documents(self.documents.ids, past, window, reach, self.is_causal)
+
+    def _is_one_block(self) -> bool:
+        """Whether a program that serves every length, or does not know how far pads reach, must not cut the queries."""
+        hides_pads = self.mask is not None and torch.compiler.is_compiling()
+        return torch.compiler.is_exporting() or (hides_pads and self.attention_window is not None)
 
     def _block(self, piece: BlockBounds) -> Block:
         start, stop, first, last, _ = piece
@@ -172,7 +178,7 @@ class SequenceContext:
             query_ids=rising_ids[:, start:stop],
             key_ids=self.key_ids[:, first:last],
             visible=visible,
-            is_causal=self.is_causal and visible is None and stop - start > 1,
+            is_causal=self.is_causal and visible is None and bool(stop - start > 1),
             is_contiguous=self.is_contiguous,
         )
 
@@ -181,7 +187,7 @@ class SequenceContext:
         start, stop, first, last, is_whole = piece
         length, past, window = self.position_ids.shape[1], self.past, self.attention_window
         is_apart = self.documents is None or is_whole  # no key of another document in reach
-        is_step = length == 1 and (window is None or self.inner_pads == 0)
+        is_step = length == 1 and (window is None or (self.inner_pads == 0 and not self._is_one_block()))
         sees_all = window is None and (first == past + start or not self.is_causal)  # that causality leaves it
         if self.key_mask is None and is_apart and (is_step or sees_all):
             return None
@@ -257,7 +263,7 @@ def _unroll(position_ids: torch.Tensor, starts: torch.Tensor, start: torch.Tenso
     """Let positions (B or 1, L) go on rising where a document starts: by 1 from the last one before it."""
     position_ids, starts = torch.broadcast_tensors(position_ids, starts)
     last = position_ids.new_zeros(1, 1) - 1 if start is None else start - 1
-    before = torch.cat([last.expand(len(position_ids), 1), position_ids[:, :-1]], dim=1)
+    before = torch.cat([last.expand(position_ids.shape[0], 1), position_ids[:, :-1]], dim=1)
     return position_ids + torch.where(starts, before + 1 - position_ids, 0).cumsum(1)
 
 
@@ -270,6 +276,8 @@ def _given_positions(position_ids, mask, batch_size: int, length: int) -> torch.
 
 
 def _check_positions(position_ids: torch.Tensor, limit: int) -> None:
+    if torch.compiler.is_compiling():
+        return  # nobody looks; the table's own lookup refuses what it does not hold
     needed = int(position_ids.max()) + 1
     if needed > limit:
         raise ValueError(
@@ -284,6 +292,6 @@ def _are_counted(position_ids: torch.Tensor, counted: torch.Tensor) -> bool:
 
 
 def _inner_pads(mask: torch.Tensor | None) -> int:
-    if mask is None:
+    if mask is None or torch.compiler.is_compiling():  # nobody looks: see SequenceContext._is_one_block
         return 0
     return int(((mask.cumsum(1) > 0) & ~mask).sum(1).max())

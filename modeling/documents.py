@@ -78,7 +78,9 @@ class Documents:
         rows = torch.arange(batch_size, device=inputs.device)[:, None]
         # (B, L), where the first place of the kernel lies when its output is that of token i
         places = torch.arange(length, device=inputs.device) + gap * self.ids
-        columns = torch.cat([torch.arange(front, device=inputs.device).expand(len(places), -1), places + front], dim=1)
+        columns = torch.cat(
+            [torch.arange(front, device=inputs.device).expand(places.shape[0], -1), places + front], dim=1
+        )
         apart = inputs.new_zeros(batch_size * width, inputs.shape[2])
         apart = apart.index_copy(0, (rows * width + columns).flatten(), inputs[:, : front + length].flatten(0, 1))
         outputs = convolution(apart.unflatten(0, (batch_size, width)).transpose(1, 2)).transpose(1, 2)

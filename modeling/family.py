@@ -270,6 +270,6 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor | None, take_last: b
     if take_last:
         order = torch.arange(mask.shape[1], device=mask.device)
         last = torch.where(mask, order, 0).argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
     total = (hidden * mask.unsqueeze(-1)).sum(1)
     return total / mask.sum(1, keepdim=True).clamp_min(1)

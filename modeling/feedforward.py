@@ -92,19 +92,28 @@ class MixtureOfExperts(nn.Module):
             for _ in range(num_experts)
         )
 
-    def route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, RouterStatistics]:
-        """Return the chosen experts (T, k) int64, their weights (T, k) and the statistics, for tokens (T, D)."""
+    def route(
+        self, tokens: torch.Tensor, real: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, RouterStatistics]:
+        """Return the chosen experts (T, k) int64, their weights (T, k) and the statistics, for tokens (T, D).
+
+        The statistics are of all tokens, or of those where `real` (T,) bool is True.
+        """
         logits = at_least_float32(self.router(tokens))
         probabilities = logits.softmax(-1)
         # A stable sort breaks ties by index; topk does not promise to.
         chosen = probabilities.detach().sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
         weights = probabilities.gather(1, chosen)
         weights = weights / weights.sum(-1, keepdim=True)
+        if torch.compiler.is_compiling():
+            return chosen, weights, router_statistics_of(logits, probabilities, chosen, real)
         return chosen, weights, router_statistics(logits, probabilities, chosen)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, RouterStatistics]:
         """Map x (B, L, D) with mask (B, L) bool; pads are neither routed nor counted, and come out as zeros."""
         flat = x.flatten(0, 1)
+        if torch.compiler.is_compiling():
+            return self.forward_densely(flat, None if mask is None else mask.flatten(), x.shape)
         real = None if mask is None else mask.flatten().nonzero().squeeze(1)
         tokens = flat if real is None else flat[real]
         chosen, weights, statistics = self.route(tokens)
@@ -112,6 +121,20 @@ class MixtureOfExperts(nn.Module):
         if real is not None:
             mixed = torch.zeros_like(flat, dtype=mixed.dtype).index_copy(0, real, mixed)
         return mixed.view_as(x), statistics
+
+    def forward_densely(self, tokens, real, shape):
+        """As `forward`, for tokens (T, D) and real (T,) bool or None: every expert takes every token, and a token takes
+        from those that it chose. How many choose an expert depends on the data, and a compiled graph may not."""
+        chosen, weights, statistics = self.route(tokens, real)
+        shares = torch.zeros_like(tokens[:, :1], dtype=weights.dtype).expand(-1, len(self.experts))
+        shares = shares.scatter(1, chosen, weights)  # (T, E)
+        mixed = torch.zeros_like(tokens)
+        for index, expert in enumerate(self.experts):
+            output = expert(tokens)
+            mixed = mixed + output * shares[:, index : index + 1].to(output.dtype)
+        if real is not None:
+            mixed = torch.where(real[:, None], mixed, 0.0)
+        return mixed.view(shape), statistics
 
     def run_experts(self, tokens, chosen, weights):
         """Sort the assignments by expert and give each expert its tokens in one piece."""
@@ -143,6 +166,20 @@ def router_statistics(logits: torch.Tensor, probabilities: torch.Tensor, chosen:
     importance = probabilities.sum(0) / max(tokens, 1)
     z_loss = logits.logsumexp(-1).square().sum() / max(tokens, 1)
     return RouterStatistics(load, experts * (load * importance).sum(), z_loss)
+
+
+def router_statistics_of(
+    logits: torch.Tensor, probabilities: torch.Tensor, chosen: torch.Tensor, real: torch.Tensor | None
+) -> RouterStatistics:
+    """As `router_statistics`, of the tokens where real (T,) bool is True, by sums alone; None takes all."""
+    experts = torch.arange(probabilities.shape[1], device=chosen.device)
+    counts = (chosen[..., None] == experts).sum(1).to(probabilities.dtype)  # (T, E), 1 where a token goes
+    weight = torch.ones_like(probabilities[:, 0]) if real is None else real.to(probabilities.dtype)
+    total = weight.sum().clamp_min(1)
+    load = (counts * weight[:, None]).sum(0) / total
+    importance = (probabilities * weight[:, None]).sum(0) / total
+    z_loss = (logits.logsumexp(-1).square() * weight).sum() / total
+    return RouterStatistics(load, len(experts) * (load * importance).sum(), z_loss)
 
 
 def summarize_routers(routers: list[RouterStatistics]) -> dict[str, torch.Tensor]:

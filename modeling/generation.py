@@ -14,8 +14,9 @@ takes_old_cache_name = deprecate_kwarg("past_key_values", "5.40.0", new_name="ca
 def resolve_cache(model, cache: Cache | None, use_cache: bool | None) -> StateCache | None:
     """Return the cache that a forward pass of `model` (with `config` and `new_cache()`) shall use, or None.
 
-    `use_cache=None` means the config's `use_cache`, but not while training. Gradient checkpointing runs parts of the
-    pass twice, which a cache would not survive, so training with it keeps none.
+    `use_cache=None` means the config's `use_cache`, but not while training, nor in torch.export, whose programs return
+    tensors. Gradient checkpointing runs parts of the pass twice, which a cache would not survive, so training with it
+    keeps none.
 
     Raises:
         ValueError: `cache` is of another class, belongs to another stack, or meets a bidirectional model or
@@ -31,7 +32,7 @@ def resolve_cache(model, cache: Cache | None, use_cache: bool | None) -> StateCa
             )
         return cache
     if use_cache is None:
-        use_cache = config.use_cache and not model.training
+        use_cache = config.use_cache and not model.training and not torch.compiler.is_exporting()
     if not use_cache or not config.is_decoder or (model.training and model.gradient_checkpointing):
         return None
     return model.new_cache()

@@ -185,7 +185,9 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
         return x, routers
 
     def _check_types(self, token_type_ids):
-        if token_type_ids is not None and self.config.type_vocab_size == 0 and bool(token_type_ids.any()):
+        if token_type_ids is None or self.config.type_vocab_size or torch.compiler.is_compiling():
+            return
+        if bool(token_type_ids.any()):
             raise ValueError("token_type_ids are given but type_vocab_size=0: this model has no token types.")
 
 

@@ -176,7 +176,7 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
         memories = self.memories if use_memory is None or use_memory else {}
         states = self._starting_states(memories, memory_state, cache, rows)
         if shuffle_memory:
-            self._check_shuffling(memories, len(rows))
+            self._check_shuffling(memories, rows.shape[0])
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions, borders_in(kwargs))
@@ -229,7 +229,7 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
                     "memory_state is given beside a filled cache, which holds the memory's state already: "
                     "leave one of them out."
                 )
-            return self._checked_states(memories, memory_state, len(rows), rows.device)
+            return self._checked_states(memories, memory_state, rows.shape[0], rows.device)
         states = {name: _recall(cache, int(name)) if is_continued else None for name in self.memories}
         if is_continued and any((states[name] is None) == (name in memories) for name in states):
             raise ValueError(

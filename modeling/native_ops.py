@@ -45,8 +45,8 @@ def native_path() -> str | None:
 
 
 def native_code_runs() -> bool:
-    """Load the operators once; return whether they are native code."""
-    return native_path() not in (None, "reference")
+    """Load the operators once; return whether they are native code. An exported program holds none of them."""
+    return not torch.compiler.is_exporting() and native_path() not in (None, "reference")
 
 
 def _is_native_step(x: torch.Tensor, *dtypes: torch.dtype) -> bool:
@@ -82,7 +82,7 @@ def rotate_step(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 def normalizes_natively(x: torch.Tensor) -> bool:
     """Whether `rms_norm_step` can take x: few float32 tokens on a CPU, without gradients."""
-    return x.numel() <= 65536 and _is_native_step(x, torch.float32)
+    return _is_native_step(x, torch.float32) and x.numel() <= 65536
 
 
 def rms_norm_step(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The operators of packed layers: the native ones where they are to be had, plain PyTorch elsewhere.
 
-The native operators run on CPUs. Tensors of other devices, and checkpoints that travel with their code to where the
-package is not installed, take the reference, packed_reference.py: same functions, same arguments.
+The native operators run on CPUs. Tensors of other devices, exported programs, and checkpoints that travel with their
+code to where the package is not installed, take the reference, packed_reference.py: same functions, same arguments.
 """
 
 import logging
@@ -37,7 +37,7 @@ def has_native_operators() -> bool:
 def _is_native(x: torch.Tensor, *others: torch.Tensor) -> bool:
     devices = {tensor.device.type for tensor in (x, *others)}
     runs = devices in ({"cpu"}, {"meta"})  # without memory they give shapes alone, which the reference cannot
-    return runs and x.dtype != torch.float64 and has_native_operators()
+    return runs and x.dtype != torch.float64 and not torch.compiler.is_exporting() and has_native_operators()
 
 
 def quantize_activations(x: torch.Tensor, norm_eps: float = -1.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

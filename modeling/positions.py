@@ -130,6 +130,9 @@ def hope_cuts(
     sequence is then not always the past.
     """
     length = query_ids.shape[1]
+    if torch.compiler.is_exporting() and is_contiguous:
+        check_one_run(length, span)
+        return [(0, length)]
     if is_contiguous:  # neighbours differ by 0 or 1, which spares looking at the ids
         starts = list(range(0, length, span))
     elif bool((key_ids.diff(dim=1) < 0).any()):
@@ -143,7 +146,16 @@ def hope_cuts(
     return list(zip(starts, [*starts[1:], length], strict=True))
 
 
+def check_one_run(length: int, span: int) -> None:
+    """Make an exported program, which serves every length and so cannot cut, refuse more than one centre can serve."""
+    torch._check(length <= span, lambda: f"hyperbolic positions of an exported program serve {span} tokens at most")
+
+
 def _directed_scores(q, k, query_ids, key_ids, rates, span):
+    if torch.compiler.is_exporting():
+        check_one_run(k.shape[2], span)
+        queries, keys = hope_features(q, k, query_ids, key_ids, rates, middle(key_ids))
+        return queries @ keys.transpose(-1, -2)
     scores = []
     for start in range(0, k.shape[2], span):
         keys, ids = k[:, :, start : start + span], key_ids[:, start : start + span]

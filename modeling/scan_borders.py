@@ -90,3 +90,11 @@ def split_borders(
         ChunkBorders.of(piece, before, min(chunk_size, piece.shape[1]))
         for piece, before in zip(pieces, befores, strict=True)
     ]
+
+
+def borders_of_all(document_ids: torch.Tensor | None) -> ChunkBorders | None:
+    """Return the borders of a scan that takes all tokens as one chunk, given document_ids (B or 1, L) or None."""
+    if document_ids is None:
+        return None
+    ids = document_ids[:, None]
+    return ChunkBorders(ids, ids == 0)

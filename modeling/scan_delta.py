@@ -15,7 +15,7 @@ q, k: (B, H, L, K)  v: (B, H, L, V)  log_alpha, eta: (B, H, L)  M: (B, H, V, K),
 import torch
 import torch.nn.functional as F
 
-from .scan_borders import ChunkBorders, exp_where, segment_for, split_borders
+from .scan_borders import ChunkBorders, borders_of_all, exp_where, segment_for, split_borders
 from .scan_fla import delta_scan_fla
 
 
@@ -62,6 +62,8 @@ def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None, doc
         return delta_scan_fla(q, k, v, log_alpha, eta, state, document_ids)
     if state is None:
         state = v.new_zeros(*v.shape[:2], v.shape[3], k.shape[3])
+    if torch.compiler.is_exporting():  # one program for every length cannot loop over chunks: the parallel form
+        return _scan_segment(q, k, v, log_alpha, eta, None, state, borders_of_all(document_ids))
     segment = segment_for(v.device.type, chunk_size)
     outputs = []
     parts = zip(*(t.split(segment, dim=2) for t in (q, k, v, log_alpha, eta)), strict=True)
@@ -71,8 +73,10 @@ def delta_scan_chunked(q, k, v, log_alpha, eta, chunk_size: int, state=None, doc
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2), state
 
 
-def _into_chunks(x: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """(B, H, L, ...) -> (B, H, N, C, ...), with zeros (the identity step) behind the last token."""
+def _into_chunks(x: torch.Tensor, chunk_size: int | None) -> torch.Tensor:
+    """(B, H, L, ...) -> (B, H, N, C, ...), with zeros (the identity step) behind the last token; None makes one."""
+    if chunk_size is None:
+        return x.unsqueeze(2)
     missing = -x.shape[2] % chunk_size
     if missing:
         x = F.pad(x, (0, 0) * (x.ndim - 3) + (0, missing))
@@ -91,7 +95,8 @@ def _decays(later: torch.Tensor, earlier: torch.Tensor, diagonal: int, apart: to
 
 def _scan_segment(q, k, v, log_alpha, eta, chunk_size, state, borders: ChunkBorders | None):
     length = q.shape[2]
-    q, k, v, log_alpha, eta = (_into_chunks(x, min(chunk_size, length)) for x in (q, k, v, log_alpha, eta))
+    chunk_size = None if chunk_size is None else min(chunk_size, length)
+    q, k, v, log_alpha, eta = (_into_chunks(x, chunk_size) for x in (q, k, v, log_alpha, eta))
     apart = carried = lasting = survives = None
     if borders is not None:
         apart, carried, lasting, survives = (

@@ -13,7 +13,7 @@ Shapes: B batch, L length, H heads, G groups of R = H/G heads that share q and k
 import torch
 import torch.nn.functional as F
 
-from .scan_borders import ChunkBorders, exp_where, segment_for, split_borders
+from .scan_borders import ChunkBorders, borders_of_all, exp_where, segment_for, split_borders
 from .scan_fla import linear_scan_fla
 
 
@@ -68,7 +68,7 @@ def linear_scan_step(q, k, v, log_decay, state=None, reuse_state: bool = False):
 
 def may_reuse(state: torch.Tensor | None) -> bool:
     """Whether a step may write the next state over the last one: no graph needs it, and its storage may be written."""
-    if state is None or torch.is_grad_enabled():
+    if state is None or torch.is_grad_enabled() or torch.compiler.is_exporting():
         return False
     return torch.is_inference_mode_enabled() or not state.is_inference()
 
@@ -103,17 +103,23 @@ def linear_scan_chunked(
     else:
         state = state.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)
     outputs = []
-    segment = segment_for(v.device.type, chunk_size)
-    parts = zip(*(t.split(segment, dim=1) for t in (q, k, v, log_decay)), strict=True)
-    for part, borders in zip(parts, split_borders(document_ids, length, segment, chunk_size), strict=True):
-        output, state = _scan_segment(*part, chunk_size, state, borders)
+    if torch.compiler.is_exporting():  # one program for every length cannot loop over chunks: the quadratic form
+        output, state = _scan_segment(q, k, v, log_decay, None, state, borders_of_all(document_ids))
         outputs.append(output)
+    else:
+        segment = segment_for(v.device.type, chunk_size)
+        parts = zip(*(t.split(segment, dim=1) for t in (q, k, v, log_decay)), strict=True)
+        for part, borders in zip(parts, split_borders(document_ids, length, segment, chunk_size), strict=True):
+            output, state = _scan_segment(*part, chunk_size, state, borders)
+            outputs.append(output)
     state = state.unflatten(3, (-1, width)).transpose(2, 3).flatten(1, 2)
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), state
 
 
-def _into_chunks(x: torch.Tensor, chunk_size: int, missing: int) -> torch.Tensor:
-    """(B, L, X, ...) -> (B, X, N, C, ...), with zeros (the identity step) behind the last token."""
+def _into_chunks(x: torch.Tensor, chunk_size: int | None, missing: int) -> torch.Tensor:
+    """(B, L, X, ...) -> (B, X, N, C, ...), with zeros (the identity step) behind the last token; None makes one."""
+    if chunk_size is None:
+        return x.transpose(1, 2).unsqueeze(2)
     if missing:  # padding by nothing would still copy
         x = F.pad(x, (0, 0) * (x.ndim - 2) + (0, missing))
     return x.unflatten(1, (-1, chunk_size)).movedim(3, 1)
@@ -121,8 +127,8 @@ def _into_chunks(x: torch.Tensor, chunk_size: int, missing: int) -> torch.Tensor
 
 def _scan_segment(q, k, v, log_decay, chunk_size, state, borders: ChunkBorders | None):
     length, groups = v.shape[1], q.shape[2]
-    chunk_size = min(chunk_size, length)
-    missing = -length % chunk_size
+    chunk_size = None if chunk_size is None else min(chunk_size, length)
+    missing = 0 if chunk_size is None else -length % chunk_size
     q, k = _into_chunks(q, chunk_size, missing), _into_chunks(k, chunk_size, missing)  # (B,G,N,C,K)
     v = _into_chunks(v, chunk_size, missing).unflatten(1, (groups, -1))  # (B,G,R,N,C,V)
     log_decay = _into_chunks(log_decay, chunk_size, missing)

@@ -43,6 +43,9 @@ class SegmentGrid:
         closed = total // segment
         # C is the most that any row can touch: a row may stand one token before its segment's end
         num_segments, width = -(-(length if is_fresh else segment - 1 + length) // segment), segment
+        if torch.compiler.is_exporting():
+            # one program for every length: written for one segment it would not serve two, so there is one more
+            num_segments = ((length if is_fresh else segment - 1 + length) + 2 * segment - 1) // segment
         # (B, L), the place of each token counted from the start of the row's open segment
         if length == 1:
             num_segments, width = 1, 1  # the one cell that decoding needs
@@ -56,9 +59,9 @@ class SegmentGrid:
             cells, filled = None, (torch.arange(size, device=device) < length)[None]
         else:
             cells = position if mask is None else torch.where(mask, position, size)  # pads go to a cell past the end
-            filled = torch.zeros(len(count), size + 1, dtype=torch.bool, device=device)
+            filled = torch.zeros(count.shape[0], size + 1, dtype=torch.bool, device=device)
             filled = filled.scatter(1, cells, True)[:, :-1]
-        filled = filled.unflatten(1, (num_segments, width))
+        filled = filled.unflatten(1, (-1, width))
         return cls(num_segments, width, cells, filled, closed, total - closed * segment)
 
     @property
@@ -74,7 +77,7 @@ class SegmentGrid:
         else:
             grid = x.new_full((x.shape[0], size + 1, x.shape[2]), fill)
             grid = grid.scatter(1, self.cells[:, :, None].expand_as(x), x)[:, :-1]
-        return grid.unflatten(1, (self.num_segments, self.tokens_per_segment))
+        return grid.unflatten(1, (-1, self.tokens_per_segment))
 
     def collect(self, grid: torch.Tensor, length: int) -> torch.Tensor:
         """Bring a grid (B, C, T, F) back to the tokens' order: (B, L, F), zero at pads."""

@@ -151,15 +151,17 @@ class SlotMemory(nn.Module):
         and the read mass (B, L, S + 1) if asked for. Without a state, S is `num_slots`."""
         is_fresh, length = state is None, queries.shape[1]
         if is_fresh:
-            state = SlotMemoryState.empty(len(queries), num_slots, self.width, contents)
+            state = SlotMemoryState.empty(queries.shape[0], num_slots, self.width, contents)
         grid = SegmentGrid.lay_out(state.count, length, mask, self.segment, is_fresh=is_fresh)
         with full_precision(queries.device.type):
             # (B, L, W) -> (B, C, T, W) -> (B, C, T, H, K) -> (B, H, C, T, K)
             queries = grid.spread(queries).unflatten(-1, (self.num_heads, -1)).permute(0, 3, 1, 2, 4)
             summaries, state = self.pool(grid, grid.spread(scores, float("-inf")), grid.spread(contents), state)
             # The loop is short when one segment is all there is. Training prefers the other form even then: a write
-            # that nobody reads yet gets a gradient of zero there, not none, as DDP needs.
-            if (grid.num_segments > 1 or self.training) and self.has_room(grid, state, is_fresh):
+            # that nobody reads yet gets a gradient of zero there, not none, as DDP needs. So does an exported program,
+            # which serves every length.
+            serves_more = self.training or torch.compiler.is_exporting()
+            if (serves_more or grid.num_segments > 1) and self.has_room(grid, state, is_fresh):
                 read, mass, state = self.run_parallel(grid, queries, summaries, state, shuffle)
             else:
                 read, mass, state = self.run_segments(grid, queries, summaries, state, shuffle)
@@ -204,7 +206,7 @@ class SlotMemory(nn.Module):
     def close(self, state: SlotMemoryState) -> SlotMemoryState:
         """Write the open segment of each row in which it is full, and open an empty one there."""
         is_full = state.count == self.segment
-        if not bool(is_full.any()):
+        if not torch.compiler.is_compiling() and not bool(is_full.any()):
             return state
         # (B, F) -> key (B, W), value (B, W), importance before its sigmoid (B, 1); an untouched segment divides by 1
         pooled = state.numerator / torch.where(state.denominator > 0, state.denominator, 1.0)
@@ -259,9 +261,11 @@ class SlotMemory(nn.Module):
         return SegmentSummaries(keys, values, importance[..., 0].sigmoid()), opened
 
     def has_room(self, grid: SegmentGrid, state: SlotMemoryState, is_fresh: bool) -> bool:
-        """Whether every write of this call finds an empty slot in its row."""
+        """Whether every write of this call finds an empty slot in its row; False where nobody looks."""
         if is_fresh:
             return grid.num_segments <= state.num_slots
+        if torch.compiler.is_compiling():
+            return False
         return bool((grid.closed <= state.num_slots - state.occupied.sum(1)).all())
 
     def run_parallel(self, grid, queries, summaries, state, shuffle):

@@ -139,3 +139,6 @@ class SlotMemoryState:
                 f"{name} holds keys of shape {tuple(self.keys.shape)}, expected (batch, memory_slots, memory_dim) = "
                 f"{expected}: carry a state on with as many rows, and into a model of the same memory."
             )
+
+
+torch.export.register_dataclass(SlotMemoryState)  # an exported program may take and return one
