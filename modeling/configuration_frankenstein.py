@@ -200,6 +200,17 @@ class FrankensteinConfig(FamilyConfig):
         """The mixer of each physical layer: `layer_pattern`, cycled."""
         return [self.layer_pattern[i % len(self.layer_pattern)] for i in range(self.num_physical_layers)]
 
+    @property
+    def output_router_logits(self) -> bool:
+        """Never there: whoever finds it (TRL) takes routers' logits to be among a model's outputs."""
+        raise AttributeError("output_router_logits: a frankenstein returns its routers' losses and load, no logits.")
+
+    @output_router_logits.setter
+    def output_router_logits(self, value: bool) -> None:
+        # TRL notes False on every configuration with a router_aux_loss_coef, and would find that the next time
+        if value:
+            raise ValueError("output_router_logits=True: routers' logits are not returned, only their losses and load.")
+
     def check_family(self) -> None:
         self._check_needs()
         self._check_layers()

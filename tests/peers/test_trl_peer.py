@@ -1,12 +1,17 @@
 """TRL over our checkpoints: the losses of SFTTrainer and DPOTrainer are those of the model's own logits."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from transformers import AutoTokenizer
+from transformers.loss.loss_utils import ForCausalLMLoss
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from frankenlm.modeling import FrankensteinConfig
 from peer_cells import WORKS, cells_of
 from peer_models import open_peer
 
@@ -93,6 +98,46 @@ def test_sft(family, cell, saved, tmp_path):
     with torch.no_grad():
         expected = log_probability(trainer.model.eval(), ids[0], 1)
         torch.testing.assert_close(log_probability(tuned, ids[0], 1), expected, rtol=1e-5, atol=1e-5)
+    # what it was trained with is no fault of the next training's
+    args = SFTConfig(**options(tmp_path / "again") | {"max_steps": 1})
+    again = SFTTrainer(
+        str(tmp_path / "tuned"), args, train_dataset=trainer.train_dataset, processing_class=tokenizer_of(saved(family))
+    )
+    again.train()
+    assert losses(again)[0] == pytest.approx(second, rel=0.2)
+
+
+def test_the_routers_balance_can_be_in_it(saved, tmp_path):
+    """With the function of docs/recipes.md SFT's loss is the model's own of training, in two micro-batches too."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    model, tokenizer = open_peer("decoder", saved("decoder")), tokenizer_of(saved("decoder"))
+    model.config.router_aux_loss_coef = 0.7
+    names = {"model": model, "ForCausalLMLoss": ForCausalLMLoss}
+    exec(re.search(r"^def with_balance.*?(?=\n\n\n)", text, re.DOTALL | re.MULTILINE)[0], names)
+    own = []
+    for batch in (TEXTS, TEXTS[:1], TEXTS[1:]):
+        inputs = tokenizer([each + "<eos>" for each in batch], padding=True, return_tensors="pt")
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        own.append((float(model.train()(**inputs, labels=labels).loss.detach()), int((labels[:, 1:] != -100).sum())))
+    weighted = sum(loss * count for loss, count in own[1:]) / sum(count for _, count in own[1:])
+    for size, expected in ((2, own[0][0]), (1, weighted)):
+        args = options(tmp_path) | {"max_steps": 1, "per_device_train_batch_size": size, "learning_rate": 0.0}
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(**args, gradient_accumulation_steps=2 // size),
+            train_dataset=Dataset.from_dict({"text": TEXTS}),
+            processing_class=tokenizer,
+            compute_loss_func=names["with_balance"],
+        )
+        trainer.train()
+        assert losses(trainer)[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_nobody_takes_a_frankenstein_for_a_model_that_returns_logits_of_routers():
+    config = FrankensteinConfig(output_router_logits=False, num_experts=2)  # as TRL leaves it in config.json
+    assert not hasattr(config, "output_router_logits") and "output_router_logits" not in config.to_dict()
+    with pytest.raises(ValueError, match="output_router_logits=True: routers' logits are not returned"):
+        FrankensteinConfig(output_router_logits=True, num_experts=2)
 
 
 @cells_of("dpo")
