@@ -98,6 +98,12 @@ def served(runs: Path, folder: Path) -> Iterator[Site]:
             process.wait(10)
 
 
+@pytest.fixture
+def serve():
+    """serve(runs, folder) serves a page of the test's own."""
+    return served
+
+
 @pytest.fixture(scope="module")
 def site(runs, tmp_path_factory) -> Iterator[Site]:
     with served(runs, tmp_path_factory.mktemp("site")) as found:

@@ -1,8 +1,10 @@
 """The page as it is served: every name of its API, what it says of mistakes, and one look with a browser."""
 
 import contextlib
+import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from gradio_client.exceptions import AppError
 from frankenlm.sharing.space.tabs.fill_mask import fill_mask
 from frankenlm.sharing.space.tabs.generate import generate
 
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("generate", "fill_mask", "inside", "ternary", "damage", "damage_curve", "check", "compare")
 OPTIONS = {
     "max_new_tokens": 8,
@@ -99,6 +102,14 @@ def test_the_others_answer_with_what_stands_in_their_boxes(client, name):
 def test_mistakes_are_told(client, name, values, message):
     with pytest.raises(AppError, match=message):
         client.predict(**values, api_name=f"/{name}")
+
+
+def test_the_example_of_the_docs_runs(site, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "app.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict = {}
+    exec(compile(block.replace("http://127.0.0.1:7860", site.url), "docs/app.md", "exec"), names)
+    names["client"].close()
+    assert names["filled"] and names["text"] and "tokens/s; as long as" in capsys.readouterr().out
 
 
 def test_malformed_requests_do_no_harm(site, client):
