@@ -87,6 +87,17 @@ def test_decay_rates_by_hand(on_shelf):
     assert decays["mamba"] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
+def test_mamba_s_steps_are_those_that_it_scans_with(on_shelf, monkeypatch):
+    model = on_shelf("hybrid").model
+    mixer, steps = model.model.layers[2].mixer, []
+    scan = mixer.scan
+    monkeypatch.setattr(mixer, "scan", lambda xBC, dt, *others: steps.append(dt) or scan(xBC, dt, *others))
+    kept = memory_decays(model, [5, 6, 7, 90])["model.layers.2.mixer"]
+    with torch.no_grad():
+        expected = (-steps[0].double() * mixer.A_log.double().exp()).mean(dim=(0, 1)).exp()
+    assert kept == pytest.approx(expected.tolist(), rel=1e-5)
+
+
 def test_rates_that_depend_on_the_text_are_of_this_text(on_shelf):
     model, names = on_shelf("hybrid").model, ("model.layers.0.mixer", "model.layers.1.mixer.memory")
     one, other = (memory_decays(model, ids) for ids in ([5, 90], [6, 7, 8]))
