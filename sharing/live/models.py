@@ -113,16 +113,17 @@ def open_model(
     Raises:
         UserError: one of another kind, or files that cannot be used.
     """
+    option = "model" if place == name else name  # errors say both
     if kind == "causal":
-        checkpoint = open_checkpoint(place, option=name, trust_remote_code=trust_remote_code)
-        model = load_model(checkpoint, device=device, dtype=dtype, option=name)
+        checkpoint = open_checkpoint(place, option=option, trust_remote_code=trust_remote_code)
+        model = load_model(checkpoint, device=device, dtype=dtype, option=option)
         return LoadedModel(model, checkpoint.tokenizer, name, kind, checkpoint.limit)
-    config = read_config(place, option=name, trust_remote_code=trust_remote_code)
+    config = read_config(place, option=option, trust_remote_code=trust_remote_code)
     if _kind(config.architectures or []) != kind:
         raise UserError(f"{name}: holds {', '.join(config.architectures or ['no class'])}, which is no {kind} model.")
-    tokenizer = read_tokenizer(place, option=name, trust_remote_code=trust_remote_code)
+    tokenizer = read_tokenizer(place, option=option, trust_remote_code=trust_remote_code)
     model = read_weights(
-        KINDS[kind].auto_model, place, config, option=name, trust_remote_code=trust_remote_code, dtype=dtype
+        KINDS[kind].auto_model, place, config, option=option, trust_remote_code=trust_remote_code, dtype=dtype
     ).to(device)
-    check_runs(model, place, option=name)
+    check_runs(model, place, option=option)
     return LoadedModel(model, tokenizer, name, kind, position_limit(config))

@@ -76,4 +76,7 @@ def test_kinds_are_told_by_config_json_alone(catalogue, tmp_path):
 def test_a_model_of_another_kind_is_refused(saved):
     with pytest.raises(UserError, match="mine: holds GPT2LMHeadModel, which is no masked model"):
         open_model("mine", str(saved("gpt2")), "masked")
+    for name, said in (("nowhere/x/y", "model nowhere/x/y: no such"), ("mine", "mine nowhere/x/y: no such")):
+        with pytest.raises(UserError, match=said):
+            open_model(name, "nowhere/x/y")
     assert open_model("mine", str(saved("gpt2"))).positions == 128
