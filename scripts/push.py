@@ -37,6 +37,9 @@ def build_parser() -> OneLineParser:
     add("--base_model", default="", metavar="NAME", help="that it was made from, by its name on the Hub")
     add("--include", nargs="+", default=[], metavar="PATTERN", help="further files, such as 'evaluation_*.png'")
     add("--hide_local_paths", action="store_true", help="push the last part of each local path in its place")
+    add(
+        "--not_secret", nargs="+", default=[], metavar="FILE:LINE", help="places that were looked at and hold no secret"
+    )
     add("--private", action="store_true", help="a repository that only its owners see, where it is new")
     add("--revision", metavar="BRANCH", help="push to this branch")
     add("--create_pr", action="store_true", help="open a pull request")

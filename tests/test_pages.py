@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "model_cards").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+) ?[\w.]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # accelerate launch --config_file F scripts/train.py ..., python scripts/train.py ..., frankenlm train ...
-CALL = re.compile(r"(?:^|\s)(?:scripts/(\w+)\.py|-m frankenlm\.scripts\.(\w+)|frankenlm (?!frankenlm )(\w[\w-]*))((?: .*)?)$")
+CALL = re.compile(
+    r"(?:^|\s)(?:scripts/(\w+)\.py|-m frankenlm\.scripts\.(\w+)|frankenlm (?!frankenlm )(\w[\w-]*))((?: .*)?)$"
+)
 CARD = re.compile(r"\]\((\.\./model_cards/\w+\.md)\)")
 MEASURED = re.compile(r"(?<![\w.])[+-]?\d+\.\d+(?![\w.])")
 

@@ -1,6 +1,7 @@
 """What a finished run leaves behind: metrics.json, the figure and the model card."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def run_facts(
         "eval_perplexity": math.exp(final["eval_loss"]) if language_model and final["eval_loss"] < 700 else None,
         "expert_load": last_expert_load(state.log_history),
         "ln_vocab_size": math.log(model.config.vocab_size) if language_model else None,
+        "local_sources": local_sources(run),
         "loss_at_init": next((row["eval_loss"] for row in evals if row["step"] == 0), None),
         "loss_meaning": loss_meaning(run, trainer),
         "max_length": run.data.max_length,
@@ -91,6 +93,12 @@ def adapter_facts(run: RunSettings, model: torch.nn.Module) -> dict[str, Any]:
         "layers": sorted({name.rpartition(".")[2] for name in model.targeted_module_names}),
         "parameters": learned,
     }
+
+
+def local_sources(run: RunSettings) -> list[str]:
+    """The names of model and data that are places of this machine, and none of the Hub's."""
+    names = (run.model.model_name_or_path, run.data.dataset)
+    return [name for name in names if name and os.path.lexists(os.path.expanduser(name))]
 
 
 def documents_in_rows(columns: list[str]) -> str | None:

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from frankenlm.trainer_ext.common.checks import suggest
-from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.common.cli import ADAPTER_CONFIG, UserError
 from frankenlm.trainer_ext.common.objectives import OBJECTIVES
 from frankenlm.trainer_ext.common.redaction import public_name, redact
 
@@ -24,6 +24,7 @@ from .files import CARD, Collected
 LICENSES = Path(__file__).with_name("licenses.txt").read_text(encoding="utf-8").split()
 ENGLISH_DATASETS = ("builtin", "builtin-code")  # documentation and code that Python installations carry
 UNNAMED_PLACE = "PATH"  # what the cards of runs write for the place of the model
+OTHER_HEADS = {"TokenClassification": "token-classification", "QuestionAnswering": "question-answering"}
 # measure of a report -> its name on the Hub, and its kind
 MEASURES = {
     "loss": ("cross-entropy, nats per token", "loss"),
@@ -85,7 +86,7 @@ def card_of(collected: Collected, repo_id: str, options: CardOptions) -> str:
         raise UserError(
             "--license: the card has none, and without one nobody may use the model; name one, such as apache-2.0."
         )
-    data["tags"] = sorted({*known.get("tags", []), *filter(None, ("frankenlm", facts.get("model_type")))})
+    data["tags"] = sorted({*_list(known.get("tags")), *filter(None, ("frankenlm", text_of(facts, "model_type")))})
     results = results_of(collected, facts) or own.data.eval_results
     name = repo_id.rpartition("/")[2]
     data.pop("model-index", None)
@@ -95,6 +96,10 @@ def card_of(collected: Collected, repo_id: str, options: CardOptions) -> str:
     return f"---\n{written.to_yaml()}\n---\n\n{text}\n"
 
 
+def _list(value: Any) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else [str(value)] if value else []
+
+
 def asked_for(options: CardOptions) -> set[str]:
     """The fields of a card that a flag has set."""
     return {field for field, value in vars(options).items() if value}
@@ -102,34 +107,57 @@ def asked_for(options: CardOptions) -> set[str]:
 
 def found_metadata(collected: Collected, facts: Mapping[str, Any], options: CardOptions) -> dict[str, Any]:
     """What flags and facts say of each field of the front matter; empty where they say nothing."""
-    dataset = str(facts.get("dataset") or "").partition(":")[0]
-    adapter = facts.get("adapter") or {}
-    base = str(facts.get("model_name_or_path") or adapter.get("base") or facts.get("model") or "")
-    hub_dataset = dataset if "/" in dataset and is_hub_name(dataset) and public_name(dataset) == dataset else ""
-    objective = OBJECTIVES.get(facts.get("objective", ""))
+    dataset = text_of(facts, "dataset").partition(":")[0]
+    base = base_of(facts)
+    objective = OBJECTIVES.get(text_of(facts, "objective"))
     return {
         "license": options.license,
         "language": list(options.language) or (["en"] if dataset in ENGLISH_DATASETS else []),
-        "datasets": list(options.datasets) or ([hub_dataset] if hub_dataset else []),
-        "base_model": options.base_model or (base if "/" in base and is_hub_name(base) else ""),
+        "datasets": list(options.datasets) or ([dataset] if names_repository(collected, facts, dataset) else []),
+        "base_model": options.base_model or (base if names_repository(collected, facts, base) else ""),
         "library_name": "peft" if collected.named("config.json") is None else "transformers",
         "pipeline_tag": objective.pipeline if objective else _pipeline_of(facts),
     }
 
 
+def text_of(facts: Mapping[str, Any], name: str) -> str:
+    """A fact that is a text; "" where there is none, or something else under its name."""
+    value = facts.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def base_of(facts: Mapping[str, Any]) -> str:
+    """The model that this one was made from, as the records name it; "" where they name none."""
+    adapter = facts.get("adapter")
+    of_adapter = text_of(adapter, "base") if isinstance(adapter, Mapping) else ""
+    names = (text_of(facts, "base_model_name_or_path"), text_of(facts, "model_name_or_path"), of_adapter)
+    return next(filter(None, (*names, text_of(facts, "model"))), "")
+
+
+def names_repository(collected: Collected, facts: Mapping[str, Any], name: str) -> bool:
+    """Whether a name in the records is one of the Hub: not that of a folder here, now or when the model was made."""
+    if "/" not in name or not is_hub_name(name) or public_name(name) != name:
+        return False
+    local = facts.get("local_sources")
+    above = collected.files[0].path.resolve().parents
+    return name not in (local if isinstance(local, list) else []) and not any((each / name).exists() for each in above)
+
+
 def _pipeline_of(facts: Mapping[str, Any]) -> str:
-    architecture = (facts.get("architectures") or [facts.get("architecture") or ""])[0]
-    return next((each.pipeline for each in OBJECTIVES.values() if architecture.endswith(f"For{each.head}")), "")
+    listed = facts.get("architectures")
+    first = listed[0] if isinstance(listed, list) and listed else facts.get("architecture")
+    heads = {each.head: each.pipeline for each in OBJECTIVES.values()} | OTHER_HEADS
+    return next((pipeline for head, pipeline in heads.items() if str(first).endswith(f"For{head}")), "")
 
 
 def read_facts(collected: Collected) -> dict[str, Any]:
-    """Return what config.json, packing.json and metrics.json tell; the last wins.
+    """Return what the configuration, packing.json and metrics.json tell; the last wins.
 
     Raises:
         UserError: one of them is no JSON object.
     """
     facts: dict[str, Any] = {}
-    for name in ("config.json", "packing.json", "metrics.json"):
+    for name in ("config.json", ADAPTER_CONFIG, "packing.json", "metrics.json"):
         file = collected.named(name)
         if file is not None:
             facts |= _read_object(file.path)
@@ -138,17 +166,25 @@ def read_facts(collected: Collected) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path}: is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object is expected, not {type(value).__name__}.")
     return value
 
 
+def read_text(path: Path) -> str:
+    """Return a text. Raises UserError where it is none in UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no text in UTF-8 ({error.reason} at byte {error.start}).") from error
+
+
 def _own_card(collected: Collected) -> ModelCard:
     file = collected.named(CARD)
-    content = "" if file is None else file.path.read_text(encoding="utf-8")
+    content = "" if file is None else read_text(file.path)
     if not content.startswith("---"):
         content = f"---\n{{}}\n---\n{content}"
     try:
@@ -161,14 +197,13 @@ def results_of(collected: Collected, facts: Mapping[str, Any]) -> list[EvalResul
     """Return measured results for model-index: of the reports of `frankenlm evaluate`, else the loss of the run."""
     results = []
     for file in collected.files:
-        if file.name.endswith(".json") and file.name not in ("config.json", "metrics.json", "packing.json"):
+        if file.name.endswith(".json") and file.name not in ("config.json", "tokenizer.json"):
             results += _of_report(file.path)
-    if results or facts.get("eval_loss") is None or facts.get("objective") not in OBJECTIVES:
+    objective, dataset = OBJECTIVES.get(text_of(facts, "objective")), text_of(facts, "dataset")
+    if results or objective is None or not dataset:
         return results
-    measured = {"loss": facts["eval_loss"], "perplexity": facts.get("eval_perplexity")}
-    measured["accuracy"] = facts.get("eval_accuracy")
-    task = OBJECTIVES[facts["objective"]].pipeline
-    return _results(task, str(facts["dataset"]), "held-out part", measured)
+    measured = {name: facts.get(f"eval_{name}") for name in ("loss", "perplexity", "accuracy")}
+    return _results(objective.pipeline, dataset, "held-out part", measured)
 
 
 def _of_report(path: Path) -> list[EvalResult]:
@@ -204,7 +239,7 @@ def _results(task: str, dataset: str, split: str, measured: Mapping[str, Any]) -
             metric_value=round(value, 6),
         )
         for measure, value in measured.items()
-        if measure in MEASURES and isinstance(value, (int, float))
+        if measure in MEASURES and isinstance(value, (int, float)) and not isinstance(value, bool)
     ]
 
 

@@ -6,7 +6,7 @@ from frankenlm.trainer_ext.common.cli import UserError, user_mistakes
 from frankenlm.trainer_ext.common.logs import RunLog
 
 from .card import CardOptions
-from .push import PushOptions, check_clean, make_plan, push, summary
+from .push import PushOptions, check_clean, check_secrets, make_plan, push, summary
 
 
 def push_model(args: argparse.Namespace) -> None:
@@ -24,6 +24,7 @@ def push_model(args: argparse.Namespace) -> None:
         card,
         tuple(args.include),
         args.hide_local_paths,
+        tuple(args.not_secret),
         args.private,
         args.revision,
         args.create_pr,
@@ -35,6 +36,7 @@ def push_model(args: argparse.Namespace) -> None:
             plan = make_plan(args.model, options)
         print(summary(plan))
         if args.dry_run:
+            check_secrets(plan)  # the card may hold one
             print(f"\n{plan.card}")
             check_clean(plan)
             print("dry run: nothing was sent")

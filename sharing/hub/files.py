@@ -5,7 +5,8 @@ What is pushed is what somebody needs to open the model and to judge it.
 """
 
 import fnmatch
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,16 @@ MODEL_FILES = (
     "*.jinja",
     "preprocessor_config.json",
     "processor_config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
 )
 # What tells how it was made and how good it is.
 RECORD_FILES = ("metrics.json", "packing.json", "training.csv", "timing.csv", "training.png", "evaluation.json")
 FOLDERS = ("ema", "additional_chat_templates")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+MODULES = "modules.json"  # of sentence-transformers; names the folders of its parts
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy", "*.npz")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # torch's archives, and pickles
 
 
 @dataclass(frozen=True)
@@ -70,31 +76,62 @@ def collect(folder: Path, include: Sequence[str] = ()) -> Collected:
         UserError: no weights in safetensors, no configuration, or a pattern that fits nothing or a pickle.
     """
     files, left_out = [], {}
+    taken = {*FOLDERS, *_module_folders(folder)}
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name in FOLDERS:
-            inside = sorted(each for each in path.iterdir() if each.is_file() and _reason(each.name, include) is None)
-            files += [ModelFile(each, f"{path.name}/{each.name}", each.stat().st_size) for each in inside]
-            continue
-        reason = "a folder" if path.is_dir() else _reason(path.name, include)
-        if path.is_dir() and path.name.startswith("checkpoint-"):
-            reason = "a checkpoint of the run, with its optimizer"
-        if reason is None:
-            files.append(ModelFile(path, path.name, path.stat().st_size))
-        else:
+        reason = _reason(path, folder, include, taken)
+        if reason is not None:
             left_out[path.name] = reason
+        elif path.is_dir():
+            inside = [each for each in sorted(path.iterdir()) if _reason(each, folder, include, ()) is None]
+            files += [ModelFile(each, f"{path.name}/{each.name}", each.stat().st_size) for each in inside]
+        else:
+            files.append(ModelFile(path, path.name, path.stat().st_size))
     _check(folder, files, include)
     return Collected(files, left_out)
 
 
-def _reason(name: str, include: Sequence[str]) -> str | None:
-    """Why a file is not pushed; None where it is."""
-    if _fits(name, PICKLES):
+def _module_folders(folder: Path) -> set[str]:
+    """The folders that the modules.json of sentence-transformers names."""
+    try:
+        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        return {each["path"] for each in modules if each["path"]}
+    except FileNotFoundError:
+        return set()
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"MODEL {folder}: its {MODULES} cannot be read: {error!r}") from error
+
+
+def _reason(path: Path, folder: Path, include: Sequence[str], folders: Collection[str]) -> str | None:
+    """Why a file or folder is not pushed; None where it is."""
+    name = path.name
+    if not _lies_inside(path, folder):
+        return "a link that leads out of the folder"
+    if path.is_dir():
+        if name in folders:
+            return None
+        return "a checkpoint of the run, with its optimizer" if name.startswith("checkpoint-") else "a folder"
+    if not path.is_file():
+        return "no ordinary file"
+    if _is_pickle(path):
         return "a pickle, which nobody should have to trust"
     if name.startswith("."):
         return "hidden"
     if _fits(name, (*MODEL_FILES, *RECORD_FILES, *include)):
         return None
     return "the log of the run" if name.endswith(".log") else "not of the model; --include takes it"
+
+
+def _lies_inside(path: Path, folder: Path) -> bool:
+    """Whether a file is of the folder; links of the Hub's cache lead to its blobs beside the snapshot."""
+    real = path.resolve()
+    return real.is_relative_to(folder.resolve()) or real.parent.name == "blobs"
+
+
+def _is_pickle(path: Path) -> bool:
+    if _fits(path.name.lower(), PICKLES):
+        return True
+    with path.open("rb") as file:
+        return file.read(4).startswith(PICKLE_STARTS)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
@@ -108,9 +145,9 @@ def _check(folder: Path, files: Sequence[ModelFile], include: Sequence[str]) -> 
     if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         raise UserError(f"MODEL {folder}: holds no weights in safetensors; other formats are not pushed.")
     for pattern in include:
-        found = [path.name for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern)]
+        found = [path for path in folder.iterdir() if path.is_file() and fnmatch.fnmatchcase(path.name, pattern)]
         if not found:
-            raise UserError(f"--include {pattern}: no file of {folder} fits.")
-        pickled = [name for name in found if _fits(name, PICKLES)]
+            raise UserError(f"--include {pattern}: no file of {folder} fits; whole folders are not taken.")
+        pickled = [path.name for path in found if _is_pickle(path)]
         if pickled:
             raise UserError(f"--include {pattern}: {pickled[0]} is a pickle; pickles are never pushed.")

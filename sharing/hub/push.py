@@ -14,10 +14,20 @@ from safetensors import safe_open
 from tqdm.auto import tqdm
 
 import frankenlm.modeling  # noqa: F401  registers the architectures
-from frankenlm.trainer_ext.common.cli import Failed, UserError, is_memory_error, one_line
+from frankenlm.trainer_ext.common.checks import suggest
+from frankenlm.trainer_ext.common.cli import ADAPTER_CONFIG, Failed, UserError, is_memory_error, one_line
 from frankenlm.trainer_ext.common.opening import read_config, read_tokenizer, reading
 
-from .card import CardOptions, card_of, check_options, is_hub_name
+from .card import (
+    CardOptions,
+    card_of,
+    check_options,
+    is_hub_name,
+    names_repository,
+    read_facts,
+    read_text,
+    text_of,
+)
 from .files import CARD, Collected, collect
 from .scanning import LOCAL_PATH, WEIGHTS_END, Suspect, readable_part, scan, without_local_paths
 
@@ -35,6 +45,7 @@ class PushOptions:
     card: CardOptions = field(default_factory=CardOptions)
     include: tuple[str, ...] = ()
     hide_local_paths: bool = False
+    not_secret: tuple[str, ...] = ()
     private: bool = False
     revision: str | None = None
     create_pr: bool = False
@@ -81,16 +92,51 @@ def make_plan(model: str, options: PushOptions) -> PushPlan:
     collected = collect(folder, options.include)
     check_opens(folder, collected, options.trust_remote_code)
     contents = {CARD: card_of(collected, options.repo_id, options.card).encode("utf-8")}
+    contents |= adapter_with_base(folder, collected, options.card)
     findings = []
     for name in sorted({CARD, *(file.name for file in collected.files)}):
         file = collected.named(name)
         content = contents[name] if name in contents else readable_part(file.path)
         found = scan(name, content, folder)
         if options.hide_local_paths and name.endswith(TEXTS) and any(each.kind == LOCAL_PATH for each in found):
-            contents[name] = without_local_paths(content, folder)
+            contents[name] = _hidden(file.path if file else folder / name, content, folder)
             found = scan(name, contents[name], folder)
         findings += found
+    known = {f"{each.file}:{each.line}" for each in findings}
+    for place in options.not_secret:
+        if place not in known:
+            raise UserError(f"--not_secret {place}: nothing was found there.{suggest(place, known)}")
+    findings = [each for each in findings if f"{each.file}:{each.line}" not in options.not_secret]
     return PushPlan(options, collected, contents, findings)
+
+
+def _hidden(path: Path, content: bytes, folder: Path) -> bytes:
+    try:
+        return without_local_paths(content, folder)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: holds a local path and is no text in UTF-8: take the path out by hand.") from error
+
+
+def adapter_with_base(folder: Path, collected: Collected, options: CardOptions) -> dict[str, bytes]:
+    """Return an adapter's configuration with a base that others can fetch; {} where it is no adapter, or has one.
+
+    Raises:
+        UserError: its base is a folder of this machine, and no flag names one on the Hub.
+    """
+    file = collected.named(ADAPTER_CONFIG)
+    if file is None:
+        return {}
+    facts = read_facts(collected)
+    base = text_of(facts, "base_model_name_or_path")
+    if options.base_model:
+        written = json.loads(read_text(file.path)) | {"base_model_name_or_path": options.base_model}
+        return {ADAPTER_CONFIG: json.dumps(written, indent=2, sort_keys=True).encode() + b"\n"}
+    if not names_repository(collected, facts, base) and ("/" in base or not is_hub_name(base) or Path(base).exists()):
+        raise UserError(
+            f"MODEL {folder}: holds an adapter of {base!r}, which is no name on the Hub: push that model first, and "
+            "name it with --base_model."
+        )
+    return {}
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -132,15 +178,20 @@ def check_whole(collected: Collected) -> None:
             raise UserError(f"MODEL: {index.name} names {lost[0]}, which is not there: the checkpoint is not whole.")
 
 
-def check_clean(plan: PushPlan) -> None:
-    """Raises UserError where a secret or a local path would be pushed."""
+def check_secrets(plan: PushPlan) -> None:
+    """Raises UserError where a secret would be pushed."""
     secrets = [each for each in plan.findings if each.kind != LOCAL_PATH]
-    paths = [each for each in plan.findings if each.kind == LOCAL_PATH]
     if secrets:
         raise UserError(
             f"{_listed(secrets)} would be published. Take it out of the file and, if it ever was public, make it "
-            "invalid. Nothing was pushed."
+            "invalid; where you have looked and it is none, --not_secret FILE:LINE. Nothing was pushed."
         )
+
+
+def check_clean(plan: PushPlan) -> None:
+    """Raises UserError where a secret or a local path would be pushed."""
+    check_secrets(plan)
+    paths = [each for each in plan.findings if each.kind == LOCAL_PATH]
     if paths:
         raise UserError(
             f"local paths would be published: {_listed(paths)}. --hide_local_paths pushes the last part of each in its "

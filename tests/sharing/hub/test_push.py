@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -17,6 +19,7 @@ from frankenlm.modeling import InfinitoForCausalLM
 from frankenlm.scripts import push as script
 from frankenlm.sharing.hub.card import LICENSES, CardOptions
 from frankenlm.sharing.hub.push import PushOptions, make_plan
+from frankenlm.sharing.hub.scanning import scan, without_local_paths
 from frankenlm.trainer_ext.common.cli import UserError, run_command
 from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
 from hub_stand_in import hub_stand_in
@@ -151,7 +154,7 @@ SECRETS = {
     "README.md": ("see https://me:pass@example.org/x", "a password in an address"),
     "metrics.json": ('"api_key": "0123456789"', "a password or key"),
     "chat_template.jinja": ("{{ 'planted-in-the-environment' }}", "of this machine's environment"),
-    "training.csv": ("sk-proj-abcdefghijklmnopqrstuvwx", "a key of OpenAI's kind"),
+    "training.csv": ("sk-proj-abcdefghijklmnopqrstuv1x", "a key of OpenAI's kind"),
 }
 
 
@@ -177,6 +180,100 @@ def test_secrets_in_the_header_of_the_weights(folder):
     assert (found.file, found.shown) == ("model.safetensors", "a token of the Hub")
 
 
+def test_what_a_dry_run_prints_holds_no_secret(folder, capsys):
+    (folder / "README.md").write_text("my token is hf_abcdefghijABCDEFGHIJ0123")
+    assert run_command(script.main, [str(folder), "me/x", "--license", "mit", "--dry_run"]) == 2
+    said = capsys.readouterr()
+    assert "hf_abc" not in said.out + said.err and "README.md:" in said.err
+
+
+def test_a_place_that_was_looked_at(folder):
+    (folder / "a.py").write_text("x = 1\npassword = 'changeme'\n")
+    (found,) = plan_of(folder).findings
+    assert (found.file, found.line) == ("a.py", 2)
+    assert plan_of(folder, not_secret=("a.py:2",)).findings == []
+    with pytest.raises(UserError, match="nothing was found there"):
+        plan_of(folder, not_secret=("a.py:3",))
+
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+FORMS = {
+    f'{{"token": "{KEY}"}}': "a password or key",
+    f'{{"client_secret": "{KEY[:12]}"}}': "a password or key",
+    f"WANDB_API_KEY={KEY}": "a password or key",
+    f"HF_TOKEN: {KEY}": "a password or key",
+    "password: hunter2hunter2": "a password or key",
+    f"aws_secret_access_key = {KEY}": "a password or key",
+    f"Authorization: Bearer {KEY}": "a bearer's token",
+    "glpat-0123456789abcdefABCD": "a token of GitLab",
+    "sk_live_0123456789abcdefABCD": "a key of Stripe",
+    "pypi-AgEIcHlwaS5vcmcCJDAwMDAwMDAwMDAwMDAwMDAw": "a token of a package index",
+    '{"a": "\\u0068f_abcdefghijABCDEFGHIJ0123"}': "a token of the Hub",
+}
+INNOCENT = (
+    '"bos_token": "<|endoftext|>"',
+    '"auth_token": "<token>"',
+    "sk-learn-something-very-long-name",
+    "token = tokenizer.convert_ids_to_tokens",
+    '"mask_token": "<mask>", "model_max_length": 512',
+    "https://huggingface.co/data/x and https://example.org/home/page",
+    "hf_quantizer hf_device_map",
+    '"tokens": 123456789012345678901234',
+)
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_forms_of_secrets(text, tmp_path):
+    found = scan("a", text.encode(), tmp_path)
+    assert FORMS[text] in {each.shown for each in found}
+    assert scan("a", text.encode("utf-16"), tmp_path)
+
+
+@pytest.mark.parametrize("text", INNOCENT)
+def test_what_only_looks_alike(text, tmp_path):
+    assert scan("a", text.encode(), tmp_path) == []
+
+
+def test_texts_inside_a_png(tmp_path):
+    info = PngInfo()
+    info.add_text("note", "hf_abcdefghijABCDEFGHIJ0123", zip=True)
+    Image.new("L", (2, 2)).save(tmp_path / "training.png", pnginfo=info)
+    (found,) = scan("training.png", (tmp_path / "training.png").read_bytes(), tmp_path)
+    assert found.shown == "a token of the Hub"
+
+
+PATHS = {
+    "/home/me/texts/a.txt": "a.txt",
+    "file:///home/me/x": "file://x",
+    "PYTHONPATH=/usr/lib:/home/me/x": "PYTHONPATH=/usr/lib:x",
+    "{data:/home/me/x}": "{data:x}",
+    "~/corpora/x": "x",
+    "../../home/me/x": "../..x",
+    "/nfs/home/me/x": "x",
+    "/var/tmp/x": "x",
+    "/Volumes/disk/x": "x",
+    "/data/me/x": "x",
+    "/work/me/x": "x",
+    "C:/Users/me/x": "x",
+    "c:\\users\\me\\x": "x",
+    '"/home/me/My Documents/Client/plan.txt"': '"plan.txt"',
+    '"/home/me"': '"HOME"',
+    "/Users/me": "HOME",
+}
+
+
+@pytest.mark.parametrize("text", PATHS)
+def test_forms_of_local_paths(text, tmp_path):
+    (found,) = scan("a.md", text.encode(), tmp_path)
+    assert found.kind == "local path"
+    shown = without_local_paths(text.encode(), tmp_path)
+    assert shown.decode() == PATHS[text] and scan("a.md", shown, tmp_path) == []
+
+
+def test_escaped_paths_in_json_are_found(tmp_path):
+    assert scan("a.json", b'{"x": "\\/home\\/me\\/x"}', tmp_path)
+
+
 def test_local_paths_are_refused_or_replaced(folder, capsys):
     here = str(folder.resolve())
     facts = {**FACTS, "command": f"train.py --dataset /home/me/texts/a.txt --output_dir {here} --log C:\\Users\\me\\l"}
@@ -189,6 +286,69 @@ def test_local_paths_are_refused_or_replaced(folder, capsys):
     pushed = json.loads(plan.contents["metrics.json"])
     assert pushed["command"] == "train.py --dataset a.txt --output_dir tiny --log l"
     assert json.loads((folder / "metrics.json").read_text())["command"] == facts["command"], "the file here stays"
+
+
+def test_nothing_outside_the_folder_is_pushed(folder, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "config.json").write_text("{}")
+    (folder / "LICENSE").symlink_to(tmp_path / "outside" / "config.json")
+    (folder / "ema").symlink_to(tmp_path / "outside")
+    os.mkfifo(folder / "merges.txt")
+    plan = plan_of(folder)
+    assert not {"LICENSE", "ema/config.json", "merges.txt"} & set(plan.names)
+    assert {plan.collected.left_out[name] for name in ("LICENSE", "ema")} == {"a link that leads out of the folder"}
+
+
+@pytest.mark.parametrize("name", ["a.PT", "weights.Bin", "x.npy", "innocent.txt"])
+def test_pickles_of_any_name_stay(folder, name):
+    torch.save({}, folder / name)
+    assert "pickle" in plan_of(folder).collected.left_out[name]
+    with pytest.raises(UserError, match="pickles are never pushed"):
+        plan_of(folder, include=(name,))
+
+
+def test_parts_of_a_sentence_transformer(folder):
+    (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Pooling"}]))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    assert {"modules.json", "1_Pooling/config.json"} < set(plan_of(folder).names)
+    with pytest.raises(UserError, match="whole folders are not taken"):
+        plan_of(folder, include=("1_Pool*",))
+
+
+@pytest.mark.parametrize("where", ["beside", "recorded"])
+def test_folders_of_this_machine_are_no_repositories(folder, where):
+    facts = {**FACTS, "model_name_or_path": "runs/first", "dataset": "texts/mine"}
+    if where == "recorded":
+        facts["local_sources"] = ["runs/first", "texts/mine"]
+    else:
+        for name in ("runs/first", "texts/mine"):
+            (folder.parent / name).mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps(facts))
+    assert not {"base_model", "datasets"} & set(front_matter(plan_of(folder).card))
+    (folder / "metrics.json").write_text(json.dumps({**facts, "model_name_or_path": "me/first", "local_sources": []}))
+    assert front_matter(plan_of(folder).card)["base_model"] == "me/first"
+
+
+def test_an_adapter_names_a_base_that_others_can_fetch(folder):
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "runs/causal", "r": 4}))
+    (folder.parent / "runs" / "causal").mkdir(parents=True)
+    with pytest.raises(UserError, match="push that model first"):
+        plan_of(folder)
+    plan = make_plan(str(folder), PushOptions("me/x", CardOptions(license="mit", base_model="me/causal")))
+    assert json.loads(plan.contents["adapter_config.json"]) == {"base_model_name_or_path": "me/causal", "r": 4}
+    data = front_matter(plan.card)
+    assert (data["base_model"], data["library_name"]) == ("me/causal", "transformers")
+
+
+@pytest.mark.parametrize(
+    "facts", [{"objective": "causal", "eval_loss": 1.0}, {"adapter": "x"}, {"dataset": 3}, {"model_type": []}]
+)
+def test_facts_that_are_not_ours(folder, facts):
+    (folder / "metrics.json").write_text(json.dumps(facts))
+    assert "model-index" not in front_matter(plan_of(folder).card)
 
 
 def test_our_own_files_hold_nothing_suspicious(folder):
@@ -205,6 +365,7 @@ WRONG = {
     ),
     "odd config": (lambda folder: (folder / "config.json").write_text("[1]"), "config.json"),
     "odd facts": (lambda folder: (folder / "metrics.json").write_text("[1]"), "a JSON object is expected"),
+    "latin-1 card": (lambda folder: (folder / "README.md").write_bytes(b"caf\xe9"), "README.md: is no text in UTF-8"),
     "odd card": (lambda folder: (folder / "README.md").write_text("---\na: [\n---\n"), "front matter"),
     "lost part": (
         lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}'),
