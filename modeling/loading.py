@@ -9,6 +9,7 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 FEW_BITS = "bitsandbytes"
+PACKS_FOR_CPU = "support_avx512bf16_for_cpu"  # of a layer in 4 bits: whether it packs its weights for such CPUs
 IN_FEW_BITS = ("Linear4bit", "Linear8bitLt")  # how bitsandbytes calls the layers it puts in place of nn.Linear
 
 
@@ -56,7 +57,9 @@ def _tell_of_few_bits(name, model: nn.Module) -> None:
     """Warn where bitsandbytes was asked for and no layer is in 4 or 8 bits: the model is as large as it was."""
     if not hasattr(model.config, "quantization_config") or model.config.quantization_config.quant_method != FEW_BITS:
         return
-    if any(type(layer).__name__ in IN_FEW_BITS for layer in model.modules()):
+    few = {name: layer for name, layer in model.named_modules() if type(layer).__name__ in IN_FEW_BITS}
+    if few:
+        _tell_of_odd_widths(name, few)
         return
     kinds = Counter(type(layer).__name__ for layer in model.modules() if isinstance(layer, nn.Linear))
     layers = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items())) or "none"
@@ -72,3 +75,21 @@ def _tell_of_few_bits(name, model: nn.Module) -> None:
         layers,
         reason,
     )
+
+
+def _tell_of_odd_widths(name, few: dict[str, nn.Module]) -> None:
+    """Warn of layers in 4 bits that bitsandbytes cannot run on this CPU: it would end in an error about shapes."""
+    odd = [
+        f"{place} ({layer.in_features} to {layer.out_features})"
+        for place, layer in few.items()
+        if hasattr(layer, PACKS_FOR_CPU) and layer.support_avx512bf16_for_cpu and layer.weight.device.type == "cpu"
+        if layer.in_features % 64 or layer.out_features % 32
+    ]
+    if odd:
+        logger.warning(
+            "%s: on this CPU bitsandbytes runs layers in 4 bits whose inputs are a multiple of 64 and outputs of 32; "
+            "%d are not, such as %s. Name them in llm_int8_skip_modules, or take 8 bits.",
+            name,
+            len(odd),
+            odd[0],
+        )

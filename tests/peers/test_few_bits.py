@@ -131,5 +131,20 @@ def test_the_warning_says_what_there_was(saved, caplog):
     assert "`frankenlm pack`" in caplog.text
 
 
+def test_layers_that_this_cpu_cannot_run_are_named(tmp_path, caplog):
+    FrankensteinForSequenceClassification(
+        FrankensteinConfig(vocab_size=99, layer_pattern=["retnet"], **SIZES | {"hidden_size": 48})
+    ).save_pretrained(tmp_path)
+    few = BitsAndBytesConfig(load_in_4bit=True)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, quantization_config=few).eval()
+    ids = {"input_ids": torch.arange(5)[None]}
+    if next(iter(quantised(model).values())).support_avx512bf16_for_cpu:
+        assert "q_proj (48 to 48). Name them in llm_int8_skip_modules" in caplog.text
+        with pytest.raises((RuntimeError, AssertionError)):
+            logits_of(model, **ids)
+    else:
+        assert "such as" not in caplog.text and logits_of(model, **ids).isfinite().all()
+
+
 def test_every_family_is_in_the_lists():
     assert WHOLE.keys() == FAMILIES.keys() - {"legacy", "packed"}
