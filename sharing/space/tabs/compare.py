@@ -17,6 +17,7 @@ from frankenlm.trainer_ext.evaluation.scoring import Scorer, check_room, choose_
 from frankenlm.trainer_ext.generation.heatmaps import readable
 from frankenlm.trainer_ext.generation.inspection import token_texts
 
+from ..limits import Limits
 from ..parts import check_prompt, on_shelf, told
 from ..shelf import Opened, Shelf
 
@@ -52,7 +53,7 @@ class Standing:
     expected: tuple[tuple[str, float], ...]
 
 
-def measure(opened: Opened, text: str) -> Standing:
+def measure(opened: Opened, text: str, most_tokens: int = Limits.prompt_tokens) -> Standing:
     """Score a text with one model, and ask what it expects behind it.
 
     Raises:
@@ -63,8 +64,9 @@ def measure(opened: Opened, text: str) -> Standing:
     check_vocabulary(ids, vocabulary_of(model))
     if masked and tokenizer.mask_token_id is None:
         raise UserError(f"The tokenizer of {opened.name} has no mask token, which a masked model needs.")
-    if masked and len(ids) > MOST_MASKED:
-        raise UserError(f"The text is {len(ids):,} tokens long for {opened.name}; write at most {MOST_MASKED:,}.")
+    most = min(MOST_MASKED, most_tokens) if masked else most_tokens
+    if len(ids) > most:
+        raise UserError(f"The text is {len(ids):,} tokens long for {opened.name}; write at most {most:,}.")
     known = hasattr(model.config, "max_position_embeddings")
     context = min(choose_context(opened.name, model.config, None if known else LONGEST_CONTEXT), LONGEST_CONTEXT)
     if masked:
@@ -114,7 +116,7 @@ def check_number(names: Sequence[Any]) -> None:
         raise UserError(f"Choose 2 to {MOST_MODELS} different models.")
 
 
-def compare(opened: Sequence[Opened], text: str) -> Iterator[list[Standing]]:
+def compare(opened: Sequence[Opened], text: str, most_tokens: int = Limits.prompt_tokens) -> Iterator[list[Standing]]:
     """Yield the standings so far, one model after the other.
 
     Raises:
@@ -123,7 +125,7 @@ def compare(opened: Sequence[Opened], text: str) -> Iterator[list[Standing]]:
     check_number([each.name for each in opened])
     standings: list[Standing] = []
     for each in opened:
-        standings.append(measure(each, text))
+        standings.append(measure(each, text, most_tokens))
         yield standings
 
 
@@ -170,7 +172,7 @@ def compare_models(
         check_number(names)  # before any is opened
         opened = [models.open(name) for name in names]
         standings: list[Standing] = []
-        for standings in compare(opened, text):
+        for standings in compare(opened, text, models.limits.prompt_tokens):
             progress((len(standings), len(opened)), desc=standings[-1].name)
         tables = zip(("measure", "place"), (measure_rows(standings), expected_rows(standings)), strict=True)
         measures, guesses = ({"headers": [first, *names], "data": rows} for first, rows in tables)

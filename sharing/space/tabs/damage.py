@@ -26,6 +26,7 @@ from frankenlm.trainer_ext.generation.sampling import Sampling
 from frankenlm.trainer_ext.generation.streaming import continuation_text
 
 from ..figures import draw_curve
+from ..limits import Limits
 from ..parts import check_prompt, choose_model, on_shelf, told
 from ..shelf import Opened, Shelf
 from ..values import number, one_of, whole_number
@@ -77,7 +78,7 @@ class Patient:
         UserError: a text that is too short or too long for the model.
     """
 
-    def __init__(self, opened: Opened, text: str, new_tokens: int):
+    def __init__(self, opened: Opened, text: str, new_tokens: int, most_tokens: int = Limits.prompt_tokens):
         self.opened, self.new_tokens = opened, new_tokens
         model, tokenizer = opened.model, opened.tokenizer
         bare = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -89,10 +90,10 @@ class Patient:
             if tokenizer.mask_token_id is None:
                 raise UserError(f"The tokenizer of {opened.name} has no mask token, which a masked model needs.")
             self.before, self.behind = surroundings(tokenizer)
-            self.ids, most = [*self.before, *bare, *self.behind], MOST_MASKED
+            self.ids, most = [*self.before, *bare, *self.behind], min(MOST_MASKED, most_tokens)
             self.probe = MaskedTextProbe(model, tokenizer, text, opened.positions)
         else:
-            self.ids, most = list(tokenizer(text, verbose=False)["input_ids"]), math.inf
+            self.ids, most = list(tokenizer(text, verbose=False)["input_ids"]), most_tokens
             self.probe = TextProbe(model, tokenizer, text, opened.positions)
         room = math.inf if opened.positions is None else opened.positions - (0 if self.masked else new_tokens)
         if len(self.ids) > min(room, most):
@@ -157,13 +158,12 @@ def check_choices(group: Any, method: Any, level: Any, seed: Any) -> tuple[str, 
     return group, method, int(level) if method == "uni_quant" else level, whole_number("The seed", seed, 0, MOST_SEED)
 
 
-def damage(opened: Opened, text: str, group: str, method: str, level: float, seed: int) -> tuple[str, str, str]:
+def damage(patient: Patient, group: str, method: str, level: float, seed: int) -> tuple[str, str, str]:
     """Return the text of the undamaged and of the damaged model, and what happened, as Markdown.
 
     Raises:
-        UserError: as Patient and Patient.at do.
+        UserError: as Patient.at does.
     """
-    patient = Patient(opened, text, NEW_TOKENS)
     before, after = (patient.at(group, method, each, seed) for each in (0, level))
     facts = (
         f"**{after.unchanged(before):.0%}** of the tokens are unchanged. The weights of `{group}` moved by "
@@ -188,14 +188,13 @@ def curve_levels(method: str, group: str) -> list[float]:
 
 
 def curve(
-    opened: Opened, text: str, group: str, method: str, levels: Sequence[float], seed: int
+    patient: Patient, group: str, method: str, levels: Sequence[float], seed: int
 ) -> Iterator[tuple[list[Condition], list[list[Any]]]]:
     """Yield, after each level, the states so far, and the table of them.
 
     Raises:
-        UserError: as Patient and Patient.at do.
+        UserError: as Patient.at does.
     """
-    patient = Patient(opened, text, CURVE_TOKENS)
     states: list[Condition] = []
     for level in levels:
         states.append(patient.at(group, method, level, seed))
@@ -213,13 +212,18 @@ def curve(
         )
 
 
+def patient_of(models: Shelf, model: str, text: str, new_tokens: int) -> Patient:
+    """A model of the shelf with a visitor's text."""
+    return Patient(models.open(model), check_prompt(text, models), new_tokens, models.limits.prompt_tokens)
+
+
 def damage_text(
     models: Shelf, model: str, text: str, group: str, method: str, level: str, seed: float
 ) -> tuple[str, str, str]:
     """Return the text of the undamaged and of the damaged model, and what happened, as Markdown."""
     with told():
         choices = check_choices(group, method, level, seed)
-        return damage(models.open(model), check_prompt(text, models), *choices)
+        return damage(patient_of(models, model, text, NEW_TOKENS), *choices)
 
 
 def damage_curve(
@@ -234,9 +238,9 @@ def damage_curve(
     """Yield (figure, table) after each level, the last time with all of them."""
     with told():
         group, method, _, seed = check_choices(group, method, 0, seed)
-        text, levels, opened = check_prompt(text, models), curve_levels(method, group), models.open(model)
-        scale = METHODS[method]
-        for states, rows in curve(opened, text, group, method, levels, seed):
+        levels, scale = curve_levels(method, group), METHODS[method]
+        patient = patient_of(models, model, text, CURVE_TOKENS)
+        for states, rows in curve(patient, group, method, levels, seed):
             progress((len(states), len(levels)), desc=f"{scale.symbol} = {states[-1].level:g}")
             yield (
                 draw_curve(
@@ -244,7 +248,7 @@ def damage_curve(
                     [state.perplexity for state in states],
                     [state.unchanged(states[0]) for state in states],
                     level=scale.meaning,
-                    title=f"{opened.name}: {group}",
+                    title=f"{patient.opened.name}: {group}",
                 ),
                 rows,
             )

@@ -95,10 +95,12 @@ def test_two_models_at_least(shelf, names):
         tab.compare_models(shelf, names, TEXT)
 
 
-def test_a_long_text_is_refused_by_masked_models(on_shelf, monkeypatch):
+def test_long_texts_are_refused_soonest_by_masked_models(on_shelf, monkeypatch):
     monkeypatch.setattr(tab, "MOST_MASKED", 3)
     with pytest.raises(UserError, match="write at most 3"):
         measure(on_shelf("encoder"), TEXT)
+    with pytest.raises(UserError, match="write at most 20"):
+        measure(on_shelf("ternary"), TEXT, 20)
 
 
 def test_what_the_page_asks_for(shelf):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from frankenlm.degradation.configs import METHODS, default_levels
 from frankenlm.modeling.packed_model import find_places, pack_layers
+from frankenlm.sharing.space.limits import Limits
 from frankenlm.sharing.space.tabs import damage as tab
 from frankenlm.sharing.space.tabs.compare import measure
 from frankenlm.sharing.space.tabs.damage import NO_TEXT, Patient, check_choices, curve, curve_levels, damage, groups_of
@@ -31,16 +32,16 @@ def short_texts(monkeypatch):
 def test_the_text_changes_and_the_model_is_put_back(on_shelf, same_bits, name):
     opened = on_shelf(name)
     same = same_bits(opened)
-    before, after, facts = damage(opened, TEXT, *STRONG)
+    before, after, facts = damage(Patient(opened, TEXT, 8), *STRONG)
     assert before != after and "whole again" in facts
     assert ("pseudo" in facts) is (name == "encoder")
     assert same()
-    assert damage(opened, TEXT, *STRONG) == (before, after, facts)
-    assert damage(opened, TEXT, *STRONG[:3], 2)[1] != after
+    assert damage(Patient(opened, TEXT, 8), *STRONG) == (before, after, facts)
+    assert damage(Patient(opened, TEXT, 8), *STRONG[:3], 2)[1] != after
 
 
 def test_without_damage_nothing_changes(on_shelf):
-    before, after, facts = damage(on_shelf("infinito"), TEXT, "attn_only", "ablation", 0, 1)
+    before, after, facts = damage(Patient(on_shelf("infinito"), TEXT, 8), "attn_only", "ablation", 0, 1)
     assert before == after and facts.startswith("**100%**")
 
 
@@ -58,7 +59,7 @@ def test_perplexity_is_that_of_the_text(on_shelf):
 def test_what_is_no_number_any_more_is_said(on_shelf, same_bits):
     opened = on_shelf("infinito")
     same = same_bits(opened)
-    _, after, facts = damage(opened, TEXT, "mlp_only", "mult_gauss", 1e30, 1)
+    _, after, facts = damage(Patient(opened, TEXT, 8), "mlp_only", "mult_gauss", 1e30, 1)
     assert after == NO_TEXT and "no number damaged" in facts
     assert same()
 
@@ -81,7 +82,7 @@ def test_the_model_is_whole_after_an_error(on_shelf, same_bits, part, monkeypatc
 def test_a_curve_leaves_a_whole_model_behind_wherever_it_ends(on_shelf, same_bits):
     opened = on_shelf("infinito")
     same, levels = same_bits(opened), curve_levels("ablation", "mlp_only")
-    drawing = curve(opened, TEXT, "mlp_only", "ablation", levels, 1)
+    drawing = curve(Patient(opened, TEXT, 4), "mlp_only", "ablation", levels, 1)
     for count in (1, 2, 3):
         states, rows = next(drawing)
         assert len(states) == len(rows) == count
@@ -133,7 +134,7 @@ def test_mistakes_are_one_line(on_shelf, same_bits, choices, words):
     opened = on_shelf("hybrid")
     same = same_bits(opened)
     with pytest.raises(UserError, match=words) as told:
-        damage(opened, TEXT, *check_choices(*choices))
+        damage(Patient(opened, TEXT, 8), *check_choices(*choices))
     assert "\n" not in str(told.value) and len(str(told.value)) < 400
     assert same() and not opened.lock.locked()
 
@@ -143,7 +144,7 @@ def test_mistakes_are_one_line(on_shelf, same_bits, choices, words):
 )
 def test_texts_that_do_not_fit(on_shelf, name, text, words):
     with pytest.raises(UserError, match=words):
-        damage(on_shelf(name), text, *STRONG)
+        damage(Patient(on_shelf(name), text, 8), *STRONG)
 
 
 def test_other_visitors_never_meet_a_damaged_model(on_shelf):
@@ -163,9 +164,15 @@ def test_other_visitors_never_meet_a_damaged_model(on_shelf):
         damaging.join()
 
 
+def test_a_text_of_more_tokens_than_the_page_takes(shelf, monkeypatch):
+    monkeypatch.setattr(shelf, "limits", Limits(prompt_tokens=10))
+    with pytest.raises(gr.Error, match="20 tokens long; write at most 10"):
+        tab.damage_text(shelf, "ternary", TEXT, *STRONG)
+
+
 def test_what_the_page_asks_for(shelf, on_shelf):
     choices = ("mlp_only", "mult_gauss", "3", 1.0)  # as a page sends them
-    assert tab.damage_text(shelf, "infinito", TEXT, *choices) == damage(on_shelf("infinito"), TEXT, *STRONG)
+    assert tab.damage_text(shelf, "infinito", TEXT, *choices) == damage(Patient(on_shelf("infinito"), TEXT, 8), *STRONG)
     *_, (figure, rows) = tab.damage_curve(shelf, "encoder", TEXT, "attn_only", "uni_quant", 1)
     assert len(figure.axes) == 2 and len(rows) == len(curve_levels("uni_quant", "attn_only"))
     for bad in (("../../x", TEXT), ("infinito", ""), ("infinito", "a" * 10**6), ("infinito", "\ud800"), (None, TEXT)):
