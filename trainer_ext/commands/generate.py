@@ -22,7 +22,7 @@ from ..common.checkpoints import (
 )
 from ..common.cli import UserError, check_model_name, check_new_file, user_mistakes
 from ..common.files import write_json
-from ..common.logs import RunLog
+from ..common.logs import RunLog, waiting
 from ..common.output_streams import stop_if_unread
 from ..common.redaction import public_name
 from ..generation.conversation import Conversation, converse, typed_lines
@@ -233,11 +233,13 @@ def draw_maps(args, model, checkpoint, ids, suffix: str) -> None:
     tokens, name = token_texts(checkpoint.tokenizer, ids), public_name(args.model)
     if args.attention_map:
         path = numbered(Path(args.attention_map), suffix)
-        beside = plot_attention(attention_weights(model, ids), tokens, path, title=f"{name}: attention")
+        with waiting("drawing the attention"):
+            beside = plot_attention(attention_weights(model, ids), tokens, path, title=f"{name}: attention")
         logger.info("attention: %s, %s", path, beside)
     if args.memory_map:
         path = numbered(Path(args.memory_map), suffix)
-        beside = plot_memory(*memory_reads(model, ids), tokens, path, title=f"{name}: slot memory")
+        with waiting("drawing the memory"):
+            beside = plot_memory(*memory_reads(model, ids), tokens, path, title=f"{name}: slot memory")
         logger.info("memory: %s, %s", path, beside)
 
 
