@@ -95,7 +95,8 @@ def build(models: Shelf) -> None:
         preprocess=False,  # what a visitor sends is looked at by us, who say what is wrong with it
         concurrency_limit=1,
     )
-    halt.click(stopped, how, how, cancels=event, queue=False, api_visibility="private")
+    halted = halt.click(None, cancels=event)
+    halted.then(stopped, how, how, queue=False, api_visibility="private")
 
 
 def stopped(how: str) -> str:
