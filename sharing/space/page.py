@@ -5,7 +5,7 @@ from types import ModuleType
 
 import gradio as gr
 
-from .shelf import Shelf
+from .shelf import Declined, Shelf
 from .tabs import check, compare, damage, fill_mask, generate, inside, ternary
 
 TABS: tuple[ModuleType, ...] = (generate, fill_mask, inside, ternary, damage, check, compare)
@@ -17,9 +17,19 @@ Nothing here is true, safe or meant as advice, and nothing that you write is kep
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 
 
+class Page(gr.Blocks):
+    """A page that says in words when a program sends it too little."""
+
+    def validate_inputs(self, block_fn: gr.blocks.BlockFunction, inputs: list) -> None:
+        wanted = len(block_fn.inputs)
+        if len(inputs) < wanted:
+            raise Declined(f"/{block_fn.api_name} takes {wanted} values, and got {len(inputs)}.")
+        super().validate_inputs(block_fn, inputs)
+
+
 def build_page(models: Shelf, tabs: Sequence[ModuleType] = TABS) -> gr.Blocks:
     """Lay the page out: each tab builds itself. `launch_options` go with it."""
-    with gr.Blocks(title="frankenlm", analytics_enabled=False) as page:
+    with Page(title="frankenlm", analytics_enabled=False) as page:
         gr.Markdown(ABOUT)
         for tab in tabs:
             with gr.Tab(tab.TITLE):

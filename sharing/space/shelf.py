@@ -5,6 +5,7 @@ live/models.py looks names up; here models stay in memory, and what is wrong is 
 
 import html
 import json
+import logging
 import math
 import threading
 from collections import OrderedDict
@@ -22,6 +23,8 @@ from frankenlm.trainer_ext.common.opening import location, reading, stored_shape
 from ..live.models import Catalogue, LoadedModel, kind_of_model, open_model
 from .allowed import AllowedModel
 from .limits import Limits
+
+logger = logging.getLogger("frankenlm.page")
 
 TINY = Path(__file__).with_name("tiny")
 
@@ -152,8 +155,11 @@ def told() -> Iterator[None]:
     """Turn the errors of our functions into words that the visitor reads."""
     try:
         yield
+    except gr.Error:
+        raise
     except Exception as error:
         # orderly ends have one-line messages: UserError, Failed and the lab's errors
-        if isinstance(error, gr.Error) or not (isinstance(error, UserError) or hasattr(error, "exit_code")):
-            raise
-        raise Declined(one_line(error)) from error
+        if isinstance(error, UserError) or hasattr(error, "exit_code"):
+            raise Declined(one_line(error)) from error
+        logger.exception("an error of the page itself")
+        raise Declined(f"the page met an error of its own ({type(error).__name__}); its log has more.") from error

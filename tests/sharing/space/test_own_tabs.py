@@ -120,6 +120,16 @@ def test_a_visitor_is_told(shelf, changed, message):
     assert "\n" not in caught.value.message and len(caught.value.message) < 500
 
 
+def test_errors_of_our_own_are_told_and_logged(shelf, monkeypatch, caplog):
+    def broken(*inputs, **named):
+        raise ZeroDivisionError("of a secret")
+
+    monkeypatch.setattr("frankenlm.sharing.space.tabs.generate.answer", broken)
+    with pytest.raises(gr.Error, match=r"an error of its own \(ZeroDivisionError\); its log has more") as caught:
+        generated(shelf)
+    assert "secret" not in caught.value.message and "of a secret" in caplog.text
+
+
 @pytest.mark.parametrize("prompt", ["<script>alert(1)</script>", "\x01\x02\x1b[31m", "größer 漢字 😀", "a" * 250])
 def test_odd_texts_do_no_harm(shelf, prompt):
     assert generated(shelf, model="tiny/legacy-1bit", prompt=prompt)[1].startswith("12 tokens")

@@ -1,6 +1,7 @@
 """The page as it is served: every name of its API, what it says of mistakes, and one look with a browser."""
 
 import contextlib
+import json
 import re
 import urllib.error
 import urllib.request
@@ -117,6 +118,9 @@ def test_malformed_requests_do_no_harm(site, client):
     for body in (b"", b"{", b"[]", b'{"data": 5}', b'{"data": []}', b"[" * 100_000, b'{"data": [NaN]}', b"\xff"):
         status, _ = post(url, body)
         assert status in (200, 400, 422, 500), body[:20]
+    event = json.loads(post(url, b'{"data": ["tiny/infinito"]}')[1])["event_id"]
+    with urllib.request.urlopen(f"{url}/{event}", timeout=30) as answer:
+        assert b"/generate takes 13 values, and got 1." in answer.read()
     assert post(f"{site.url}gradio_api/call/nothing", b'{"data": []}')[0] in (404, 500)
     assert client.predict("tiny/mini", "a<mask>", api_name="/fill_mask"), "the page goes on"
 

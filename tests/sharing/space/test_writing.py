@@ -49,7 +49,7 @@ def test_other_seeds_other_texts(opened):
 
 
 def test_who_leaves_ends_the_generation(opened):
-    states = answer(opened, "Return a", Options(max_new_tokens=5000), limits=LIMITS)
+    states = answer(opened, "Return a", Options(max_new_tokens=50_000), limits=LIMITS)
     next(states)
     assert opened.lock.locked() and writers()
     states.close()
@@ -59,7 +59,7 @@ def test_who_leaves_ends_the_generation(opened):
 
 def test_who_leaves_before_the_model_is_free_never_begins(opened):
     with opened.lock:
-        states = answer(opened, "Return a", Options(max_new_tokens=5000), limits=LIMITS)
+        states = answer(opened, "Return a", Options(max_new_tokens=50_000), limits=LIMITS)
         start = time.monotonic()
         first = next(states)
         assert time.monotonic() - start < 20 * BEAT and first == AnswerState(), "something to read meanwhile"
@@ -70,7 +70,7 @@ def test_who_leaves_before_the_model_is_free_never_begins(opened):
 
 
 def test_a_search_ends_too(opened):
-    states = answer(opened, "Return a", Options(max_new_tokens=5000, temperature=0, num_beams=3), limits=LIMITS)
+    states = answer(opened, "Return a", Options(max_new_tokens=50_000, temperature=0, num_beams=3), limits=LIMITS)
     assert next(states).text == ""
     states.close()
     wait_for_no_writers()
