@@ -1,9 +1,10 @@
 """The next token of one answer, whatever stands beside it.
 
-The filters are transformers' own, in the order in which its generate() applies them. What is random is the lab's Gumbel
-noise (degradation/answers/sampling.py): a hash of (seed, position, token), added to the filtered scores, whose argmax
-is then a draw from their softmax exactly. No random generator is shared, so an answer belongs to its prompt, options
-and seed alone, one at a time or with others in a batch; what a batch changes is rounding.
+The filters are transformers' own, in the order in which its generate() applies them. What is random is Gumbel noise,
+added to the filtered scores, whose argmax is then a draw from their softmax exactly (as in
+degradation/answers/sampling.py, which has the sources). The noise of a token is a function of (seed, position, token),
+by a counter-based generator (Philox): no generator is shared, so an answer belongs to its prompt, options and seed
+alone, one at a time or with others in a batch; what a batch changes is rounding.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from frankenlm.degradation.answers.sampling import gumbel
 from frankenlm.degradation.damage.noise import derive_key
 from frankenlm.trainer_ext.common.cli import Failed
 
@@ -112,7 +112,8 @@ class TokenChoice(LogitsProcessor):
     def __init__(self, options: Options, seed: int, prompt_length: int):
         self.options, self.prompt_length = options, prompt_length
         self.filters = LogitsProcessorList([*processors(options, prompt_length), *warpers(options)])
-        self.key = np.array([derive_key(f"answer|{seed}")], dtype=np.uint32)
+        high, low = derive_key(f"answer|{seed}")
+        self.key = high << 32 | low
         self.chosen: ChosenToken | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -144,8 +145,9 @@ class TokenChoice(LogitsProcessor):
     def _draw(self, scores: torch.Tensor, position: int) -> int:
         values = scores.double().cpu().numpy()
         (tokens,) = np.nonzero(values > -np.inf)
-        noise = gumbel(self.key, np.array([position]), tokens[None])[0]
-        return int(tokens[(values[tokens] + noise).argmax()])
+        numbers = np.random.Generator(np.random.Philox(key=self.key, counter=[0, 0, 0, position]))
+        uniform = np.maximum(numbers.random(len(values))[tokens], 2.0**-54)  # of [0, 1), whose 0 has no logarithm
+        return int(tokens[(values[tokens] - np.log(-np.log(uniform))).argmax()])
 
     def _described(self, token: int, scores: torch.Tensor) -> ChosenToken:
         if self.options.logprobs is None:
