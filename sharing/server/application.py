@@ -18,7 +18,7 @@ from frankenlm.sharing.live.models import Catalogue
 
 from .asking import Asked, ask
 from .engine import Engine
-from .errors import OUR_FAULT, SHUTTING_DOWN, ApiError, as_api_error
+from .errors import ApiError, as_api_error, our_fault, shutting_down
 from .requests import CompletionRequest, parse_body, read_chat, read_completion
 
 logger = logging.getLogger("frankenlm.serving")
@@ -58,7 +58,7 @@ def unforeseen(error: Exception) -> ApiError:
     """Log the kind of an error and where it arose, and not its message, which may hold what a client sent."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     logger.error("%s at %s:%s", type(error).__name__, last.filename, last.lineno)
-    return OUR_FAULT
+    return our_fault()
 
 
 def json_reply(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -214,7 +214,7 @@ async def arriving(request: Request, asked: Asked, arrived: asyncio.Queue) -> As
             if isinstance(piece, Exception):
                 raise piece
             if piece.finish_reason == "cancelled":
-                raise SHUTTING_DOWN
+                raise shutting_down()
             unfinished -= piece.finish_reason is not None
             yield index, piece
     finally:

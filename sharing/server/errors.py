@@ -38,12 +38,15 @@ def bad_value(param: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, message, param=param, code=code)
 
 
-OUR_FAULT = ApiError(
-    500, "something went wrong in the server, whose log says what kind of thing.", kind="server_error", code="failed"
-)
-SHUTTING_DOWN = ApiError(
-    503, "the server is shutting down: try again later.", kind="server_error", code="shutting_down"
-)
+def our_fault() -> ApiError:
+    """What a client is told of an error that it cannot put right."""
+    message = "something went wrong in the server, whose log says what kind of thing."
+    return ApiError(500, message, kind="server_error", code="failed")
+
+
+def shutting_down() -> ApiError:
+    """The server ends, and with it the answers that are under way."""
+    return ApiError(503, "the server is shutting down: try again later.", kind="server_error", code="shutting_down")
 
 
 def as_api_error(error: Exception, param: str | None = None) -> ApiError | None:
@@ -61,7 +64,7 @@ def as_api_error(error: Exception, param: str | None = None) -> ApiError | None:
         wait = {"Retry-After": str(error.retry_after)}
         return ApiError(429, one_line(error), kind="rate_limit_error", code="overloaded", headers=wait)
     if isinstance(error, EngineClosed):
-        return SHUTTING_DOWN
+        return shutting_down()
     if isinstance(error, Failed):
         return ApiError(500, one_line(error), kind="server_error", code="model_failed")
     return None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import openai
 import pytest
 
 from frankenlm.scripts import serve as script
+from frankenlm.sharing.server.engine import Engine, EngineLimits
 from frankenlm.sharing.server.serving import KEY_VARIABLE, is_local, named_models, read_key, take_address
 from frankenlm.trainer_ext.common.cli import EXIT_USER_MISTAKE, UserError, run_command
 
@@ -149,3 +151,22 @@ def test_a_client_that_hangs_up_on_a_whole_answer_ends_it(address):
         line.sendall(f"{head}\r\n\r\n{body}".encode())
         wait_for(lambda: health(address)["answers"] == 16, 5)
     wait_for(lambda: health(address)["answers"] == 0, 3)
+
+
+def test_answers_under_way_when_the_server_closes_are_told(serve, opened):
+    engine = Engine(opened("hybrid"), EngineLimits(slots=2))
+    with (
+        serve({"cat": engine}) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client,
+    ):
+        asked = {"model": "cat", "prompt": "the cat", "max_tokens": 1000, "logit_bias": {"0": -100}}
+        chunks = iter(client.completions.create(**asked, stream=True))
+        next(chunks)
+        engine.close()
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(chunks)
+        with pytest.raises(openai.InternalServerError, match="shutting down") as caught:
+            client.completions.create(**asked)
+        assert caught.value.status_code == 503 and caught.value.code == "shutting_down"
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            health(address)
