@@ -101,8 +101,7 @@ class MixtureOfExperts(nn.Module):
         """
         logits = at_least_float32(self.router(tokens))
         probabilities = logits.softmax(-1)
-        # A stable sort breaks ties by index; topk does not promise to.
-        chosen = probabilities.detach().sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
+        chosen = self.choose(probabilities.detach())
         weights = probabilities.gather(1, chosen)
         weights = weights / weights.sum(-1, keepdim=True)
         if torch.compiler.is_compiling():
@@ -121,6 +120,16 @@ class MixtureOfExperts(nn.Module):
         if real is not None:
             mixed = torch.zeros_like(flat, dtype=mixed.dtype).index_copy(0, real, mixed)
         return mixed.view_as(x), statistics
+
+    def choose(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Return (T, k) int64, the most probable experts first, at ties the lower index: topk does not promise it."""
+        if not torch.compiler.is_exporting():
+            return probabilities.sort(dim=-1, descending=True, stable=True).indices[:, : self.top_k]
+        chosen = []  # ONNX has no stable sort
+        for _ in range(self.top_k):
+            chosen.append(probabilities.argmax(-1, keepdim=True))
+            probabilities = probabilities.scatter(1, chosen[-1], -1.0)
+        return torch.cat(chosen, dim=1)
 
     def forward_densely(self, tokens, real, shape):
         """As `forward`, for tokens (T, D) and real (T,) bool or None: every expert takes every token, and a token takes
