@@ -112,13 +112,24 @@ class SequenceClassifier(TaskHead):
         outputs, loss_kwargs = self.run_stack(
             input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, kwargs
         )
-        pooled = pool(outputs.last_hidden_state, attention_mask, self.config.is_decoder)
+        pooled = pool(outputs.last_hidden_state, self.real_tokens(input_ids, attention_mask), self.config.is_decoder)
         logits = self.classifier(self.dropout(pooled))
         loss = None
         if labels is not None:
             inputs = {"labels": labels, "pooled_logits": logits, "config": self.config}
             loss = self.task_loss(outputs, labels, inputs | loss_kwargs)
         return head_output(self.output_class, outputs, loss=loss, logits=logits)
+
+    def real_tokens(self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Return a mask (B, L) of the tokens that are no pads, None where nothing tells.
+
+        Without attention_mask a causal classifier takes the ids that are not config.pad_token_id, as those of
+        transformers do: what stands behind a text changes nothing before it.
+        """
+        pad = self.config.pad_token_id
+        if attention_mask is None and input_ids is not None and self.config.is_decoder and pad is not None:
+            return input_ids != pad
+        return attention_mask
 
     def loss_function(self, labels, pooled_logits, config, num_items_in_batch=None, **kwargs) -> torch.Tensor:
         """As transformers' loss; over the items of all micro-batches where the Trainer counts them.
@@ -127,7 +138,12 @@ class SequenceClassifier(TaskHead):
         gradient accumulation would be added up as if it were each micro-batch's share.
         """
         loss_function = super().loss_function
-        if labels.is_floating_point() and num_items_in_batch is not None:
+        classes = config.num_labels > 1 and not labels.is_floating_point()
+        if config.problem_type is not None:
+            classes = config.problem_type == "single_label_classification"
+        if not classes:
+            labels = labels.to(pooled_logits.dtype)  # whole numbers, too, are what a regression is to find
+        if not classes and num_items_in_batch is not None:
             share = (labels != IGNORED_LABEL).sum() / num_items_in_batch
             return share * loss_function(labels=labels, pooled_logits=pooled_logits, config=config, **kwargs)
         return loss_function(
@@ -226,11 +242,19 @@ def _real_positions(name: str, positions: torch.Tensor, mask: torch.Tensor | Non
     """Return positions (B,) with `length`, which transformers' loss leaves out, for -100.
 
     Raises:
-        ValueError: one is a pad of mask (B, L).
+        ValueError: one is negative, or a pad of mask (B, L).
     """
     positions = positions.squeeze(-1) if positions.ndim > 1 else positions
     positions = torch.where(positions == IGNORED_LABEL, length, positions)
-    if mask is None or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return positions
+    if bool((positions < 0).any()):
+        row = int((positions < 0).nonzero()[0])
+        raise ValueError(
+            f"{name}[{row}] is {int(positions[row])}: give the place of a token, counted from 0, or {IGNORED_LABEL} "
+            "where there is none."
+        )
+    if mask is None:
         return positions
     places = positions.clamp(0, length - 1)[:, None]
     at_pads = (positions < length) & ~mask.gather(1, places)[:, 0]

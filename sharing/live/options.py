@@ -84,7 +84,9 @@ class Options:
             self._whole("logprobs", 0, MOST_ALTERNATIVES)
         for token, bias in self.logit_bias.items():
             if not -LARGEST_BIAS <= bias <= LARGEST_BIAS:
-                raise BadOption("logit_bias", f"logit_bias of token {token}: {bias} must lie within ±{LARGEST_BIAS:g}.")
+                raise BadOption(
+                    "logit_bias", f"logit_bias of token {token}: {_shown(bias)} must lie within ±{LARGEST_BIAS:g}."
+                )
         return self
 
     def _whole(self, name: str, least: int, most: int) -> None:

@@ -75,16 +75,20 @@ def ask(engine: Engine, request: CompletionRequest, deliver: Callable[[int, obje
     Raises:
         ApiError: a prompt without room for the answer, a chat without a template, or too many answers.
     """
+    answers = request.n * (1 if request.is_chat else len(request.prompts))
+    if answers > engine.most:
+        raise bad_value("n", f"n x prompts: {answers} answers; this server takes {engine.most}.")
+    _check_characters(engine, request)
     with engine.tokenizing:
         prompts = _prompt_ids(engine, request)
-    if request.n * len(prompts) > engine.most:
-        raise bad_value("n", f"n x prompts: {request.n * len(prompts)} answers; this server takes {engine.most}.")
     vocabulary = engine.loaded.model.config.get_text_config().vocab_size
     beyond = [token for token in request.options.logit_bias if token >= vocabulary]
     if beyond:
         raise bad_value("logit_bias", f"logit_bias: token {beyond[0]} is beyond the vocabulary of {vocabulary}.")
     jobs = []
     for prompt, ids in zip(request.prompts or [None], prompts, strict=True):
+        if not isinstance(prompt, str | None) and max(ids, default=0) >= vocabulary:
+            raise bad_value("prompt", f"prompt: token {max(ids)} is beyond the vocabulary of {vocabulary:,}.")
         with _of_field(_prompt_field(request)):
             check_vocabulary(ids, vocabulary)
         room = _room(engine, request, ids)
@@ -101,6 +105,19 @@ def ask(engine: Engine, request: CompletionRequest, deliver: Callable[[int, obje
                 )
             )
     return Asked(request, jobs, sum(map(len, prompts)))
+
+
+def _check_characters(engine: Engine, request: CompletionRequest) -> None:
+    """Raises ApiError for a text that is too long whatever its tokens are, before it is tokenized."""
+    texts = [sum(len(each["content"]) for each in request.messages)] if request.is_chat else []
+    texts += [len(each) for each in request.prompts or () if isinstance(each, str)]
+    longest = max(texts, default=0)
+    if longest > engine.most_characters:
+        raise bad_value(
+            _prompt_field(request),
+            f"the prompt has {longest:,} characters, and the model reads {engine.context:,} tokens here: shorten it.",
+            "context_length_exceeded",
+        )
 
 
 def _prompt_ids(engine: Engine, request: CompletionRequest) -> list[list[int]]:

@@ -129,6 +129,8 @@ class Engine:
     def __init__(self, loaded: LoadedModel, limits: EngineLimits):
         self.loaded, self.limits = loaded, limits
         self.context = min(limits.context, loaded.positions or limits.context)
+        # no text of more characters fits, however well it is put into tokens; tokenizing one of megabytes takes seconds
+        self.most_characters = self.context * max(map(len, loaded.tokenizer.get_vocab()))
         self.maker = GroupMaker(loaded.model, limits.slots, self.context)
         self.slots = 1 if self.maker.kind == "alone" else limits.slots
         self.tokenizing = threading.Lock()  # tokenizers are not made for several threads

@@ -52,6 +52,28 @@ def labels_for(task, batch, length) -> dict:
     return {"start_positions": torch.tensor([2, 4, 5][:batch]), "end_positions": torch.tensor([5, 5, 6][:batch])}
 
 
+@pytest.mark.parametrize("family", ["decoder", "infinito", "legacy"])
+def test_without_a_mask_the_last_token_is_no_pad(family, build, tokens):
+    """As in transformers' causal classifiers: pads behind a text are known by their id."""
+    model, ids = build(family, "SequenceClassification"), tokens(2, 7)
+    pad = model.config.pad_token_id = 390
+    ids = ids.masked_fill(ids == pad, 1)
+    padded = torch.cat([ids, torch.full((2, 4), pad)], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(model(padded).logits, model(ids).logits, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+@pytest.mark.parametrize("asked", [None, "regression"])
+def test_whole_numbers_are_a_regression_too(build, tokens, dtype, asked):
+    model, ids = build("legacy", "SequenceClassification", num_labels=1, problem_type=asked), tokens(4, 7)
+    labels = torch.tensor([0, 3, 1, 2]).to(dtype)
+    whole = model(ids, labels=labels).loss
+    torch.testing.assert_close(whole, F.mse_loss(model(ids).logits.squeeze(), labels.double()))
+    parts = [model(ids[half], labels=labels[half], num_items_in_batch=4).loss for half in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(sum(parts), whole)
+
+
 @every_family
 @every_task
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -173,6 +195,8 @@ def test_spans_are_of_real_tokens(build, tokens):
     good = torch.tensor([3, 1])
     with pytest.raises(ValueError, match=r"end_positions\[1\] is 5, which is a pad of row 1"):
         model(ids, attention_mask=mask, start_positions=good, end_positions=torch.tensor([3, 5]))
+    with pytest.raises(ValueError, match=r"start_positions\[0\] is -1: give the place"):
+        model(ids, start_positions=torch.tensor([-1, 1]), end_positions=good)
     with pytest.raises(ValueError, match="both start_positions and end_positions"):
         model(ids, start_positions=good)
     columns = {"start_positions": good[:, None], "end_positions": good[:, None]}  # as some collators give them

@@ -132,7 +132,7 @@ def test_it_says_where_it_is_serves_and_ends_in_order(process):
     assert process.wait(20) == 0
     wait_for(lambda: process.err and "ended" in process.err[-1], 5)
     logged = "".join(process.err)
-    assert re.search(r"^I POST /v1/completions 200 \d+\.\d\d s$", logged, re.MULTILINE)
+    assert re.search(r"^info: POST /v1/completions 200 \d+\.\d\d s$", logged, re.MULTILINE)
     assert "404" in logged and "Traceback" not in logged
     assert SECRET not in logged and "Montezuma" not in logged
 
