@@ -97,7 +97,7 @@ def test_what_stands_below_a_stopped_answer():
         ({"temperature": float("nan")}, "no number"),
         ({"temperature": float("inf")}, "no number"),
         ({"temperature": 1e-9}, "overflow"),
-        ({"top_p": 0}, "top_p 0: must lie above 0"),
+        ({"top_p": -0.1}, "top_p -0.1"),
         ({"top_p": 1.1}, "top_p 1.1"),
         ({"min_p": -0.1}, "min_p"),
         ({"typical_p": 2}, "typical_p"),
