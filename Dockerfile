@@ -1,6 +1,6 @@
 # The page and the server in one image: on a CPU, as a user without rights, without a compiler.
 #
-#   docker build -t frankenlm .
+#   docker build --build-arg TORCH_INDEX=... -t frankenlm .       the index of CPU builds that PyTorch's install page names
 #   docker run --rm -p 7860:7860 frankenlm
 #   docker run --rm -p 8000:8000 -v "$PWD/runs:/models:ro" frankenlm frankenlm serve /models/mine --host 0.0.0.0
 #
@@ -16,9 +16,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PATH=/opt/frankenlm/venv/
 RUN python3 -m venv /opt/frankenlm/venv
 WORKDIR /source
 # torch first, and by name the CPU build: left to the resolver it may bring gigabytes of CUDA libraries
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 COPY constraints.txt requirements.txt ./
-RUN pip install --extra-index-url "${TORCH_INDEX}" --constraint constraints.txt \
+RUN pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} --constraint constraints.txt \
     "$(grep '^torch==' constraints.txt)+cpu" setuptools
 # the packages before the code, so that a change of code fetches nothing
 RUN pip install --requirement requirements.txt
@@ -26,7 +26,8 @@ COPY . .
 RUN pip install --constraint constraints.txt --no-build-isolation ".[app,serve]"
 ENV FRANKENLM_CACHE=/opt/frankenlm/kernels
 # from outside the source: the operators are built of what was installed
-RUN cd / && python -m frankenlm.kernels.build && chmod -R go+rX /opt/frankenlm
+RUN cd / && python -m frankenlm.kernels.build && chmod -R go+rX /opt/frankenlm \
+    && python -c "from frankenlm.modeling.native_ops import native_path; assert native_path() != 'reference'"
 
 # --- what runs
 FROM ${PYTHON_IMAGE}

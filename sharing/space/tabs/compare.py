@@ -67,6 +67,7 @@ def measure(opened: Opened, text: str, most_tokens: int = Limits.prompt_tokens) 
     most = min(MOST_MASKED, most_tokens) if masked else most_tokens
     if len(ids) > most:
         raise UserError(f"The text is {len(ids):,} tokens long for {opened.name}; write at most {most:,}.")
+    Limits().check_work(opened.name, model.num_parameters(), len(ids) ** (2 if masked else 1))
     known = hasattr(model.config, "max_position_embeddings")
     context = min(choose_context(opened.name, model.config, None if known else LONGEST_CONTEXT), LONGEST_CONTEXT)
     if masked:

@@ -78,7 +78,9 @@ class Patient:
         UserError: a text that is too short or too long for the model.
     """
 
-    def __init__(self, opened: Opened, text: str, new_tokens: int, most_tokens: int = Limits.prompt_tokens):
+    def __init__(
+        self, opened: Opened, text: str, new_tokens: int, most_tokens: int = Limits.prompt_tokens, rounds: int = 2
+    ):
         self.opened, self.new_tokens = opened, new_tokens
         model, tokenizer = opened.model, opened.tokenizer
         bare = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
@@ -98,6 +100,8 @@ class Patient:
         room = math.inf if opened.positions is None else opened.positions - (0 if self.masked else new_tokens)
         if len(self.ids) > min(room, most):
             raise UserError(f"The text is {len(self.ids):,} tokens long; write at most {min(room, most):,}.")
+        read = len(self.ids) ** 2 if self.masked else len(self.ids) + new_tokens
+        Limits().check_work(opened.name, model.num_parameters(), read, rounds)
 
     def at(self, group: str, method: str, level: float, seed: int) -> Condition:
         """Damage the model, look at it, and put it back.
@@ -212,9 +216,9 @@ def curve(
         )
 
 
-def patient_of(models: Shelf, model: str, text: str, new_tokens: int) -> Patient:
-    """A model of the shelf with a visitor's text."""
-    return Patient(models.open(model), check_prompt(text, models), new_tokens, models.limits.prompt_tokens)
+def patient_of(models: Shelf, model: str, text: str, new_tokens: int, rounds: int = 2) -> Patient:
+    """A model of the shelf with a visitor's text, which it reads so many times."""
+    return Patient(models.open(model), check_prompt(text, models), new_tokens, models.limits.prompt_tokens, rounds)
 
 
 def damage_text(
@@ -239,7 +243,7 @@ def damage_curve(
     with told():
         group, method, _, seed = check_choices(group, method, 0, seed)
         levels, scale = curve_levels(method, group), METHODS[method]
-        patient = patient_of(models, model, text, CURVE_TOKENS)
+        patient = patient_of(models, model, text, CURVE_TOKENS, len(levels))
         for states, rows in curve(patient, group, method, levels, seed):
             progress((len(states), len(levels)), desc=f"{scale.symbol} = {states[-1].level:g}")
             yield (
