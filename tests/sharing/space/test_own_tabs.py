@@ -147,6 +147,12 @@ def test_every_mask_is_filled(shelf, model):
         assert values == sorted(values, reverse=True) and 0 < sum(values) <= 1.001
 
 
+def test_each_mask_gets_its_own_guess(shelf):
+    filled, guesses = fill_mask(shelf, "tiny/mini", "If the <mask> is not given, the <mask> is used.")
+    first, second = guesses[0][1], guesses[GUESSES][1]
+    assert first != second and filled == f"If the{first} is not given, the{second} is used."
+
+
 def test_guesses_are_the_models(shelf):
     opened = shelf.open("tiny/mini")
     _, guesses = fill_masks(opened, "the<mask> of a<mask>", 5)
