@@ -1,5 +1,6 @@
 """app.py: a user's mistakes as one line, and a start without any of them. What a visitor sees: tests/sharing/space/."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,7 @@ def test_nothing_need_be_trained_before(app, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(page, "build_page", lambda models: models.open("tiny/mini") and Page())
     assert run_command(app.main, []) == 2
     assert "the page cannot be served" in capsys.readouterr().err, "it came as far as that"
+    assert gc.isenabled(), "it is only off while the page is imported"
 
 
 def test_help_comes_at_once():
