@@ -16,6 +16,7 @@ from frankenlm.trainer_ext.common.checks import suggest
 from frankenlm.trainer_ext.common.cli import UserError, user_mistakes
 from frankenlm.trainer_ext.common.files import write_json
 from frankenlm.trainer_ext.common.opening import read_config, read_tokenizer, read_weights
+from frankenlm.trainer_ext.common.output_streams import say
 from frankenlm.trainer_ext.common.redaction import public_name
 from frankenlm.trainer_ext.packed_checkpoints import check_new_folder
 
@@ -119,6 +120,7 @@ def _umask() -> int:
 
 def _write_program(program: Program, kind, folder: Path) -> dict[str, Any]:
     path = folder / f"{program.name}{kind.SUFFIX}"
+    say(f"info: {path.name} is written and compared")
     kind.write(program, path)
     difference = largest_difference(program, kind.opened(path, program))
     types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in program.inputs.items()}

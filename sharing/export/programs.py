@@ -116,7 +116,8 @@ def texts(model: nn.Module) -> Callable[[int, int], dict[str, torch.Tensor]]:
     def sample(batch, length):
         ids = torch.randint(model.config.vocab_size, (batch, length), generator=generator)
         mask = torch.ones_like(ids)
-        mask[0, 0] = mask[-1, -1] = 0
+        if length > 2:
+            mask[0, 0] = mask[-1, -1] = 0
         return {"input_ids": ids, "attention_mask": mask}
 
     return sample

@@ -100,7 +100,10 @@ CASES = {
     "encoder": ("encoder", HYBRID),
     "infinito": ("infinito", {}),
     "ternary": ("legacy ternary", {}),
-    "decoder": ("decoder", {"layer_pattern": ["mamba", "sigmoid_attn", "ode"], "is_decoder": True}),
+    "decoder": (
+        "decoder",
+        {"layer_pattern": ["mamba", "sigmoid_attn", "ode"], "num_hidden_layers": 3, "is_decoder": True},
+    ),
     "loops": ("decoder", {"layer_pattern": ["retnet"], "is_decoder": True, "num_loops": 2, "use_bitnet": True}),
     "conv": ("encoder", {"layer_pattern": ["mamba"], "embedding_conv_kernel": 3, "factorized_embedding_dim": 16}),
     "spans": ("QuestionAnswering", {"layer_pattern": ["standard_attn"], "position_type": "learned"}),
