@@ -63,7 +63,7 @@ class TaskHead:
         if "token_type_ids" in self.stack_options:
             options["token_type_ids"] = token_type_ids
         elif token_type_ids is not None and not torch.compiler.is_compiling() and bool(token_type_ids.any()):
-            raise ValueError(f"token_type_ids are given, but a {self.config.model_type} has no token types.")
+            raise ValueError(f"token_type_ids are given, but the family {self.config.model_type} has no token types.")
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,

@@ -237,7 +237,7 @@ def test_a_bert_as_gguf(saved):
 
 REFUSED = {
     "mixers": ("decoder", LLAMA | {"layer_pattern": ["standard_attn", "retnet"]}, "layer_pattern has retnet"),
-    "memories": ("infinito", {}, "a infinito is a causal post-norm transformer with slot memories"),
+    "memories": ("infinito", {}, "the family infinito is a causal post-norm transformer with slot memories"),
     "ternary": ("legacy ternary", {}, "use_bitnet=True"),
     "experts": ("decoder", LLAMA | {"num_experts": 2}, "num_experts=2"),
     "bias": ("decoder", LLAMA | {"head_bias": True}, "no bias and no transform"),
