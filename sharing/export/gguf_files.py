@@ -66,7 +66,7 @@ def _reasons(config):
     fields = config.to_dict()
     if config.model_type not in ("frankenstein", "legacy_1bit"):
         memory = " with slot memories" if fields.get("memory_layers") else ""
-        yield f"the family {config.model_type} is a causal post-norm transformer{memory}, and none of its architectures is"
+        yield f"the family {config.model_type} is a causal post-norm transformer{memory}, which no architecture is"
         return
     mixers = sorted(set(fields.get("layer_pattern") or []) - {"standard_attn"})
     if mixers:
