@@ -3,70 +3,17 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
-from frankenlm.modeling import InfinitoForCausalLM
 from frankenlm.scripts import push as script
 from frankenlm.sharing.hub.card import LICENSES, CardOptions
 from frankenlm.sharing.hub.push import PushOptions, make_plan
 from frankenlm.trainer_ext.common.cli import UserError, run_command
-from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
-from hub_stand_in import hub_stand_in
-from tiny_infinito import tiny_infinito
-
-TOKEN = "hf_0123456789abcdefghijABCDEFGHIJ"
-FACTS = {
-    "adapter": None,
-    "dataset": "Salesforce/wikitext:wikitext-2-raw-v1",
-    "eval_accuracy": None,
-    "eval_loss": 4.25,
-    "eval_perplexity": 70.105412,
-    "model_name_or_path": None,
-    "model_type": "infinito",
-    "objective": "causal",
-}
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- frankenlm
----
-
-# run
-
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-"""
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder like one of train.py: a tiny model, its records, and what must stay here."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    tokenizer = train_tokenizer(["the cat sat on a mat"] * 4, vocab_size=280, mask=False)
-    torch.manual_seed(0)
-    model = InfinitoForCausalLM(tiny_infinito(vocab_size=len(tokenizer)))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "metrics.json").write_text(json.dumps(FACTS))
-    (folder / "README.md").write_text(CARD)
-    (folder / "training.log").write_text("step 1")
-    torch.save({}, folder / "training_args.bin")
-    (folder / "checkpoint-1").mkdir()
-    return folder
-
-
-@pytest.fixture
-def folder(trained, tmp_path) -> Path:
-    """A copy to spoil."""
-    return Path(shutil.copytree(trained, tmp_path / "tiny"))
 
 
 def plan_of(folder, repo="me/tiny", **options):
@@ -99,7 +46,7 @@ def test_what_is_pushed_and_what_stays(folder):
     assert "notes.txt" in plan_of(folder, include=("notes*",)).names
 
 
-def test_card_has_what_was_measured(folder):
+def test_card_has_what_was_measured(folder, facts):
     data = front_matter(plan_of(folder).card)
     (model,) = data.pop("model-index")
     assert data == {
@@ -112,7 +59,7 @@ def test_card_has_what_was_measured(folder):
     (result,) = model["results"]
     assert model["name"] == "tiny" and result["task"]["type"] == "text-generation"
     assert result["dataset"] == {
-        "name": FACTS["dataset"],
+        "name": facts["dataset"],
         "type": "Salesforce/wikitext",
         "split": "held-out part",
     }
@@ -193,9 +140,9 @@ def test_a_place_that_was_looked_at(folder):
         plan_of(folder, not_secret=("a.py:3",))
 
 
-def test_local_paths_are_refused_or_replaced(folder, capsys):
+def test_local_paths_are_refused_or_replaced(folder, facts, capsys):
     here = str(folder.resolve())
-    facts = {**FACTS, "command": f"train.py --dataset /home/me/texts/a.txt --output_dir {here} --log C:\\Users\\me\\l"}
+    facts = {**facts, "command": f"train.py --dataset /home/me/texts/a.txt --output_dir {here} --log C:\\Users\\me\\l"}
     (folder / "metrics.json").write_text(json.dumps(facts))
     line = [str(folder), "me/x", "--license", "mit", "--dry_run"]
     assert run_command(script.main, line) == 2
@@ -236,8 +183,8 @@ def test_parts_of_a_sentence_transformer(folder):
 
 
 @pytest.mark.parametrize("where", ["beside", "recorded"])
-def test_folders_of_this_machine_are_no_repositories(folder, where):
-    facts = {**FACTS, "model_name_or_path": "runs/first", "dataset": "texts/mine"}
+def test_folders_of_this_machine_are_no_repositories(folder, facts, where):
+    facts = {**facts, "model_name_or_path": "runs/first", "dataset": "texts/mine"}
     if where == "recorded":
         facts["local_sources"] = ["runs/first", "texts/mine"]
     else:
@@ -337,75 +284,6 @@ def test_a_users_mistakes(trained, line, message, capsys):
 
 def test_licenses_are_those_of_the_hub():
     assert sorted(LICENSES) == LICENSES and {"apache-2.0", "mit", "other", "cc-by-4.0"} < set(LICENSES)
-
-
-# --- over HTTP
-
-
-@pytest.fixture
-def hub():
-    with hub_stand_in(TOKEN) as hub:
-        yield hub
-
-
-def in_process(hub, code: str, tmp_path: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
-    """Run Python that sees the stand-in as the Hub, which the client reads once, when it is imported."""
-    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1", **more}
-    environment["NO_PROXY"] = "127.0.0.1"
-    line = [sys.executable, "-c", code, *words]
-    return subprocess.run(line, env=environment, capture_output=True, text=True, cwd=tmp_path)
-
-
-PUSH = "import sys; from frankenlm.command import main; sys.exit(main(['push', *sys.argv[1:]]))"
-LOAD = """
-import sys, torch, transformers
-model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1])
-assert 'frankenlm' not in sys.modules
-ids = tokenizer("the cat", return_tensors="pt").input_ids
-with torch.no_grad():
-    torch.save(model.eval()(ids).logits, sys.argv[2])
-"""
-
-
-def test_pushed_and_opened_again(trained, hub, tmp_path):
-    done = in_process(hub, PUSH, tmp_path, str(trained), "me/tiny", "--license", "mit", "--private", HF_TOKEN=TOKEN)
-    assert done.returncode == 0, done.stderr
-    assert f"pushed: {hub.address}/me/tiny/commit/" in done.stdout and TOKEN not in done.stdout + done.stderr
-    plan = plan_of(trained)
-    assert sorted(hub.files("me/tiny")) == plan.names and hub.private["me/tiny"]
-    assert hub.files("me/tiny")["model.safetensors"] == (trained / "model.safetensors").read_bytes()
-    assert hub.messages == ["Model and card"]
-    done = in_process(hub, LOAD, tmp_path, "me/tiny", str(tmp_path / "logits.pt"))
-    assert done.returncode == 0, done.stderr
-    model = InfinitoForCausalLM.from_pretrained(trained).eval()
-    ids = AutoTokenizer.from_pretrained(trained)("the cat", return_tensors="pt").input_ids
-    with torch.no_grad():
-        assert torch.equal(model(ids).logits, torch.load(tmp_path / "logits.pt", weights_only=True))
-
-
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"HF_TOKEN": "hf_wrong"},
-        pytest.param({"HF_TOKEN": TOKEN, "HF_ENDPOINT": "http://127.0.0.1:9"}, marks=pytest.mark.slow),
-    ],
-)
-def test_what_the_hub_refuses_is_one_line(trained, hub, tmp_path, more):
-    done = in_process(hub, PUSH, tmp_path, str(trained), "me/tiny", "--license", "mit", **more)
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "the Hub did not take me/tiny" in last, done.stderr
-    assert "Traceback" not in done.stderr and not hub.repositories
-    assert not any(more["HF_TOKEN"] in said for said in (done.stdout, done.stderr))
-
-
-@pytest.mark.parametrize(("token", "message"), [("", "HF_TOKEN is not set"), (TOKEN, "HF_HUB_OFFLINE is set")])
-def test_refused_before_anything_is_sent(trained, token, message, monkeypatch, capsys):
-    monkeypatch.setenv("HF_TOKEN", token)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert run_command(script.main, [str(trained), "me/tiny", "--license", "mit"]) == 2
-    assert message in capsys.readouterr().err
 
 
 def test_the_page_has_commands_that_run(trained, tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The search before a push: forms of secrets and of local paths, what only looks alike, and what stands in their place."""
+"""The search before a push: forms of secrets and of local paths, what only looks alike, what stands in their place."""
 
 import pytest
 from PIL import Image
