@@ -210,7 +210,7 @@ def test_an_adapter_names_a_base_that_others_can_fetch(folder):
 
 
 @pytest.mark.parametrize(
-    "facts", [{"objective": "causal", "eval_loss": 1.0}, {"adapter": "x"}, {"dataset": 3}, {"model_type": []}]
+    "odd", [{"objective": "causal", "eval_loss": 1.0}, {"adapter": "x"}, {"dataset": 3}, {"model_type": []}]
 )
 def test_facts_that_are_not_ours(folder, odd):
     (folder / "metrics.json").write_text(json.dumps(odd))
