@@ -62,8 +62,10 @@ def build_wheel(output: Path) -> Path:
 
 def plain_wheel(folder: Path) -> Path:
     """Build the wheel of pure Python and return it. Raises WheelError."""
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # files that are no more would come out of it again
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
+    shutil.rmtree(ROOT / "build", ignore_errors=True)
     if done.returncode:
         raise WheelError("python -m build failed: " + " ".join((done.stderr or done.stdout).split())[-300:])
     (wheel,) = folder.glob("*.whl")

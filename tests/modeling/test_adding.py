@@ -163,7 +163,7 @@ class BagForCausalLM(CausalHead, CachedGenerationMixin, BagPreTrainedModel):
                              **borders_in(kwargs))
         logits = self.lm_head(outputs.last_hidden_state)
         loss = self.next_token_loss(logits, labels, attention_mask, position_ids, **kwargs)
-        return head_output(CausalLMOutputWithPast, outputs, loss, logits)
+        return head_output(CausalLMOutputWithPast, outputs, loss=loss, logits=logits)
 
     def can_forget(self) -> bool:
         return True
