@@ -112,5 +112,7 @@ def test_the_tutorial_runs(tmp_path):
         environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
         done = subprocess.run([*program, text], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-    assert (tmp_path / "runs" / "lab" / "report" / "report.md").is_file()
-    assert (tmp_path / "runs" / "legacy-packed" / "packing.json").is_file()
+    runs = tmp_path / "runs"
+    assert (runs / "lab" / "report" / "report.html").is_file() and (runs / "legacy-packed" / "packing.json").is_file()
+    log = (runs / "legacy" / "training.log").read_text()
+    assert (log.count("command: "), log.count("held-out loss")) == (2, 1), "the first run was not killed"
