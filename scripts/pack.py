@@ -1,7 +1,7 @@
 """Pack a checkpoint with ternary layers: two bits a weight on disk and in memory.
 
     python scripts/pack.py --model runs/legacy --output runs/legacy-packed
-    python scripts/pack.py --model runs/legacy --output runs/legacy-packed --int8_embeddings --int8_head
+    python scripts/pack.py --model runs/base --output runs/base-packed --int8_embeddings --int8_head
     python scripts/pack.py --model bitnet-checkpoint --output packed
     python scripts/pack.py --model packed --output bitnet-again --to bitnet
 
