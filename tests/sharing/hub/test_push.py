@@ -258,6 +258,14 @@ def test_sick_weights_are_not_pushed(folder):
         plan_of(folder)
 
 
+def test_large_numbers_are_numbers(folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state[sorted(state)[0]] = torch.full((2,), 1e300, dtype=torch.float64)
+    save_file(state, path, metadata={"format": "pt"})
+    assert "model.safetensors" in plan_of(folder).names
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

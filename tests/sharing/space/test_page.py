@@ -56,6 +56,8 @@ def test_the_api_has_these_names(client):
     for name, facts in named.items():
         assert facts["returns"], name
         assert not any(each["parameter_name"].startswith("param_") for each in facts["parameters"]), name
+        needed = [each["parameter_name"] for each in facts["parameters"] if not each["parameter_has_default"]]
+        assert not needed, f"{name} asks for {needed}, which the page fills in"
 
 
 def test_generate(client, shelf):
