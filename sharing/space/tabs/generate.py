@@ -33,7 +33,7 @@ def generate(
     no_repeat_ngram_size: int,
     num_beams: int,
     seed: int,
-    stop: str | None = None,  # gradio takes an empty box for a value that the API must be given
+    stop: str,
 ) -> Iterator[tuple[str, str]]:
     """Go on with a text; yield (text so far, how it goes).
 
