@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .adapters import RoundsItsWeight
+from .column_groups import check_group, spread
 from .fake_quantize import fake_quantize_weight
 from .packed_embedding import PackedBitEmbedding
 from .packed_linear import check_packable
@@ -20,7 +21,8 @@ class BitEmbedding(RoundsItsWeight, nn.Embedding):
     """nn.Embedding that looks its rows up in the quantised table.
 
     A subclass of nn.Embedding, so that resizing, tying and weight-decay rules find it. The scale is that of the whole
-    table (`scale_axis="tensor"`) or of the row; the row of `padding_idx` starts at zero and stays there.
+    table (`scale_axis="tensor"`), of the row, or of `group_size` neighbours in it; the row of `padding_idx` starts at
+    zero and stays there.
     """
 
     def __init__(
@@ -31,21 +33,28 @@ class BitEmbedding(RoundsItsWeight, nn.Embedding):
         *,
         scheme: str = "ternary_absmean",
         scale_axis: str = "tensor",
+        group_size: int | None = None,
         device=None,
         dtype=None,
     ):
+        check_group(scale_axis, group_size)
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
         self.scheme = scheme
         self.scale_axis = scale_axis
+        self.group_size = group_size
 
     def quantized_weight(self) -> torch.Tensor:
         """Return the table (V, D) as the forward pass sees it, in the master weight's dtype, without gradient."""
-        codes, scale = quantize_weight(self.weight.detach(), self.scheme, self.scale_axis)
-        return (codes * scale).to(self.weight.dtype)
+        codes, scale = self._codes_and_scale()
+        return (codes * spread(scale, self.embedding_dim, self.group_size)).to(self.weight.dtype)
+
+    def _codes_and_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return quantize_weight(self.weight.detach(), self.scheme, self.scale_axis, self.group_size)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Map ids (...) to rows (..., D)."""
-        return F.embedding(ids, fake_quantize_weight(self.weight, self.scheme, self.scale_axis), self.padding_idx)
+        table = fake_quantize_weight(self.weight, self.scheme, self.scale_axis, group_size=self.group_size)
+        return F.embedding(ids, table, self.padding_idx)
 
     def empty_packed(self) -> PackedBitEmbedding:
         """Return a packed table of this one's shape, on the same device, its rows not set.
@@ -58,6 +67,7 @@ class BitEmbedding(RoundsItsWeight, nn.Embedding):
             self.num_embeddings,
             self.embedding_dim,
             self.padding_idx,
+            group_size=self.group_size,
             dtype=self.weight.dtype,
             device=self.weight.device,
         )
@@ -69,8 +79,11 @@ class BitEmbedding(RoundsItsWeight, nn.Embedding):
             ValueError: the scheme is not ternary.
         """
         check_packable(self.scheme)
-        codes, scale = quantize_weight(self.weight.detach(), self.scheme, self.scale_axis)
-        return PackedBitEmbedding.from_codes(codes, scale, self.padding_idx, dtype=self.weight.dtype)
+        codes, scale = self._codes_and_scale()
+        return PackedBitEmbedding.from_codes(
+            codes, scale, self.padding_idx, group_size=self.group_size, dtype=self.weight.dtype
+        )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scheme={self.scheme}, scale_axis={self.scale_axis}"
+        group = "" if self.group_size is None else f", group_size={self.group_size}"
+        return f"{super().extra_repr()}, scheme={self.scheme}, scale_axis={self.scale_axis}{group}"

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .adapters import RoundsItsWeight
+from .column_groups import check_group, spread
 from .fake_quantize import fake_quantize_activations, fake_quantize_weight
 from .layer_calls import is_plainly_called
 from .norms import RMS_EPS
 from .packed_linear import ACTIVATION_BITS, NO_NORM, PackedBitLinear, PreparedInput, check_packable
 from .packed_operators import quantize_activations
+from .packed_reference import sum_of_groups
 from .ternary import quantize_weight
 
 LinearFactory = Callable[..., nn.Linear]
@@ -47,14 +49,17 @@ class BitLinear(RoundsItsWeight, nn.Linear):
         *,
         scheme: str = "ternary_absmean",
         scale_axis: str = "tensor",
+        group_size: int | None = None,
         activation_bits: int = 8,
         input_norm: bool = True,
         device=None,
         dtype=None,
     ):
+        check_group(scale_axis, group_size)
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.scheme = scheme
         self.scale_axis = scale_axis
+        self.group_size = group_size
         self.activation_bits = activation_bits
         self.input_norm = input_norm
 
@@ -65,8 +70,11 @@ class BitLinear(RoundsItsWeight, nn.Linear):
 
     def quantized_weight(self) -> torch.Tensor:
         """Return the weight (O, I) as the forward pass sees it, in the master weight's dtype, without gradient."""
-        codes, scale = quantize_weight(self.weight.detach(), self.scheme, self.scale_axis)
-        return (codes * scale).to(self.weight.dtype)
+        codes, scale = self._codes_and_scale()
+        return (codes * spread(scale, self.in_features, self.group_size)).to(self.weight.dtype)
+
+    def _codes_and_scale(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return quantize_weight(self.weight.detach(), self.scheme, self.scale_axis, self.group_size)
 
     def prepare(self, x: torch.Tensor) -> torch.Tensor | PreparedInput:
         """Return x (..., I) normalised and rounded; gradients pass straight through the rounding.
@@ -91,10 +99,15 @@ class BitLinear(RoundsItsWeight, nn.Linear):
         of rounded fractions differ by 1e-7, and a layer later that now and then turns a tie the other way.
         """
         if isinstance(prepared, PreparedInput):
-            codes, scale = quantize_weight(self.weight.detach(), self.scheme, self.scale_axis)
-            y = F.linear(prepared.codes.float(), codes) * (prepared.scale.unsqueeze(-1) * scale.reshape(-1))
+            codes, scale = self._codes_and_scale()
+            if self.group_size is None:
+                y = F.linear(prepared.codes.float(), codes) * (prepared.scale.unsqueeze(-1) * scale.reshape(-1))
+            else:
+                y = sum_of_groups(prepared.codes.float(), codes, scale, self.group_size, F.linear)
+                y = y * prepared.scale.unsqueeze(-1)
             return y if self.bias is None else y + self.bias
-        weight = fake_quantize_weight(self.weight, self.scheme, self.scale_axis, computing_dtype(self.weight))
+        dtype = computing_dtype(self.weight)
+        weight = fake_quantize_weight(self.weight, self.scheme, self.scale_axis, dtype, self.group_size)
         return F.linear(prepared, weight, self.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -111,17 +124,24 @@ class BitLinear(RoundsItsWeight, nn.Linear):
     def empty_packed(self) -> PackedBitLinear:
         """Return a packed layer of this one's shape and settings, on the same device, its weights not set."""
         self.check_packable()
-        has_bias, device = self.bias is not None, self.weight.device
-        return PackedBitLinear(self.in_features, self.out_features, has_bias, input_norm=self.input_norm, device=device)
+        return PackedBitLinear(
+            self.in_features,
+            self.out_features,
+            self.bias is not None,
+            input_norm=self.input_norm,
+            group_size=self.group_size,
+            device=self.weight.device,
+        )
 
     def pack(self) -> PackedBitLinear:
         """Return the layer with two bits a weight, for inference; this one is left as it is."""
         self.check_packable()
-        codes, scale = quantize_weight(self.weight.detach(), self.scheme, self.scale_axis)
-        return PackedBitLinear.from_codes(codes, scale, self.bias, input_norm=self.input_norm)
+        codes, scale = self._codes_and_scale()
+        return PackedBitLinear.from_codes(codes, scale, self.bias, self.input_norm, group_size=self.group_size)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scheme={self.scheme}, scale_axis={self.scale_axis}"
+        group = "" if self.group_size is None else f", group_size={self.group_size}"
+        return f"{super().extra_repr()}, scheme={self.scheme}, scale_axis={self.scale_axis}{group}"
 
 
 def apply_together(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...]:
@@ -152,5 +172,9 @@ def linear_factory(config, is_quantized: bool) -> LinearFactory:
     if not is_quantized:
         return nn.Linear
     return functools.partial(
-        BitLinear, scheme=config.w_scheme, scale_axis=config.scale_axis, activation_bits=config.activation_bits
+        BitLinear,
+        scheme=config.w_scheme,
+        scale_axis=config.scale_axis,
+        group_size=config.group_size,
+        activation_bits=config.activation_bits,
     )

@@ -56,8 +56,10 @@ def scale_to_bitnet(scale: torch.Tensor, linear_class: str, dtype: torch.dtype) 
     What came in half precision comes out bit by bit as it was; a float32 reciprocal may differ in its last bit.
 
     Raises:
-        ValueError: rows of different scales, for which their layers have no room.
+        ValueError: rows or groups of different scales, for which their layers have no room.
     """
+    if scale.dim() != 1:
+        raise ValueError("its groups of inputs have scales of their own; transformers' BitLinear holds one.")
     if (scale != scale[0]).any():
         raise ValueError("its rows have scales of their own (scale_axis='row'); transformers' BitLinear holds one.")
     one = scale[:1]

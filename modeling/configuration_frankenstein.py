@@ -164,6 +164,7 @@ class FrankensteinConfig(FamilyConfig):
     activation_bits: int = 8
     bitnet_head: bool = False
     scale_axis: str = "tensor"
+    group_size: int | None = None
 
     def __post_init__(self, **kwargs):
         self._take_aliases(kwargs)

@@ -14,8 +14,8 @@ class Legacy1BitConfig(FamilyConfig):
     The defaults are the preset legacy-1bit, without its special tokens: the sizes of the C project Legacy-1bit-LLM.
     Bits: `use_bitnet=False` gives the full-precision twin, parameter for parameter. Otherwise `bitnet_attention`,
     `bitnet_ffn`, `bitnet_embedding` and `bitnet_head` choose which matrices are quantised, by `w_scheme` with a scale
-    per `scale_axis`; inputs of linear layers are rounded to `activation_bits`. Norms, biases and learned positions
-    always stay in full precision.
+    per `scale_axis` (of the whole matrix, of each row, or of `group_size` inputs of a row); inputs of linear layers are
+    rounded to `activation_bits`. Norms, biases and learned positions always stay in full precision.
     A quantised branch writes at the size of its weights whatever it reads, and would drown tokens and positions of
     N(0, 0.02). Either these start with a spread of `embedding_initializer_range`, or `embedding_norm="rms"`
     scales their sum to rms 1 before the first layer, without parameters: for tied tables, which must start small.
@@ -81,6 +81,7 @@ class Legacy1BitConfig(FamilyConfig):
     bitnet_head: bool = True
     w_scheme: str = "ternary_absmean"
     scale_axis: str = "tensor"
+    group_size: int | None = None
     activation_bits: int = 8
 
     def check_family(self) -> None:

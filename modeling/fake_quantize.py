@@ -8,6 +8,7 @@ Shapes: x (..., I), weight (O, I). Statistics run over the last axis of x only, 
 import torch
 from torch.autograd.function import once_differentiable
 
+from .column_groups import spread
 from .native_ops import native_code_runs
 from .norms import at_least_float32, full_precision
 from .packed_reference import inverse_rms
@@ -78,14 +79,14 @@ class _FakeQuantizeActivations(torch.autograd.Function):
 
 class _FakeQuantizeWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, weight, scheme, scale_axis, dtype):
+    def forward(ctx, weight, scheme, scale_axis, group_size, dtype):
         ctx.dtype = weight.dtype
-        codes, scale = quantize_weight(weight, scheme, scale_axis)
-        return codes.mul_(scale).to(dtype)  # the codes are nobody else's
+        codes, scale = quantize_weight(weight, scheme, scale_axis, group_size)
+        return codes.mul_(spread(scale, weight.shape[1], group_size)).to(dtype)  # the codes are nobody else's
 
     @staticmethod
     def backward(ctx, gradient):
-        return gradient.to(ctx.dtype), None, None, None
+        return gradient.to(ctx.dtype), None, None, None, None
 
 
 def fake_quantize_activations(
@@ -106,7 +107,11 @@ def fake_quantize_activations(
 
 
 def fake_quantize_weight(
-    weight: torch.Tensor, scheme: str, scale_axis: str, dtype: torch.dtype | None = None
+    weight: torch.Tensor,
+    scheme: str,
+    scale_axis: str,
+    dtype: torch.dtype | None = None,
+    group_size: int | None = None,
 ) -> torch.Tensor:
     """Return weight (O, I) as `codes * scale` of `quantize_weight`, in `dtype` (None: the weight's)."""
-    return _FakeQuantizeWeight.apply(weight, scheme, scale_axis, dtype or weight.dtype)
+    return _FakeQuantizeWeight.apply(weight, scheme, scale_axis, group_size, dtype or weight.dtype)

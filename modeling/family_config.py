@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .checks import check_choice, check_keys
+from .column_groups import check_group
 from .preset_files import read_preset
 from .ranges import (
     ANY,
@@ -33,7 +34,7 @@ COMMON_CHOICES = {
 # Those of a family whose matrices can be quantised.
 BIT_CHOICES = {
     "w_scheme": ("binary", "ternary_absmean", "ternary_absmedian", "ternary_twn", "int2", "int2_pow"),
-    "scale_axis": ("tensor", "row"),
+    "scale_axis": ("tensor", "row", "group"),
 }
 COMMON_RANGES = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"), SIZE),
@@ -106,6 +107,8 @@ class FamilyConfig(PreTrainedConfig):
         check_token_ids(self.__dict__)
         check_total(self.__dict__, self.count_roughly(), self.SIZES)
         self.check_heads("num_attention_heads")
+        if "scale_axis" in self.CHOICES:
+            check_group(self.__dict__["scale_axis"], self.__dict__["group_size"])
         if self.attention_window is not None and self.attention_window <= 0:
             raise ValueError(f"attention_window={self.attention_window} must be positive, or None for no window.")
         self.check_family()

@@ -58,7 +58,12 @@ def _make_embedding(config: Legacy1BitConfig) -> FactorizedEmbedding:
     )
     if config.use_bitnet and config.bitnet_embedding:
         embedding.embed_tokens = BitEmbedding(
-            size, width, padding_idx=pad, scheme=config.w_scheme, scale_axis=config.scale_axis
+            size,
+            width,
+            padding_idx=pad,
+            scheme=config.w_scheme,
+            scale_axis=config.scale_axis,
+            group_size=config.group_size,
         )
     return embedding
 

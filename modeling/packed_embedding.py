@@ -6,9 +6,10 @@ Shapes: V vocabulary, D width, ids (...), rows (..., D), weight (ceil(V/16), cei
 import torch
 import torch.nn.functional as F
 
-from .packed_linear import as_codes, expand_scale
+from .group_scales import check_group_scales
+from .packed_linear import as_codes, empty_scale, packed_scale, plain_scale
 from .packed_operators import PackedModule
-from .ternary import check_packed, pack_ternary, packed_shape, unpack_rows, unpack_ternary
+from .ternary import GROUP_SCALE_DTYPE, TILE, check_packed, pack_ternary, packed_shape, unpack_rows, unpack_ternary
 
 
 class PackedBitEmbedding(PackedModule):
@@ -16,7 +17,7 @@ class PackedBitEmbedding(PackedModule):
 
     Attributes:
         weight: uint8 (ceil(V/16), ceil(D/16), 64).
-        weight_scale: float32 (V,).
+        weight_scale: float32 (V,), or with a group_size bfloat16 or float16 (ceil(V/16), G, 16), see `group_scales.py`.
     """
 
     weight_bits = 2
@@ -27,16 +28,19 @@ class PackedBitEmbedding(PackedModule):
         embedding_dim: int,
         padding_idx: int | None = None,
         *,
+        group_size: int | None = None,
+        scale_dtype: torch.dtype = GROUP_SCALE_DTYPE,
         device=None,
         dtype: torch.dtype | None = None,
     ):
         super().__init__(dtype)
+        self.group_size = group_size
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx
         self.hold(
             torch.empty(packed_shape(num_embeddings, embedding_dim), dtype=torch.uint8, device=device),
-            weight_scale=torch.empty(num_embeddings, dtype=torch.float32, device=device),
+            weight_scale=empty_scale(num_embeddings, embedding_dim, group_size, scale_dtype, device),
         )
 
     @classmethod
@@ -46,15 +50,19 @@ class PackedBitEmbedding(PackedModule):
         scale: torch.Tensor,
         padding_idx: int | None = None,
         *,
+        group_size: int | None = None,
+        scale_dtype: torch.dtype = GROUP_SCALE_DTYPE,
         dtype: torch.dtype | None = None,
     ) -> "PackedBitEmbedding":
-        """Pack a table `codes * scale`: codes (V, D) of -1, 0 and 1; scale one value, or one per row.
+        """Pack a table `codes * scale`: codes (V, D) of -1, 0 and 1; scale one value, one per row, or of groups (V, G).
 
         Raises:
             ValueError: other codes, another number of scales, a scale that is not finite.
         """
-        table = cls(*codes.shape, padding_idx, dtype=dtype, device="meta")
-        scale = expand_scale(scale, codes.shape[0]).to(codes.device)
+        table = cls(
+            *codes.shape, padding_idx, group_size=group_size, scale_dtype=scale_dtype, dtype=dtype, device="meta"
+        )
+        scale = packed_scale(scale, *codes.shape, group_size, scale_dtype).to(codes.device)
         table.hold(pack_ternary(as_codes(codes)), weight_scale=scale)
         return table
 
@@ -69,7 +77,8 @@ class PackedBitEmbedding(PackedModule):
 
     def dequantized_weight(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Return the table (V, D) in full."""
-        return (self.codes() * self.weight_scale.unsqueeze(1)).to(dtype)
+        scale = plain_scale(self.weight_scale, self.num_embeddings, self.embedding_dim, self.group_size)
+        return (self.codes() * scale).to(dtype)
 
     def check(self, name: str) -> None:
         """Check the tensors, as after loading.
@@ -77,7 +86,10 @@ class PackedBitEmbedding(PackedModule):
         Raises:
             ValueError: damaged tiles, or a scale that is not finite.
         """
-        check_packed(self.weight, self.num_embeddings, self.embedding_dim, f"{name}.weight")
+        shape = (self.num_embeddings, self.embedding_dim)
+        check_packed(self.weight, *shape, f"{name}.weight")
+        if self.group_size is not None:
+            check_group_scales(self.weight_scale, *shape, self.group_size, f"{name}.weight_scale")
         self.check_finite(name)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -86,8 +98,19 @@ class PackedBitEmbedding(PackedModule):
         Raises:
             IndexError: an id that is negative or not below V, as nn.Embedding; on a GPU the device asserts it.
         """
-        scale = F.embedding(ids, self.weight_scale.unsqueeze(1))  # comes first, since it checks the ids
+        scale = self._scale_of(ids)  # comes first, since it checks the ids
         return (unpack_rows(self.weight, ids, self.embedding_dim) * scale).to(self.dtype)
 
+    def _scale_of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the float32 scales of rows (...): (..., 1), or of groups (..., D)."""
+        if self.group_size is None:
+            return F.embedding(ids, self.weight_scale.unsqueeze(1))
+        # The tiles' padding has scales too: an id in it must not pass for one of the table.
+        known = F.embedding(ids, torch.ones(1, 1, device=ids.device).expand(self.num_embeddings, 1))
+        by_tile = F.embedding(ids // TILE, self.weight_scale.flatten(1)).unflatten(-1, (-1, TILE))
+        of_row = by_tile.gather(-1, (ids % TILE)[..., None, None].expand(*by_tile.shape[:-1], 1)).squeeze(-1)
+        return of_row.float().repeat_interleave(self.group_size, -1)[..., : self.embedding_dim] * known
+
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}"
+        group = "" if self.group_size is None else f", group_size={self.group_size}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{group}"

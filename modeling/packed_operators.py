@@ -46,19 +46,31 @@ def quantize_activations(x: torch.Tensor, norm_eps: float = -1.0) -> tuple[torch
     return run(x, norm_eps)
 
 
-def ternary_linear(x, packed, scale, out_features: int, bias=None, norm_eps: float = -1.0) -> torch.Tensor:
+def ternary_linear(
+    x, packed, scale, out_features: int, bias=None, norm_eps: float = -1.0, group_size: int = 0
+) -> torch.Tensor:
     """As in packed_reference.py."""
-    run = torch.ops.frankenlm.ternary_linear.default if _is_native(x, packed) else reference_ternary_linear
-    return run(x, packed, scale, out_features, bias, norm_eps)
+    if group_size or not _is_native(x, packed):
+        return reference_ternary_linear(x, packed, scale, out_features, bias, norm_eps, group_size)
+    return torch.ops.frankenlm.ternary_linear.default(x, packed, scale, out_features, bias, norm_eps)
 
 
 def ternary_linear_quantized(
-    codes, x_scale, x_sum, packed, scale, out_features: int, bias=None, dtype: torch.dtype | None = None
+    codes,
+    x_scale,
+    x_sum,
+    packed,
+    scale,
+    out_features: int,
+    bias=None,
+    dtype: torch.dtype | None = None,
+    group_size: int = 0,
 ) -> torch.Tensor:
     """As in packed_reference.py."""
-    native = dtype != torch.float64 and _is_native(codes, packed)
-    run = torch.ops.frankenlm.ternary_linear_quantized.default if native else reference_ternary_linear_quantized
-    return run(codes, x_scale, x_sum, packed, scale, out_features, bias, dtype)
+    arguments = (codes, x_scale, x_sum, packed, scale, out_features, bias, dtype)
+    if group_size or dtype == torch.float64 or not _is_native(codes, packed):
+        return reference_ternary_linear_quantized(*arguments, group_size)
+    return torch.ops.frankenlm.ternary_linear_quantized.default(*arguments)
 
 
 def int8_linear(x, weight, scale, bias=None) -> torch.Tensor:
@@ -89,7 +101,7 @@ def with_input_gradient(
 
 
 class PackedModule(RoundsItsWeight, torch.nn.Module):
-    """What packed layers share: scales and biases stay in float32 whatever the model is cast to, and nothing trains.
+    """What packed layers share: scales and biases keep their format whatever the model is cast to, and nothing trains.
 
     `dtype` is the number format of the model around the layer, which `model.to(dtype)` changes.
     """
@@ -120,6 +132,6 @@ class PackedModule(RoundsItsWeight, torch.nn.Module):
         super()._apply(fn, recurse)
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         for name, values in before.items():
-            if values is not None and self._buffers[name].dtype != torch.float32:
+            if values is not None and self._buffers[name].dtype != values.dtype:
                 self._buffers[name] = values.to(self._buffers[name].device)
         return self

@@ -3,11 +3,16 @@
 Integer sums are exact, and every float operation is one correctly rounded float32 operation in a fixed order, so that
 the native paths can equal this file to the last bit.
 Sources: activations arXiv:2402.17764 (BitNet b1.58), section 2; the packed layout is `ternary.py`'s.
-Shapes: x (..., K), packed (ceil(N/16), ceil(K/16), 64), scale (N,), y (..., N).
+Shapes: x (..., K), packed (ceil(N/16), ceil(K/16), 64), y (..., N); scale (N,), or of groups of inputs
+(ceil(N/16), G, 16) as `group_scales.py` packs them.
 """
+
+from collections.abc import Callable
 
 import torch
 
+from .column_groups import column_ranges
+from .group_scales import check_group_scales, unpack_group_scales
 from .ternary import SCALE_FLOOR, unpack_ternary
 
 CODE_LIMIT = 127
@@ -50,6 +55,23 @@ def _integer_product(codes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (codes.double() @ weight.double().t()).to(torch.int32)  # every sum is below 2^53
 
 
+def sum_of_groups(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, group_size: int, product: Callable
+) -> torch.Tensor:
+    """Return x (..., K) times weight (N, K) whose groups of inputs have scales (N, G): float32 (..., N).
+
+    Each group's product is a whole number below 2^24; it is scaled, rounded to float32, and added in the groups' order.
+
+    Args:
+        product: takes parts of x and weight and returns their product, exactly.
+    """
+    total = torch.zeros(*x.shape[:-1], weight.shape[0], device=x.device)
+    for group, (first, last) in enumerate(column_ranges(x.shape[-1], group_size)):
+        part = product(x[..., first:last], weight[:, first:last]).float()
+        total = total + part * scale[:, group].float()
+    return total
+
+
 def _scaled(product, x_scale, scale, bias, dtype):
     y = product.float() * (x_scale.unsqueeze(-1) * scale)
     return (y if bias is None else y + bias.float()).to(dtype)
@@ -64,15 +86,23 @@ def ternary_linear_quantized(
     out_features: int,
     bias: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
+    group_size: int = 0,
 ) -> torch.Tensor:
     """Multiply already quantised activations with packed ternary weights; arguments as `quantize_activations` returns.
 
-    `x_sum` is what the native paths correct their unsigned codes with; here nothing needs it.
+    `x_sum` is what the native paths correct their unsigned codes with; here nothing needs it. `group_size`: how many
+    inputs share a scale; 0 for one float32 per output.
     """
-    flat = codes.reshape(-1, codes.shape[-1])
-    product = _integer_product(flat, unpack_ternary(packed, out_features, codes.shape[-1]))
-    product = product.reshape(*codes.shape[:-1], out_features)
-    return _scaled(product, x_scale, scale, bias, dtype or torch.float32)
+    columns = codes.shape[-1]
+    flat = codes.reshape(-1, columns)
+    weight, dtype = unpack_ternary(packed, out_features, columns), dtype or torch.float32
+    if group_size:
+        check_group_scales(scale, out_features, columns, group_size)
+        total = sum_of_groups(flat, weight, unpack_group_scales(scale, out_features), group_size, _integer_product)
+        y = total.reshape(*codes.shape[:-1], out_features) * x_scale.unsqueeze(-1)
+        return (y if bias is None else y + bias.float()).to(dtype)
+    product = _integer_product(flat, weight).reshape(*codes.shape[:-1], out_features)
+    return _scaled(product, x_scale, scale, bias, dtype)
 
 
 def ternary_linear(
@@ -82,10 +112,11 @@ def ternary_linear(
     out_features: int,
     bias: torch.Tensor | None = None,
     norm_eps: float = -1.0,
+    group_size: int = 0,
 ) -> torch.Tensor:
     """Return x (..., K) times the packed ternary weight, (..., N) in x's dtype."""
     codes, x_scale, x_sum = quantize_activations(x, norm_eps)
-    return ternary_linear_quantized(codes, x_scale, x_sum, packed, scale, out_features, bias, x.dtype)
+    return ternary_linear_quantized(codes, x_scale, x_sum, packed, scale, out_features, bias, x.dtype, group_size)
 
 
 def int8_linear(

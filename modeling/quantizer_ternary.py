@@ -28,7 +28,13 @@ FORMAT = 1
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KEYS = ("int8_embeddings", "int8_head", "modules_to_not_convert", "bitnet_linear_class", "format", "quant_method")
 ALIGNMENT = 64  # bytes; the kernels read whole cache lines
-SAFETENSORS_DTYPES = {torch.uint8: "U8", torch.int8: "I8", torch.float32: "F32"}
+SAFETENSORS_DTYPES = {
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
 
 
 class TernaryConfig(QuantizationConfigMixin):

@@ -3,7 +3,8 @@
 A scheme maps a weight to `(codes, scale)` with `weight ~ codes * scale`; codes keep the weight's shape and dtype.
 Sources: ternary_absmean arXiv:2402.17764 (BitNet b1.58); ternary_absmedian arXiv:2407.09527;
 ternary_twn arXiv:1605.04711 (Ternary Weight Networks); binary arXiv:2310.11453 (BitNet).
-Shapes: W (O, I); scale (1, 1) for a scale per tensor, (O, 1) for a scale per output row.
+Shapes: W (O, I); scale (1, 1) for a scale per tensor, (O, 1) for one per output row, (O, G) for one per row and group
+of inputs (`column_groups.py`).
 
 Packed tiles: a tile holds 16 rows x 16 columns in 64 bytes. Byte 4 i + j of it belongs to row i and carries the columns
 4 g + j, g = 0..3, in its bits 2 g and 2 g + 1, each as w + 1 in {0, 1, 2}. The tiles of 16 rows lie one after the other
@@ -13,6 +14,7 @@ along the columns. Rows and columns are padded to multiples of 16 with zero weig
 import torch
 
 from .checks import check_choice
+from .column_groups import check_group, map_groups
 
 SCALE_FLOOR = 1e-5
 # Mean |w| of the unit Gaussian is sqrt(2/pi) = 0.798; these two factors place the int2 levels near their optimum on it.
@@ -78,29 +80,36 @@ SCHEMES = {
     "int2": _int2,
     "int2_pow": _int2_pow,
 }
-SCALE_AXES = ("tensor", "row")
+SCALE_AXES = ("tensor", "row", "group")
+GROUP_SCALE_DTYPE = torch.bfloat16  # of the scales of groups that this project trains: any magnitude at 8 bits
 
 
 def quantize_weight(
-    weight: torch.Tensor, scheme: str = "ternary_absmean", scale_axis: str = "tensor"
+    weight: torch.Tensor, scheme: str = "ternary_absmean", scale_axis: str = "tensor", group_size: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise a weight matrix.
 
     Args:
         weight: (O, I); statistics run in at least float32.
         scheme: a name of `SCHEMES`.
-        scale_axis: "tensor" for one scale, "row" for one per output row.
+        scale_axis: "tensor" for one scale, "row" for one per output row, "group" for one per row and `group_size`
+            neighbouring inputs: 32, 64 or 128. Groups' scales are rounded to bfloat16, the form they are packed in.
 
     Returns:
-        codes (O, I) and scale (1, 1) or (O, 1), both in at least float32. An all-zero ternary row gives zero codes.
+        codes (O, I) and scale (1, 1), (O, 1) or (O, G), both in at least float32. An all-zero ternary row gives zero
+        codes. `column_groups.spread` makes a scale of groups multiply codes.
 
     Raises:
-        ValueError: unknown scheme or scale axis.
+        ValueError: unknown scheme or scale axis, or a group size that does not go with it.
     """
     check_choice("w_scheme", scheme, SCHEMES)
     check_choice("scale_axis", scale_axis, SCALE_AXES)
     full = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    return SCHEMES[scheme](full, scale_axis == "row")
+    check_group(scale_axis, group_size)
+    if scale_axis != "group":
+        return SCHEMES[scheme](full, scale_axis == "row")
+    codes, scale = map_groups(lambda groups: SCHEMES[scheme](groups, True), group_size, full)
+    return codes, scale.to(GROUP_SCALE_DTYPE).to(scale.dtype)
 
 
 def packed_shape(out_features: int, in_features: int) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ def low_bit_layers(model: nn.Module) -> dict[str, nn.Module]:
 @torch.no_grad()
 def weight_codes(layer: nn.Module) -> torch.Tensor:
     """Return twice the codes of a low-bit layer, int8 (O, I): doubled, the halves of the int2 levels are integers."""
-    codes, _ = quantize_weight(layer.weight.detach(), layer.scheme, layer.scale_axis)
+    codes, _ = quantize_weight(layer.weight.detach(), layer.scheme, layer.scale_axis, layer.group_size)
     return (2 * codes).to(torch.int8)
 
 

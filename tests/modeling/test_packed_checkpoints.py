@@ -65,11 +65,19 @@ NARROW = {"factorized_embedding_dim": None, "embedding_conv_kernel": 0}
 MODELS = {
     "mixers": (FrankensteinForCausalLM, FRANKENSTEIN | {"is_decoder": True}),
     "rows": (FrankensteinForCausalLM, FRANKENSTEIN | {"is_decoder": True, "scale_axis": "row", "w_scheme": "binary"}),
+    "groups": (
+        FrankensteinForCausalLM,
+        FRANKENSTEIN | {"is_decoder": True, "scale_axis": "group", "group_size": 32, "bitnet_head": True},
+    ),
     "encoder": (FrankensteinForMaskedLM, FRANKENSTEIN | {"ode_bitnet": True}),
     "dense_tied": (FrankensteinForCausalLM, FRANKENSTEIN | NARROW | {"is_decoder": True}),
     "ternary_head": (FrankensteinForCausalLM, FRANKENSTEIN | {"is_decoder": True, "bitnet_head": True}),
     "legacy": (Legacy1BitForCausalLM, LEGACY),
     "legacy_all_tied": (Legacy1BitForCausalLM, LEGACY | {"tie_word_embeddings": True}),
+    "legacy_groups_tied": (
+        Legacy1BitForCausalLM,
+        LEGACY | {"tie_word_embeddings": True, "scale_axis": "group", "group_size": 32},
+    ),
     "legacy_plain_ends": (
         Legacy1BitForCausalLM,
         LEGACY | MODERN | {"bitnet_embedding": False, "bitnet_head": False, "tie_word_embeddings": True},

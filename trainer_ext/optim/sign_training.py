@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from frankenlm.modeling.checks import check_choice
+from frankenlm.modeling.column_groups import map_groups
 from frankenlm.modeling.ternary import quantize_weight
 
 from ..ternary_stats import low_bit_layers
@@ -26,12 +27,14 @@ from ..ternary_stats import low_bit_layers
 SCHEMES = ("ternary_absmean", "ternary_twn")
 
 
-def held_weight(codes: torch.Tensor, scale: torch.Tensor, scheme: str) -> torch.Tensor:
-    """Return the weight (O, I) that `scheme` quantises to codes * scale; scale is (1, 1) or (O, 1).
+def held_weight(codes: torch.Tensor, scale: torch.Tensor, scheme: str, group_size: int | None = None) -> torch.Tensor:
+    """Return the weight (O, I) that `scheme` quantises to codes * scale; scale is (1, 1), (O, 1), or (O, G) of groups.
 
     ternary_twn takes the mean magnitude of the weights it keeps for the scale: the weight is codes * scale itself.
     ternary_absmean takes the mean over all, zeros included, so the others are held larger by the share of non-zeros.
     """
+    if group_size is not None:
+        return map_groups(lambda *rows: (held_weight(*rows, scheme),), group_size, codes, scale)[0]
     if scheme == "ternary_twn":
         return codes * scale
     per_row = scale.shape[0] > 1
@@ -92,7 +95,7 @@ class _CodeOptimizer(Optimizer):
     def _move(self, weight, group):
         state = self.state[weight]
         if not state:
-            codes, scale = quantize_weight(weight, group["scheme"], group["scale_axis"])
+            codes, scale = quantize_weight(weight, group["scheme"], group["scale_axis"], group["group_size"])
             if not codes.any():
                 raise ValueError(
                     f"a ternary weight of shape {tuple(weight.shape)} is all zero: it has no scale to keep."
@@ -102,7 +105,7 @@ class _CodeOptimizer(Optimizer):
         else:
             codes = weight.float().sign()
         codes = self._moved(codes, weight.grad.float(), state, group)
-        weight.copy_(held_weight(codes, state["scale"].float(), group["scheme"]))
+        weight.copy_(held_weight(codes, state["scale"].float(), group["scheme"], group["group_size"]))
 
     def _moved(self, codes, gradient, state, group):
         """Return the next codes, of the shape of `codes`, each -1, 0 or 1."""
@@ -164,7 +167,7 @@ def code_groups(model: nn.Module) -> list[dict]:
     Raises:
         ValueError: there is none, or one has a scheme that does not read codes back.
     """
-    groups: dict[tuple[str, str], dict] = {}
+    groups: dict[tuple, dict] = {}
     seen: set[int] = set()
     for name, layer in low_bit_layers(model).items():
         if not layer.weight.requires_grad or id(layer.weight) in seen:
@@ -175,8 +178,8 @@ def code_groups(model: nn.Module) -> list[dict]:
                 "read the codes back from the weight that holds them. Or train with --ternary_training ste."
             )
         seen.add(id(layer.weight))
-        key = (layer.scheme, layer.scale_axis)
-        group = groups.setdefault(key, {"params": [], "scheme": layer.scheme, "scale_axis": layer.scale_axis})
+        kind = {"scheme": layer.scheme, "scale_axis": layer.scale_axis, "group_size": layer.group_size}
+        group = groups.setdefault(tuple(kind.values()), {"params": [], **kind})
         group["params"].append(layer.weight)
     if not groups:
         raise ValueError("the model has no ternary weights to train: set use_bitnet=True, or --ternary_training ste.")

@@ -11,6 +11,7 @@ from torch import nn
 
 from frankenlm.modeling import Legacy1BitConfig, Legacy1BitForCausalLM
 from frankenlm.modeling.bitlinear import BitLinear
+from frankenlm.modeling.column_groups import spread
 from frankenlm.modeling.ternary import quantize_weight
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
 from frankenlm.trainer_ext.optim.sign_training import (
@@ -65,23 +66,30 @@ def test_only_the_strongest_move(share):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("scale_axis", ["tensor", "row"])
+@pytest.mark.parametrize(("scale_axis", "scales"), [("tensor", (1, 1)), ("row", (17, 1)), ("group", (17, 2))])
 @pytest.mark.parametrize("density", [0.01, 0.3, 0.9, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_quantiser_reads_the_codes_back(scheme, scale_axis, density, dtype):
+def test_the_quantiser_reads_the_codes_back(scheme, scale_axis, scales, density, dtype):
     codes = torch.randint(0, 2, (17, 41)) * 2.0 - 1
     codes[torch.rand(17, 41) > density] = 0
     codes[3], codes[0, 0] = 0, 1
-    scale = 0.1 + torch.rand((17, 1) if scale_axis == "row" else (1, 1))
-    read, read_scale = quantize_weight(held_weight(codes, scale, scheme).to(dtype), scheme, scale_axis)
-    tolerance = 1e-6 if dtype == torch.float32 else 4e-3
+    size = size_of(scale_axis)
+    scale = 0.1 + torch.rand(scales)
+    held = held_weight(codes, scale, scheme, size).to(dtype)
+    read, read_scale = quantize_weight(held, scheme, scale_axis, size)
+    tolerance = 1e-6 if dtype == torch.float32 and not size else 4e-3  # groups' scales are rounded to bfloat16
     assert torch.equal(read, codes)
-    torch.testing.assert_close(read * read_scale, codes * scale, atol=tolerance, rtol=tolerance)
+    expected = codes * spread(scale, 41, size)
+    torch.testing.assert_close(read * spread(read_scale, 41, size), expected, atol=tolerance, rtol=tolerance)
+
+
+def size_of(scale_axis: str) -> int | None:
+    return 32 if scale_axis == "group" else None
 
 
 def student(scheme="ternary_absmean", scale_axis="tensor", dtype=None) -> nn.Sequential:
     torch.manual_seed(0)
-    options = {"scheme": scheme, "scale_axis": scale_axis, "dtype": dtype}
+    options = {"scheme": scheme, "scale_axis": scale_axis, "dtype": dtype, "group_size": size_of(scale_axis)}
     return nn.Sequential(BitLinear(24, 40, **options), nn.ReLU(), BitLinear(40, 8, **options))
 
 
@@ -105,11 +113,12 @@ def teach(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("scale_axis", ["tensor", "row"])
+@pytest.mark.parametrize("scale_axis", ["tensor", "row", "group"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_forward_sees_codes_times_a_fixed_scale(mode, scheme, scale_axis, dtype):
     model = student(scheme, scale_axis, dtype)
-    scales = [quantize_weight(model[i].weight.detach(), scheme, scale_axis)[1] for i in (0, 2)]
+    size = size_of(scale_axis)
+    scales = [quantize_weight(model[i].weight.detach(), scheme, scale_axis, size)[1] for i in (0, 2)]
     optimizer = build_code_optimizer(mode, model, **MODES[mode])
     for step in range(5):
         before = [weight_codes(model[i]) for i in (0, 2)]
@@ -117,7 +126,8 @@ def test_forward_sees_codes_times_a_fixed_scale(mode, scheme, scale_axis, dtype)
         for i, codes, scale in zip((0, 2), before, scales, strict=True):
             weight = model[i].weight.detach()
             seen = model[i].quantized_weight().float()
-            torch.testing.assert_close(seen, (weight.sign() * scale).float(), atol=0, rtol=0.01)
+            expected = (weight.sign() * spread(scale, weight.shape[1], size)).float()
+            torch.testing.assert_close(seen, expected, atol=0, rtol=0.01)
             moved = (weight_codes(model[i]) != codes).float().mean()
             assert moved <= (0.01 if mode == "sign_accum" else 1.0)
 
