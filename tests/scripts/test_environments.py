@@ -79,6 +79,7 @@ def test_odd_names_and_a_western_console(names):
     check(names)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NO_MOUNTS is not None, reason=f"no mounts: {NO_MOUNTS}")
 @pytest.mark.parametrize("place", ["read-only", "full", "filling", "filling late"])
 def test_disks_that_take_nothing_or_too_little(names, place):

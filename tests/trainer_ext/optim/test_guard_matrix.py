@@ -27,13 +27,21 @@ from guarded_runs import (
 ROOT = Path(__file__).resolve().parents[3]
 
 
+# The two that differ in both run every time; the slow tests cross them.
+CROSSED = [
+    pytest.param(1, False, id="1-fp32"),
+    pytest.param(4, True, id="4-bf16"),
+    pytest.param(1, True, id="1-bf16", marks=pytest.mark.slow),
+    pytest.param(4, False, id="4-fp32", marks=pytest.mark.slow),
+]
+
+
 @pytest.fixture(scope="module")
 def rows():
     return batches(4 * 2 * (STEPS + 1))
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("accumulation", "bf16"), CROSSED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_healthy_run_is_what_it_was(rows, tmp_path, accumulation, bf16, kind):
     options = {"accumulation": accumulation, "bf16": bf16, "dropout": 0.1, "kind": kind}
@@ -43,8 +51,7 @@ def test_a_healthy_run_is_what_it_was(rows, tmp_path, accumulation, bf16, kind):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("accumulation", "bf16"), CROSSED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_that_does_not_come_again_leaves_no_trace(rows, tmp_path, accumulation, bf16, kind):
     options = {"accumulation": accumulation, "bf16": bf16, "kind": kind}
@@ -53,9 +60,8 @@ def test_nan_that_does_not_come_again_leaves_no_trace(rows, tmp_path, accumulati
     assert_same(hit, clean)
 
 
-@pytest.mark.parametrize("value", [math.nan, -math.inf])
-@pytest.mark.parametrize("accumulation", [1, 4])
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("value", [math.nan, pytest.param(-math.inf, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("accumulation", "bf16"), CROSSED)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_that_stays_bad_is_as_if_it_had_not_been_seen(rows, tmp_path, accumulation, bf16, value, kind):
     options = {"accumulation": accumulation, "bf16": bf16, "dropout": 0.1, "kind": kind}
@@ -65,6 +71,7 @@ def test_a_batch_that_stays_bad_is_as_if_it_had_not_been_seen(rows, tmp_path, ac
     assert_same(hit, spared)
 
 
+@pytest.mark.slow
 def test_two_processes_decide_alike(tmp_path):
     """Both trainers, fp32 and bf16, accumulation 1 and 4, and each fault in one process alone: one launch."""
     launch = ["launch", "--config_file", str(ROOT / "configs/accelerate/cpu_2.yaml"), "--main_process_port", "0"]
