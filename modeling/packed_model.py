@@ -6,15 +6,19 @@ twice, once for the configuration and once for the model, and each has classes o
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from .checks import suggest
 from .int8_layers import Int8Embedding, Int8Linear
+from .packed_embedding import PackedBitEmbedding
 from .packed_linear import PackedBitLinear
+from .ternary import GROUP_SCALE_DTYPE
 
 TERNARY, INT8 = "ternary", "int8"
 
@@ -27,6 +31,30 @@ class Place(NamedTuple):
     layer: nn.Module
     empty: Callable[[], nn.Module]
     filled: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class PlainLayers:
+    """What of a model of another library is packed: its nn.Linear layers, and how their scales lie.
+
+    Args:
+        embeddings: the token table, an nn.Embedding, is ternary too.
+        group_size: inputs that share a scale, in all packed layers but those of `others`; None: a row has one.
+        others: name of a layer -> its own group size.
+        scale_dtype: of the groups' scales.
+    """
+
+    embeddings: bool = False
+    group_size: int | None = None
+    others: Mapping[str, int | None] = field(default_factory=dict)
+    scale_dtype: torch.dtype = GROUP_SCALE_DTYPE
+
+    def group_of(self, name: str, model: PreTrainedModel) -> int | None:
+        """Return the group size of a layer; a stack without its head has shorter names."""
+        for known in (name, f"{model.base_model_prefix}.{name}"):
+            if known in self.others:
+                return self.others[known]
+        return self.group_size
 
 
 def _is_named(name: str, model: PreTrainedModel, names: Iterable[str]) -> bool:
@@ -43,22 +71,37 @@ def _ternary_places(model: PreTrainedModel, skipped: Iterable[str]) -> list[Plac
     ]
 
 
-def _plain_places(model: PreTrainedModel, skipped: Iterable[str]) -> list[Place]:
-    """The nn.Linear layers of a model of another family; only a converter knows codes that could fill them."""
+def _plain_places(model: PreTrainedModel, skipped: Iterable[str], plain: PlainLayers) -> list[Place]:
+    """The layers of a model of another family; only a converter knows codes that could fill them."""
+    table = model.get_input_embeddings() if plain.embeddings else None
     return [
-        Place(name, TERNARY, layer, functools.partial(_empty_plain, layer), functools.partial(_refuse_plain, name))
+        Place(
+            name,
+            TERNARY,
+            layer,
+            functools.partial(_empty_plain, layer, plain.group_of(name, model), plain.scale_dtype),
+            functools.partial(_refuse_plain, name),
+        )
         for name, layer in model.named_modules(remove_duplicate=False)
-        if type(layer) is nn.Linear and not _is_named(name, model, skipped)
+        if (type(layer) is nn.Linear or layer is table) and not _is_named(name, model, skipped)
     ]
 
 
-def _empty_plain(layer: nn.Linear) -> PackedBitLinear:
-    has_bias, device = layer.bias is not None, layer.weight.device
-    return PackedBitLinear(layer.in_features, layer.out_features, has_bias, input_norm=False, device=device)
+def _empty_plain(
+    layer: nn.Linear | nn.Embedding, group_size: int | None, scale_dtype: torch.dtype
+) -> PackedBitLinear | PackedBitEmbedding:
+    groups = {"group_size": group_size, "scale_dtype": scale_dtype, "device": layer.weight.device}
+    if type(layer) is nn.Linear:
+        return PackedBitLinear(
+            layer.in_features, layer.out_features, layer.bias is not None, input_norm=False, **groups
+        )
+    if type(layer) is not nn.Embedding:
+        raise ValueError(f"a {type(layer).__name__} is no plain nn.Embedding, and cannot be packed as a ternary table.")
+    return PackedBitEmbedding(*layer.weight.shape, layer.padding_idx, dtype=layer.weight.dtype, **groups)
 
 
 def _refuse_plain(name: str) -> nn.Module:
-    raise ValueError(f"{name} is a plain nn.Linear: its weights have no ternary codes to pack.")
+    raise ValueError(f"{name} is a layer of another library: its weights have no ternary codes to pack.")
 
 
 def _int8_place(model: PreTrainedModel, option: str, layer: nn.Module | None, plain: type, packed: type) -> list[Place]:
@@ -88,14 +131,20 @@ def find_places(
     int8_embeddings: bool,
     int8_head: bool,
     modules_to_not_convert: Iterable[str] = (),
-    plain_linear: bool = False,
+    plain: PlainLayers | None = None,
 ) -> list[Place]:
     """Return every layer of a model that is to be packed; arguments as in `TernaryConfig`.
+
+    Args:
+        plain: of a model of another library, how its layers are packed.
 
     Raises:
         ValueError: an int8 layer that is not plain.
     """
-    places = (_plain_places if plain_linear else _ternary_places)(model, modules_to_not_convert)
+    if plain is None:
+        places = _ternary_places(model, modules_to_not_convert)
+    else:
+        places = _plain_places(model, modules_to_not_convert, plain)
     if int8_embeddings:
         places += _int8_place(model, "int8_embeddings", model.get_input_embeddings(), nn.Embedding, Int8Embedding)
     if int8_head:

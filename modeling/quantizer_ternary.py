@@ -17,16 +17,12 @@ from transformers.quantizers.auto import (
     register_quantizer,
 )
 from transformers.quantizers.base import HfQuantizer
-from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .checks import check_keys
-from .packed_model import check_places, empty_layers, find_places, pack_layers
+from .packed_model import check_places, empty_layers, pack_layers
 from .packed_operators import PackedModule
+from .ternary_config import QUANT_METHOD, TernaryConfig
 
-QUANT_METHOD = "frankenlm_ternary"
-FORMAT = 1
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-KEYS = ("int8_embeddings", "int8_head", "modules_to_not_convert", "bitnet_linear_class", "format", "quant_method")
 ALIGNMENT = 64  # bytes; the kernels read whole cache lines
 SAFETENSORS_DTYPES = {
     torch.uint8: "U8",
@@ -35,56 +31,6 @@ SAFETENSORS_DTYPES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
 }
-
-
-class TernaryConfig(QuantizationConfigMixin):
-    """What config.json says of a packed checkpoint.
-
-    Args:
-        int8_embeddings: the token table has one byte a weight.
-        int8_head: so has the output layer.
-        modules_to_not_convert: names of layers, or of their parents, that stayed as they are.
-        bitnet_linear_class: the model is one of transformers' BitNet models, and came with this `linear_class`: packed
-            layers stand where it has nn.Linear, and round their inputs without normalising them.
-        format: of the packed tiles; there is one.
-
-    Raises:
-        ValueError: an unknown key or format.
-    """
-
-    def __init__(
-        self,
-        int8_embeddings: bool = False,
-        int8_head: bool = False,
-        modules_to_not_convert: Iterable[str] | None = None,
-        bitnet_linear_class: str | None = None,
-        format: int = FORMAT,
-        quant_method: str = QUANT_METHOD,
-        **unknown,
-    ):
-        check_keys("quantization_config", unknown, KEYS)
-        if quant_method != QUANT_METHOD:
-            raise ValueError(f"quantization_config: quant_method={quant_method!r} is not {QUANT_METHOD!r}.")
-        if format != FORMAT:
-            raise ValueError(
-                f"quantization_config: format={format!r}; this version of frankenlm reads format {FORMAT}. Update it."
-            )
-        self.quant_method = QUANT_METHOD
-        self.format = format
-        self.int8_embeddings = int8_embeddings
-        self.int8_head = int8_head
-        self.modules_to_not_convert = list(modules_to_not_convert or ())
-        self.bitnet_linear_class = bitnet_linear_class
-
-    def find_places(self, model: PreTrainedModel) -> list:
-        """Return the layers of an unpacked model that are packed under this configuration."""
-        return find_places(
-            model,
-            int8_embeddings=self.int8_embeddings,
-            int8_head=self.int8_head,
-            modules_to_not_convert=self.modules_to_not_convert,
-            plain_linear=self.bitnet_linear_class is not None,
-        )
 
 
 class TernaryHfQuantizer(HfQuantizer):
@@ -166,6 +112,7 @@ def pack_model(
 
 def adopt(model: PreTrainedModel, config: TernaryConfig) -> PreTrainedModel:
     """Give a model whose layers are packed already its quantizer, as `from_pretrained` would; return it."""
+    config.note_groups(layer.group_size for _, layer in packed_layers(model) if layer.weight_bits == 2)
     quantizer = TernaryHfQuantizer(config, pre_quantized=True)
     model.hf_quantizer = quantizer
     model.is_quantized = True

@@ -326,7 +326,7 @@ def test_a_file_cut_short(keep, build, tmp_path):
     ("change", "message"),
     [
         ({"int8_heads": True}, "unknown key 'int8_heads'. Did you mean 'int8_head'"),
-        ({"format": 2}, "format=2; this version of frankenlm reads format 1"),
+        ({"format": 3}, "format=3; this version of frankenlm reads formats 1 and 2"),
         ({"int8_head": True}, "leave int8_head out"),
     ],
 )

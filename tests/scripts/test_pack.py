@@ -227,7 +227,7 @@ def mistakes(tmp_path, legacy, pack):
     [
         ("nowhere", [], "no such folder"),
         ("taken", [], "no config.json"),
-        ("gpt2", [], "only models of frankenlm"),
+        ("gpt2", [], "no layer that could be ternary"),
         ("plain", [], "no ternary layer"),
         ("int2", [], "w_scheme='int2' cannot be packed"),
         ("packed", [], "packed already"),

@@ -34,7 +34,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 class ShardWriter:
-    """Writes model.safetensors, or shards and their index, into a folder; to be closed at the end.
+    """Writes model.safetensors, or shards and their index, into a folder; `with` it, and the files are whole at the end.
 
     Args:
         folder: where to.
@@ -48,14 +48,17 @@ class ShardWriter:
         self._places: list[dict[str, dict]] = []  # of each file, its header
         self._open_next()
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write a tensor."""
-        self.add_parts(name, tensor.dtype, tuple(tensor.shape), [tensor])
+    def __enter__(self) -> "ShardWriter":
+        return self
 
-    def add_parts(
-        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], tensors: Iterable[torch.Tensor]
-    ) -> None:
-        """Write a tensor that comes in parts along its first axis."""
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self._close()
+        else:
+            self._file.close()
+
+    def add(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], tensors: Iterable[torch.Tensor]) -> None:
+        """Write a tensor, which comes in parts along its first axis."""
         size = dtype.itemsize * torch.Size(shape).numel()
         if self._end and self._end + size > self._shard_bytes:
             self._finish()
@@ -67,12 +70,12 @@ class ShardWriter:
             self._write(name, dtype, shape, tensors)
             self._end += size
 
-    def close(self) -> int:
-        """Fill in what was left open; return how many files there are."""
+    def _close(self) -> None:
+        """Fill in what was left open, and give the files their names."""
         self._finish()
         if len(self._places) == 1:
             self._path(0).replace(self._folder / WEIGHTS)
-            return 1
+            return
         weight_map, total = {}, 0
         for number, header in enumerate(self._places):
             final = f"model-{number + 1:05d}-of-{len(self._places):05d}.safetensors"
@@ -80,7 +83,6 @@ class ShardWriter:
             weight_map |= dict.fromkeys(header, final)
             total += max((place["data_offsets"][1] for place in header.values()), default=0)
         write_json(self._folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-        return len(self._places)
 
     def _path(self, number: int) -> Path:
         return self._folder / f".{number}.safetensors"
