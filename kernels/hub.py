@@ -26,7 +26,13 @@ REFERENCE_FILES = ("packed_reference.py", "ternary.py", "checks.py")
 
 
 # What is no part of a packed layer stays at home.
-OTHER_SOURCES = ("fake_quantize.cpp", "decode.cpp")
+OTHER_SOURCES = (
+    "fake_quantize.cpp",
+    "decode.cpp",
+    "decoder_binding.cpp",
+    "decoder_floats.cpp",
+    "decoder_layers.cpp",
+)
 
 
 def variant_name() -> str:

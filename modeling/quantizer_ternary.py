@@ -18,6 +18,7 @@ from transformers.quantizers.auto import (
 )
 from transformers.quantizers.base import HfQuantizer
 
+from .native_decoder import install as install_native_decoder
 from .packed_model import check_places, empty_layers, pack_layers
 from .packed_operators import PackedModule
 from .ternary_config import QUANT_METHOD, TernaryConfig
@@ -68,6 +69,7 @@ class TernaryHfQuantizer(HfQuantizer):
         for name, layer in packed_layers(model):
             if layer.weight.device.type != "meta":  # it is not offloaded to the disk
                 layer.check(name)
+        install_native_decoder(model.base_model)
         return model
 
     def is_serializable(self) -> bool:

@@ -25,37 +25,6 @@ constexpr long kElementsPerTask = 65536;  // of keys and values
 INLINE float one(const float* from) { return *from; }
 INLINE float one(const uint16_t* from) { return from_bfloat16(*from); }
 
-template <int Lanes>
-INLINE float total(const Vector<float, Lanes>& v) {
-  if constexpr (Lanes == 1) {
-    return v[0];
-  } else {
-    Vector<float, Lanes / 2> low, high;
-    std::memcpy(&low, &v, sizeof(low));
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof(low), sizeof(high));
-    return total<Lanes / 2>(low + high);
-  }
-}
-
-// e^x for x <= 0, relative error below 2e-7: x = n ln 2 + r, and a polynomial for e^r (Cephes' expf).
-template <int Lanes>
-INLINE Vector<float, Lanes> exponential(Vector<float, Lanes> x) {
-  using Floats = Vector<float, Lanes>;
-  using Words = Vector<int32_t, Lanes>;
-  const Floats lowest = Floats{} - 87.0f;
-  x = x < lowest ? lowest : x;  // in this order NaN stays NaN
-  const Floats shift = Floats{} + kRoundToEven;  // the low bits then hold the integer
-  const Floats shifted = x * 1.44269504f + shift, n = shifted - shift;
-  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return (Floats)((Words)p + (((Words)shifted - (Words)shift) << 23));
-}
-
 // Keys and values come from memory, once a token: rows are asked for this many rows ahead. Behind a head's keys come
 // its values, behind those the next head's keys.
 constexpr long kAhead = 24;
