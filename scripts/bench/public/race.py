@@ -1,0 +1,196 @@
+"""Race packed models of public shapes against llama.cpp and ik_llama.cpp: generate() at batch 1, tokens per second.
+
+    python -m frankenlm.scripts.bench.public.race --shape bitnet-2b --engines_python venv/bin/python
+    python -m frankenlm.scripts.bench.public.race --shape qwen3-1.7b --engines_python venv/bin/python --record FILE.md
+
+ENGINES_PYTHON has llama-cpp-python, ik-llama-cpp-python, gguf and numpy. All take turns, round by round; medians. Ours
+is transformers' class with packed layers in bfloat16, through `generate()`; decoding is timed as the difference between
+a long and a short generation. The engines run their decode loop alone, without sampling. `--peers` chooses among
+llama.cpp:TQ2_0, ik_llama.cpp:IQ2_BN and ik_llama.cpp:IQ2_BN_R4. The path of ours is the processor's fastest; choose
+another with FRANKENLM_TERNARY_PATH, as when an engine's build has only AVX2. Needs 4 GB of memory.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+from frankenlm.modeling.native_ops import native_path
+from frankenlm.scripts.bench.packed_generation import generation, resident_bytes, seconds_of
+from frankenlm.scripts.bench.public.packed import load, write_checkpoint
+from frankenlm.scripts.bench.public.shapes import SHAPES
+from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
+from frankenlm.trainer_ext.common.timing import write_report
+
+OURS = "frankenlm packed"
+PEERS = {
+    "llama.cpp:TQ2_0": ("llama_cpp", "TQ2_0"),
+    "ik_llama.cpp:IQ2_BN": ("ik_llama_cpp", "IQ2_BN"),
+    "ik_llama.cpp:IQ2_BN_R4": ("ik_llama_cpp", "IQ2_BN_R4"),
+}
+FEW = 1  # tokens of the short generation
+STEPS = 8  # single decoding steps a round
+
+
+class Engine:
+    """engine_peer.py in a process of its own."""
+
+    def __init__(self, python: Path, peer: str, shape: str, folder: Path):
+        script = Path(__file__).with_name("engine_peer.py")
+        command = [str(python), str(script), *PEERS[peer], shape, str(folder)]
+        self._peer = peer
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def time(self, **request) -> dict[str, float]:
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise UserError(f"{self._peer} ended with exit code {self._process.wait()}; run engine_peer.py by itself.")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every call of our operators with its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        if operator.name().startswith("frankenlm::"):
+            self.calls.append((operator, arguments, keywords or {}))
+        return operator(*arguments, **(keywords or {}))
+
+
+class Ours:
+    """A packed model under generate(), and the operators of one of its decoding steps alone."""
+
+    def __init__(self, model, prompt: int, new_tokens: int):
+        self._few, self._many = generation(model, prompt, FEW), generation(model, prompt, FEW + new_tokens)
+        self._calls = self._record(model, prompt)
+
+    @torch.no_grad()
+    def _record(self, model, prompt: int) -> list[tuple]:
+        before = model(torch.ones(1, prompt, dtype=torch.int64), use_cache=True, logits_to_keep=1)
+        with _Recorder() as recorder:
+            model(torch.ones(1, 1, dtype=torch.int64), cache=before.cache, use_cache=True, logits_to_keep=1)
+        if not recorder.calls:
+            raise RuntimeError("the model calls no operator of ours: are the native operators built?")
+        return recorder.calls
+
+    @torch.no_grad()
+    def _operators(self) -> None:
+        for operator, arguments, keywords in self._calls:
+            operator(*arguments, **keywords)
+
+    def time(self) -> dict[str, float]:
+        prefill = seconds_of(self._few)
+        decode = seconds_of(self._many) - prefill
+        operators = statistics.median(seconds_of(self._operators) for _ in range(STEPS))
+        return {"prefill": prefill, "decode": decode, "operators": operators, "resident_mb": resident_bytes() / 1e6}
+
+
+def race(contestants: dict[str, Callable[[], dict]], threads: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the median of every part of every contestant, after one round to warm up."""
+    found = {name: defaultdict(list) for name in contestants}
+    for number in tqdm(range(rounds + 1), desc=f"{threads} thread(s)"):
+        for name, contestant in contestants.items():
+            for part, value in contestant().items():
+                if number:
+                    found[name][part].append(value)
+    return {name: {part: statistics.median(values) for part, values in of.items()} for name, of in found.items()}
+
+
+def rows_of(median: dict[str, dict[str, float]], threads: int, prompt: int, new_tokens: int) -> list[dict]:
+    ours = median[OURS]
+    rows = []
+    for name, of in median.items():
+        outside = 1 - ours["operators"] * new_tokens / ours["decode"] if name == OURS else None
+        rows.append(
+            {
+                "engine": name,
+                "threads": threads,
+                "prefill, tokens/s": prompt / of["prefill"],
+                "decode, tokens/s": new_tokens / of["decode"],
+                "ours / this, prefill": of["prefill"] / ours["prefill"],
+                "ours / this, decode": of["decode"] / ours["decode"],
+                "of a token outside our operators": outside,
+                "resident, MB": of["resident_mb"],
+            }
+        )
+    return rows
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=list(SHAPES), required=True)
+    parser.add_argument("--engines_python", type=Path, help="interpreter that has the engines; none: ours alone")
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="(default: all)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="(default: 1 2)")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens before the first (default: %(default)s)")
+    parser.add_argument("--new_tokens", type=int, default=48, help="decoded (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--work_dir", type=Path, default=Path("runs/bench/public"), help="for the models")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/public.json"), help="JSON to write")
+    parser.add_argument("--record", type=Path, help="Markdown file to append the table to")
+    arguments = parser.parse_strictly(argv)
+    if arguments.engines_python and not arguments.engines_python.is_file():
+        raise UserError(f"--engines_python {arguments.engines_python}: no such interpreter.")
+    if min(*arguments.threads, arguments.prompt, arguments.new_tokens, arguments.rounds) < 1:
+        raise UserError("threads, tokens and rounds must be at least 1.")
+    return arguments
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, list[dict]]:
+    shape, folder = SHAPES[arguments.shape], arguments.work_dir / arguments.shape
+    shutil.rmtree(folder, ignore_errors=True)
+    write_checkpoint(shape, folder)
+    engines = {}
+    if arguments.engines_python:
+        engines = {
+            peer: Engine(arguments.engines_python, peer, arguments.shape, arguments.work_dir)
+            for peer in arguments.peers
+        }
+    ours = Ours(load(folder), arguments.prompt, arguments.new_tokens)
+    rows = []
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        request = {"threads": threads, "prompt": arguments.prompt, "new_tokens": arguments.new_tokens}
+        contestants = {OURS: ours.time} | {
+            peer: lambda engine=engine, request=request: engine.time(**request) for peer, engine in engines.items()
+        }
+        rows += rows_of(race(contestants, threads, arguments.rounds), threads, arguments.prompt, arguments.new_tokens)
+    for engine in engines.values():
+        engine.close()
+    size = f"{shape.ternary_weights() / 1e9:.2f} G ternary weights, path {native_path()}, prompt {arguments.prompt}"
+    return {f"{arguments.shape}, batch 1, {size}": rows}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with user_mistakes():
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        check_output_dir(arguments.output.parent)
+        check_output_dir(arguments.work_dir)
+    native_path()  # builds the operators, if need be, before anything is timed
+    torch.manual_seed(0)
+    print(write_report("public ternary models", measure(arguments), arguments.output, arguments.record))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_command(main))
