@@ -7,6 +7,10 @@
 #include <memory>
 #include <new>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "threads.h"
 #include "ternary.h"
 
@@ -16,7 +20,7 @@ namespace {
 constexpr long kSerialProducts = 600000;  // below, starting threads costs more than it gives
 constexpr long kProductsPerTask = 300000;
 constexpr long kPanelsPerThread = 4;      // from here on threads share panels, and a thread's last one weighs little
-constexpr long kRowsAtOnce = 1024;        // of half-precision results held as floats
+constexpr long kValuesAtOnce = 8192;      // half-precision results held as floats
 
 // Memory of one thread, 64-byte aligned, that is kept from call to call and only grows.
 class Scratch {
@@ -53,11 +57,37 @@ const float* token_of(const Path& path, const Activations& x, long m) {
 // Where a panel's codes, steps and sums are put.
 struct PanelSpace {
   int8_t* codes;
+  int32_t* group_offset;
+  int32_t* group_halves;
   float step[kPanelTokens];
   int32_t sum[kPanelTokens];
 
-  Panel panel(long tokens, long blocks) const { return {codes, step, sum, tokens, blocks}; }
+  Panel panel(long tokens, long blocks) const { return {codes, step, sum, tokens, blocks, group_offset, group_halves}; }
 };
+
+// The memory of a panel: its codes, then what it has for each group.
+long codes_bytes(const TernaryWeight& w) { return kPanelTokens * w.blocks * kBlock; }
+long panel_bytes(const TernaryWeight& w) {
+  const long groups = w.groups() * kPanelTokens * static_cast<long>(2 * sizeof(int32_t));
+  return (codes_bytes(w) + groups + 63) / 64 * 64;
+}
+PanelSpace panel_space(int8_t* memory, const TernaryWeight& w) {
+  auto* offset = reinterpret_cast<int32_t*>(memory + codes_bytes(w));
+  return {memory, offset, offset + kPanelTokens * w.groups(), {}, {}};
+}
+
+int32_t sum_of_block(const int8_t* codes) {
+#if defined(__SSE2__)
+  const __m128i offset = _mm_set1_epi8(static_cast<char>(0x80)), zero = _mm_setzero_si128();
+  const __m128i positive = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)), offset);
+  const __m128i halves = _mm_sad_epu8(positive, zero);
+  return _mm_cvtsi128_si32(_mm_add_epi32(halves, _mm_srli_si128(halves, 8))) - static_cast<int32_t>(128 * kBlock);
+#else
+  int32_t sum = 0;
+  for (long i = 0; i < kBlock; ++i) sum += codes[i];
+  return sum;
+#endif
+}
 
 void fill(const Path& path, const Activations& x, long first, long tokens, PanelSpace& space) {
   for (long m = 0; m < tokens; ++m)
@@ -80,21 +110,29 @@ void fill(const Path&, const QuantizedActivations& x, long first, long tokens, P
   }
 }
 
+// A panel of `x` for a weight.
+template <class X>
+void prepare(const Path& path, const X& x, const TernaryWeight& w, long first, long tokens, PanelSpace& space) {
+  fill(path, x, first, tokens, space);
+  if (w.group_blocks)
+    fill_group_offsets(space.codes, tokens, w.blocks, w.group_blocks, space.group_offset, space.group_halves);
+}
+
 // The panel times tiles [first, last), written to tokens from `token` on.
 void multiply(const Path& path, const Panel& panel, const TernaryWeight& w, long first, long last, long token, void* y,
               Dtype dtype) {
   if (dtype == Dtype::float32)
     return path.ternary(panel, w, first, last, static_cast<float*>(y) + token * w.rows, w.rows);
   thread_local Scratch scratch;
-  const long chunk = kRowsAtOnce / kTileRows;
-  float* wide = scratch.get<float>(kPanelTokens * kRowsAtOnce);
+  // Few tokens take many rows, for the weight to be read in long streams.
+  const long chunk = kValuesAtOnce / panel.tokens / kTileRows, stride = chunk * kTileRows;
+  float* wide = scratch.get<float>(kValuesAtOnce);
   for (long tile = first; tile < last; tile += chunk) {
     const long row = tile * kTileRows, end = std::min(tile + chunk, last);
     const long rows = std::min(end * kTileRows, w.rows) - row;
-    path.ternary(panel, w, tile, end, wide - row, kRowsAtOnce);
+    path.ternary(panel, w, tile, end, wide - row, stride);
     for (long m = 0; m < panel.tokens; ++m)
-      path.narrow(wide + m * kRowsAtOnce, dtype, rows,
-                  static_cast<uint16_t*>(y) + (token + m) * w.rows + row);
+      path.narrow(wide + m * stride, dtype, rows, static_cast<uint16_t*>(y) + (token + m) * w.rows + row);
   }
 }
 
@@ -108,7 +146,7 @@ struct Split {
 template <class X>
 void run(const Path& path, const X& x, const TernaryWeight& w, void* y, Dtype dtype) {
   if (x.tokens == 0 || w.rows == 0) return;
-  const long tiles = tiles_of(w.rows), panel_bytes = kPanelTokens * w.blocks * kBlock;
+  const long tiles = tiles_of(w.rows);
   Split split{x.tokens, (x.tokens + kPanelTokens - 1) / kPanelTokens};
   const long products = x.tokens * std::max(x.inputs, 1L) * w.rows;
   const long threads = products < kSerialProducts ? 1 : thread_count();
@@ -116,20 +154,20 @@ void run(const Path& path, const X& x, const TernaryWeight& w, void* y, Dtype dt
     const long grain = std::max(1L, split.count * kProductsPerTask / products);
     return parallel_for(threads == 1, 0, split.count, grain, [&](long begin, long end) {
       thread_local Scratch scratch;
-      PanelSpace space{scratch.get<int8_t>(panel_bytes), {}, {}};
+      PanelSpace space = panel_space(scratch.get<int8_t>(panel_bytes(w)), w);
       for (long i = begin; i < end; ++i) {
-        fill(path, x, split.begin(i), split.size(i), space);
+        prepare(path, x, w, split.begin(i), split.size(i), space);
         multiply(path, space.panel(split.size(i), w.blocks), w, 0, tiles, split.begin(i), y, dtype);
       }
     });
   }
   thread_local Scratch scratch;
   thread_local Scratch space_scratch;
-  int8_t* codes = scratch.get<int8_t>(split.count * panel_bytes);
+  int8_t* memory = scratch.get<int8_t>(split.count * panel_bytes(w));
   PanelSpace* spaces = space_scratch.get<PanelSpace>(split.count);
   for (long i = 0; i < split.count; ++i) {
-    spaces[i].codes = codes + i * panel_bytes;
-    fill(path, x, split.begin(i), split.size(i), spaces[i]);
+    spaces[i] = panel_space(memory + i * panel_bytes(w), w);
+    prepare(path, x, w, split.begin(i), split.size(i), spaces[i]);
   }
   const long grain = std::max(1L, tiles * kProductsPerTask / products);
   parallel_for(false, 0, tiles, grain, [&](long begin, long end) {
@@ -139,6 +177,19 @@ void run(const Path& path, const X& x, const TernaryWeight& w, void* y, Dtype dt
 }
 
 }  // namespace
+
+void fill_group_offsets(const int8_t* codes, long tokens, long blocks, long group_blocks, int32_t* offset,
+                        int32_t* halves) {
+  for (long first = 0; first < blocks; first += group_blocks, offset += tokens, halves += tokens)
+    for (long m = 0; m < tokens; ++m) {
+      int32_t sum = 0;
+      for (long b = first; b < std::min(first + group_blocks, blocks); ++b)
+        sum += sum_of_block(codes + (b * tokens + m) * kBlock);
+      offset[m] = -sum;
+      const int16_t two[2] = {static_cast<int16_t>(-sum / 2), static_cast<int16_t>(-sum - -sum / 2)};
+      std::memcpy(halves + m, two, sizeof(two));
+    }
+}
 
 void ternary_linear(const Path& path, const Activations& x, const TernaryWeight& w, void* y, Dtype y_dtype) {
   run(path, x, w, y, y_dtype);

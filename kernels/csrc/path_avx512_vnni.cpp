@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kTokensOfPlanes = 2;
 // Bytes that are asked for ahead in each stream of weights, where one token makes memory the limit.
-constexpr long kAhead = 2048;
+constexpr long kAheadOfEach = 2048;
 
 // Keeps `value` in a register from here on. Without it the compiler moves accumulators to the stack inside the loop.
 #define PIN(value) asm volatile("" : "+v"(value))
@@ -48,20 +48,37 @@ TARGET INLINE void store(__m512i sum, int32_t correction, float step, const Tern
   _mm512_mask_storeu_ps(y + row, mask, out);
 }
 
-// One or two tokens: each plane of codes (2 bits wide, 2 g bits up) is masked where it stands and summed apart, so
-// nothing is shifted in the loop; the sums, 4^g times too large, are shifted back exactly at the end. Tile t of Tiles is
-// number `tile` + t * `apart` of the weight.
+// y = step * total + bias, with scales per group.
+TARGET INLINE void store(__m512 total, float step, const TernaryWeight& w, long row, float* y) {
+  const __mmask16 mask = mask_of(w.rows - row);
+  __m512 out = _mm512_mul_ps(_mm512_set1_ps(step), total);
+  if (w.bias) out = _mm512_add_ps(out, _mm512_maskz_loadu_ps(mask, w.bias + row));
+  _mm512_mask_storeu_ps(y + row, mask, out);
+}
+
+// Blocks [first, last) of a few tiles, `stride` bytes from each other, the first at `line`, times a whole panel: exact
+// sums, which begin with `start` [token] where there is one.
 template <int Tiles, int Tokens>
-TARGET INLINE void planes(const Panel& p, const TernaryWeight& w, long tile, long apart, float* y, long y_stride) {
+using Sums = __m512i (&)[Tiles][Tokens];
+
+TARGET INLINE __m512i first_sum(const int32_t* start, int token) {
+  return start ? _mm512_set1_epi32(start[token]) : _mm512_setzero_si512();
+}
+
+// One or two tokens: each plane of codes (2 bits wide, 2 g bits up) is masked where it stands and summed apart, so
+// nothing is shifted in the loop; the sums, 4^g times too large, are shifted back exactly at the end.
+template <int Tiles, int Tokens>
+TARGET INLINE void planes(const Panel& p, const uint8_t* line, long stride, long first, long last, const int32_t* start,
+                          Sums<Tiles, Tokens> exact) {
   __m512i sum[Tiles][Tokens][4];
-#pragma GCC unroll 16
-  for (int i = 0; i < Tiles * Tokens * 4; ++i) (&sum[0][0][0])[i] = _mm512_setzero_si512();
+#pragma GCC unroll 32
+  for (int i = 0; i < Tiles * Tokens * 4; ++i)
+    (&sum[0][0][0])[i] = i % 4 == 0 ? first_sum(start, i / 4 % Tokens) : _mm512_setzero_si512();
   const __m512i mask[4] = {_mm512_set1_epi8(0x03), _mm512_set1_epi8(0x0c), _mm512_set1_epi8(0x30),
                            _mm512_set1_epi8(static_cast<char>(0xc0))};
-  const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes;
-  const long stride = apart * w.blocks * kTileBytes;
-  const int8_t* codes = p.codes;
-  for (long b = 0; b < p.blocks; ++b, line += kTileBytes, codes += Tokens * kBlock) {
+  line += first * kTileBytes;
+  const int8_t* codes = p.codes + first * Tokens * kBlock;
+  for (long b = first; b < last; ++b, line += kTileBytes, codes += Tokens * kBlock) {
     __m512i x[Tokens][4];
 #pragma GCC unroll 4
     for (int m = 0; m < Tokens; ++m)
@@ -70,7 +87,7 @@ TARGET INLINE void planes(const Panel& p, const TernaryWeight& w, long tile, lon
 #pragma GCC unroll 4
     for (int t = 0; t < Tiles; ++t) {
       const __m512i tiled = _mm512_loadu_si512(line + t * stride);
-      _mm_prefetch(reinterpret_cast<const char*>(line + t * stride + kAhead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(line + t * stride + kAheadOfEach), _MM_HINT_T0);
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g) {
         const __m512i plane = _mm512_and_si512(tiled, mask[g]);
@@ -87,20 +104,19 @@ TARGET INLINE void planes(const Panel& p, const TernaryWeight& w, long tile, lon
     for (int m = 0; m < Tokens; ++m) {
       const __m512i low = _mm512_add_epi32(sum[t][m][0], _mm512_srai_epi32(sum[t][m][1], 2));
       const __m512i high = _mm512_add_epi32(_mm512_srai_epi32(sum[t][m][2], 4), _mm512_srai_epi32(sum[t][m][3], 6));
-      store(_mm512_add_epi32(low, high), p.sum[m], p.step[m], w, (tile + t * apart) * kTileRows, y + m * y_stride);
+      exact[t][m] = _mm512_add_epi32(low, high);
     }
 }
 
 // Three tokens and more: codes are shifted down once and serve every token.
 template <int Tiles, int Tokens>
-TARGET INLINE void shifted(const Panel& p, const TernaryWeight& w, long tile, long apart, float* y, long y_stride) {
-  __m512i sum[Tiles][Tokens];
+TARGET INLINE void shifted(const Panel& p, const uint8_t* line, long stride, long first, long last, const int32_t* start,
+                           Sums<Tiles, Tokens> sum) {
 #pragma GCC unroll 24
-  for (int i = 0; i < Tiles * Tokens; ++i) (&sum[0][0])[i] = _mm512_setzero_si512();
-  const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes;
-  const long stride = apart * w.blocks * kTileBytes;
-  const int8_t* codes = p.codes;
-  for (long b = 0; b < p.blocks; ++b, line += kTileBytes, codes += Tokens * kBlock) {
+  for (int i = 0; i < Tiles * Tokens; ++i) (&sum[0][0])[i] = first_sum(start, i % Tokens);
+  line += first * kTileBytes;
+  const int8_t* codes = p.codes + first * Tokens * kBlock;
+  for (long b = first; b < last; ++b, line += kTileBytes, codes += Tokens * kBlock) {
     __m512i tiled[Tiles];
 #pragma GCC unroll 4
     for (int t = 0; t < Tiles; ++t) tiled[t] = _mm512_loadu_si512(line + t * stride);
@@ -122,43 +138,92 @@ TARGET INLINE void shifted(const Panel& p, const TernaryWeight& w, long tile, lo
   }
 #pragma GCC unroll 24
   for (int i = 0; i < Tiles * Tokens; ++i) PIN((&sum[0][0])[i]);
-#pragma GCC unroll 4
-  for (int t = 0; t < Tiles; ++t)
-#pragma GCC unroll 8
-    for (int m = 0; m < Tokens; ++m)
-      store(sum[t][m], p.sum[m], p.step[m], w, (tile + t * apart) * kTileRows, y + m * y_stride);
 }
 
 template <int Tiles, int Tokens>
-TARGET INLINE void tiles(const Panel& p, const TernaryWeight& w, long tile, long apart, float* y, long y_stride) {
+TARGET INLINE void sums(const Panel& p, const uint8_t* line, long stride, long first, long last, const int32_t* start,
+                        Sums<Tiles, Tokens> exact) {
   if constexpr (Tokens <= kTokensOfPlanes)
-    planes<Tiles, Tokens>(p, w, tile, apart, y, y_stride);
+    planes<Tiles, Tokens>(p, line, stride, first, last, start, exact);
   else
-    shifted<Tiles, Tokens>(p, w, tile, apart, y, y_stride);
+    shifted<Tiles, Tokens>(p, line, stride, first, last, start, exact);
+}
+
+TARGET INLINE __m512 scales_at(const uint16_t* halves, Dtype dtype) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
+  return dtype == Dtype::float16 ? _mm512_cvtph_ps(raw)
+                                 : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+
+// Tile t of Tiles is number `tile` + t * `apart` of the weight.
+template <bool Grouped, int Tiles, int Tokens>
+TARGET INLINE void tiles(const Panel& p, const TernaryWeight& w, long tile, long apart, float* y, long y_stride) {
+  const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes;
+  const long stride = apart * w.blocks * kTileBytes;
+  __m512i exact[Tiles][Tokens];
+  if constexpr (!Grouped) {
+    sums<Tiles, Tokens>(p, line, stride, 0, w.blocks, nullptr, exact);
+#pragma GCC unroll 4
+    for (int t = 0; t < Tiles; ++t)
+#pragma GCC unroll 8
+      for (int m = 0; m < Tokens; ++m)
+        store(exact[t][m], p.sum[m], p.step[m], w, (tile + t * apart) * kTileRows, y + m * y_stride);
+  } else {
+    // In memory: the sums need the registers.
+    alignas(64) float total[Tiles][Tokens][kTileRows];
+#pragma GCC unroll 24
+    for (int i = 0; i < Tiles * Tokens; ++i) _mm512_store_ps((&total[0][0])[i], _mm512_setzero_ps());
+    const uint16_t* halves = w.scales_of(tile, 0);
+    const long halves_stride = apart * w.groups() * kTileRows;
+    const int32_t* start = p.group_offset;
+    for (long first = 0; first < w.blocks; first += w.group_blocks, halves += kTileRows, start += Tokens) {
+      const long last = first + w.group_blocks < w.blocks ? first + w.group_blocks : w.blocks;
+      sums<Tiles, Tokens>(p, line, stride, first, last, start, exact);
+      asm volatile("" : : "r"(total) : "memory");
+      __m512 scale[Tiles];
+#pragma GCC unroll 4
+      for (int t = 0; t < Tiles; ++t) scale[t] = scales_at(halves + t * halves_stride, w.group_dtype);
+      // In the order in which the sums are ready.
+#pragma GCC unroll 8
+      for (int m = 0; m < Tokens; ++m)
+#pragma GCC unroll 4
+        for (int t = 0; t < Tiles; ++t) {
+          const __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(exact[t][m]), scale[t]);
+          _mm512_store_ps(total[t][m], _mm512_add_ps(_mm512_load_ps(total[t][m]), product));
+        }
+    }
+    for (int t = 0; t < Tiles; ++t)
+      for (int m = 0; m < Tokens; ++m)
+        store(_mm512_load_ps(total[t][m]), p.step[m], w, (tile + t * apart) * kTileRows, y + m * y_stride);
+  }
 }
 
 // Fewer than Tiles + 1 tiles.
-template <int Tiles, int Tokens>
+template <bool Grouped, int Tiles, int Tokens>
 TARGET void few(const Panel& p, const TernaryWeight& w, long tile, long left, float* y, long y_stride) {
   if constexpr (Tiles > 0) {
-    if (left < Tiles) return few<Tiles - 1, Tokens>(p, w, tile, left, y, y_stride);
-    tiles<Tiles, Tokens>(p, w, tile, 1, y, y_stride);
+    if (left < Tiles) return few<Grouped, Tiles - 1, Tokens>(p, w, tile, left, y, y_stride);
+    tiles<Grouped, Tiles, Tokens>(p, w, tile, 1, y, y_stride);
   }
 }
 
 // As many tiles at a time as the registers hold, then what is left over. The tiles of one pass are taken from as many
 // equal parts of the range, so that each part is read from end to end: the processor fetches ahead on a few long streams
 // and not on many short ones, which from DRAM is nearly twice as fast.
-template <int Tiles, int Tokens>
+template <bool Grouped, int Tiles, int Tokens>
 TARGET void all(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
   const long apart = (last_tile - first_tile) / Tiles, rest = first_tile + apart * Tiles;
-  for (long i = 0; i < apart; ++i) tiles<Tiles, Tokens>(p, w, first_tile + i, apart, y, y_stride);
-  few<Tiles - 1, Tokens>(p, w, rest, last_tile - rest, y, y_stride);
+  for (long i = 0; i < apart; ++i) tiles<Grouped, Tiles, Tokens>(p, w, first_tile + i, apart, y, y_stride);
+  few<Grouped, Tiles - 1, Tokens>(p, w, rest, last_tile - rest, y, y_stride);
 }
 
+template <bool Grouped>
+constexpr decltype(&all<Grouped, 4, 1>) kKernels[kPanelTokens] = {
+    all<Grouped, 4, 1>, all<Grouped, 2, 2>, all<Grouped, 4, 3>, all<Grouped, 4, 4>,
+    all<Grouped, 4, 5>, all<Grouped, 3, 6>, all<Grouped, 3, 7>, all<Grouped, 3, 8>};
+
 void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
-  constexpr decltype(&all<4, 1>) kernels[kPanelTokens] = {all<4, 1>, all<2, 2>, all<4, 3>, all<4, 4>,
-                                                          all<4, 5>, all<3, 6>, all<3, 7>, all<3, 8>};
+  const auto* kernels = w.group_blocks ? kKernels<true> : kKernels<false>;
   kernels[p.tokens - 1](p, w, first_tile, last_tile, y, y_stride);
 }
 
@@ -264,7 +329,7 @@ TARGET void int8_rows(const int8_t* codes, float step, const Int8Weight& w, long
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r) {
       const __m512i line = _mm512_loadu_si512(first + r * stride + k);
-      _mm_prefetch(reinterpret_cast<const char*>(first + r * stride + k + kAhead), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(first + r * stride + k + kAheadOfEach), _MM_HINT_T0);
       sum[r] = _mm512_dpbusd_epi32(sum[r], x, line);
       weights[r] = _mm512_dpbusd_epi32(weights[r], ones, line);
     }

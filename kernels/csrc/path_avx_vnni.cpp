@@ -8,7 +8,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <limits>
+#include <type_traits>
 
 #define INLINE __attribute__((always_inline))
 
@@ -18,10 +18,11 @@ namespace {
 namespace vex {
 #define TARGET __attribute__((target("avx2,f16c,avxvnni")))
 #include "path_avx2.inc"
-constexpr long kBlocksPerSum = std::numeric_limits<long>::max();  // sums are int32 from the start
-TARGET INLINE V multiply_add(V sum, V plane, V x) { return _mm256_dpbusd_avx_epi32(sum, plane, x); }
-TARGET INLINE V widened(V sum) { return sum; }
-#include "parts.inc"
+TARGET INLINE V multiply_add(V sum, V plane, V x) {
+  sum = _mm256_dpbusd_avx_epi32(sum, plane, x);
+  asm("" : "+x"(sum));  // else the compiler copies every sum to and fro
+  return sum;
+}
 #include "planes_avx_vnni.inc"
 #undef TARGET
 }  // namespace vex
@@ -29,10 +30,11 @@ TARGET INLINE V widened(V sum) { return sum; }
 namespace evex {
 #define TARGET __attribute__((target("avx2,f16c,avx512vl,avx512vnni")))
 #include "path_avx2.inc"
-constexpr long kBlocksPerSum = std::numeric_limits<long>::max();
-TARGET INLINE V multiply_add(V sum, V plane, V x) { return _mm256_dpbusd_epi32(sum, plane, x); }
-TARGET INLINE V widened(V sum) { return sum; }
-#include "parts.inc"
+TARGET INLINE V multiply_add(V sum, V plane, V x) {
+  sum = _mm256_dpbusd_epi32(sum, plane, x);
+  asm("" : "+x"(sum));  // else the compiler copies every sum to and fro
+  return sum;
+}
 #include "planes_avx_vnni.inc"
 #undef TARGET
 }  // namespace evex
@@ -53,11 +55,7 @@ bool has_evex() {
 
 void ternary(const Panel& p, const TernaryWeight& w, long first, long last, float* y, long y_stride) {
   static const bool vex = has_vex();
-  if (p.tokens == 1) {
-    for (long tile = first; tile < last; ++tile) (vex ? vex::planes : evex::planes)(p, w, tile, y);
-  } else {
-    (vex ? vex::ternary : evex::ternary)(p, w, first, last, y, y_stride);
-  }
+  (vex ? vex::ternary : evex::ternary)(p, w, first, last, y, y_stride);
 }
 
 bool available() { return has_vex() || has_evex(); }

@@ -69,17 +69,42 @@ void add_blocks(const uint8_t* line, const int8_t* codes, long step, long blocks
   for (int i = 0; i < kTileBytes; ++i) total[i / 4] += sum[i];
 }
 
+// Blocks [first, last) of one token times a tile.
+void add_range(const Panel& p, const uint8_t* line, long m, long first, long last, int32_t* total) {
+  const long step = p.tokens * kBlock;
+  for (long b = first; b < last; b += kBlocksPerSum)
+    add_blocks(line + b * kTileBytes, p.codes + b * step + m * kBlock, step,
+               last - b < kBlocksPerSum ? last - b : kBlocksPerSum, total);
+}
+
+void add_groups(const Panel& p, const TernaryWeight& w, long tile, long m, float* total) {
+  const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes;
+  for (long group = 0; group < w.groups(); ++group) {
+    const long first = group * w.group_blocks, end = first + w.group_blocks;
+    int32_t sum[kTileRows] = {};
+    float scale[kTileRows];
+    add_range(p, line, m, first, end < w.blocks ? end : w.blocks, sum);
+    widen(w.scales_of(tile, group), w.group_dtype, kTileRows, scale);
+    for (int i = 0; i < kTileRows; ++i) {
+      const float product = static_cast<float>(sum[i] + p.group_offset[group * p.tokens + m]) * scale[i];
+      total[i] += product;
+    }
+  }
+}
+
 void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
   for (long tile = first_tile; tile < last_tile; ++tile) {
-    const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes;
-    const long rows = w.rows - tile * kTileRows < kTileRows ? w.rows - tile * kTileRows : kTileRows;
+    const long row = tile * kTileRows, rows = w.rows - row < kTileRows ? w.rows - row : kTileRows;
     for (long m = 0; m < p.tokens; ++m) {
-      int32_t sum[kTileRows] = {};
-      const long step = p.tokens * kBlock;
-      for (long b = 0; b < w.blocks; b += kBlocksPerSum)
-        add_blocks(line + b * kTileBytes, p.codes + b * step + m * kBlock, step,
-                   w.blocks - b < kBlocksPerSum ? w.blocks - b : kBlocksPerSum, sum);
-      store_rest(sum, rows, p.sum[m], p.step[m], w, tile * kTileRows, y + m * y_stride);
+      if (w.group_blocks) {
+        float total[kTileRows] = {};
+        add_groups(p, w, tile, m, total);
+        store_rest(total, rows, p.step[m], w, row, y + m * y_stride);
+      } else {
+        int32_t sum[kTileRows] = {};
+        add_range(p, w.tiles + tile * w.blocks * kTileBytes, m, 0, w.blocks, sum);
+        store_rest(sum, rows, p.sum[m], p.step[m], w, row, y + m * y_stride);
+      }
     }
   }
 }

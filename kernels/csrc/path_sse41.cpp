@@ -5,6 +5,8 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <type_traits>
+
 #define TARGET __attribute__((target("sse4.1")))
 #define INLINE __attribute__((always_inline))
 
@@ -13,17 +15,22 @@ namespace {
 
 using V = __m128i;
 constexpr long kRowsPerPart = 4;
-constexpr int kGroupTokens = 3;  // a product overwrites its plane here, and copies need registers too
-constexpr int kPartsOfOneToken = 4;
 constexpr long kBlocksPerSum = 16;  // 64 products of at most 512: 32768, which as -32768 is the lowest int16
+constexpr bool kSumsAreExact = false;
 
 TARGET INLINE V load_part(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+TARGET INLINE void store_register(void* p, V v) { _mm_store_si128(static_cast<__m128i*>(p), v); }
 TARGET INLINE V zero() { return _mm_setzero_si128(); }
 TARGET INLINE V low_codes(V a) { return _mm_and_si128(a, _mm_set1_epi8(3)); }
 TARGET INLINE V shift_two(V a) { return _mm_srli_epi16(a, 2); }
+TARGET INLINE V broadcast_sum(const int32_t* sum) { return _mm_set1_epi32(*sum); }
 TARGET INLINE void add_to(int32_t* total, V sum) {
   auto* to = reinterpret_cast<__m128i*>(total);
   _mm_store_si128(to, _mm_add_epi32(_mm_load_si128(to), sum));
+}
+TARGET INLINE void add_scaled(float* total, V sum, const float* scale) {
+  const __m128 product = _mm_mul_ps(_mm_cvtepi32_ps(sum), _mm_load_ps(scale));
+  _mm_store_ps(total, _mm_add_ps(_mm_load_ps(total), product));
 }
 TARGET INLINE V multiply_add(V sum, V plane, V x) {
   sum = _mm_add_epi16(sum, _mm_maddubs_epi16(plane, x));
@@ -38,21 +45,68 @@ TARGET INLINE V broadcast(const int8_t* codes) {
   return _mm_set1_epi32(four);
 }
 
+// As from_float16, four at once.
+TARGET INLINE V widened_halves(V halves) {
+  const V rest = _mm_and_si128(halves, _mm_set1_epi32(0x7fff)), shifted = _mm_slli_epi32(rest, 13);
+  const V tiny = _mm_castps_si128(_mm_mul_ps(_mm_cvtepi32_ps(rest), _mm_set1_ps(0x1p-24f)));
+  const V normal = _mm_add_epi32(shifted, _mm_set1_epi32((127 - 15) << 23));
+  const V special = _mm_or_si128(shifted, _mm_set1_epi32(kInfinityBits));
+  V wide = _mm_blendv_epi8(tiny, normal, _mm_cmpgt_epi32(rest, _mm_set1_epi32(0x03ff)));
+  wide = _mm_blendv_epi8(wide, special, _mm_cmpgt_epi32(rest, _mm_set1_epi32(0x7bff)));
+  return _mm_or_si128(wide, _mm_slli_epi32(_mm_srli_epi32(halves, 15), 31));
+}
+
+template <Scales S>
+TARGET INLINE void load_scales(const uint16_t* halves, float* out) {
+  const V raw = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(halves)));
+  const V wide = S == Scales::float16_of_groups ? widened_halves(raw) : _mm_slli_epi32(raw, 16);
+  _mm_store_ps(out, _mm_castsi128_ps(wide));
+}
+
 // y = float(sum) * (step * scale) + bias for 4 rows of one token, fewer at the weight's end.
-TARGET INLINE void store_part(int32_t* sum, int32_t correction, float step, const TernaryWeight& w, long row, float* y) {
+TARGET INLINE void store_part(const int32_t* sum, const Panel& p, int token, const TernaryWeight& w, long row, float* y) {
   const long rows = w.rows - row;
-  if (rows >= kRowsPerPart) {
-    const V exact = _mm_sub_epi32(_mm_load_si128(reinterpret_cast<V*>(sum)), _mm_set1_epi32(correction));
-    const __m128 factor = _mm_mul_ps(_mm_set1_ps(step), _mm_loadu_ps(w.scale + row));
-    __m128 out = _mm_mul_ps(_mm_cvtepi32_ps(exact), factor);
-    if (w.bias) out = _mm_add_ps(out, _mm_loadu_ps(w.bias + row));
-    _mm_storeu_ps(y + row, out);
-  } else {
-    store_rest(sum, rows, correction, step, w, row, y);
-  }
+  const float step = p.step[token];
+  const int32_t correction = p.sum[token];
+  if (rows < kRowsPerPart) return store_rest(sum, rows, correction, step, w, row, y);
+  const V exact = _mm_sub_epi32(_mm_load_si128(reinterpret_cast<const V*>(sum)), _mm_set1_epi32(correction));
+  const __m128 factor = _mm_mul_ps(_mm_set1_ps(step), _mm_loadu_ps(w.scale + row));
+  __m128 out = _mm_mul_ps(_mm_cvtepi32_ps(exact), factor);
+  if (w.bias) out = _mm_add_ps(out, _mm_loadu_ps(w.bias + row));
+  _mm_storeu_ps(y + row, out);
+}
+
+// y = step * total + bias, with scales per group.
+TARGET INLINE void store_part(const float* total, const Panel& p, int token, const TernaryWeight& w, long row, float* y) {
+  const long rows = w.rows - row;
+  if (rows < kRowsPerPart) return store_rest(total, rows, p.step[token], w, row, y);
+  __m128 out = _mm_mul_ps(_mm_set1_ps(p.step[token]), _mm_load_ps(total));
+  if (w.bias) out = _mm_add_ps(out, _mm_loadu_ps(w.bias + row));
+  _mm_storeu_ps(y + row, out);
 }
 
 #include "parts.inc"
+
+constexpr int kPartsOfOneToken = 4, kPartsOfTwoTokens = 2;
+
+TARGET INLINE V codes_at(char mask) { return _mm_set1_epi8(mask); }
+TARGET INLINE V masked(V bits, V mask) { return _mm_and_si128(bits, mask); }
+TARGET INLINE V shift_four(V a) { return _mm_srli_epi16(a, 4); }
+TARGET INLINE V folded(V even, V odd) { return _mm_add_epi16(even, _mm_srai_epi16(odd, 2)); }
+
+#include "in_place.inc"
+
+// At most 3 tokens at once: a product overwrites its plane here, and copies need registers too.
+template <Scales S>
+constexpr Ternary* kKernels[kPanelTokens] = {
+    by_parts_in_place<S, 1>, by_parts_in_place<S, 2>, by_parts<S, 3>,       by_parts<S, 2, 2>,
+    by_parts<S, 3, 2>,       by_parts<S, 3, 3>,       by_parts<S, 3, 2, 2>, by_parts<S, 3, 3, 2>};
+
+void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
+  Ternary* const* kernels[] = {kKernels<Scales::of_rows>, kKernels<Scales::bfloat16_of_groups>,
+                               kKernels<Scales::float16_of_groups>};
+  kernels[static_cast<int>(scales_of(w))][p.tokens - 1](p, w, first_tile, last_tile, y, y_stride);
+}
 
 TARGET INLINE int32_t total_of(V v) {
   v = _mm_add_epi32(v, _mm_shuffle_epi32(v, 0x4e));

@@ -61,11 +61,19 @@ inline float scaled(int32_t exact, float step, float scale, const float* bias) {
   return bias ? out + *bias : out;
 }
 
-// The last rows of a weight, fewer than a register holds; none when `rows` is below 1.
+// The last rows of a weight, fewer than a register holds; none when `rows` is below 1. With scales per row, then per
+// group.
 inline void store_rest(const int32_t* sum, long rows, int32_t correction, float step, const TernaryWeight& w, long row,
                        float* y) {
   for (long i = 0; i < rows; ++i)
     y[row + i] = scaled(sum[i] - correction, step, w.scale[row + i], w.bias ? w.bias + row + i : nullptr);
+}
+
+inline void store_rest(const float* total, long rows, float step, const TernaryWeight& w, long row, float* y) {
+  for (long i = 0; i < rows; ++i) {
+    const float out = step * total[i];
+    y[row + i] = w.bias ? out + w.bias[row + i] : out;
+  }
 }
 
 inline float from_bfloat16(uint16_t half) { return bits_as<float>(static_cast<uint32_t>(half) << 16); }
