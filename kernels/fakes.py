@@ -1,7 +1,7 @@
 """What torch.compile sees of each operator: shapes and dtypes, no values."""
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -47,6 +47,10 @@ def _rms_norm(x, weight, eps):
     return x.new_empty(x.shape)
 
 
+def _decode_layers(x, cos, sin, visible, tensors, keys, values, sizes, settings):
+    return x.new_empty(x.shape)
+
+
 FAKES: dict[str, Callable] = {
     "quantize_activations": _quantize_activations,
     "ternary_linear": _ternary_linear,
@@ -55,6 +59,7 @@ FAKES: dict[str, Callable] = {
     "attend_step": _attend_step,
     "rotate_step": _rotate_step,
     "rms_norm": _rms_norm,
+    "decode_layers": _decode_layers,
     "fake_quantize_activations": _fake_quantize_activations,
     "fake_quantize_activations_backward": _fake_quantize_activations_backward,
 }
@@ -68,12 +73,21 @@ def _on_one_device(operator: str, fake: Callable) -> Callable:
 
     @functools.wraps(fake)
     def checked(*args, **kwargs):
-        devices = {str(given.device) for given in (*args, *kwargs.values()) if isinstance(given, torch.Tensor)}
+        devices = {str(tensor.device) for tensor in _tensors((*args, *kwargs.values()))}
         if len(devices) > 1:
             raise RuntimeError(f"{operator}: tensors lie on {' and '.join(sorted(devices))}; move them to one device.")
         return fake(*args, **kwargs)
 
     return checked
+
+
+def _tensors(given: Iterable) -> Iterator[torch.Tensor]:
+    """Every tensor among arguments, those in lists as well."""
+    for argument in given:
+        if isinstance(argument, torch.Tensor):
+            yield argument
+        elif isinstance(argument, list | tuple):
+            yield from _tensors(argument)
 
 
 def register_fakes(namespace: str, names: Iterable[str]) -> None:
