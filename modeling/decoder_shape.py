@@ -122,8 +122,9 @@ def _read_layer(layer: nn.Module, name: str) -> LayerFacts:
         if not is_packed(projection):
             raise NotThisShapeError(f"{name} has a {type(projection).__name__} where a packed layer is expected")
     query, key, value, output, gate, up, down = projections
-    if not query.norm_eps == key.norm_eps == value.norm_eps or gate.norm_eps != up.norm_eps:
-        raise NotThisShapeError(f"{name}: projections of one input round it differently")
+    for sharing in ((query, key, value), (gate, up)):
+        if len({(part.norm_eps, part.group_size) for part in sharing}) > 1:
+            raise NotThisShapeError(f"{name}: projections of one input differ in its norm or in their groups")
     head_norms, subnorm = _norms(attention, "q_norm", "k_norm"), _norms(attention, "attn_sub_norm")
     inner = _norms(feedforward, "ffn_sub_norm")
     return LayerFacts(

@@ -47,21 +47,38 @@ class Reader {
     return next(stream_, {width}, name).data_ptr();
   }
 
+  // Tiles, then a float32 scale for each row or half-precision ones of groups of inputs, then the bias.
   Projection projection(long inputs, long rows, bool bias, const char* name) {
     if (inputs > kMaxTernaryInputs)
       fail(std::string(name) + " has " + std::to_string(inputs) + " inputs; at most " +
            std::to_string(kMaxTernaryInputs) + " are summed exactly");
-    const Tensor& tiles = next(ScalarType::Byte, {tiles_of(rows), blocks_of(inputs), kTileBytes}, name);
-    const Tensor& scale = next(ScalarType::Float, {rows}, name);
-    const float* shift = bias ? static_cast<const float*>(next(ScalarType::Float, {rows}, name).data_ptr()) : nullptr;
-    return {{static_cast<const uint8_t*>(tiles.data_ptr()), static_cast<const float*>(scale.data_ptr()), shift, rows,
-             blocks_of(inputs)},
-            inputs};
+    TernaryWeight weight{};
+    weight.rows = rows, weight.blocks = blocks_of(inputs);
+    const Tensor& tiles = next(ScalarType::Byte, {tiles_of(rows), weight.blocks, kTileBytes}, name);
+    weight.tiles = static_cast<const uint8_t*>(tiles.data_ptr());
+    if (!ended() && tensors_[place_].dim() == 3) {
+      group_scales(weight, tensors_[place_].size(1), name);
+    } else {
+      weight.scale = static_cast<const float*>(next(ScalarType::Float, {rows}, name).data_ptr());
+    }
+    if (bias) weight.bias = static_cast<const float*>(next(ScalarType::Float, {rows}, name).data_ptr());
+    return {weight, inputs};
   }
 
   bool ended() const { return place_ == tensors_.size(); }
 
  private:
+  void group_scales(TernaryWeight& weight, long groups, const char* name) {
+    for (long blocks = kMaxGroupBlocks; blocks >= 2; blocks /= 2)
+      if ((weight.blocks + blocks - 1) / blocks == groups) weight.group_blocks = blocks;
+    if (!weight.group_blocks) fail(std::string(name) + " has scales of groups that are not of 32, 64 or 128 inputs");
+    const ScalarType type = tensors_[place_].scalar_type();
+    require(type == ScalarType::BFloat16 || type == ScalarType::Half, "scales of groups must be bfloat16 or float16");
+    weight.group_dtype = type == ScalarType::Half ? Dtype::float16 : Dtype::bfloat16;
+    weight.group_scale =
+        static_cast<const uint16_t*>(next(type, {tiles_of(weight.rows), groups, kTileRows}, name).data_ptr());
+  }
+
   const Tensor& next(ScalarType type, std::initializer_list<int64_t> sizes, const char* name) {
     if (ended()) fail(std::string("tensors end before ") + name);
     const Tensor& found = tensors_[place_++];
@@ -92,6 +109,10 @@ DecoderLayer read_layer(Reader& read, const Decoder& d, const std::vector<int64_
   layer.up = read.projection(d.width, d.feedforward, biased(5), "up");
   layer.feedforward_subnorm = read.gain(sizes[kFeedforwardSubnorm], d.feedforward, "the norm inside the feed-forward");
   layer.down = read.projection(d.feedforward, d.width, biased(6), "down");
+  // One quantised input carries the sums of one size of groups.
+  const auto same = [](const Projection& a, const Projection& b) { return a.weight.group_blocks == b.weight.group_blocks; };
+  require(same(layer.query, layer.key) && same(layer.query, layer.value) && same(layer.gate, layer.up),
+          "weights that share their input must have groups of one size");
   return layer;
 }
 

@@ -49,6 +49,9 @@ struct Panels {
   int8_t* codes;  // [panels][blocks][tokens of the panel][16]
   float* step;    // [T]
   int32_t* sum;   // [T]
+  // For weights with scales of groups, as Panel has them, panel after panel.
+  int32_t* group_offset;
+  int32_t* group_halves;
 };
 
 template <class T>
@@ -102,6 +105,8 @@ class Step {
       panels.codes = carve_one<int8_t>(counting, space, tokens * blocks_of(widest) * kBlock);
       panels.step = floats(tokens);
       panels.sum = carve_one<int32_t>(counting, space, tokens);
+      panels.group_offset = carve_one<int32_t>(counting, space, tokens * most_groups());
+      panels.group_halves = carve_one<int32_t>(counting, space, tokens * most_groups());
     }
   }
 
@@ -110,6 +115,14 @@ class Step {
     if (!counting) return space.take<E>(count);
     bytes_ += padded(count * static_cast<long>(sizeof(E)));
     return nullptr;
+  }
+
+  long most_groups() const {
+    long most = 0;
+    for (const DecoderLayer& layer : d_.layers)
+      for (const Projection* p : {&layer.query, &layer.output, &layer.gate, &layer.down})
+        most = std::max(most, p->weight.groups());
+    return most;
   }
 
   // Which columns each token sees, as stretches; most see one.
@@ -143,21 +156,35 @@ class Step {
   // Panels of nearly equal size: 9 tokens are 5 and 4, not 8 and 1.
   static long panel_begin(long tokens, long i) { return i * tokens / panel_count(tokens); }
 
-  // Tokens of `from`, [T][inputs], to panels: through the RMS norm `gain` unless null, then to int8.
-  void prepare(Team& team, const float* from, const void* gain, float eps, float input_eps, long inputs) {
-    const long tokens = d_.tokens(), blocks = blocks_of(inputs), count = panel_count(tokens);
+  // Tokens of `from`, [T][inputs], to panels for `p` and what shares its input: through the RMS norm `gain` unless
+  // null, then to int8.
+  void prepare(Team& team, const float* from, const void* gain, float eps, float input_eps, const Projection& p) {
+    const long tokens = d_.tokens(), blocks = p.weight.blocks, count = panel_count(tokens);
     const auto [first, last] = alone_ ? std::pair<long, long>(0, tokens) : team.share(tokens);
     const Panels& to = panels(team);
     for (long t = first; t < last; ++t) {
-      const float* x = from + t * inputs;
+      const float* x = from + t * p.inputs;
       if (gain) {
-        floats_.norm(x, static_cast<const T*>(gain), inputs, eps, temporary(team));
+        floats_.norm(x, static_cast<const T*>(gain), p.inputs, eps, temporary(team));
         x = temporary(team);
       }
       const long i = ((t + 1) * count - 1) / tokens;  // the panel whose range holds t
       const long begin = panel_begin(tokens, i), size = panel_begin(tokens, i + 1) - begin;
       int8_t* codes = to.codes + begin * blocks * kBlock + (t - begin) * kBlock;
-      path_.quantize(x, inputs, input_eps, codes, size * kBlock, to.step + t, to.sum + t);
+      path_.quantize(x, p.inputs, input_eps, codes, size * kBlock, to.step + t, to.sum + t);
+    }
+    if (!alone_) team.meet();
+    if (p.weight.group_blocks) add_group_sums(team, p.weight);
+  }
+
+  void add_group_sums(Team& team, const TernaryWeight& w) {
+    const long tokens = d_.tokens(), count = panel_count(tokens);
+    const auto [first, last] = alone_ ? std::pair<long, long>(0, count) : team.share(count);
+    const Panels& to = panels(team);
+    for (long i = first; i < last; ++i) {
+      const long begin = panel_begin(tokens, i), size = panel_begin(tokens, i + 1) - begin;
+      fill_group_offsets(to.codes + begin * w.blocks * kBlock, size, w.blocks, w.group_blocks,
+                         to.group_offset + begin * w.groups(), to.group_halves + begin * w.groups());
     }
     if (!alone_) team.meet();
   }
@@ -172,7 +199,13 @@ class Step {
       const long end = std::min(tile + chunk, last);
       for (long i = 0; i < count; ++i) {
         const long begin = panel_begin(tokens, i), size = panel_begin(tokens, i + 1) - begin;
-        const Panel panel{from.codes + begin * w.blocks * kBlock, from.step + begin, from.sum + begin, size, w.blocks};
+        const Panel panel{from.codes + begin * w.blocks * kBlock,
+                          from.step + begin,
+                          from.sum + begin,
+                          size,
+                          w.blocks,
+                          from.group_offset + begin * w.groups(),
+                          from.group_halves + begin * w.groups()};
         path_.ternary(panel, w, tile, end, y + begin * w.rows, w.rows);
       }
     }
@@ -214,16 +247,16 @@ class Step {
   }
 
   void attention(Team& team, const DecoderLayer& layer) {
-    prepare(team, stream_, layer.attention_norm, d_.norm_eps, d_.attention_input_eps, d_.width);
+    prepare(team, stream_, layer.attention_norm, d_.norm_eps, d_.attention_input_eps, layer.query);
     multiply_all(team, {{&layer.query, query_}, {&layer.key, key_}, {&layer.value, value_}});
     place_heads(team, layer);
     attend(team, layer);
-    prepare(team, attended_, layer.attention_subnorm, d_.subnorm_eps, d_.output_input_eps, d_.heads * d_.head_width);
+    prepare(team, attended_, layer.attention_subnorm, d_.subnorm_eps, d_.output_input_eps, layer.output);
     add_product(team, layer.output);
   }
 
   void feedforward(Team& team, const DecoderLayer& layer) {
-    prepare(team, stream_, layer.feedforward_norm, d_.norm_eps, d_.feedforward_input_eps, d_.width);
+    prepare(team, stream_, layer.feedforward_norm, d_.norm_eps, d_.feedforward_input_eps, layer.gate);
     const auto [first, last] = team.share(tiles_of(d_.feedforward));
     const long row = first * kTileRows, rows = std::min(last * kTileRows, d_.feedforward) - row;
     if (rows > 0) {
@@ -235,7 +268,7 @@ class Step {
       }
     }
     team.meet();
-    prepare(team, gate_, layer.feedforward_subnorm, d_.subnorm_eps, d_.down_input_eps, d_.feedforward);
+    prepare(team, gate_, layer.feedforward_subnorm, d_.subnorm_eps, d_.down_input_eps, layer.down);
     add_product(team, layer.down);
   }
 

@@ -64,7 +64,8 @@ def logits_of_steps(model, steps, padded):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits(family, dtype, padded):
-    model = packed_decoder(family, dtype, head=family == "llama", input_norm=family == "qwen2")
+    options = {"qwen2": {"input_norm": True}, "llama": {"head": True}, "qwen3": {"group_size": 32}}.get(family, {})
+    model = packed_decoder(family, dtype, **options)
     steps = [1, 1, 4, 1, 11, 1]
     with native_calls() as calls:
         found = logits_of_steps(model, steps, padded)
@@ -84,10 +85,11 @@ def states_of_steps(stack):
     return torch.cat(states, 1)[:, 3:]
 
 
+@pytest.mark.parametrize("group_size", [None, 64])
 @pytest.mark.parametrize("path", ["scalar", "sse41", "avx2", "avx_vnni", "avx512_vnni"])
-def test_paths_and_threads(path):
+def test_paths_and_threads(path, group_size):
     """Any number of threads gives the same bits, more of them than there are cores or heads included."""
-    stack = packed_decoder("llama", hidden_size=320, intermediate_size=700).model
+    stack = packed_decoder("llama", group_size=group_size, hidden_size=320, intermediate_size=700).model
     before, threads = ops.which_path(), torch.get_num_threads()
     with layer_by_layer():
         expected = states_of_steps(stack)
@@ -338,5 +340,5 @@ def test_one_line_says_why_not(caplog):
 def test_a_model_of_ours_is_left_alone(caplog):
     caplog.set_level(logging.INFO, "frankenlm.packed")
     model = packed_decoder("llama")
-    assert adopt(model, TernaryConfig(bitnet_linear_class="bitlinear")).model.native_base is LlamaModel
+    assert adopt(model, TernaryConfig(plain_layers=True)).model.native_base is LlamaModel
     assert "not in one call" not in caplog.text

@@ -46,16 +46,18 @@ FAMILIES = {
 }
 
 
-def packed_layer(layer: nn.Linear, input_norm: bool, generator: torch.Generator) -> PackedBitLinear:
-    """Return a packed layer of the same shape with random codes, a scale a row and a random bias."""
+def packed_layer(layer: nn.Linear, generator: torch.Generator, **options) -> PackedBitLinear:
+    """Return a packed layer of the same shape with random codes, a scale a row or group, and a random bias."""
     codes = torch.randint(-1, 2, layer.weight.shape, dtype=torch.int8, generator=generator)
-    scale = 0.05 + 0.1 * torch.rand(layer.out_features, generator=generator)
+    group_size = options.get("group_size")
+    groups = [] if group_size is None else [-(-layer.in_features // group_size)]
+    scale = 0.05 + 0.1 * torch.rand(layer.out_features, *groups, generator=generator)
     bias = None if layer.bias is None else torch.randn(layer.out_features, generator=generator)
-    return PackedBitLinear.from_codes(codes, scale, bias, input_norm=input_norm)
+    return PackedBitLinear.from_codes(codes, scale, bias, **options)
 
 
 def packed_decoder(
-    family: str, dtype=torch.float32, *, head=False, input_norm=False, seed=0, **changes
+    family: str, dtype=torch.float32, *, head=False, input_norm=False, group_size=None, seed=0, **changes
 ) -> PreTrainedModel:
     """Return a model of a family whose stack is packed; `head`: its output layer is int8."""
     cls, config_class, options = FAMILIES[family]
@@ -64,12 +66,13 @@ def packed_decoder(
     model = cls(config_class(**{**SIZES, **options, **changes})).to(dtype)
     for name, layer in list(model.model.named_modules()):
         if isinstance(layer, nn.Linear):
-            model.model.set_submodule(name, packed_layer(layer, input_norm, generator))
+            model.model.set_submodule(name, packed_layer(layer, generator, input_norm=input_norm, group_size=group_size))
         elif name.endswith("norm"):
             layer.weight.data.uniform_(0.7, 1.3)
     if head:
         model.lm_head = Int8Linear.of(model.lm_head)
-    settings = {"int8_head": head, "bitnet_linear_class": "bitlinear", "modules_to_not_convert": ["lm_head"]}
+    settings = {"int8_head": head, "plain_layers": True, "group_size": group_size}
+    settings["modules_to_not_convert"] = ["lm_head"]
     return adopt(model, TernaryConfig(**settings))
 
 
