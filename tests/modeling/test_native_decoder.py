@@ -7,7 +7,6 @@ import pickle
 
 import pytest
 import torch
-from packed_decoders import FAMILIES, SIZES, layer_by_layer, native_calls, packed_decoder
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -23,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from frankenlm.kernels import ops
 from frankenlm.modeling import native_decoder, native_ops
 from frankenlm.modeling.quantizer_ternary import TernaryConfig, adopt
+from packed_decoders import FAMILIES, SIZES, layer_by_layer, native_calls, packed_decoder
 
 if not native_ops.native_code_runs():
     pytest.skip("no compiler here: the step is native only", allow_module_level=True)
@@ -121,7 +121,9 @@ WAYS = {
 
 def texts(model, ids, mask, **options):
     torch.manual_seed(1)
-    return model.generate(ids, attention_mask=mask, max_new_tokens=24, pad_token_id=0, **{"do_sample": False, **options})
+    return model.generate(
+        ids, attention_mask=mask, max_new_tokens=24, pad_token_id=0, **{"do_sample": False, **options}
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -66,7 +66,9 @@ def packed_decoder(
     model = cls(config_class(**{**SIZES, **options, **changes})).to(dtype)
     for name, layer in list(model.model.named_modules()):
         if isinstance(layer, nn.Linear):
-            model.model.set_submodule(name, packed_layer(layer, generator, input_norm=input_norm, group_size=group_size))
+            model.model.set_submodule(
+                name, packed_layer(layer, generator, input_norm=input_norm, group_size=group_size)
+            )
         elif name.endswith("norm"):
             layer.weight.data.uniform_(0.7, 1.3)
     if head:
