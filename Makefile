@@ -73,7 +73,7 @@ test-real-model: $(READY) $(REAL_MODEL)/config.json
 	DEGRADATION_TEST_MODEL=$(REAL_MODEL) $(BIN)/python -m pytest -m slow tests/degradation/test_real_model.py tests/degradation/run/test_estimate.py tests/peers/test_lm_eval_real.py $(ARGS)
 
 # The operators' tests once for each code path: make test-kernels PATHS="sse41 avx2"
-PATHS ?= scalar sse41 avx2 avx_vnni avx512_vnni
+PATHS ?= scalar $(if $(filter aarch64 arm64,$(shell uname -m)),neon neon_dotprod,sse41 avx2 avx_vnni avx512_vnni)
 test-kernels: $(READY)
 	for path in $(PATHS); do \
 		echo "code path $$path"; \

@@ -34,6 +34,7 @@ FLAGS = (
     "-fvisibility=hidden",
     "-ffp-contract=off",  # the paths must round alike: no multiply-add where another path has two operations
     "-fno-math-errno",
+    "-fno-schedule-insns",  # before registers are chosen it moves loads ahead, and ARM compilers then run out of them
     "-Wno-psabi",
     f"-DTORCH_TARGET_VERSION={OLDEST_TORCH}",
 )

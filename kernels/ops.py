@@ -8,6 +8,7 @@ native code does it.
 import ctypes
 import logging
 import os
+import platform
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ from .shipped import shipped_library
 logger = logging.getLogger(__name__)
 PATH_VARIABLE = "FRANKENLM_TERNARY_PATH"
 REFERENCE = "reference"
+ARM_PATHS, X86_PATHS = ("neon", "neon_dotprod"), ("sse41", "avx2", "avx_vnni", "avx512_vnni")
+# The native code paths of this kind of processor, slowest first; it need not have them all.
+NATIVE_PATHS = ("scalar", *(ARM_PATHS if platform.machine() in ("aarch64", "arm64") else X86_PATHS))
 
 # Schemas of the operators that have a reference; binding.cpp defines the same when the library is there.
 SCHEMAS = {
@@ -45,8 +49,7 @@ _definitions: torch.library.Library | None = None  # what it registers lasts as 
 def load(reference: Mapping[str, Callable]) -> None:
     """Make `torch.ops.frankenlm.*` exist: find or build the native library, else register the reference.
 
-    Repeated calls do nothing. FRANKENLM_TERNARY_PATH forces a path: reference, scalar, sse41, avx2, avx_vnni or
-    avx512_vnni. Without a compiler one warning is logged and the reference runs.
+    Repeated calls do nothing. FRANKENLM_TERNARY_PATH forces a path: reference or one of NATIVE_PATHS. Without a compiler one warning is logged and the reference runs.
 
     Args:
         reference: a function in plain PyTorch for each name of `SCHEMAS`.

@@ -13,6 +13,8 @@ const Path* const* all_paths() {
   static const Path* const paths[] = {
 #if defined(__x86_64__)
       &kAvx512Vnni, &kAvxVnni, &kAvx2, &kSse41,
+#elif defined(__aarch64__)
+      &kNeonDotprod, &kNeon,
 #endif
       &kScalar, nullptr};
   return paths;

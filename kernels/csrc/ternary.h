@@ -88,6 +88,8 @@ struct Path {
 extern const Path kScalar;
 #if defined(__x86_64__)
 extern const Path kSse41, kAvx2, kAvxVnni, kAvx512Vnni;
+#elif defined(__aarch64__)
+extern const Path kNeon, kNeonDotprod;
 #endif
 
 // Fastest first; the list ends with a null pointer.

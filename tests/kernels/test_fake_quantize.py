@@ -14,7 +14,7 @@ if not native_code_runs():
     pytest.skip("no compiler here: only plain torch runs", allow_module_level=True)
 
 FORCED = os.environ.get(ops.PATH_VARIABLE)
-PATHS = (FORCED,) if FORCED else ("scalar", "sse41", "avx2", "avx_vnni", "avx512_vnni")
+PATHS = (FORCED,) if FORCED else ops.NATIVE_PATHS
 DTYPES = (torch.float32, torch.bfloat16)
 SPECIAL = (0.0, 1.0, -3.5, 1e-30, 1e30, 3e38)
 

@@ -17,7 +17,7 @@ if not native_code_runs():
 
 # `make test-kernels` forces one path after the other; otherwise all that the processor has are walked through.
 FORCED = os.environ.get(ops.PATH_VARIABLE)
-PATHS = (FORCED,) if FORCED else ("scalar", "sse41", "avx2", "avx_vnni", "avx512_vnni")
+PATHS = (FORCED,) if FORCED else ops.NATIVE_PATHS
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 2, 3, 15, 16, 17, 31, 33, 48, 63, 64, 65, 100, 129, 255, 256, 257, 400)
 TOKENS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17, 31)
