@@ -1,7 +1,7 @@
 """The header of a GGUF file: its metadata, and where its tensors lie.
 
 Read here and not with `gguf.GGUFReader`, which refuses a file with one tensor of a type it does not know. Layout:
-llama.cpp's docs, ggml/docs/gguf.md, versions 2 and 3. Nothing is trusted: every length is held against the file's end.
+llama.cpp's specification of GGUF, versions 2 and 3. Nothing is trusted: every length is held against the file's end.
 """
 
 import re

@@ -6,6 +6,7 @@ to one tensor at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Change = Callable[[torch.Tensor], torch.Tensor]
 # Tensors that say what the configuration says too.
 FREQUENCIES = "rope_freqs.weight"
+LARGE = 1 << 20  # values
 
 
 class GgufStore:
@@ -70,6 +72,13 @@ class GgufStore:
         if last >= source.shape[0]:
             self._last = None
         return part
+
+
+def _changed_shape(shape: tuple[int, ...], change: Change | None) -> tuple[int, ...]:
+    """Return a shape after a rule; those that change shapes are of tensors that are small."""
+    if change is None or prod(shape) > LARGE:
+        return shape
+    return tuple(change(torch.full(shape, -1.0)).shape)
 
 
 def _values(source: GgufTensor, first: int, last: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """The tensor types of GGUF files that the package `gguf` does not know, and which of them can be read.
 
-Numbers and layouts as in the sources of those who write them: Q1_0 and Q2_0 in llama.cpp's ggml-common.h (Q2_0: 64
-weights a block; PrismML's fork wrote 128 under the same number before), PQ2_0 and PTQ1_0 in PrismML's fork, I2_S in
-microsoft/BitNet's ggml-bitnet-mad.cpp for x86. A block is its scale d, float16, and codes c that stand for (c - 1) d.
+Numbers and layouts as in the sources of those who write them: Q1_0 and Q2_0 in llama.cpp (pull request 24448; Q2_0 has
+64 weights a block, and had 128 under the same number in PrismML's fork before), PQ2_0 and PTQ1_0 in PrismML's fork,
+I2_S in microsoft/BitNet for x86. A block is its scale d, float16, and codes c that stand for (c - 1) d.
 Shapes: B blocks of W weights in S bytes each.
 """
 

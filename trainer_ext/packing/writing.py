@@ -34,7 +34,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 class ShardWriter:
-    """Writes model.safetensors, or shards and their index, into a folder; after `with` the files are whole.
+    """Writes model.safetensors, or shards and their index, into a folder; at the end of `with` the files are whole.
 
     Args:
         folder: where to.
