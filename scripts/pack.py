@@ -3,11 +3,15 @@
     python scripts/pack.py --model runs/legacy --output runs/legacy-packed
     python scripts/pack.py --model runs/base --output runs/base-packed --int8_embeddings --int8_head
     python scripts/pack.py --model bitnet-checkpoint --output packed
+    python scripts/pack.py --model Ternary-Bonsai-1.7B-Q2_0.gguf --output packed
+    python scripts/pack.py --model checkpoint --inspect
     python scripts/pack.py --model packed --output bitnet-again --to bitnet
 
 The output loads like any checkpoint, with AutoModelForCausalLM.from_pretrained. It carries tokenizer, code, a card and
-packing.json with the sizes. Takes models of frankenlm, and transformers' BitNet checkpoints (quant_method bitnet);
-`--to bitnet` makes such a checkpoint again of what this command made of one.
+packing.json with the sizes. Takes models of frankenlm; transformers' BitNet checkpoints (quant_method bitnet), of
+which `--to bitnet` makes such a checkpoint again; dense checkpoints of transformers whose weights are ternary, a scale
+for each tensor, row or group of 128, 64 or 32 inputs, which is found by looking; and GGUF files (TQ1_0, TQ2_0, Q2_0,
+I2_S and what else dequantises to ternary values). docs/pack.md tells more.
 """
 
 import argparse
@@ -23,8 +27,16 @@ def build_parser() -> OneLineParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--model", required=True, help="folder or hub name of the checkpoint")
-    add("--output", required=True, help="new folder for the packed checkpoint")
+    add("--model", required=True, help="folder, hub name or GGUF file (on the hub USER/MODEL/FILE.gguf)")
+    add("--output", help="new folder for the packed checkpoint")
+    add("--inspect", action="store_true", help="print what a checkpoint is and what packing would do; write nothing")
+    add(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="with --inspect: every layer as JSON, printed or written into a file",
+    )
     add("--int8_embeddings", action="store_true", help="token table in one byte a weight, a scale a row")
     add(
         "--int8_head", action="store_true", help="output layer in one byte a weight; its inputs are rounded to int8 too"
@@ -34,7 +46,7 @@ def build_parser() -> OneLineParser:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="ternary layers, or parts of the model, that stay unpacked",
+        help="layers, or parts of the model, that stay as they are",
     )
     add(
         "--to",

@@ -138,7 +138,7 @@ class Converter:
         except NotTernaryError as error:
             if layer not in self._plan.perhaps:
                 raise NotTernaryError(
-                    f"{error} Name it after --modules_to_not_convert to leave it dense; --inspect shows all layers."
+                    f"{error} --modules_to_not_convert leaves layers dense, --inspect shows all of them."
                 ) from error
             yield self._dense(f"{layer}.weight")
             return
@@ -201,6 +201,7 @@ class Converter:
     def _int8(self, layer: str) -> Iterator:
         """The codes go to the file as they are made; the scales follow."""
         source, scales = self._stored_name(layer), []
+        self._check_not_ternary(layer, source)
         shape = self._store.tensors[source].shape
 
         def codes() -> Iterator[torch.Tensor]:
@@ -216,6 +217,16 @@ class Converter:
         yield f"{layer}.weight", torch.int8, shape, codes()
         for name in (layer, *self._twins(layer)):
             yield _whole(f"{name}.weight_scale", torch.cat(scales))
+
+    def _check_not_ternary(self, layer: str, source: str) -> None:
+        """Raises ValueError where a table is ternary, which int8 would take more room for, and round."""
+        try:
+            look_at(self._store, source)
+        except NotTernaryError:
+            return
+        raise ValueError(
+            f"{layer} is ternary and is packed in two bits anyway: leave --int8_embeddings and --int8_head out."
+        )
 
     def _dense(self, name: str) -> tuple:
         """As it is stored; what a GGUF file holds in blocks, in half precision."""

@@ -102,7 +102,7 @@ def open_gguf(name: str, file: Path, options: PackingOptions) -> ForeignModel:
         architecture = TIED_BITNET if header.architecture in BITNETS else header.architecture
         store = GgufStore(header, empty, architecture)
         files = sorted({tensor.path for tensor in header.tensors.values()})
-        plan = _planned(empty, store, {}, options)
+    plan = _planned(name, empty, store, {}, options)
     return ForeignModel(name, config, empty, store, plan, None, files, header)
 
 
@@ -121,7 +121,7 @@ def open_checkpoint(
         empty = _build(config)
         files = weight_files(name)
         store = under_model_names(SafetensorsStore(files), empty)
-        plan = _planned(empty, store, bitnet, options)
+    plan = _planned(name, empty, store, bitnet, options)
     return ForeignModel(name, config, empty, store, plan, plan.linear_class if bitnet else None, files)
 
 
@@ -130,13 +130,18 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
-def _planned(empty: PreTrainedModel, store: TensorStore, bitnet: dict[str, Any], options: PackingOptions) -> LayerPlan:
+def _planned(
+    name: str, empty: PreTrainedModel, store: TensorStore, bitnet: dict[str, Any], options: PackingOptions
+) -> LayerPlan:
     int8 = {"int8_embeddings": options.int8_embeddings, "int8_head": options.int8_head}
-    plan = plan_layers(empty, store, bitnet, **int8, left=options.modules_to_not_convert)
     head = output_layer(empty)
-    ends = [name for name, layer in empty.named_modules(remove_duplicate=False) if layer is head]
-    check_places(empty, TernaryConfig(**int8, modules_to_not_convert=ends, plain_layers=True).find_places(empty))
-    check_tensors(empty, store, plan)
+    ends = [part for part, layer in empty.named_modules(remove_duplicate=False) if layer is head]
+    try:
+        plan = plan_layers(empty, store, bitnet, **int8, left=options.modules_to_not_convert)
+        check_places(empty, TernaryConfig(**int8, modules_to_not_convert=ends, plain_layers=True).find_places(empty))
+        check_tensors(empty, store, plan)
+    except ValueError as error:
+        raise UserError(f"--model {name}: {error}") from error
     return plan
 
 
@@ -147,10 +152,13 @@ def write_packed(model: ForeignModel, folder: Path, options: PackingOptions) -> 
         The packed model without memory, and the bytes of every tensor in its files.
 
     Raises:
-        ValueError: a layer that is not ternary, or a tensor that is damaged; the message names it.
+        UserError: a layer that is not ternary, or a tensor that is damaged; the message names it.
     """
     converter = Converter(model.empty, model.store, model.plan)
-    sizes = converter.write(folder)
+    try:
+        sizes = converter.write(folder)
+    except ValueError as error:
+        raise UserError(f"--model {model.name}: {error}") from error
     config = converter.config(options.int8_embeddings, options.int8_head, model.linear_class)
     packed = _build(model.config)
     empty_layers(packed, config.find_places(packed))

@@ -72,8 +72,12 @@ def gguf_tokenizer(header: GgufHeader) -> PreTrainedTokenizerBase | None:
     if "tokenizer.ggml.tokens" not in header.keys:
         logger.warning("%s has no tokenizer; the packed checkpoint has none either.", header.path.name)
         return None
-    with _stub(header) as folder, reading(f"--model {header.path.name}", "tokenizer"):
-        return AutoTokenizer.from_pretrained(folder, gguf_file=STUB)
+    try:
+        with _stub(header) as folder, reading(f"--model {header.path.name}", "tokenizer"):
+            return AutoTokenizer.from_pretrained(folder, gguf_file=STUB)
+    except UserError as error:
+        logger.warning("%s The packed checkpoint has no tokenizer: put the original model's files there.", error)
+        return None
 
 
 def _as_bitnet(header: GgufHeader, config: PreTrainedConfig) -> BitNetConfig:

@@ -46,7 +46,8 @@ class GgufStore:
         for stored, (name, change) in _places(header, model, architecture).items():
             self._sources[name], self._changes[name] = header.tensors[stored], change
         self.tensors: Mapping[str, StoredTensor] = {
-            name: StoredTensor(source.shape, source.type_name, source.nbytes) for name, source in self._sources.items()
+            name: StoredTensor(_changed_shape(source.shape, self._changes[name]), source.type_name, source.nbytes)
+            for name, source in self._sources.items()
         }
         self._last: tuple[str, torch.Tensor] | None = None  # a tensor that had to be read whole
 
