@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import torch
-from ternary_checkpoints import GgufFile
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3_5TextConfig
+
+from ternary_checkpoints import GgufFile
 
 KEY_HEADS, VALUE_HEADS, KEY_DIM, VALUE_DIM = 2, 4, 32, 64
 CONFIG = {

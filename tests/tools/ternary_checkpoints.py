@@ -1,5 +1,6 @@
 """Small models of transformers with random ternary weights, saved in each form in which such models are published."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -96,6 +97,19 @@ def dense_twin(packed: PreTrainedModel) -> PreTrainedModel:
             state[f"{name}.bias"] = layer.bias
     twin.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     return twin.eval()
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    """Return the logits of a few tokens."""
+    with torch.compiler.set_stance("force_eager"):
+        return model(input_ids=torch.arange(3, 20)[None]).logits.float()
+
+
+def greedy(model: PreTrainedModel, tokens: int = 100) -> torch.Tensor:
+    """Return a greedy text."""
+    ids = torch.tensor([[5, 9, 11]])
+    return model.generate(ids, max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0)
 
 
 # --- GGUF
@@ -200,9 +214,15 @@ def write_gguf(
     ends: str = "F16",
     architecture: str | None = None,
     keys: dict[str, str] | None = None,
+    rope_factor: float | None = None,
+    extra: dict[str, np.ndarray] | None = None,
+    tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
     **options,
 ) -> Path:
-    """Write a model of this file as GGUF: its linear layers as `kind`, table and head as `ends`, the rest as F32."""
+    """Write a model of this file as GGUF: its linear layers as `kind`, table and head as `ends`, the rest as F32.
+
+    keys: further metadata. extra: further tensors. tokenizer: adds one. options: gguf's, for shards.
+    """
     config = model.config
     family = {"mistral": "llama"}.get(config.model_type, config.model_type)
     architecture = architecture or family
@@ -222,6 +242,10 @@ def write_gguf(
         writer.add_rope_dimension_count(config.head_dim)
     for key, text in (keys or {}).items():
         writer.add_string(key, text)
+    if rope_factor is not None:
+        writer.add_rope_scaling_factor(rope_factor)
+    if tokenizer is not None:
+        tokenizer(writer)
     arch = next(known for known, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -237,5 +261,7 @@ def write_gguf(
             weight = weight + 1
         linear = name.endswith("proj.weight")
         writer.add_weight(stored, weight, kind if linear else ends if weight.dim() > 1 else "F32")
+    for name, values in (extra or {}).items():
+        writer.add_tensor(name, values)
     writer.finish()
     return path

@@ -19,7 +19,7 @@ from frankenlm.modeling.ternary_config import SCALE_DTYPES, TernaryConfig
 from .plan import LayerPlan
 from .stored import TensorStore, look_at, parts
 from .ternary_values import NotTernaryError, TernaryWeight
-from .writing import FORMATS, SHARD_BYTES, ShardWriter
+from .writing import FORMATS, ShardWriter
 
 logger = logging.getLogger("frankenlm.pack")
 
@@ -57,7 +57,7 @@ class Converter:
         self._twin_of = {source: target for target, source in tied_layers(model)}
         self.done = Converted()
 
-    def write(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> dict[str, int]:
+    def write(self, folder: Path, shard_bytes: int) -> dict[str, int]:
         """Write the safetensors files; return the bytes of every tensor in them.
 
         Raises:
@@ -186,7 +186,7 @@ class Converter:
         if error > COARSEST:
             raise ValueError(
                 f"{layer}.weight: its scales from {weight.scale[weight.scale > 0].min():g} to {weight.scale.max():g} "
-                f"do not fit into {self.done.scale_dtype}."
+                f"do not fit into {self.done.scale_dtype}. Save the checkpoint in bfloat16 first."
             )
         self.done.rounding = max(self.done.rounding, error)
         return pack_group_scales(weight.scale, dtype)

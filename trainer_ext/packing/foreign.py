@@ -21,6 +21,7 @@ from .gguf_model import BITNETS, TIED_BITNET, check_gguf_package, check_not_rota
 from .gguf_store import GgufStore
 from .plan import LayerPlan, check_tensors, plan_layers, under_model_names
 from .stored import SafetensorsStore, TensorStore
+from .writing import SHARD_BYTES
 
 GGUF_SUFFIX = ".gguf"
 GENERATION = "generation_config.json"
@@ -156,7 +157,7 @@ def write_packed(model: ForeignModel, folder: Path, options: PackingOptions) -> 
     """
     converter = Converter(model.empty, model.store, model.plan)
     try:
-        sizes = converter.write(folder)
+        sizes = converter.write(folder, SHARD_BYTES)
     except ValueError as error:
         raise UserError(f"--model {model.name}: {error}") from error
     config = converter.config(options.int8_embeddings, options.int8_head, model.linear_class)

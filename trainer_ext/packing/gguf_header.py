@@ -108,6 +108,8 @@ def read_header(path: Path) -> GgufHeader:
         if twice:
             raise ValueError(f"{shard.name}: holds {min(twice)}, which another shard holds too.")
         header.tensors.update(further.tensors)
+    if not isinstance(header.architecture, str):
+        raise ValueError(f"{path.name} is damaged: its metadata lacks general.architecture.")
     promised = header.get("split.tensors.count")
     if promised is not None and promised != len(header.tensors):
         raise ValueError(f"{path.name}: {promised} tensors are promised, and its shards hold {len(header.tensors)}.")
@@ -146,8 +148,6 @@ def _read_one(path: Path) -> GgufHeader:
         for _ in range(key_count):
             name = reader.text()
             keys[name] = _key_value(reader, path, name)
-        if not isinstance(keys.get("general.architecture", (None,))[0], str):
-            raise ValueError(f"{path.name} is damaged: its metadata lacks general.architecture.")
         entries = [_tensor_entry(reader, path) for _ in range(tensor_count)]
         align = keys["general.alignment"].value if "general.alignment" in keys else ALIGNMENT
         if not isinstance(align, int) or align < 1 or align & (align - 1):

@@ -60,6 +60,9 @@ def gguf_config(header: GgufHeader) -> PreTrainedConfig:
     head_dim = header.get(f"{architecture}.attention.key_length")
     if head_dim is not None and "head_dim" in config.to_dict():  # of which transformers reads that of some families
         config.head_dim = head_dim
+    for name in ("bos", "eos"):  # transformers reads them with the tokenizer only
+        if getattr(config, f"{name}_token_id") is None:
+            setattr(config, f"{name}_token_id", header.get(f"tokenizer.ggml.{name}_token_id"))
     scaling = _rope_scaling(header)
     if scaling:
         config.rope_parameters = {**config.rope_parameters, **scaling}

@@ -22,7 +22,6 @@ from .stored import StoredTensor
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Change = Callable[[torch.Tensor], torch.Tensor]
-# Tensors that say what the configuration says too.
 FREQUENCIES = "rope_freqs.weight"
 LARGE = 1 << 20  # values
 
@@ -40,6 +39,7 @@ class GgufStore:
     """
 
     def __init__(self, header: GgufHeader, model: PreTrainedModel, architecture: str):
+        _check_frequencies(header)
         self._header = header
         self._sources: dict[str, GgufTensor] = {}
         self._changes: dict[str, Change | None] = {}
@@ -75,6 +75,16 @@ class GgufStore:
         return part
 
 
+def _check_frequencies(header: GgufHeader) -> None:
+    """Raises ValueError for positions that transformers would not read: factors of the rotation's frequencies."""
+    source = header.tensors.get(FREQUENCIES)
+    if source is not None and not (_values(source, 0, source.shape[0]) == 1).all():
+        raise ValueError(
+            f"{FREQUENCIES} holds factors of the rotary frequencies (llama3's scaling), from which no configuration "
+            "can be told. Pack the original checkpoint."
+        )
+
+
 def _changed_shape(shape: tuple[int, ...], change: Change | None) -> tuple[int, ...]:
     """Return a shape after a rule; those that change shapes are of tensors that are small."""
     if change is None or prod(shape) > LARGE:
@@ -84,8 +94,6 @@ def _changed_shape(shape: tuple[int, ...], change: Change | None) -> tuple[int, 
 
 def _values(source: GgufTensor, first: int, last: int) -> torch.Tensor:
     """Return rows of a tensor as they are stored, before transformers' rules."""
-    from gguf import GGMLQuantizationType, dequantize
-
     rows = source.shape[0] if source.shape else 1
     if source.type_name == "I2_S":  # one scale behind the whole
         data = np.fromfile(source.path, np.uint8, source.nbytes, offset=source.offset)
@@ -95,13 +103,21 @@ def _values(source: GgufTensor, first: int, last: int) -> torch.Tensor:
     shape = (last - first, *source.shape[1:]) if source.shape else ()
     if source.type_name in FLOATS:
         return torch.from_numpy(data).view(FLOATS[source.type_name]).reshape(shape)
-    if source.block is not None:
-        return torch.from_numpy(source.block.values(data.reshape(-1, source.block.bytes))).reshape(shape)
+    with np.errstate(invalid="ignore", over="ignore"):  # of scales that are no numbers, which are found later
+        if source.block is not None:
+            values = source.block.values(data.reshape(-1, source.block.bytes))
+        else:
+            values = _by_gguf(source, data.reshape(last - first, -1))
+    return torch.from_numpy(values).reshape(shape)
+
+
+def _by_gguf(source: GgufTensor, rows: np.ndarray) -> np.ndarray:
+    from gguf import GGMLQuantizationType, dequantize
+
     try:
-        values = dequantize(data.reshape(last - first, -1), GGMLQuantizationType(source.type_id))
+        return dequantize(rows, GGMLQuantizationType(source.type_id))
     except NotImplementedError as error:
         raise ValueError(f"{source.name} is of type {source.type_name}, which cannot be dequantised.") from error
-    return torch.from_numpy(values).reshape(shape)
 
 
 def _places(header: GgufHeader, model: PreTrainedModel, architecture: str) -> dict[str, tuple[str, Change | None]]:

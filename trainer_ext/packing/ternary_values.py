@@ -16,7 +16,7 @@ from frankenlm.modeling.ternary import TILE, pack_ternary, packed_shape
 FINEST = 32
 GROUP_SIZES = (128, 64, 32)
 TENSOR, ROW = "tensor", "row"
-VALUES_AT_ONCE = 1 << 21
+VALUES_AT_ONCE = 1 << 18
 SHOWN_VALUES = 5
 
 

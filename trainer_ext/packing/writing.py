@@ -42,7 +42,7 @@ class ShardWriter:
         shard_bytes: after how many bytes the next file begins.
     """
 
-    def __init__(self, folder: Path, names: Iterable[str], shard_bytes: int = SHARD_BYTES):
+    def __init__(self, folder: Path, names: Iterable[str], shard_bytes: int):
         self._folder, self._shard_bytes = folder, shard_bytes
         self._room = sum(len(name.encode()) + ENTRY_BYTES for name in names) // WIDEST * WIDEST + 1024
         self._places: list[dict[str, dict]] = []  # of each file, its header

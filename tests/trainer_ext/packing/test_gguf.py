@@ -1,0 +1,292 @@
+"""GGUF files, written by the package gguf and by hand: the weights of the model that they were made of, or one line."""
+
+import struct
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from frankenlm.modeling.quantizer_ternary import packed_layers
+from frankenlm.trainer_ext.packing import gguf_model
+from frankenlm.trainer_ext.packing.gguf_header import read_header
+from hybrid_gguf import hybrid_model, write_hybrid_gguf
+from ternary_checkpoints import dense_twin, greedy, logits, make_ternary, small_model, write_gguf
+
+TINY = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+# family, type, the scales of the weights, and what is particular
+FORMS = [
+    ("llama", "TQ2_0", 256, {}),
+    ("llama", "TQ1_0", "tensor", {}),
+    ("mistral", "Q2_0", 64, {}),
+    ("qwen3", "Q2_0 of 128", 128, {}),
+    ("qwen3", "PQ2_0", 128, {}),
+    ("qwen3", "PTQ1_0", 128, {}),
+    ("gemma2", "TQ2_0", "row", {}),
+    ("bitnet", "I2_S", "tensor", {"architecture": "bitnet-b1.58"}),
+    ("bitnet", "TQ2_0", "tensor", {"keys": {"bitnet.hidden_activation": "relu2"}}),
+    ("llama", "F16", 32, {}),
+    ("llama", "BF16", "row", {}),
+]
+
+
+def ternary(family, axis, tie=True, **sizes):
+    """A model whose dense matrices float16 holds exactly."""
+    model = make_ternary(small_model(family, tie=tie, **sizes), axis)
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        table.copy_(table.half())
+    return model
+
+
+def opened(output):
+    return AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+
+
+def check_same(output, reference):
+    twin = dense_twin(opened(output))
+    for name, tensor in reference.state_dict().items():
+        assert torch.allclose(twin.state_dict()[name], tensor, rtol=1e-6, atol=1e-6), name  # norms are stored as w + 1
+    expected = logits(reference)
+    assert (logits(twin) - expected).norm() <= 1e-4 * expected.norm()
+    return twin
+
+
+@pytest.mark.parametrize(("family", "kind", "axis", "options"), FORMS)
+def test_packs_to_the_same_weights(family, kind, axis, options, pack, tmp_path):
+    model = ternary(family, axis, **TINY)
+    output = pack(write_gguf(model, tmp_path / "model.gguf", kind, **options))
+    check_same(output, model)
+    packed = AutoModelForCausalLM.from_pretrained(output)
+    expected = "llama" if family == "mistral" else family  # which llama.cpp calls so too
+    assert packed.config.model_type == expected and packed.dtype == torch.bfloat16
+    assert len(packed_layers(packed)) == 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "kind", "axis", "options"), FORMS)
+@pytest.mark.parametrize("tie", [False, True])
+def test_writes_the_same_greedy_text(family, kind, axis, options, tie, pack, tmp_path):
+    model = ternary(family, axis, tie, **WIDE)
+    options = {"split_max_tensors": 5, **options}
+    write_gguf(model, tmp_path / "model.gguf", kind, **options)
+    shard = next(tmp_path.glob("model-00001-of-*.gguf"))
+    twin = check_same(pack(shard), model)
+    assert torch.equal(greedy(twin), greedy(model))
+
+
+def test_a_hybrid_with_linear_attention(pack, tmp_path):
+    """Its value heads lie in another order in the file, along the columns of one layer too."""
+    model = make_ternary(hybrid_model(), 64)
+    output = pack(write_hybrid_gguf(model, tmp_path / "model.gguf", "Q2_0"))
+    check_same(output, model)
+    assert {layer.group_size for _, layer in packed_layers(opened(output))} == {64}
+
+
+@pytest.mark.parametrize("ends", ["F32", "F16", "Q8_0", "TQ2_0"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_tables_and_heads(ends, int8, pack, tmp_path):
+    """Ternary ones are packed; of blocks of other types half precision is kept, or int8 made."""
+    model = make_ternary(small_model("llama", **TINY), "row", ends=ends == "TQ2_0")
+    path = write_gguf(model, tmp_path / "model.gguf", "TQ2_0", ends=ends)
+    words = ["--int8_embeddings", "--int8_head"] if int8 else []
+    if int8 and ends == "TQ2_0":
+        assert pack.code("--model", path, "--output", tmp_path / "out", *words) == 2
+        return
+    packed = opened(pack(path, *words))
+    twin = dense_twin(packed)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        expected, actual = model.state_dict()[name], twin.state_dict()[name]
+        allowed = 0.0 if ends in ("F32", "TQ2_0") else 2e-3 if ends == "F16" else 2e-2
+        assert (actual - expected).norm() <= (2e-2 if int8 else allowed) * expected.norm(), name
+    assert len(packed_layers(packed)) == (9 if int8 or ends == "TQ2_0" else 7)
+
+
+def test_scales_in_tensors_of_their_own(pack, tmp_path):
+    """llama.cpp multiplies the output of a layer by them."""
+    model = ternary("llama", "tensor", **TINY)
+    path = write_gguf(
+        model, tmp_path / "model.gguf", "TQ2_0", extra={"blk.0.ffn_up.scale": np.full(1, 0.25, np.float32)}
+    )
+    packed = opened(pack(path))
+    up = model.model.layers[0].mlp.up_proj.weight * 0.25
+    assert torch.equal(packed.model.layers[0].mlp.up_proj.dequantized_weight(), up)
+
+
+def test_rope_scaling_is_read(pack, tmp_path):
+    model = ternary("llama", "row", **TINY)
+    path = write_gguf(
+        model, tmp_path / "model.gguf", "TQ2_0", keys={"llama.rope.scaling.type": "linear"}, rope_factor=4.0
+    )
+    assert opened(pack(path)).config.rope_parameters["factor"] == 4.0
+
+
+def test_the_tokenizer_comes_along(pack, tmp_path):
+    model = ternary("qwen3", "row", **TINY)
+    words = ["<|end|>", *(chr(number) for number in range(97, 123)), "th", "the"]
+    words += [f"<unused{number}>" for number in range(96 - len(words))]
+
+    def add(writer):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_list(words)
+        writer.add_token_types([3] + [1] * 95)
+        writer.add_token_merges(["t h", "th e"])
+        writer.add_eos_token_id(0)
+
+    output = pack(write_gguf(model, tmp_path / "model.gguf", "TQ2_0", tokenizer=add))
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert tokenizer("thet").input_ids == [words.index("the"), words.index("t")] and tokenizer.eos_token == "<|end|>"
+    assert opened(output).generation_config.eos_token_id == 0
+
+
+def test_a_folder_with_one_file(pack, tmp_path, capsys):
+    model = ternary("llama", "row", **TINY)
+    (tmp_path / "folder").mkdir()
+    write_gguf(model, tmp_path / "folder" / "model.gguf", "TQ2_0")
+    check_same(pack(tmp_path / "folder"), model)
+    write_gguf(model, tmp_path / "folder" / "second.gguf", "TQ2_0")
+    assert pack.code("--model", tmp_path / "folder", "--output", tmp_path / "out") == 2
+    assert "holds 2 GGUF files; name one" in capsys.readouterr().err
+
+
+# --- what cannot be read
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of a good file, whose blk.0.ffn_up.weight is where `with_scale` takes it to be."""
+    model = ternary("llama", 256, **TINY)
+    path = write_gguf(model, tmp_path_factory.mktemp("gguf") / "model.gguf", "TQ2_0")
+    UP["offset"] = read_header(path).tensors["blk.0.ffn_up.weight"].offset
+    return path.read_bytes()
+
+
+UP = {}
+
+
+def place_of(content, name):
+    """Where the type of a tensor stands in the header."""
+    start = content.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name)
+    return start + 4 + 8 * struct.unpack_from("<I", content, start)[0]
+
+
+def with_type(number, name="blk.0.attn_v.weight"):
+    def changed(content):
+        place = place_of(content, name)
+        return content[:place] + struct.pack("<I", number) + content[place + 4 :]
+
+    return changed
+
+
+def renamed(before, after):
+    return lambda content: content.replace(before, after)
+
+
+def with_scale(bits):
+    """The scale of the first block of a weight, which comes behind 64 bytes of codes."""
+
+    def changed(content):
+        place = UP["offset"] + 64
+        return content[:place] + struct.pack("<H", bits) + content[place + 2 :]
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content[:3], "does not begin with GGUF"),
+        (lambda content: b"", "does not begin with GGUF"),
+        (lambda content: b"PK\x03\x04" + content[4:], "does not begin with GGUF"),
+        (lambda content: content[:200], "is cut short: its header goes on beyond its 200 bytes"),
+        (lambda content: content[:-100], "is cut short: "),
+        (lambda content: content[:4] + struct.pack("<I", 9) + content[8:], "GGUF of version 9"),
+        (lambda content: content[:4] + struct.pack(">I", 3) + content[8:], "little-endian"),
+        (lambda content: content[:8] + struct.pack("<Q", 2**60) + content[16:], "is"),
+        (with_type(38), "blk.0.attn_v.weight is of type TL1, which cannot be read"),
+        (with_type(135), "blk.0.attn_v.weight is of type IQ2_BN, which cannot be read"),
+        (with_type(999), "blk.0.attn_v.weight is of type number 999, which cannot be read"),
+        (with_type(12), "model.layers.0.self_attn.v_proj.weight (Q4_K)"),
+        (with_type(42), "model.layers.0.self_attn.v_proj.weight (Q2_0)"),
+        (renamed(b"blk.0.ffn_up.", b"blk.0.ffn_xx."), "blk.0.ffn_xx.weight: a LlamaForCausalLM has no place"),
+        (renamed(b"general.architecture", b"general.architecturx"), "lacks general.architecture"),
+        (with_scale(0x7E00), "model.layers.0.mlp.up_proj.weight (TQ2_0) holds NaN or infinity"),
+        (with_scale(0x7C00), "model.layers.0.mlp.up_proj.weight (TQ2_0) holds NaN or infinity"),
+    ],
+)
+def test_damage_is_told_in_one_line(damage, message, whole, pack, tmp_path, capsys):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(damage(whole))
+    assert pack.code("--model", path, "--output", tmp_path / "out") == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: --model") and message in line, line
+    assert not (tmp_path / "out").exists() and [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
+
+
+@pytest.mark.parametrize("byte", range(4, 400, 13))
+def test_any_damaged_byte_is_an_error_or_harmless(byte, whole, tmp_path):
+    """The header says how long things are; none of it may hang, eat the memory, or end in anything but a ValueError."""
+    path = tmp_path / "model.gguf"
+    for value in (0xFF, whole[byte] ^ 0x40):
+        path.write_bytes(whole[:byte] + bytes([value]) + whole[byte + 1 :])
+        try:
+            read_header(path)
+        except ValueError as error:
+            assert "model.gguf" in str(error) or "weight" in str(error)
+
+
+def test_a_code_3_is_not_ternary(pack, tmp_path, capsys):
+    model = ternary("llama", 64, **TINY)
+    path = write_gguf(model, tmp_path / "model.gguf", "Q2_0")
+    tensor = read_header(path).tensors["blk.0.ffn_down.weight"]
+    with path.open("r+b") as file:
+        file.seek(tensor.offset + 2)
+        file.write(b"\xff")
+    assert pack.code("--model", path, "--output", tmp_path / "out") == 2
+    assert "down_proj.weight (Q2_0) is not ternary: row 0, columns 0 to 31" in capsys.readouterr().err
+
+
+def test_a_shard_is_missing(pack, tmp_path, capsys):
+    write_gguf(ternary("llama", "row", **TINY), tmp_path / "model.gguf", "TQ2_0", split_max_tensors=5)
+    shards = sorted(tmp_path.glob("*.gguf"))
+    assert pack.code("--model", shards[1], "--output", tmp_path / "out") == 2
+    assert "is shard 2 of" in capsys.readouterr().err
+    shards[1].unlink()
+    assert pack.code("--model", shards[0], "--output", tmp_path / "out") == 2
+    assert f"{shards[1].name} is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keys": {"prism.hadamard.sign_mode": "explicit"}}, "in a basis turned by a Hadamard transform"),
+        (
+            {"keys": {"llama.rope.scaling.type": "longrope"}, "rope_factor": 2.0},
+            "rope.scaling.type='longrope' cannot be",
+        ),
+        ({"architecture": "kimi-k3"}, "GGUF model with architecture kimi-k3 is not supported"),
+        ({"extra": {"rope_freqs.weight": np.full(32, 2.0, np.float32)}}, "rope_freqs.weight"),
+    ],
+)
+def test_models_that_would_be_wrong(options, message, pack, tmp_path, capsys):
+    path = write_gguf(ternary("llama", 256, **TINY), tmp_path / "model.gguf", "TQ2_0", **options)
+    assert pack.code("--model", path, "--output", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_package(pack, tmp_path, monkeypatch, capsys):
+    path = write_gguf(ternary("llama", 256, **TINY), tmp_path / "model.gguf", "TQ2_0")
+    monkeypatch.setattr(gguf_model.importlib.util, "find_spec", lambda name: None)
+    assert pack.code("--model", path, "--output", tmp_path / "out") == 2
+    assert "pip install gguf" in capsys.readouterr().err
+
+
+def test_types_that_gguf_knows_are_read_by_it():
+    """The numbers of the others are not its own: a version that knows one has to be looked at."""
+    from frankenlm.trainer_ext.packing.gguf_types import I2_S_ID, OTHERS, Q2_0_ID
+
+    known = {int(kind) for kind in gguf.GGMLQuantizationType}
+    assert not known & {I2_S_ID, Q2_0_ID, 142, 143} and OTHERS.keys() == {41, 142, 143}
