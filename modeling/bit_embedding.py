@@ -11,13 +11,13 @@ from torch import nn
 
 from .adapters import RoundsItsWeight
 from .column_groups import check_group, spread
-from .fake_quantize import fake_quantize_weight
+from .fake_quantize import StartsUnrounded, fake_quantize_weight
 from .packed_embedding import PackedBitEmbedding
 from .packed_linear import check_packable
 from .ternary import quantize_weight
 
 
-class BitEmbedding(RoundsItsWeight, nn.Embedding):
+class BitEmbedding(RoundsItsWeight, StartsUnrounded, nn.Embedding):
     """nn.Embedding that looks its rows up in the quantised table.
 
     A subclass of nn.Embedding, so that resizing, tying and weight-decay rules find it. The scale is that of the whole
@@ -53,6 +53,8 @@ class BitEmbedding(RoundsItsWeight, nn.Embedding):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Map ids (...) to rows (..., D)."""
+        if self.computes_unrounded:
+            return super().forward(ids)
         table = fake_quantize_weight(self.weight, self.scheme, self.scale_axis, group_size=self.group_size)
         return F.embedding(ids, table, self.padding_idx)
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from .adapters import RoundsItsWeight
 from .column_groups import check_group, spread
-from .fake_quantize import fake_quantize_activations, fake_quantize_weight
+from .fake_quantize import StartsUnrounded, fake_quantize_activations, fake_quantize_weight
 from .layer_calls import is_plainly_called
-from .norms import RMS_EPS
+from .norms import RMS_EPS, rms_normalize
 from .packed_linear import ACTIVATION_BITS, NO_NORM, PackedBitLinear, PreparedInput, check_packable
 from .packed_operators import quantize_activations
 from .packed_reference import sum_of_groups
@@ -33,12 +33,13 @@ def computing_dtype(tensor: torch.Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-class BitLinear(RoundsItsWeight, nn.Linear):
+class BitLinear(RoundsItsWeight, StartsUnrounded, nn.Linear):
     """nn.Linear with quantised weights and activations, full-precision master weights, straight-through gradients.
 
     Subclasses nn.Linear so that LoRA, GaLore and weight-decay rules find it. `input_norm=False` drops the
     parameter-free RMS normalisation of the input (transformers' AutoBitLinear has none). Under autocast the
-    statistics stay in float32 and the quantised values come out in autocast's type.
+    statistics stay in float32 and the quantised values come out in autocast's type. While `trains_unrounded` is set,
+    training computes with the master weight and the normalised input as they are.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class BitLinear(RoundsItsWeight, nn.Linear):
     @property
     def input_settings(self) -> tuple:
         """Everything `prepare` depends on: layers that agree in it can share what it returns."""
-        return self.in_features, self.activation_bits, self.input_norm
+        return self.in_features, self.activation_bits, self.input_norm, self.computes_unrounded
 
     def quantized_weight(self) -> torch.Tensor:
         """Return the weight (O, I) as the forward pass sees it, in the master weight's dtype, without gradient."""
@@ -81,6 +82,8 @@ class BitLinear(RoundsItsWeight, nn.Linear):
 
         In evaluation without gradients, float32 inputs come as codes and step: see `apply_prepared`.
         """
+        if self.computes_unrounded:
+            return rms_normalize(x) if self.input_norm else x
         norm_eps = RMS_EPS if self.input_norm else NO_NORM
         if self._computes_exactly(x):
             return PreparedInput(*quantize_activations(x, norm_eps), x.dtype, None)
@@ -106,6 +109,8 @@ class BitLinear(RoundsItsWeight, nn.Linear):
                 y = sum_of_groups(prepared.codes.float(), codes, scale, self.group_size, F.linear)
                 y = y * prepared.scale.unsqueeze(-1)
             return y if self.bias is None else y + self.bias
+        if self.computes_unrounded:
+            return F.linear(prepared, self.weight, self.bias)
         dtype = computing_dtype(self.weight)
         weight = fake_quantize_weight(self.weight, self.scheme, self.scale_axis, dtype, self.group_size)
         return F.linear(prepared, weight, self.bias)

@@ -52,6 +52,20 @@ def _native_takes(x: torch.Tensor, dtype: torch.dtype) -> bool:
     return not torch.compiler.is_compiling() and native_code_runs()
 
 
+class StartsUnrounded:
+    """What layers inherit that can learn in full precision first and be rounded later (arXiv:2502.11895).
+
+    Out of training they are always rounded: what is evaluated or saved early is what it would be used as.
+    """
+
+    trains_unrounded = False  # set by who trains
+
+    @property
+    def computes_unrounded(self) -> bool:
+        """Whether a forward pass now would take weights and inputs as they are."""
+        return self.training and self.trains_unrounded
+
+
 class _FakeQuantizeActivations(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, bits, norm_eps, dtype):
