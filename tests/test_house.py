@@ -24,6 +24,7 @@ ARROWS = {
     "trainer_ext.generation": FOUNDATION | {"trainer_ext.data", "trainer_ext.metrics", "trainer_ext.plots"},
     "trainer_ext.evaluation": FOUNDATION | {"trainer_ext.data", "trainer_ext.generation", "trainer_ext.metrics"},
     "trainer_ext.optim": FOUNDATION | {"trainer_ext.ternary_stats"},
+    "trainer_ext.losses": FOUNDATION | {"trainer_ext.data"},
     "trainer_ext.saving": FOUNDATION | {"trainer_ext.optim"},
     "trainer_ext.analysis": FOUNDATION,
     "trainer_ext.checking": FOUNDATION,

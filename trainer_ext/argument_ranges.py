@@ -79,6 +79,7 @@ TRAINING_RANGES: Mapping[str, ArgumentRange] = {
     "early_stopping_patience": COUNT,
     "learning_rate_drop": ArgumentRange(0, 1, above=True),
     "weight_decay_share": ArgumentRange(0, 1),
+    "ternary_start": NOT_NEGATIVE,
 }
 DATA_RANGES: Mapping[str, ArgumentRange] = {
     "validation_fraction": ArgumentRange(0, 1, above=True, below=True),

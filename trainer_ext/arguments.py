@@ -233,6 +233,13 @@ class FrankenTrainingArguments(TrainingArguments):
         default=1,
         metadata={"help": "direction of --ternary_training sign_legacy: 1 as published (climbs the loss), -1 descends"},
     )
+    ternary_start: float = field(
+        default=0.0,
+        metadata={
+            "help": "train low-bit layers in full precision first: for so many steps, or this share of all if < 1; "
+            "evaluations and checkpoints are of the rounded weights all the while"
+        },
+    )
     logging_steps: float = field(
         default=10, metadata={"help": "steps between two log lines and rows of training.csv; a share of the run if < 1"}
     )
@@ -344,6 +351,20 @@ class FrankenTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"--ternary_sign {self.ternary_sign} belongs to --ternary_training sign_legacy, not "
                 f"{self.ternary_training}."
+            )
+        if not self.ternary_start:
+            return
+        if self.ternary_start >= 1 and self.ternary_start % 1:
+            raise ValueError(f"--ternary_start {self.ternary_start}: a share below 1, or a whole number of steps.")
+        if self.ternary_training != "ste":
+            raise ValueError(
+                f"--ternary_start {self.ternary_start:g}: --ternary_training {self.ternary_training} knows nothing but "
+                "codes: leave one of them out."
+            )
+        if self.early_stopping_patience is not None:
+            raise ValueError(
+                f"--ternary_start {self.ternary_start:g}: evaluations before it are of weights that do not train yet "
+                "as they are used, and --early_stopping_patience would count them: leave one of them out."
             )
 
     def _prepare_early_stopping(self):

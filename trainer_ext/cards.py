@@ -120,6 +120,7 @@ def _training(facts) -> str:
         ("held-out text", _tokens(facts, "validation_tokens")),
         ("documents", _documents(facts)),
         ("steps", f"{facts['steps']:,}"),
+        ("of them with unrounded weights, before the rest", _number(facts["steps_unrounded"], 0)),
         ("tokens seen", f"{facts['tokens_seen']:,}"),
         ("speed", f"{facts['tokens_per_second']:,.0f} tokens/s" if facts["tokens_per_second"] else ""),
         ("peak memory of a process", f"{facts['peak_memory_mib']:,.0f} MiB"),

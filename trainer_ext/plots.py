@@ -19,6 +19,7 @@ SHARES = {
     "expert_load_min": ("smallest share of an expert", UNIGRAM),
     "zero_fraction": ("codes that are zero", GREY),
     "flip_rate": ("codes changed by a step", AVERAGE),
+    "unrounded": ("weights trained unrounded", TRAIN),
 }
 # What the gradient guard saw and did: how it is marked, from the top of the panel down.
 EVENTS = {

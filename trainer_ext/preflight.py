@@ -23,6 +23,7 @@ from .data.blocks import keeps_documents_apart
 from .data.chat_templates import check_template
 from .optim.lora import check_peft, lora_targets
 from .optim.sign_training import SCHEMES as SIGN_SCHEMES
+from .optim.ternary_start import starting_step
 from .presets import RunSettings
 from .requirements import check_requirements
 from .resuming import check_settings, choose_checkpoint
@@ -147,6 +148,7 @@ def check_config(run: RunSettings) -> None:
         known = ", ".join(name for name, objective in OBJECTIVES.items() if objective.has_head_for(config))
         raise UserError(f"--objective {run.data.objective}: {config.model_type} has no such head; it has: {known}.")
     check_ternary_training(run, config)
+    check_ternary_start(run, config)
     if run.data.max_length > config.max_position_embeddings:
         raise UserError(
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={config.max_position_embeddings}; add "
@@ -167,6 +169,18 @@ def check_ternary_training(run: RunSettings, config: PreTrainedConfig) -> None:
         )
 
 
+def check_ternary_start(run: RunSettings, config: PreTrainedConfig) -> None:
+    """Check that --ternary_start meets low-bit layers, and leaves them steps to train in."""
+    start = run.training.ternary_start
+    if not start:
+        return
+    if not config.to_dict().get("use_bitnet", False):
+        way_out = "set use_bitnet" if run.model.preset else "leave it out"
+        raise UserError(f"--ternary_start {start:g}: this model has no low-bit layers to start later: {way_out}.")
+    if run.training.max_steps > 0:
+        starting_step(start, run.training.max_steps)
+
+
 def check_lora(run: RunSettings) -> None:
     """Raises UserError for what --lora cannot stand beside."""
     training = run.training
@@ -180,6 +194,11 @@ def check_lora(run: RunSettings) -> None:
         clash = f"--matrix_optimizer {training.matrix_optimizer}", "is for whole matrices: leave one of them out"
     elif training.ternary_training != "ste":
         clash = f"--ternary_training {training.ternary_training}", "moves the codes that --lora leaves as they are"
+    elif training.ternary_start:
+        clash = (
+            f"--ternary_start {training.ternary_start:g}",
+            "is for weights that learn, not for those of --lora",
+        )
     elif training.sharding:
         clash = training.sharding, "shards the model: train the adapter in whole copies (DDP) instead"
     if clash is not None:
@@ -215,6 +234,7 @@ def check_saved_config(run: RunSettings) -> PreTrainedConfig:
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={positions} of {name}; add "
             f"--max_length {positions}."
         )
+    check_ternary_start(run, config)
     return config
 
 

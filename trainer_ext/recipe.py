@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerState,
-    set_seed,
 )
 
 from .analysis.step_times import StepTimes
 from .analysis.timing_file import FILE as TIMING
 from .arguments import FrankenTrainingArguments
 from .callbacks import EarlyStopping, ExplorationSchedule, MaskingEpochs, SignalStop
-from .common import opening
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
-from .common.objectives import OBJECTIVES
-from .data.chat import prepare_conversations, usual_end
+from .data.chat import prepare_conversations
 from .data.chat_templates import set_chat_template
 from .data.collators import build_collator
 from .data.splits import (
@@ -47,9 +43,9 @@ from .data.tokenizers import load_tokenizer, special_token_ids
 from .metrics.language import unigram_cross_entropy
 from .optim.guard import GradientGuard
 from .optim.guard_policy import read_policy
-from .optim.lora import add_lora
 from .optim.schedule import TwoStages
-from .preflight import SAVED, documents_stay_apart, preset_config
+from .optim.ternary_start import TernaryStart
+from .preflight import documents_stay_apart
 from .presets import RunSettings
 from .requirements import needed_packages
 from .resuming import check_data, fingerprint, run_settings
@@ -208,99 +204,6 @@ def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint
     return tokenizer
 
 
-def build_model(run: RunSettings, data: PreparedData) -> PreTrainedModel:
-    """Build the model of the run with fresh weights (from a preset) or saved ones (from a checkpoint).
-
-    Raises:
-        UserError: the configuration is impossible, or the saved weights do not fit the tokenizer.
-    """
-    set_seed(run.training.seed)
-    auto_model = OBJECTIVES[run.data.objective].auto_model
-    with user_mistakes():
-        if run.model.model_name_or_path:
-            model = load_model(run, data, auto_model)
-        else:
-            config = with_labels(preset_config(run, tokenizer_fields(run, data.tokenizer)), data.labels)
-            model = auto_model.from_config(config)
-        if run.data.objective == "causal" and "labels" in data.train.column_names:
-            stop_at_answers_end(model, data)
-        return with_adapter(run, model) if run.model.lora else model
-
-
-def stop_at_answers_end(model: PreTrainedModel, data: PreparedData) -> None:
-    """Let generation stop at the token that ends the answers of the data, where the model has another."""
-    end, known = usual_end(data.train, data.tokenizer), model.generation_config.eos_token_id
-    known = known if isinstance(known, list) else [known]
-    if end is not None and end not in known:
-        model.generation_config.eos_token_id = [end, *(token for token in known if token is not None)]
-        logger.info("generation stops at %r, which ends the answers", data.tokenizer.convert_ids_to_tokens(end))
-
-
-def tokenizer_fields(run: RunSettings, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The configuration fields that the tokenizer decides."""
-    return {
-        "vocab_size": run.model.vocab_size or len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "mask_token_id": tokenizer.mask_token_id,
-    }
-
-
-def load_model(run: RunSettings, data: PreparedData, auto_model: Callable) -> PreTrainedModel:
-    """Load saved weights; the embedding grows when the tokenizer got new special tokens.
-
-    Raises:
-        UserError: the saved model is damaged, or --vocab_size would cut tokens off.
-    """
-    name, trust = run.model.model_name_or_path, run.model.trust_remote_code
-    config = opening.read_config(name, option=SAVED, trust_remote_code=trust)
-    if hasattr(type(config), "from_preset") and run.data.objective != "classification":
-        # one parameter set serves both directions of our families
-        config.is_decoder = run.data.objective == "causal"
-    config = with_labels(config, data.labels)
-    with opening.reading(f"{SAVED} {name}", "weights"):
-        opening.check_size(auto_model, name, config, f"{SAVED} {name}", trust)
-        model = auto_model.from_pretrained(opening.location(name), config=config, trust_remote_code=trust)
-    size = run.model.vocab_size or max(len(data.tokenizer), config.vocab_size)
-    if size < config.vocab_size:
-        raise UserError(f"--vocab_size {size}: the weights of {name} have {config.vocab_size} tokens; they only grow.")
-    if size > config.vocab_size and run.model.lora:
-        raise UserError(
-            f"--lora: the tokenizer, or --vocab_size, has {size} tokens, and {name} {config.vocab_size}: an adapter "
-            "leaves the embedding as it is. Give its own tokenizer, or train without --lora first."
-        )
-    if size > config.vocab_size:
-        logger.info("vocabulary grows from %d to %d", config.vocab_size, size)
-        model.resize_token_embeddings(size)
-    return model
-
-
-def with_adapter(run: RunSettings, model: PreTrainedModel) -> torch.nn.Module:
-    """Put the LoRA adapter of the settings around a saved model."""
-    settings = run.model
-    model = add_lora(
-        model,
-        settings.model_name_or_path,
-        rank=settings.lora_rank,
-        alpha=settings.lora_alpha,
-        dropout=settings.lora_dropout,
-        targets=settings.lora_targets,
-        causal=run.data.objective == "causal",
-    )
-    learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    logger.info("LoRA: %s parameters learn, beside %d layers", f"{learned:,}", len(model.targeted_module_names))
-    return model
-
-
-def with_labels(config: PreTrainedConfig, labels: list[str]) -> PreTrainedConfig:
-    """Give a classifier's configuration its label names."""
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
-    return config
-
-
 def build_trainer(
     run: RunSettings,
     data: PreparedData,
@@ -345,6 +248,8 @@ def build_trainer(
         callbacks.append(ExplorationSchedule())
     if training.learning_rate_drop < 1 or training.weight_decay_share < 1:
         callbacks.append(TwoStages(training.learning_rate_drop, training.weight_decay_share))
+    if training.ternary_start:
+        callbacks.append(TernaryStart(training.ternary_start))
     for callback in callbacks:
         trainer.add_callback(callback)
     if training.ema_decay is not None:

@@ -13,6 +13,7 @@ from .cards import library_versions, model_card
 from .common.files import replaced_file, write_json, write_text
 from .common.objectives import ANSWERS_LOSS, OBJECTIVES
 from .common.redaction import redact_facts
+from .optim.ternary_start import starting_step
 from .plots import plot_training
 from .presets import RunSettings
 from .recipe import Unigram
@@ -69,6 +70,7 @@ def run_facts(
         "preset": run.model.preset,
         "seed": args.seed,
         "steps": state.global_step,
+        "steps_unrounded": starting_step(args.ternary_start, state.max_steps) if args.ternary_start else None,
         "stopped_early": state.global_step < state.max_steps,
         "streaming": run.data.streaming,
         "tokens_per_second": mean_speed(rows),

@@ -198,7 +198,8 @@ def is_open(run: RunSettings) -> bool:
     training = run.training
     if _plain(training.lr_scheduler_type) not in OPEN_SCHEDULES or 0 < training.warmup_steps < 1:
         return False
-    if training.learning_rate_drop < 1 or 0 < training.weight_decay_share < 1:
+    shares = (training.weight_decay_share, training.ternary_start)
+    if training.learning_rate_drop < 1 or any(0 < share < 1 for share in shares):
         return False
     return run.model.preset is None or not _explores(run)
 

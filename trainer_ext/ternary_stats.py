@@ -25,6 +25,7 @@ class LowBitProbe(TrainerCallback):
     """Compares the codes before and after each step that will be logged; other steps and other models pay nothing.
 
     zero_fraction: share of all codes that are zero after the step. flip_rate: share that this step has changed.
+    unrounded: 1 where the step has computed with the weights as they are (--ternary_start); else it is left out.
     """
 
     def __init__(self, window: StepWindow):
@@ -47,3 +48,5 @@ class LowBitProbe(TrainerCallback):
             flips += int((after != self._before[name]).sum())
         self._before = {}
         self.window.low_bit = {"zero_fraction": zeros / total, "flip_rate": flips / total}
+        if any(layer.trains_unrounded for layer in low_bit_layers(model).values()):
+            self.window.low_bit["unrounded"] = 1.0

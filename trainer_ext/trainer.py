@@ -24,7 +24,7 @@ from frankenlm.modeling.outputs import IGNORED_LABEL
 from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
 from .data.length_sampler import EpochLengthSampler
-from .loss_conduct import LossConduct, ask_model, smoothing_term
+from .losses.loss_conduct import LossConduct, ask_model, smoothing_term
 from .optim.galore import GaLoreAdamW, beside_adamw, hidden_matrices, muon
 from .optim.guard import GradientGuard
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient

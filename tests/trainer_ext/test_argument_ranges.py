@@ -37,6 +37,7 @@ WRONG = {
     "dataloader_num_workers": (-1,), "num_train_epochs": (0, -1, float("inf")), "save_total_limit": (-1,),
     "logging_steps": (0, -1), "eval_steps": (0,), "save_steps": (0, -2), "max_grad_norm": (-1.0, float("nan")),
     "learning_rate_drop": (0, 1.1), "weight_decay_share": (-0.1, 1.1), "early_stopping_patience": (0,),
+    "ternary_start": (-1, float("inf"), float("nan")),
 }  # fmt: skip
 
 

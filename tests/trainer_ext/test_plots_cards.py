@@ -44,6 +44,7 @@ FACTS = {
     "preset": "mini",
     "seed": 42,
     "steps": 3,
+    "steps_unrounded": None,
     "streaming": False,
     "tokens_per_second": 1234.5,
     "tokens_seen": 300,

@@ -11,10 +11,10 @@ from ..common.logs import RunLog
 from ..common.text_files import BadRowError
 from ..data.skipping import skipped_rows
 from ..data.tokenizers import tell_lengths
+from ..model_building import build_model
 from ..preflight import check_run, settle_killed_run
 from ..presets import RunSettings
 from ..recipe import (
-    build_model,
     build_trainer,
     check_first_batch,
     compare_data,

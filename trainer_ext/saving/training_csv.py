@@ -36,6 +36,7 @@ CSV_COLUMNS = (
     "norm_f_saturation",
     "zero_fraction",
     "flip_rate",
+    "unrounded",
     "seconds",
 )
 # of a cell, where it is no float

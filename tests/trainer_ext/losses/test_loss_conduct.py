@@ -26,7 +26,7 @@ from frankenlm.modeling import (
     Legacy1BitForCausalLM,
 )
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
-from frankenlm.trainer_ext.loss_conduct import LossConduct, ask_model, smoothing_term
+from frankenlm.trainer_ext.losses.loss_conduct import LossConduct, ask_model, smoothing_term
 
 VOCAB, ROWS, LENGTH, SMOOTHING = 40, 6, 9, 0.3
 BERT = {
