@@ -94,6 +94,9 @@ MODEL_RANGES: Mapping[str, ArgumentRange] = {
     "lora_rank": COUNT,
     "lora_alpha": POSITIVE,
     "lora_dropout": SHARE,
+    "teacher_weight": ArgumentRange(0, 1),
+    "teacher_temperature": POSITIVE,
+    "teacher_hidden_weight": NOT_NEGATIVE,
 }
 
 

@@ -22,6 +22,8 @@ logger = logging.getLogger("frankenlm.training")
 
 STARVED_EXPERT_SHARE = 0.05
 SATURATION_WARNING = 0.9
+# What the loss of a step with a teacher is made of, by the columns of training.csv.
+TAUGHT = {"label": "label_loss", "logits": "teacher_loss", "hidden": "teacher_hidden_loss"}
 
 
 class StepWindow:
@@ -33,6 +35,7 @@ class StepWindow:
         self.expert_load: torch.Tensor | None = None
         self.saturation: list[torch.Tensor] = []
         self.low_bit: dict[str, float] = {}
+        self.taught: dict[str, torch.Tensor] = {}  # of the last step alone
         self.total_seconds = 0.0
         self._paused_seconds = 0.0
         self._since: float | None = None
@@ -47,13 +50,20 @@ class StepWindow:
         self.expert_load = expert_load if self.expert_load is None else self.expert_load + expert_load
         self.router_batches += 1
 
+    def add_taught(self, terms: Mapping[str, torch.Tensor], parts: int) -> None:
+        """Add one micro-batch of a step with a teacher: what its loss is made of, each a `parts`-th of the step's."""
+        for name, term in terms.items():
+            self.taught[name] = self.taught.get(name, 0.0) + term.detach().float() / parts
+
     def mark(self) -> None:
-        """Remember what was collected before a step, for `forget_step`."""
+        """A step begins: remember what was collected before it, for `forget_step`."""
         self._marked = self.router_batches, self.aux_loss, self.expert_load
+        self.taught = {}
 
     def forget_step(self) -> None:
         """Take back what was collected since `mark`: the step is computed again, or left out."""
         self.router_batches, self.aux_loss, self.expert_load = self._marked
+        self.taught = {}
 
     def start(self, tokens: int) -> None:
         """Start the clock, with the number of tokens seen so far."""
@@ -98,6 +108,7 @@ class StepWindow:
         if self.saturation:
             values["norm_f_saturation"] = torch.stack(self.saturation).mean().item()
         values |= self.low_bit
+        values |= {TAUGHT[name]: term.item() for name, term in self.taught.items()}
         self._warn(values)
         self.router_batches, self.aux_loss, self.expert_load, self.saturation, self.low_bit = 0, None, None, [], {}
         self.start(tokens)
@@ -152,13 +163,16 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 class StepClock(TrainerCallback):
-    """Starts the window's clock and closes the run with a log event."""
+    """Starts the window's clock, begins each step's count, and closes the run with a log event."""
 
     def __init__(self, window: StepWindow):
         self.window = window
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.window.start(state.num_input_tokens_seen)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.window.mark()
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step >= state.max_steps:
@@ -235,6 +249,9 @@ def describe(logs: Mapping[str, Any]) -> str:
     elif "loss" in logs:
         formats = {
             "loss": "loss {:.4f}",
+            "label_loss": "of the labels {:.4f}",
+            "teacher_loss": "of the teacher {:.4f}",
+            "teacher_hidden_loss": "of its hidden states {:.4f}",
             "learning_rate": "lr {:.2e}",
             "grad_norm": "grad norm {:.2f}",
             "tokens_per_second": "{:,.0f} tokens/s",

@@ -121,6 +121,7 @@ def _training(facts) -> str:
         ("documents", _documents(facts)),
         ("steps", f"{facts['steps']:,}"),
         ("of them with unrounded weights, before the rest", _number(facts["steps_unrounded"], 0)),
+        ("teacher", _teacher(facts["teacher"])),
         ("tokens seen", f"{facts['tokens_seen']:,}"),
         ("speed", f"{facts['tokens_per_second']:,.0f} tokens/s" if facts["tokens_per_second"] else ""),
         ("peak memory of a process", f"{facts['peak_memory_mib']:,.0f} MiB"),
@@ -138,6 +139,18 @@ def _documents(facts) -> str:
         "joined": f"joined into rows of {facts['max_length']} tokens, as one text that runs over their ends",
         None: f"each in a row of its own, of at most {facts['max_length']} tokens",
     }[facts["packed_documents"]]
+
+
+def _teacher(teacher: Mapping[str, Any] | None) -> str:
+    """Who taught, and what counted how much."""
+    if teacher is None:
+        return ""
+    parts = [("the labels' loss", teacher["own"]), ("its logits", teacher["logits"])]
+    counts = ", ".join(f"{name} {weight:g}" for name, weight in [*parts, ("its hidden states", teacher["hidden"])])
+    return (
+        f"`{teacher['name']}`, {teacher['parameters']:,} parameters; weights in the loss: {counts}; temperature "
+        f"{teacher['temperature']:g}"
+    )
 
 
 def _limits(facts) -> str:

@@ -1,7 +1,14 @@
 """The arguments of a training run that choose its model, each field with its help."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from frankenlm.modeling.checks import check_choice
+
+# What a teacher teaches in one run, if not everything: TinyBERT's two stages.
+TEACHER_STAGES = ("hidden", "logits")
+TEACHER_FIELDS = ("teacher_temperature", "teacher_weight", "teacher_hidden_weight", "teacher_layers", "teacher_stage")
+STAGE_DECIDES = ("teacher_weight", "teacher_hidden_weight")
 LORA_FIELDS = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 
 
@@ -71,8 +78,60 @@ class ModelArguments:
             "stack, without routers, gates and poolings; no heads and embeddings"
         },
     )
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "learn from a saved model too (folder or hub name) with the same tokenizer, at the positions that "
+            "have labels; it stays as it is and is not saved"
+        },
+    )
+    teacher_weight: float = field(
+        default=0.5,
+        metadata={
+            "help": "share of the loss that is the divergence of the teacher's logits from the model's; the model's "
+            "own loss has the rest"
+        },
+    )
+    teacher_temperature: float = field(
+        default=1.0, metadata={"help": "what both models' logits are divided by before they are compared"}
+    )
+    teacher_hidden_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "how much the squared distance of the hidden states counts beside that; other widths are mapped by "
+            "a matrix that is learned"
+        },
+    )
+    teacher_layers: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "the teacher's hidden states, 0 for its embedding, for the model's embedding and each of its "
+            "layers. Default: spread evenly"
+        },
+    )
+    teacher_stage: str | None = field(
+        default=None,
+        metadata={
+            "choices": list(TEACHER_STAGES),
+            "help": "one of TinyBERT's two stages: the teacher's hidden states alone, or its logits alone; the second "
+            "run goes on from the first's --model_name_or_path",
+        },
+    )
 
     def __post_init__(self):
-        for name in LORA_FIELDS:
-            if not self.lora and getattr(self, name) != type(self).__dataclass_fields__[name].default:
-                raise ValueError(f"--{name} belongs to --lora: give both, or neither.")
+        self._check_belongs("lora", LORA_FIELDS)
+        self._check_belongs("teacher", TEACHER_FIELDS)
+        if self.teacher_stage is None:
+            return
+        check_choice("teacher_stage", self.teacher_stage, TEACHER_STAGES)
+        for name in STAGE_DECIDES:
+            if getattr(self, name) != self._default(name):
+                raise ValueError(f"--teacher_stage {self.teacher_stage} decides what counts: leave out --{name}.")
+
+    def _check_belongs(self, flag: str, names: tuple[str, ...]) -> None:
+        for name in names:
+            if not getattr(self, flag) and getattr(self, name) != self._default(name):
+                raise ValueError(f"--{name} belongs to --{flag}: give both, or neither.")
+
+    def _default(self, name: str) -> Any:
+        return type(self).__dataclass_fields__[name].default

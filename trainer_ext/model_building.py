@@ -11,6 +11,8 @@ from .common import opening
 from .common.cli import UserError, user_mistakes
 from .common.objectives import OBJECTIVES
 from .data.chat import usual_end
+from .losses.teaching import Teaching, TeachingPlan
+from .model_arguments import ModelArguments
 from .optim.lora import add_lora
 from .preflight import SAVED, preset_config
 from .presets import RunSettings
@@ -102,6 +104,49 @@ def with_adapter(run: RunSettings, model: PreTrainedModel) -> torch.nn.Module:
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("LoRA: %s parameters learn, beside %d layers", f"{learned:,}", len(model.targeted_module_names))
     return model
+
+
+def load_teacher(run: RunSettings, data: PreparedData, model: PreTrainedModel) -> Teaching:
+    """Load the teacher, frozen, and match it with the model.
+
+    Raises:
+        UserError: it is damaged, its tokenizer is another one, or its vocabulary or layers do not fit.
+    """
+    settings, name = run.model, run.model.teacher
+    trust = settings.trust_remote_code
+    check_same_tokens(name, opening.read_tokenizer(name, option="--teacher", trust_remote_code=trust), data.tokenizer)
+    config = opening.read_config(name, option="--teacher", trust_remote_code=trust)
+    auto_model = OBJECTIVES[run.data.objective].auto_model
+    with torch.random.fork_rng(devices=[]):  # nothing about the student may depend on whether it has a teacher
+        teacher = opening.read_weights(auto_model, name, config, option="--teacher", trust_remote_code=trust)
+    with user_mistakes():
+        teaching = Teaching(model, teacher.to(run.training.device), teaching_plan(settings), settings.teacher_layers)
+    logger.info("teacher: %s, %s parameters", type(teacher).__name__, f"{teacher.num_parameters():,}")
+    return teaching
+
+
+def teaching_plan(settings: ModelArguments) -> TeachingPlan:
+    """How much each part of the loss counts."""
+    temperature = settings.teacher_temperature
+    if settings.teacher_stage is not None:
+        hidden = float(settings.teacher_stage == "hidden")
+        return TeachingPlan(own=0.0, logits=1.0 - hidden, hidden=hidden, temperature=temperature)
+    weight = settings.teacher_weight
+    return TeachingPlan(1 - weight, weight, settings.teacher_hidden_weight, temperature)
+
+
+def check_same_tokens(name: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase) -> None:
+    """Raises UserError where two tokenizers differ, naming the first token that does."""
+    their_ids, our_ids = theirs.get_vocab(), ours.get_vocab()
+    differing = [token for token in {**our_ids, **their_ids} if our_ids.get(token) != their_ids.get(token)]
+    if not differing:
+        return
+    token = min(differing, key=lambda token: (our_ids.get(token, their_ids.get(token)), token))
+    here, there = (ids.get(token, "missing") for ids in (our_ids, their_ids))
+    raise UserError(
+        f"--teacher {name}: its tokenizer is another one: of {len(our_ids):,} tokens here and {len(their_ids):,} there "
+        f"{len(differing):,} differ, such as {token!r}, {here} here and {there} there; add --tokenizer {name}."
+    )
 
 
 def with_labels(config: PreTrainedConfig, labels: list[str]) -> PreTrainedConfig:

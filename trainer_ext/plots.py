@@ -75,6 +75,7 @@ def plot_training(
 
 def _draw_losses(axes, rows, unigram) -> None:
     _line(axes, _points(rows, "loss"), TRAIN, label="training")
+    _line(axes, _points(rows, "label_loss"), GREY, label="training, its labels alone")
     evals = _points(rows, "eval_loss")
     _line(axes, evals, EVAL, width=1.6, label="held-out", dots=True)
     _line(axes, _points(rows, "eval_ema_loss"), AVERAGE, width=1.2, label="held-out, average of the weights", dots=True)

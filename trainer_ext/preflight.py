@@ -68,6 +68,8 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
         check_output_dir(training.output_dir)
         if training.ema_decay is not None:
             check_average(Path(training.output_dir))
+    if run.model.teacher is not None:
+        check_teacher(run)
     checkpoint = find_checkpoint(run)
     if checkpoint is not None:
         if run.model.preset:
@@ -179,6 +181,41 @@ def check_ternary_start(run: RunSettings, config: PreTrainedConfig) -> None:
         raise UserError(f"--ternary_start {start:g}: this model has no low-bit layers to start later: {way_out}.")
     if run.training.max_steps > 0:
         starting_step(start, run.training.max_steps)
+
+
+def check_teacher(run: RunSettings) -> None:
+    """Check that --teacher can teach this run, as far as its configuration tells.
+
+    Raises:
+        UserError: it has no such head, too few positions, or sees documents that the run keeps apart; or the run has
+            settings that it cannot stand beside.
+    """
+    data, training, name = run.data, run.training, run.model.teacher
+    clash = None
+    if data.objective == "classification":
+        clash = "--objective classification", "has labels of its own; train causal or mlm"
+    elif training.sharding:
+        clash = training.sharding, "shards the model; train whole copies (DDP) instead"
+    elif training.use_liger_kernel:
+        clash = "--use_liger_kernel", "returns no logits to compare; leave it out"
+    elif run.model.lora:
+        clash = "--lora", "trains beside weights that a teacher would move; leave one of them out"
+    if clash is not None:
+        raise UserError(f"--teacher and {clash[0]} exclude each other: the latter {clash[1]}.")
+    config = read_config(name, option="--teacher", trust_remote_code=run.model.trust_remote_code)
+    architectures, objective = config.architectures or [], OBJECTIVES[data.objective]
+    if not any(objective.is_head(each) for each in architectures):
+        holds = ", ".join(architectures) or "a model of no class that is named"
+        raise UserError(f"--teacher {name}: holds {holds}, and --objective {data.objective} has another head.")
+    positions = config.to_dict().get("max_position_embeddings")
+    if positions is not None and data.max_length > positions:
+        raise UserError(f"--teacher {name} has {positions} positions: add --max_length {positions}, or less.")
+    packs = data.packing and data.packed_documents != "joined"
+    if packs and documents_stay_apart(run) and not keeps_documents_apart(config):
+        raise UserError(
+            f"--teacher {name}: whether a {config.model_type} keeps the documents of a row apart, as the run does, is "
+            "not known; give each a row of its own with --no_packing, or join them with --packed_documents joined."
+        )
 
 
 def check_lora(run: RunSettings) -> None:

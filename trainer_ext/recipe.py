@@ -181,7 +181,7 @@ def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint
     Rank 0 of several leaves it in the output folder, where the others find it: a trained one is made once.
     """
     output_dir = Path(run.training.output_dir)
-    spec = run.model.tokenizer or run.model.model_name_or_path or "train"
+    spec = run.model.tokenizer or run.model.model_name_or_path or run.model.teacher or "train"
     if checkpoint is not None:
         spec = str(checkpoint.folder)
     elif not is_main_process():
@@ -192,7 +192,7 @@ def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint
         documents=documents,
         vocab_size=run.model.vocab_size,
         objective=run.data.objective,
-        pad_is_new=not run.model.lora,
+        pad_is_new=not (run.model.lora or run.model.teacher),
     )
     choice = run.data.chat_template
     if has_messages(train_split) or (choice is not None and is_conversations(train_split)):

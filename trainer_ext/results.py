@@ -1,5 +1,6 @@
 """What a finished run leaves behind: metrics.json, the figure and the model card."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ def run_facts(
         "steps_unrounded": starting_step(args.ternary_start, state.max_steps) if args.ternary_start else None,
         "stopped_early": state.global_step < state.max_steps,
         "streaming": run.data.streaming,
+        "teacher": teacher_facts(run, trainer) if run.model.teacher is not None else None,
         "tokens_per_second": mean_speed(rows),
         "tokens_seen": state.num_input_tokens_seen,
         "train_tokens": unigram.train_tokens if unigram else None,
@@ -97,9 +99,21 @@ def adapter_facts(run: RunSettings, model: torch.nn.Module) -> dict[str, Any]:
     }
 
 
+def teacher_facts(run: RunSettings, trainer: FrankenTrainer) -> dict[str, Any]:
+    """Who the teacher was, and how much each part of the loss counted."""
+    teaching = trainer.teaching
+    return {
+        "name": run.model.teacher,
+        "parameters": teaching.model.num_parameters(),
+        "stage": run.model.teacher_stage,
+        "layers": list(teaching.layers),
+        **dataclasses.asdict(teaching.plan),
+    }
+
+
 def local_sources(run: RunSettings) -> list[str]:
     """The names of model and data that are places of this machine, and none of the Hub's."""
-    names = (run.model.model_name_or_path, run.data.dataset)
+    names = (run.model.model_name_or_path, run.model.teacher, run.data.dataset)
     return [name for name in names if name and os.path.lexists(os.path.expanduser(name))]
 
 

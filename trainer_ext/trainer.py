@@ -25,6 +25,7 @@ from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, 
 from .common.redaction import without_secrets
 from .data.length_sampler import EpochLengthSampler
 from .losses.loss_conduct import LossConduct, ask_model, smoothing_term
+from .losses.teaching import PROJECTION, Teaching
 from .optim.galore import GaLoreAdamW, beside_adamw, hidden_matrices, muon
 from .optim.guard import GradientGuard
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
@@ -49,9 +50,10 @@ class FrankenTrainer(Trainer):
     the learning rate, decay and betas of its arguments where the checkpoint has others.
     """
 
-    # Trainer sets these two when training begins; LossWindow may ask for them before.
+    # Trainer sets these when training begins; they may be asked for before.
     _tr_loss: torch.Tensor | None = None
     _globalstep_last_logged = 0
+    current_gradient_accumulation_steps = 1
 
     def __init__(self, model=None, args=None, *more, eval_collator: Callable | None = None, **kwargs):
         has_cache_flag = hasattr(model, "config") and hasattr(model.config, "use_cache")
@@ -65,6 +67,7 @@ class FrankenTrainer(Trainer):
         self.eval_collator = eval_collator
         self.guard: GradientGuard | None = None
         self.average: WeightAverage | None = None
+        self.teaching: Teaching | None = None
         self.window = StepWindow()
         self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, predicted tokens
         probes = (SaturationProbe(self.window), LowBitProbe(self.window))
@@ -88,6 +91,12 @@ class FrankenTrainer(Trainer):
         """Keep a moving average of the weights, which is evaluated and saved beside them."""
         self.average = WeightAverage(self.model, decay, lambda: self.accelerator.optimizer_step_was_skipped)
         self.add_callback(self.average)
+
+    def take_teacher(self, teaching: Teaching) -> None:
+        """Let a teacher have its part in the training loss; evaluations are of the model's own."""
+        self.teaching = teaching
+        teaching.model.to(self.args.device)
+        self.add_callback(teaching)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Names of the parameters that decay: all but those the model exempts."""
@@ -135,8 +144,12 @@ class FrankenTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ):
-        """The model's loss; while training, with label smoothing, and the routers' statistics collected on the way."""
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        """The model's loss; while training, with label smoothing, a teacher's part, and the routers' statistics
+        collected on the way.
+        """
+        taught = self.teaching is not None and model.training
+        asked = self.teaching.asks(inputs) if taught else inputs
+        loss, outputs = super().compute_loss(model, asked, True, num_items_in_batch)
         if num_items_in_batch is not None and not self._conduct.divides:
             # a mean of this micro-batch, where the Trainer counts on its share of the whole batch
             loss = loss * (self._predicted(inputs["labels"]).ne(IGNORED_LABEL).sum() / _scalar(num_items_in_batch))
@@ -144,9 +157,20 @@ class FrankenTrainer(Trainer):
             return (loss, outputs) if return_outputs else loss
         if self.args.label_smoothing_factor:
             loss = loss + self.args.label_smoothing_factor * self._smoothing(inputs, outputs, num_items_in_batch)
+        if taught:
+            loss = self._with_teacher(loss, inputs, outputs, num_items_in_batch)
         if "aux_loss" in outputs and "expert_load" in outputs:
             self.window.add_routers(outputs["aux_loss"], outputs["expert_load"])
         return (loss, outputs) if return_outputs else loss
+
+    def _with_teacher(self, loss, inputs, outputs, num_items_in_batch) -> torch.Tensor:
+        """The loss with the teacher's part in it, on the scale of the base class's loss."""
+        counted = num_items_in_batch is not None
+        count = _scalar(num_items_in_batch) if counted else None
+        terms = self.teaching.terms(inputs, outputs, self._loss_shifts_labels, count)
+        terms = {name: self._on_its_scale(term, counted) for name, term in terms.items()}
+        self.window.add_taught({"label": loss, **terms}, 1 if counted else self.current_gradient_accumulation_steps)
+        return self.teaching.plan.total(loss, terms)
 
     def _smoothing(self, inputs, outputs, num_items_in_batch) -> torch.Tensor:
         """`smoothing_term` on the scale of the base class's loss."""
@@ -154,7 +178,11 @@ class FrankenTrainer(Trainer):
             raise ValueError("--label_smoothing_factor needs the logits, and the model does not return them.")
         count = None if num_items_in_batch is None else _scalar(num_items_in_batch)
         term = smoothing_term(outputs["logits"], inputs["labels"], self._loss_shifts_labels, count)
-        if count is None:
+        return self._on_its_scale(term, count is not None)
+
+    def _on_its_scale(self, term: torch.Tensor, counted: bool) -> torch.Tensor:
+        """A term on the scale of the base class's loss: a mean over a micro-batch, or its share of the whole batch."""
+        if not counted:
             return term
         # DataParallel averages its replicas' losses; several processes average their gradients
         if self.args.average_tokens_across_devices:
@@ -260,6 +288,8 @@ class FrankenTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.average is not None:
             self.average.resume(Path(checkpoint))
+        if checkpoint is not None and self.teaching is not None:
+            self.teaching.resume(Path(checkpoint))
         if checkpoint is None or not self.take_given_rates:
             return
         for group, rates in zip(self.optimizer.param_groups, told, strict=True):
@@ -273,10 +303,11 @@ class FrankenTrainer(Trainer):
                 group["lr"] = base * factor(schedule.last_epoch)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As the base class, and the average of the weights."""
+        """As the base class, and the average of the weights, and a teacher's matrix."""
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.average is not None and self.args.should_save:
-            self.average.save(Path(output_dir))
+        for beside in (self.average, self.teaching):
+            if beside is not None and self.args.should_save:
+                beside.save(Path(output_dir))
 
     def save_for_later(self) -> bool:
         """Leave a checkpoint of the last finished step, as after a signal; return whether there was one to leave."""
@@ -289,7 +320,7 @@ class FrankenTrainer(Trainer):
     def _issue_warnings_after_load(self, load_result) -> None:
         """As the base class, but silent about tied weights: a checkpoint holds them once."""
         tied = self.model.all_tied_weights_keys
-        missing = [name for name in load_result.missing_keys if name not in tied]
+        missing = [name for name in load_result.missing_keys if name not in tied and not name.startswith(PROJECTION)]
         super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -299,7 +330,8 @@ class FrankenTrainer(Trainer):
         output_dir = self.args.output_dir if output_dir is None else output_dir
         if state_dict is not None:
             state_dict = as_saved(state_dict, self._scalars, self.model.all_tied_weights_keys)
-        with self._as_published():
+        apart = contextlib.nullcontext() if self.teaching is None else self.teaching.apart()
+        with self._as_published(), apart:
             super()._save(output_dir, state_dict)
 
     @contextlib.contextmanager

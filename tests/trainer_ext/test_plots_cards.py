@@ -46,6 +46,7 @@ FACTS = {
     "steps": 3,
     "steps_unrounded": None,
     "streaming": False,
+    "teacher": None,
     "tokens_per_second": 1234.5,
     "tokens_seen": 300,
     "train_tokens": 400_000,

@@ -11,7 +11,7 @@ from ..common.logs import RunLog
 from ..common.text_files import BadRowError
 from ..data.skipping import skipped_rows
 from ..data.tokenizers import tell_lengths
-from ..model_building import build_model
+from ..model_building import build_model, load_teacher
 from ..preflight import check_run, settle_killed_run
 from ..presets import RunSettings
 from ..recipe import (
@@ -67,7 +67,10 @@ def train(run: RunSettings) -> None:
             if run.model.preset:
                 set_head_bias(model, unigram)
             logger.info("unigram cross-entropy of the held-out text: %.4f nats per token", unigram.cross_entropy)
+        teaching = None if run.model.teacher is None else load_teacher(run, data, model)
         trainer, csv_log = build_trainer(run, data, model, stop, checkpoint, prints)
+        if teaching is not None:
+            trainer.take_teacher(teaching)
 
         # every check is through: only now may an earlier run go
         if args.should_save:

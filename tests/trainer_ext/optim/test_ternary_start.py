@@ -15,6 +15,9 @@ from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.optim.guard import GradientGuard
 from frankenlm.trainer_ext.optim.ternary_start import TernaryStart, starting_step
+from frankenlm.trainer_ext.preflight import check_run
+from frankenlm.trainer_ext.presets import parse_run
+from frankenlm.trainer_ext.resuming import is_open
 from frankenlm.trainer_ext.ternary_stats import low_bit_layers
 from tiny_legacy import tiny_legacy
 
@@ -195,3 +198,35 @@ def test_loops_and_experts_start_later_too(tmp_path):
 def test_a_model_that_rounds_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="no low-bit layers that could start later"):
         trainer_of(tmp_path, tiny(use_bitnet=False), rows_of()).train()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--preset mini --ternary_start 0.2", "this model has no low-bit layers to start later: set use_bitnet"),
+        ("--preset legacy-1bit --max_steps 2 --ternary_start 2", "the run has 2 steps, and none of them"),
+        ("--preset legacy-1bit --ternary_start 1.5", "--ternary_start 1.5: a share below 1, or a whole number"),
+        ("--preset legacy-1bit --ternary_start 1 --ternary_training sign_accum", "knows nothing but codes"),
+        ("--preset legacy-1bit --ternary_start 1 --early_stopping_patience 2", "would count them"),
+        (
+            "--model_name_or_path {saved} --objective causal --ternary_start 1",
+            "no low-bit layers to start later: leave it",
+        ),
+        ("--model_name_or_path {saved} --lora --ternary_start 1", "--lora and --ternary_start 1 exclude each other"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(tmp_path, words, message):
+    tiny_legacy("twin").save_pretrained(tmp_path / "saved")
+    words = words.format(saved=tmp_path / "saved").split()
+    with pytest.raises(UserError, match=message):
+        check_run(
+            parse_run([*words, "--dataset", "builtin", "--max_length", "32", "--output_dir", str(tmp_path / "out")])
+        )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("start", "is_longer"), [("0.5", False), ("2", True)])
+def test_a_share_ties_a_run_to_its_length(tmp_path, start, is_longer):
+    words = ["--preset", "legacy-1bit", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
+    words += ["--learning_rate_drop", "1", "--weight_decay_share", "1", "--output_dir", str(tmp_path)]
+    assert is_open(parse_run([*words, "--ternary_start", start])) is is_longer
