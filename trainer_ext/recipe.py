@@ -40,6 +40,7 @@ from .data.splits import (
     prepare_dataset,
 )
 from .data.tokenizers import load_tokenizer, special_token_ids
+from .losses.teaching import Teaching
 from .metrics.language import unigram_cross_entropy
 from .optim.guard import GradientGuard
 from .optim.guard_policy import read_policy
@@ -48,7 +49,7 @@ from .optim.ternary_start import TernaryStart
 from .preflight import documents_stay_apart
 from .presets import RunSettings
 from .requirements import needed_packages
-from .resuming import check_data, fingerprint, run_settings
+from .resuming import check_data, fingerprint, fingerprint_weights, run_settings
 from .saving.checkpoint_record import RunRecord
 from .saving.saved_checkpoints import STATE, SavedCheckpoint, checkpoint_folders
 from .saving.training_csv import CsvLog
@@ -108,6 +109,18 @@ def compare_data(run: RunSettings, checkpoint: SavedCheckpoint | None, data: Pre
         return {}  # the record is rank 0's
     sides = {"train": data.train, "validation": data.validation}
     prints = {name: fingerprint(rows, run.data.streaming) for name, rows in sides.items()}
+    if checkpoint is not None:
+        check_data(run, checkpoint.record, prints)
+    return prints
+
+
+def compare_teacher(run: RunSettings, checkpoint: SavedCheckpoint | None, teaching: Teaching) -> dict[str, str]:
+    """Return the fingerprint of the teacher, after comparing it with that of a checkpoint's run.
+
+    Raises:
+        UserError: they differ, without --allow_inexact_resume.
+    """
+    prints = {"teacher": fingerprint_weights(teaching.model)}
     if checkpoint is not None:
         check_data(run, checkpoint.record, prints)
     return prints

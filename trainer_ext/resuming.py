@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import CONFIG_MAPPING
 
 from frankenlm.modeling import read_preset
@@ -32,6 +33,13 @@ logger = logging.getLogger("frankenlm.resuming")
 FLAG = "--allow_inexact_resume"
 # Rows of a stream that its fingerprint is made of.
 STREAM_ROWS = 500
+
+# What fingerprints are taken of.
+PRINTS = {
+    "train": "rows of the dataset",
+    "validation": "rows of the validation data",
+    "teacher": "weights of the teacher",
+}
 
 # What may change between the parts of a run: places, records, evaluation, when to stop, how fast data comes.
 FREE_PREFIXES = ("logging_", "log_", "save_", "hub_", "eval_", "ddp_", "trackio_", "do_", "dataloader_", "include_")
@@ -106,6 +114,15 @@ def fingerprint(dataset: Any, streaming: bool) -> str:
                 column.update(f"{numbers.shape}".encode())
                 column.update(numbers.tobytes())
     return hashlib.sha256("".join(name + hashes[name].hexdigest() for name in sorted(hashes)).encode()).hexdigest()
+
+
+def fingerprint_weights(model: torch.nn.Module) -> str:
+    """Return a hash of a model's weights, names included."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def choose_checkpoint(run: RunSettings, wanted: str) -> SavedCheckpoint:
@@ -214,18 +231,15 @@ def _explores(run: RunSettings) -> bool:
 
 
 def check_data(run: RunSettings, record: CheckpointRecord | None, data: Mapping[str, str]) -> None:
-    """Compare the fingerprints of the rows with those of the checkpoint.
+    """Compare the fingerprints of the rows, or of a teacher, with those of the checkpoint.
 
     Raises:
         UserError: they differ, without --allow_inexact_resume.
     """
     if record is None:
         return
-    names = {"train": "dataset", "validation": "validation data"}
     differing = [
-        f"the rows of the {names[name]} are not those it was trained with"
-        for name in data
-        if data[name] != record.data.get(name)
+        f"the {PRINTS[name]} are not those it was trained with" for name in data if data[name] != record.data.get(name)
     ]
     report("the checkpoint", differing, run)
 

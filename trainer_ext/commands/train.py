@@ -18,6 +18,7 @@ from ..recipe import (
     build_trainer,
     check_first_batch,
     compare_data,
+    compare_teacher,
     hold_output_dir,
     prepare_data,
     set_head_bias,
@@ -67,7 +68,10 @@ def train(run: RunSettings) -> None:
             if run.model.preset:
                 set_head_bias(model, unigram)
             logger.info("unigram cross-entropy of the held-out text: %.4f nats per token", unigram.cross_entropy)
-        teaching = None if run.model.teacher is None else load_teacher(run, data, model)
+        teaching = None
+        if run.model.teacher is not None:
+            teaching = load_teacher(run, data, model)
+            prints |= compare_teacher(run, checkpoint, teaching)
         trainer, csv_log = build_trainer(run, data, model, stop, checkpoint, prints)
         if teaching is not None:
             trainer.take_teacher(teaching)
