@@ -65,7 +65,7 @@ def read_run(folder: Path) -> dict:
     facts, config = _read_object(folder / "metrics.json"), _read_object(folder / "config.json")
     if "use_bitnet" not in config or "command" not in facts:
         raise UserError(f"--runs {folder}: is no run of a low-bit family made by scripts/train.py.")
-    settings = parse_run(shlex.split(facts["command"])[3:]).training
+    settings = parse_run(settings_of(facts["command"])).training
     rows = read_csv(folder / "training.csv")
     flips = [row["flip_rate"] for row in rows if "flip_rate" in row]
     zeros = [row["zero_fraction"] for row in rows if "zero_fraction" in row]
@@ -90,6 +90,12 @@ def read_run(folder: Path) -> dict:
         "last_flip_rate": sum(flips[-LAST_ROWS:]) / len(flips[-LAST_ROWS:]) if flips else None,
         "tokens_per_second": facts["tokens_per_second"],
     }
+
+
+def settings_of(command: str) -> list[str]:
+    """The words of a run's command behind the program's name, however it was launched."""
+    words = shlex.split(command)
+    return words[next(place for place, word in enumerate(words) if word.startswith("--")) :]
 
 
 def _read_object(path: Path) -> dict:

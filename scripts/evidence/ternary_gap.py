@@ -1,0 +1,195 @@
+"""How far are low-bit models from their full-precision twins? Finished runs of a sweep, scored on text that chose none.
+
+    frankenlm sweep --config configs/sweeps/ternary_gap.yaml --output_dir runs/ternary_gap
+    python scripts/evidence/ternary_gap.py --runs runs/ternary_gap/*/ --test_dataset test.jsonl \
+        --output_dir results/samples/ternary_gap
+
+A recipe is chosen by the loss on the validation text of its runs; what is reported is the loss on the test text, one
+document a row in windows of the training length, in float32, as `frankenlm evaluate` has it. Written are runs.csv and
+table.md; a run that stands in runs.csv already is not scored again.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from frankenlm.scripts.evidence.ternary_findings import FULL
+from frankenlm.scripts.evidence.ternary_table import read_run, settings_of
+from frankenlm.trainer_ext.common.cli import OneLineParser, check_output_dir, path_value, run_command, user_mistakes
+from frankenlm.trainer_ext.common.files import write_csv, write_text
+from frankenlm.trainer_ext.common.timing import markdown_table
+from frankenlm.trainer_ext.data.splits import iter_texts, load_documents
+from frankenlm.trainer_ext.evaluation.perplexity import perplexity_of_texts
+from frankenlm.trainer_ext.metrics.seeds import paired_difference, plus_minus, summary
+from frankenlm.trainer_ext.presets import parse_run
+
+RECIPE = ("weights", "scale", "learning_rate", "ternary_start", "teacher_weight", "teacher_hidden_weight")
+COLUMNS = ("run", "steps", *RECIPE, "seed", "tokens_seen", "precision", "eval_loss", "test_loss")
+GOAL = 0.03  # nats a byte that a low-bit model may lose against its twin
+
+Row = Mapping[str, Any]
+
+
+def read_gap_run(folder: Path) -> dict[str, Any]:
+    """The row of a finished run, its test loss left out.
+
+    Raises:
+        UserError: the folder holds no finished run.
+    """
+    row = read_run(folder)
+    settings = parse_run(settings_of(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["command"]))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    scale = f"group of {config['group_size']}" if config["scale_axis"] == "group" else config["scale_axis"]
+    taught = settings.model.teacher is not None
+    return {name: row[name] for name in COLUMNS if name in row} | {
+        "scale": "" if row["weights"] == FULL else scale,
+        "ternary_start": settings.training.ternary_start,
+        "teacher_weight": settings.model.teacher_weight if taught else 0.0,
+        "teacher_hidden_weight": settings.model.teacher_hidden_weight,
+    }
+
+
+def score_run(folder: Path, texts: Sequence[str]) -> float:
+    """Nats a token of the texts under the model of a run, each in windows of the length that it was trained with."""
+    length = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["max_length"]
+    scored = perplexity_of_texts(texts, str(folder), max_length=length, device="cpu")
+    return scored["loss"]
+
+
+def read_scored(path: Path) -> dict[tuple[str, float], float]:
+    """The test losses of an earlier runs.csv by run and validation loss."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {(row["run"], float(row["eval_loss"])): float(row["test_loss"]) for row in csv.DictReader(file)}
+
+
+def cells_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """A cell for all runs that differ in their seed alone: losses over seeds, and the gap to the twin's by seed."""
+    grouped: dict[tuple, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault((row["steps"], *(row[name] for name in RECIPE)), []).append(row)
+    twins = {steps: best_twin(rows, steps) for steps, *_ in grouped}
+    cells = []
+    for (steps, *recipe), members in grouped.items():
+        by_seed = {row["seed"]: row["test_loss"] for row in members}
+        cells.append(
+            {
+                "steps": steps,
+                **dict(zip(RECIPE, recipe, strict=True)),
+                "bytes": max(row["tokens_seen"] for row in members),
+                "validation": summary([row["eval_loss"] for row in members]),
+                "test": summary(list(by_seed.values())),
+                "gap": paired_difference(by_seed, twins[steps]) if members[0]["weights"] != FULL else None,
+            }
+        )
+    return sorted(cells, key=lambda cell: (cell["steps"], cell["weights"] != FULL, cell["validation"]["mean"]))
+
+
+def best_twin(rows: Sequence[Row], steps: int) -> dict[int, float]:
+    """Test losses by seed of the full-precision runs of a length, at the rate of the lowest mean validation loss."""
+    rates: dict[float, list[Row]] = {}
+    for row in rows:
+        if row["weights"] == FULL and row["steps"] == steps:
+            rates.setdefault(row["learning_rate"], []).append(row)
+    best = min(rates.values(), key=lambda runs: summary([row["eval_loss"] for row in runs])["mean"], default=[])
+    return {row["seed"]: row["test_loss"] for row in best}
+
+
+def findings(cells: Sequence[Row]) -> list[str]:
+    """For each length, the recipe with the lowest validation loss among those of most seeds, and its gap."""
+    lines = []
+    for steps in sorted({cell["steps"] for cell in cells}):
+        low = [cell for cell in cells if cell["steps"] == steps and cell["gap"] is not None and cell["gap"]["n"]]
+        most = max((cell["gap"]["n"] for cell in low), default=0)
+        best = min(
+            (cell for cell in low if cell["gap"]["n"] == most),
+            key=lambda cell: cell["validation"]["mean"],
+            default=None,
+        )
+        if best is None:
+            continue
+        gap = best["gap"]
+        about = f"{best['bytes']:,} bytes: lowest on the validation text is {described(best)}"
+        lines.append(f"{about}; on the test text it lies {gap_words(gap)}")
+        reached = "is shown" if gap["n"] >= 3 and gap["high"] <= GOAL else "is not shown"
+        lines.append(f"{best['bytes']:,} bytes: a gap of at most {GOAL} over three seeds {reached}")
+    return lines
+
+
+def described(cell: Row) -> str:
+    """A recipe in words."""
+    parts = [f"a scale per {cell['scale']}", f"rate {cell['learning_rate']:g}"]
+    if cell["ternary_start"]:
+        parts.append(f"unrounded for {cell['ternary_start']:g} of the run")
+    if cell["teacher_weight"] or cell["teacher_hidden_weight"]:
+        parts.append(f"a teacher's logits {cell['teacher_weight']:g}, hidden states {cell['teacher_hidden_weight']:g}")
+    return ", ".join(parts)
+
+
+def gap_words(gap: Row) -> str:
+    """A gap with its sign, interval and seeds."""
+    direction = "above" if gap["mean"] > 0 else "below"
+    bounds = "" if gap["low"] is None else f"95 % interval {gap['low']:+.4f} to {gap['high']:+.4f}, "
+    seeds = f"{gap['n']} seed{'s' if gap['n'] > 1 else ''}"
+    return f"{abs(gap['mean']):.4f} nats a byte {direction} its full-precision twin ({bounds}{seeds})"
+
+
+def report_text(rows: Sequence[Row]) -> str:
+    """What the rows say, by rule, and the cells."""
+    cells = cells_of(rows)
+    lines = "\n".join(f"- {line}." for line in findings(cells))
+    return f"In short:\n\n{lines}\n\n{markdown_table([shown(cell) for cell in cells])}\n"
+
+
+def shown(cell: Row) -> dict[str, str]:
+    """A cell as a line of the table."""
+    gap, taught = cell["gap"], f"{cell['teacher_weight']:g} / {cell['teacher_hidden_weight']:g}"
+    return {
+        "bytes": f"{cell['bytes']:,}",
+        "weights": cell["weights"],
+        "scale per": cell["scale"],
+        "rate": f"{cell['learning_rate']:g}",
+        "unrounded": f"{cell['ternary_start']:g}" if cell["ternary_start"] else "",
+        "teacher: logits / hidden": "" if taught == "0 / 0" else taught,
+        "seeds": str(cell["test"]["n"]),
+        "validation loss": plus_minus(cell["validation"]),
+        "test loss": plus_minus(cell["test"]),
+        "above its twin": "" if gap is None or not gap["n"] else plus_minus(gap, sign=True),
+    }
+
+
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--runs", nargs="+", type=path_value, required=True, help="folders of finished runs")
+    add("--test_dataset", required=True, help="text that neither trained nor chose, given as to scripts/train.py")
+    add("--output_dir", type=path_value, required=True, help="folder of runs.csv and table.md")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_strictly(sys.argv[1:] if argv is None else argv)
+    check_output_dir(args.output_dir)
+    with user_mistakes():
+        rows = [read_gap_run(folder) for folder in args.runs]
+        texts = list(iter_texts(load_documents(args.test_dataset)))
+        scored = read_scored(args.output_dir / "runs.csv")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    for row, folder in zip(rows, args.runs, strict=True):
+        known = scored.get((row["run"], row["eval_loss"]))
+        row["test_loss"] = score_run(folder, texts) if known is None else known
+    write_csv(args.output_dir / "runs.csv", rows, COLUMNS)
+    text = report_text(rows)
+    write_text(args.output_dir / "table.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
