@@ -117,7 +117,8 @@ def experiments_of(args: argparse.Namespace) -> list[ExperimentConfig]:
 def words_of(name: str, values: Sequence[str] | None) -> list[str | None]:
     """Return the words of a list flag, which may be separated by spaces or commas; [None] where it was not given.
 
-    A layer subset has commas of its own (`attn_only@L3,7`): what follows one and begins with a digit belongs to it.
+    Layers and experts have commas of their own (`attn_only@L3,7`, `mlp_experts#0,2`): what follows one and begins with
+    a digit belongs to it.
 
     Raises:
         UserError: a word is empty, or there twice.
@@ -126,7 +127,7 @@ def words_of(name: str, values: Sequence[str] | None) -> list[str | None]:
         return [None]
     words: list[str] = []
     for part in itertools.chain.from_iterable(value.split(",") for value in values):
-        if words and part[:1].isdigit() and "@" in words[-1]:
+        if words and part[:1].isdigit() and {"@", "#"} & set(words[-1]):
             words[-1] += f",{part}"
         else:
             words.append(part)

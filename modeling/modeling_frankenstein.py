@@ -47,6 +47,10 @@ class FrankensteinPreTrainedModel(FamilyPreTrainedModel):
     _no_split_modules = ["FrankensteinBlock"]
     degradation_groups = weight_groups(r"mixer\.(?:attention\.)?") | {
         "mixer": [r"text/layers\.\d+\.mixer\.(?:attention\.)?\w+_proj\.weight"],  # Mamba has no q, k and v
+        # of Titan attention, which shares its queries, keys and values
+        "memory": [r"text/layers\.\d+\.mixer\.memory\.(?:forget|write|read)_proj\.weight"],
+        "memory_read": [r"text/layers\.\d+\.mixer\.memory\.read_proj\.weight"],
+        "memory_write": [r"text/layers\.\d+\.mixer\.memory\.(?:forget|write)_proj\.weight"],
     }
     # Matrices that must not decay; norms, biases, A_log, D, dt_bias and the like are vectors.
     _not_decaying = ("router.weight", "loop_embedding", "forget_proj.weight", "write_proj.weight", "read_proj.weight")

@@ -86,6 +86,8 @@ class InfinitoPreTrainedModel(FamilyPreTrainedModel):
     _no_split_modules = ["InfinitoBlock"]
     degradation_groups = weight_groups(r"attention\.") | {
         "memory": [r"text/memories\.\d+\.[qkvo]_proj\.weight"],
+        "memory_read": [r"text/memories\.\d+\.(?:q_proj|o_proj|gate)\.weight"],
+        "memory_write": [r"text/memories\.\d+\.(?:k_proj|v_proj|pooling|importance)\.weight"],
     }
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:

@@ -6,6 +6,7 @@ elements belong to a group.
 
 Layouts: Phi-3 stacks rows [q; k; v] and [gate; up]; GPT-2's Conv1D (inputs, outputs) has columns [q, k, v]; GPT-NeoX
 has rows in the order (head, q k v, width); mixtures of experts stack theirs in one tensor (expert, rows, columns).
+RWKV's receptance, which gates what is read, stands for the query.
 """
 
 import math
@@ -71,7 +72,8 @@ class Family:
             otherwise (mixtures of experts) every layer has at least one hit among them.
         shared_kv: configuration field with the number of layers that have no keys and values of their own.
         equal_heads: all layers have heads of the configuration's number and width; sizes are checked against them.
-        everywhere: every layer has an attention and a feed-forward; where the layout is guessed, some may have neither.
+        everywhere: every layer has an attention and a feed-forward; where the layout is guessed, some may have
+            neither, or several of one.
     """
 
     groups: Mapping[str, tuple[Pick, ...]]
@@ -130,6 +132,26 @@ def _fused_attention(pattern: str, cut: Callable[[str], Cut], o: str) -> dict[st
 def _mlp(prefix: str, up: str, down: str, gate: str | None = None) -> dict[str, tuple[Pick, ...]]:
     names = {"mlp_up": up, "mlp_down": down} | ({"mlp_gate": gate} if gate else {})
     return {group: (Pick(rf"{prefix}{name}\.weight"),) for group, name in names.items()}
+
+
+def _guessed_mlp(layer: str) -> dict[str, tuple[Pick, ...]]:
+    """The usual names, and the shared feed-forward of Granite's hybrids, whose rows are [gate; up]."""
+    plain = _mlp(
+        layer,
+        r"(?:up_proj|fc1|c_fc|lin1|dense_h_to_4h|feed_forward\.w3|proj_up)",
+        r"(?:down_proj|fc2|mlp\.c_proj|lin2|dense_4h_to_h|feed_forward\.w2|proj_down|shared_mlp\.output_linear)",
+        r"(?:gate_proj|feed_forward\.w1|proj_up_gate)",
+    )
+    fused = layer + r"shared_mlp\.input_linear\.weight"
+    halves = {"mlp_gate": Pick(fused, "gate", half_of_rows(0)), "mlp_up": Pick(fused, "up", half_of_rows(1))}
+    return plain | {group: (*plain[group], half) for group, half in halves.items()}
+
+
+def _guessed_experts(layer: str) -> dict[str, tuple[Pick, ...]]:
+    """Stacks of experts or lists of them, and what chooses among them."""
+    stacks = (r"experts\.(?:\d+\.\w+\.weight|\w+_proj)", r"\w*experts\.(?:in|out)put_linear\.weight")
+    router = r"(?:mlp|feed_forward|\w*moe|mixer)\.(?:gate|router)\.(?:(?!\w*norm)\w+\.)*weight"
+    return {"mlp_experts": tuple(Pick(layer + stack) for stack in stacks), "router": (Pick(layer + router),)}
 
 
 def _tables(embedding: str, head: str = r"text/lm_head") -> dict[str, tuple[Pick, ...]]:
@@ -206,6 +228,12 @@ GPT_NEOX = Family(
     | _mlp(LAYER + r"mlp\.", "dense_h_to_4h", "dense_4h_to_h")
     | _tables(r"text/embed_in")
 )
+_RWKV_LAYER = r"text/blocks\.\d+\."
+RWKV = Family(
+    _attention(_RWKV_LAYER + r"attention\.", "receptance", "key", "value", "output")
+    | _mlp(_RWKV_LAYER + r"feed_forward\.", "key", "value", "receptance")
+    | _tables(r"text/embeddings", r"text/head")
+)
 BERT = Family(
     _attention(BERT_LAYER + r"attention\.", r"self\.query", r"self\.key", r"self\.value", r"output\.dense")
     | _mlp(BERT_LAYER, r"intermediate\.dense", r"output\.dense")
@@ -239,6 +267,7 @@ FAMILIES: dict[str, Family] = {
     "phi3": PHI3,
     "gpt2": GPT2,
     "gpt_neox": GPT_NEOX,
+    "rwkv": RWKV,
     "bert": BERT,
     "roberta": BERT,
 }
@@ -256,12 +285,8 @@ STRUCTURAL = Family(
         "(?:v_proj|value|v_lin)",
         r"\w*att\w*\.(?:\w+\.)*?(?:o_proj|out_proj|out_lin|dense)",
     )
-    | _mlp(
-        _ANY_LAYER,
-        "(?:up_proj|fc1|c_fc|lin1|dense_h_to_4h)",
-        r"(?:down_proj|fc2|mlp\.c_proj|lin2|dense_4h_to_h)",
-        "gate_proj",
-    )
+    | _guessed_mlp(_ANY_LAYER)
+    | _guessed_experts(_ANY_LAYER)
     | _tables(
         r"text/(?:\w+\.)*?(?:embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|embeddings|word_embedding|tokens_embed)",
         r"text/(?:lm_head|embed_out|output|head|lm_loss)",
@@ -272,7 +297,7 @@ STRUCTURAL = Family(
 # The same in every model. Norms are told by name (ln_1, q_norm, LayerNorm, ...); vision layers by SigLIP's and CLIP's.
 _VISION_LAYER = r"vision/(?:\w+\.)*?layers\.\d+\."
 EVERYWHERE: dict[str, tuple[Pick, ...]] = {
-    "norm": (Pick(r"text/(?:\w+\.)*(?:\w*[Nn]orm\w*|ln_\w+)\.weight"),),
+    "norm": (Pick(r"text/(?:\w+\.)*(?:\w*[Nn]orm\w*|ln_\w+|ln\d|pre_ln)\.weight"),),
     "bias": (Pick(r"text/(?:\w+\.)*bias"),),
     "vision_attn": (Pick(_VISION_LAYER + r"self_attn\.v_proj\.weight"),),
     "vision_mlp": (Pick(_VISION_LAYER + r"mlp\.fc1\.weight"), Pick(_VISION_LAYER + r"mlp\.fc2\.weight")),

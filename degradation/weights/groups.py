@@ -5,38 +5,45 @@
         target.select(target.parameter).zero_()
 
 The groups are GROUPS; README.md says what each means. A suffix takes layers: `@L0-5`, `@L3,7`, `@first25%`,
-`@last25%`, `@every6+5` (every sixth from layer 5 on). `a+b` is a union, its parts disjoint. Which names belong to a
-group is said by the model's class (`degradation_groups`, group -> patterns), else by the table of families.py for its
-`model_type`, else by the usual names of children. Each storage is there once.
+`@last25%`, `@every6+5` (every sixth from layer 5 on), `@2of4` (the second of four windows). `mlp_experts#0,3` takes
+experts by their numbers. `a+b` is a union, its parts disjoint. Which names belong to a group is said by the model's
+class (`degradation_groups`, group -> patterns), else by the table of families.py for its `model_type`, else by the
+usual names of children; mixers with a state or a convolution are found from the modules (mixers.py). Where the layout
+is guessed or layers are of several kinds, those that lack a group are left out, and `describe_groups` lists them. Each
+storage is there once.
 """
 
-import copy
 import difflib
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
 from frankenlm.modeling.packed_model import output_layer
 from frankenlm.trainer_ext.common.checks import check_choice, suggest
 
+from .experts import keep_experts
 from .families import EVERYWHERE, FAMILIES, STRUCTURAL, Family, Heads, Pick, Slice
-from .layer_subsets import parse_layers
+from .layer_subsets import layer_ranges, parse_layers
+from .mixers import MIXER_GROUPS, STATE_NORM, mixer_picks
+from .norm_gains import gain_offset
 from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, unwrap
 from .targets import Group, Target
 
 COMPOSITES = {
     "attn_qkvo": ("attn_q", "attn_k", "attn_only", "attn_o"),
     "mlp_only": ("mlp_gate", "mlp_up", "mlp_down"),
+    "mixer": MIXER_GROUPS,
 }
 GROUPS = (
     "attn_only", "attn_q", "attn_k", "attn_o", "attn_qkvo", "mlp_only", "mlp_gate", "mlp_up", "mlp_down",
     "mlp_experts", "router", "embed_only", "lm_head", "norm", "bias", "vision_attn", "vision_mlp", "projector",
+    "mixer", *MIXER_GROUPS, STATE_NORM, "memory", "memory_read", "memory_write",
 )  # fmt: skip
+NORMS = ("norm", STATE_NORM)
 ALIASES = {"vision": "vision_attn"}  # attn_only+vision: what a rule by name endings hits in a multimodal model
 TIED_POLICIES = ("both", "input_only", "output_only")
 
@@ -66,7 +73,10 @@ def select_group(model: nn.Module, group: str, *, tied_policy: str = "both", nor
     targets: list[Target] = []
     for part in re.split(r"\+(?!\d)", group):
         name, at, layers = part.partition("@")
+        name, number, experts = name.partition("#")
         found = finder.find(ALIASES.get(name, name))
+        if number:
+            found = keep_experts(found, part.partition("@")[0], experts)
         targets += _keep_layers(found, part, layers, finder) if at else found
     _check_disjoint(group, targets)
     targets.sort(key=lambda target: (finder.order[target.name], target.slice.start if target.slice else 0))
@@ -74,14 +84,41 @@ def select_group(model: nn.Module, group: str, *, tied_policy: str = "both", nor
 
 
 def describe_groups(model: nn.Module) -> list[dict]:
-    """Return {group, tensors, elements, share} for every group that the model has; share of all its elements."""
+    """Return a line for every group that the model has, as the command groups shows it.
+
+    Returns:
+        {group, tensors, elements, share, layers, without}; share of all the model's elements; layers: those it lies
+        in, `-` where it lies in none; without: the other layers of the same part (text, vision), which it leaves out.
+    """
     finder = _GroupFinder(model, "both", norm_gain=False)
     total = sum(math.prod(entry.shape) for entry in finder.entries)
     rows = []
     for name in finder.available():
         group = Group(name, tuple(finder.find(name)))
-        rows.append({"group": name, "tensors": group.tensors, "elements": group.numel, "share": group.numel / total})
+        there = {target.layer for target in group.targets} - {None}
+        missed = set(finder.layers(group.targets[0].canonical.partition("/")[0])) - there if there else set()
+        rows.append(
+            {
+                "group": name,
+                "tensors": group.tensors,
+                "elements": group.numel,
+                "share": group.numel / total,
+                "layers": layer_ranges(there),
+                "without": layer_ranges(missed),
+            }
+        )
     return rows
+
+
+def ungrouped(model: nn.Module) -> list[dict]:
+    """Return {parameter, tensors, elements} for each kind of parameter that no group holds; * stands for numbers."""
+    finder = _GroupFinder(model, "both", norm_gain=False)
+    held = {target.name for name in finder.available() for target in finder.find(name)}
+    kinds: dict[str, list[int]] = {}
+    for entry in finder.entries:
+        if entry.name not in held:
+            kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".*", entry.canonical), []).append(math.prod(entry.shape))
+    return [{"parameter": name, "tensors": len(sizes), "elements": sum(sizes)} for name, sizes in kinds.items()]
 
 
 def attention_heads(config: PreTrainedConfig) -> int | None:
@@ -127,11 +164,12 @@ class _GroupFinder:
 
     def _table(self) -> tuple[Family | None, dict[str, tuple[Pick, ...]]]:
         declared = getattr(type(self.model), "degradation_groups", None)
+        mixers = mixer_picks(self.model, self.entries)
         if declared is not None:
             picks = {group: tuple(Pick(pattern) for pattern in patterns) for group, patterns in declared.items()}
-            return None, EVERYWHERE | picks
+            return None, EVERYWHERE | mixers | picks
         family = FAMILIES.get(self.config.model_type, STRUCTURAL)
-        return family, EVERYWHERE | dict(family.groups)
+        return family, EVERYWHERE | mixers | dict(family.groups)
 
     def layers(self, modality: str) -> list[int]:
         """Return the indices of the layers that have parameters of their own."""
@@ -139,7 +177,7 @@ class _GroupFinder:
         return sorted(found - {None})
 
     def _check_number_of_layers(self) -> None:
-        found, said = len(self.layers("text")), self.config.num_hidden_layers
+        found, said = len(self.layers("text")), self.fields.get("num_hidden_layers", 0)
         if not found or said % found:
             raise ValueError(f"num_hidden_layers={said}, but {found} layers with parameters were found in the model.")
 
@@ -199,7 +237,9 @@ class _GroupFinder:
         if self.family is not None and not self.family.everywhere:
             # of a guessed layout it is not known which layers are of which kind: hybrids mix attention with recurrences
             expected = [layer for layer in layers if hits[layer]]
-        exact = name.startswith("vision") or (self.family is not None and self.family.uniform)
+        exact = name.startswith("vision") or (
+            self.family is not None and self.family.uniform and self.family.everywhere
+        )
         per_layer = len(self.table[name]) if exact else 1
         wrong = [layer for layer in expected if (hits[layer] != per_layer if exact else not hits[layer])]
         if wrong or len(hits) != len(expected):
@@ -236,7 +276,7 @@ class _GroupFinder:
             transposed=transposed,
             head_dim=heads.width if has_heads else None,
             head_axis=head_axis if has_heads else None,
-            gain_offset=gain_offset(entry.module) if group == "norm" and self.norm_gain else 0.0,
+            gain_offset=gain_offset(entry.module) if group in NORMS and self.norm_gain else 0.0,
         )
 
     def _heads(self, group: str, entry: Entry) -> Heads | None:
@@ -294,26 +334,6 @@ class _GroupFinder:
             self.untied.add(name)
         shape = logical_shape(module, "weight")
         return Target(name, canonical_name(name), self.model, shape, math.prod(shape), group=group)
-
-
-@torch.no_grad()
-def gain_offset(norm: nn.Module) -> float:
-    """Return 1.0 if a norm scales by 1 + weight, 0.0 if by its weight: a copy with weight 0 is asked.
-
-    Raises:
-        ValueError: the layer cannot be called with a single tensor.
-    """
-    probe = copy.deepcopy(norm).to_empty(device="cpu").float()
-    for parameter in probe.parameters():
-        parameter.fill_(0.0)
-    width = norm._parameters["weight"].numel()
-    try:
-        response = probe(torch.linspace(-1.0, 2.0, width).view(1, 1, width))
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(
-            f"group 'norm': cannot tell how {type(norm).__name__} scales ({error}); set norm_gain=False."
-        ) from error
-    return 1.0 if response.abs().max() > 0 else 0.0
 
 
 def _keep_layers(targets: list[Target], part: str, spec: str, finder: _GroupFinder) -> list[Target]:

@@ -11,13 +11,16 @@ from frankenlm.modeling.packed_linear import PackedBitLinear
 
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "base_layer"})
 _TEXT_ROOTS = frozenset(
-    {"model", "language_model", "text_model", "transformer", "backbone", "decoder", "gpt_neox", "bert", "roberta"}
+    {"model", "language_model", "text_model", "transformer", "backbone", "decoder"}
+    | {"gpt_neox", "bert", "roberta", "rwkv"}
 )
 _OTHER_ROOTS = {
     "vision_tower": "vision",
     "vision_model": "vision",
     "visual": "vision",
+    "image_embed": "vision",
     "audio_tower": "audio",
+    "audio_embed": "audio",
     "multi_modal_projector": "projector",
     "mm_projector": "projector",
     "connector": "projector",

@@ -1,6 +1,7 @@
 """What a lesion touches: a group of targets, each a parameter of the model or a part of one."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ import torch
 from torch import nn
 
 from .families import Slice
+
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,12 @@ class Target:
     def label(self) -> str:
         """The canonical name, with the part in brackets: unique within a group."""
         return self.canonical if self.part is None else f"{self.canonical}[{self.part}]"
+
+    @property
+    def expert(self) -> int | None:
+        """The number of the expert whose own tensor this is; None for stacks of them, and where there are none."""
+        found = _EXPERT.search(self.canonical)
+        return int(found[1]) if found else None
 
     def select(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the touched part of a tensor of the whole parameter's `shape`, as a view."""

@@ -9,6 +9,7 @@ from frankenlm.degradation.weights.groups import GROUPS, canonical_name, describ
 from frankenlm.modeling import FrankensteinConfig, InfinitoConfig, Legacy1BitConfig, list_presets, read_preset
 from frankenlm.modeling.packed_model import output_layer
 from frankenlm.modeling.quantizer_ternary import pack_model
+from frankenlm.trainer_ext.checking.opening import plan_type
 from meta_models import KV, LAYERS, H, I, Q, V
 
 GROUPED = {"attn_only": KV * H, "attn_q": Q * H, "attn_k": KV * H, "attn_o": Q * H, "attn_qkvo": 2 * (Q + KV) * H}
@@ -56,7 +57,8 @@ def test_every_group_has_the_elements_of_its_layers(name, meta_model):
         assert rows[group]["elements"] == layers * size, group
         assert select_group(model, group).numel == layers * size
     expected = PER_LAYER[name].keys() | {"embed_only", "norm"} | ({"lm_head"} if name in UNTIED else set())
-    beyond = {"bias", "vision_attn", "vision_mlp", "projector", "mixer", "memory"}
+    beyond = {"bias", "vision_attn", "vision_mlp", "projector", "memory", "memory_read", "memory_write"}
+    beyond |= {name for name in rows if name.startswith("mixer")}
     assert rows.keys() - beyond == expected
     assert rows["embed_only"]["elements"] == V * H
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -167,6 +169,9 @@ def test_mixtures_with_dense_layers_and_shared_experts(meta_model):
 
 def test_every_group_of_the_list_exists_somewhere(meta_model):
     found = {row["group"] for name in PER_LAYER for row in describe_groups(meta_model(name))}
+    for name in ("qwen3_next", "mamba2"):
+        with torch.device("meta"):
+            found |= {row["group"] for row in describe_groups(AutoModelForCausalLM.from_config(plan_type(name).config))}
     assert set(GROUPS) <= found
 
 

@@ -55,8 +55,8 @@ def test_the_gain_of_a_norm(name, offset, tiny_model, meta_model):
 
 def test_a_norm_that_cannot_be_asked_says_what_to_do():
     class NeedsMore(nn.LayerNorm):
-        def forward(self, x, gate):
-            return super().forward(x) * gate
+        def forward(self, x, scale):
+            return super().forward(x) * scale
 
     with pytest.raises(ValueError, match="cannot tell how NeedsMore scales.*norm_gain=False"):
         gain_offset(NeedsMore(8))
