@@ -36,6 +36,7 @@ from .flags import (
 )
 
 if TYPE_CHECKING:
+    from .configs import ExperimentConfig
     from .lab import Lab
     from .run.plan import Experiment
 
@@ -59,6 +60,13 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
         default="stop",
         help="where rows of another configuration lie under the same name (default: stop)",
     )
+    parser.add_argument(
+        "--report",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="at the end, write one report of all experiments (default folder: report in --output_dir)",
+    )
     parser.add_argument("--rebuild", action="store_true", help="make a lost journal anew from the JSON file")
     add_log_flag(parser)
     add_experiment_flags(parser)
@@ -71,27 +79,65 @@ def run_command(args: argparse.Namespace) -> None:
     with user_mistakes():
         check_output_dir(args.output_dir)
         check_output_dir(Path(args.output_dir) / LOGS)
+        report = Path(args.output_dir) / "report" if args.report is True else args.report and Path(args.report)
+        if report:
+            check_output_dir(report)
         lab = Lab(args.model, options_of(args))
-        experiments = [lab.plan(config) for config in configs]
-    failures = run_all(experiments, args, lab)
+        experiments = planned(lab, configs, windows=args.windows is not None)
+    with lab.one_bar(experiments):
+        paths, failures = run_all(experiments, args, lab)
+    if report and paths and is_main_process():
+        from .report.write import write_report
+
+        print(write_report(paths, report, workers=workers_for(paths)))
     if failures:
         raise failures[0] if len(experiments) == 1 else SomeFailed(len(failures), len(experiments))
 
 
-def run_all(experiments: Sequence["Experiment"], args: argparse.Namespace, lab: "Lab") -> list[Exception]:
+def planned(lab: "Lab", configs: Sequence["ExperimentConfig"], windows: bool) -> list["Experiment"]:
+    """Return the experiments; of windows of the depth, those in which the model has the group.
+
+    Raises:
+        ValueError: a mistake, or no window has the group.
+    """
+    from .weights.groups import NothingThere
+
+    experiments, empty = [], []
+    for config in configs:
+        try:
+            experiments.append(lab.plan(config))
+        except NothingThere:
+            if not windows:
+                raise
+            empty.append(config.group)
+    if empty and not experiments:
+        raise ValueError(f"--windows: the model has nothing of {empty[0].partition('@')[0]} in any of them.")
+    if empty:
+        logger.warning("left out, for nothing of the group lies there: %s", ", ".join(dict.fromkeys(empty)))
+    return experiments
+
+
+def run_all(
+    experiments: Sequence["Experiment"], args: argparse.Namespace, lab: "Lab"
+) -> tuple[list[Path], list[Exception]]:
     """Run each experiment, with a log file of its own; one that fails does not keep the others from running.
 
     Where there are several processes, one in which it failed ends instead, and its launcher ends the others.
+
+    Returns:
+        The result files, each once, and what failed.
     """
     from frankenlm.trainer_ext.common.logs import RunLog
 
     failures: list[Exception] = []
+    paths: dict[Path, None] = {}
     for experiment in experiments:
         try:
             with RunLog(args.log_level) as log:
                 log.write_to(log_path(Path(args.output_dir), experiment), append=True)
                 logger.info("%s, group %s", experiment.experiment_id, experiment.config.group)
                 path = lab.run(experiment)
+                paths[path] = None
                 logger.info("done: %s", path)
         except Interrupted:
             raise
@@ -108,7 +154,7 @@ def run_all(experiments: Sequence["Experiment"], args: argparse.Namespace, lab: 
                     f"failed: {experiment.experiment_id}, group {experiment.config.group}: {one_line(error)}",
                     file=sys.stderr,
                 )
-    return failures
+    return list(paths), failures
 
 
 class SomeFailed(Exception):

@@ -312,6 +312,13 @@ def default_levels(method: str, group: str) -> tuple[float | int, ...]:
     return linear_levels(1.4, 15)
 
 
+# method and group by one name; gauss_* , ablation_attn and quant_attn are the five of the thesis
+VARIANTS: dict[str, tuple[str, str]] = {
+    f"{short}_{part}": (method, group)
+    for short, method in (("gauss", "mult_gauss"), ("ablation", "ablation"), ("quant", "uni_quant"))
+    for part, group in (("attn", "attn_only"), ("mlp", "mlp_only"), ("embed", "embed_only"))
+}
+
 CONFIGS: dict[str, ExperimentConfig] = {
     config.config_name: config
     for config in (

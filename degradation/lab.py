@@ -5,7 +5,7 @@ import copy
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,21 +16,21 @@ from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from frankenlm.trainer_ext.common.cli import one_line, user_mistakes
+from frankenlm.trainer_ext.common.cli import UserError, is_main_process, one_line, user_mistakes
 from frankenlm.trainer_ext.common.redaction import redact
 
 from .answers.requests import is_out_of_memory
-from .cells import Cell, cell_levels
-from .configs import ExperimentConfig, level_key
+from .cells import cell_levels
+from .configs import ExperimentConfig
 from .damage.methods import MethodOptions, check_method
 from .damage.quant4 import check_requantise, is_4bit
 from .errors import MemoryStop
-from .prompts import load_prompts
 from .records.manifest import ExperimentFiles
 from .records.store import Store
 from .run.identity import adapter_of, code_of, read_generation, reading_identity
 from .run.legacy import LegacyCount, adopt_legacy, match_legacy, read_legacy
 from .run.limits import Signals, make_policy
+from .run.numbering import as_stored, renumber, warn_of_other_prompts
 from .run.plan import Experiment, read_inputs, render_experiment
 from .run.run_facts import run_facts
 from .run.runner import ExperimentRun
@@ -52,12 +52,18 @@ PATIENCE = timedelta(days=30)
 class RunOptions:
     """How a run behaves towards files, devices, other processes and the screen; none of it changes a row.
 
+    device_map (auto, balanced, sequential), max_memory, offload_folder: of transformers, for a model that does not fit
+    one device: it is spread over GPUs, main memory and a disk.
+
     wait_lock: wait for another process that works on the experiment. on_conflict: stop, new-suffix or archive, where
     rows of another configuration lie under the same name. rebuild: take rows that the journal has lost from the JSON.
     """
 
     output_dir: str | os.PathLike = "results"
     device: str | None = None
+    device_map: str | None = None
+    max_memory: Mapping[int | str, str] | None = None
+    offload_folder: str | None = None
     trust_remote_code: bool = False
     force_fp16: bool = False
     wait_lock: bool = False
@@ -85,6 +91,7 @@ class Lab:
         self._given = None if isinstance(model, str) else wrap_model(model, tokenizer, processor)
         self.name = model if isinstance(model, str) else self._given.name
         self._loaded: tuple[tuple, Loaded] | None = None
+        self._bar: tqdm | None = None  # over several experiments
         self.in_step = True  # false during a run, and after an error that the other processes may not have met
 
     def plan(self, config: ExperimentConfig) -> Experiment:
@@ -211,7 +218,13 @@ class Lab:
     def _processes(self) -> PartialState:
         """What the launcher started; accelerate takes processes without GPUs for one unless it is told."""
         device = self._given.device.type if self._given else resolve_device(self.options.device).type
-        return PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+        if self.options.device_map is not None and state.num_processes > 1:
+            raise UserError(
+                f"--device_map {self.options.device_map}: each of {state.num_processes} processes holds a whole model; "
+                "start one process, or leave it out."
+            )
+        return state
 
     def _work(self, experiment: Experiment, store: Store, signals: Signals, state: PartialState) -> None:
         if state.is_main_process:
@@ -222,6 +235,9 @@ class Lab:
         plans = experiment.pending(store.finished)
         state.wait_for_everyone()  # nobody writes before all have read: every process has the same plans
         rows = sum(len(plan.missing) for plan in plans)
+        if self._bar is not None and self._bar.total:
+            self._bar.total -= experiment.row_count - rows  # those that are there already
+            self._bar.refresh()
         if not plans:
             logger.info("all %d cells are finished; nothing to do", len(experiment.cells))
             return
@@ -233,8 +249,23 @@ class Lab:
         shown = self.options.progress and state.is_main_process
         run = self._begin(experiment, store, signals)
         state.wait_for_everyone()  # the first to have loaded would claim the others' cells
-        with tqdm(total=rows, unit="row", desc=experiment.config.group, disable=not shown, dynamic_ncols=True) as bar:
-            run.work(ordered, bar)
+        if self._bar is None:
+            with tqdm(total=rows, unit="row", desc=experiment.label, disable=not shown, dynamic_ncols=True) as bar:
+                run.work(ordered, bar)
+        else:
+            self._bar.set_description(experiment.label)
+            run.work(ordered, self._bar)
+
+    @contextlib.contextmanager
+    def one_bar(self, experiments: Sequence[Experiment]) -> Iterator[None]:
+        """Show the progress of several experiments in one bar while they are run."""
+        total = sum(experiment.row_count for experiment in experiments)
+        shown = self.options.progress and is_main_process()
+        with tqdm(total=total, unit="row", disable=not shown, dynamic_ncols=True) as self._bar:
+            try:
+                yield
+            finally:
+                self._bar = None
 
     def _begin(self, experiment: Experiment, store: Store, signals: Signals) -> ExperimentRun:
         try:
@@ -338,46 +369,6 @@ def known_as(name: str) -> str:
     """
     folder = Path(name).expanduser()
     return redact(short_name(name) if folder.is_dir() else name)
-
-
-def as_stored(experiment: Experiment, store: Store) -> Experiment:
-    """Return an experiment that knows its rows as the store does, and numbers its levels with those that have rows."""
-    there = dict.fromkeys(level for level, _ in store.places(experiment.config.group).values())
-    return dataclasses.replace(experiment, other_levels=tuple(there), rows_hash=store.known.config_hash)
-
-
-def renumber(experiment: Experiment, store: Store) -> None:
-    """Give rows, lesions and cells that exist their places in lists of levels and prompts that have grown."""
-    config, places, there = experiment.config, experiment.level_places, store.places(experiment.config.group)
-    cells = {Cell(places[level_key(level)], level, repeat) for level, repeat in there.values()}
-    # rows of prompts that are gone keep their numbers, and move with the levels
-    others = {key: (places[level_key(level)], None) for key, (level, _) in there.items()}
-    store.renumber(others | experiment.numbering(cells))
-    for records, append, names in (
-        (store.lesions(), store.append_lesion, ("group", "method")),
-        (store.cells(), store.append_cell, ("param_group_name", "degradation_method")),
-    ):
-        for record in records:
-            if tuple(record[name] for name in names) != (config.group, config.method):
-                continue
-            # a cell may have been begun that has no row
-            place = places.get(level_key(record["level_value"]), record["level_index"])
-            if place != record["level_index"]:
-                append({**record, "level_index": place})
-
-
-def warn_of_other_prompts(experiment: Experiment, store: Store) -> None:
-    """Say how many rows are there for prompts that were edited or taken out since: they stay, and are measured too."""
-    config = experiment.config
-    texts = {prompt.text for prompt in load_prompts(config.prompts)}  # without the limit of max_prompts
-    other = sum(row["param_group_name"] == config.group and row["prompt_text"] not in texts for row in store.rows())
-    if other:
-        logger.warning(
-            "%d rows are of prompts that %s no longer holds; they stay in the results: take another name_suffix to "
-            "leave them out",
-            other,
-            config.prompts,
-        )
 
 
 def run_experiment(

@@ -32,17 +32,18 @@ ARROWS = {
     "trainer_ext.sweeps": FOUNDATION
     | {f"trainer_ext.{room}" for room in ("metrics", "preflight", "presets", "resuming", "saving")},
     "degradation.errors": set(),
+    "degradation.offloaded": set(),
     "degradation.configs": {"trainer_ext.common"},
     "degradation.cells": {"degradation.configs"},
     "degradation.prompts": {"trainer_ext.common"},
     "degradation.records": {"degradation.configs", "degradation.errors", "trainer_ext.common"},
     "degradation.damage": {"degradation.configs", "trainer_ext.common"},
-    "degradation.weights": FOUNDATION | {"degradation.configs", "degradation.damage"},
-    "degradation.answers": FOUNDATION | {"degradation.configs", "degradation.damage"},
+    "degradation.weights": FOUNDATION | {f"degradation.{room}" for room in ("configs", "damage", "offloaded")},
+    "degradation.answers": FOUNDATION | {f"degradation.{room}" for room in ("configs", "damage", "offloaded")},
     "degradation.measures": {"degradation.prompts", "trainer_ext.metrics"},
     "degradation.run": FOUNDATION
     | {f"degradation.{room}" for room in ("answers", "cells", "configs", "damage", "errors", "measures", "prompts")}
-    | {"degradation.records", "degradation.weights"},
+    | {"degradation.offloaded", "degradation.records", "degradation.weights"},
     "degradation.report": FOUNDATION
     | {f"degradation.{room}" for room in ("configs", "errors", "measures", "prompts", "records")},
 }

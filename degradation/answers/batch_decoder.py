@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from ..offloaded import input_device
 from .rendering import Rendering
 from .requests import (
     PROBE_TOLERANCE,
@@ -56,8 +57,8 @@ class BatchDecoder:
             mask[:, : each.shape[1] - PROBE_LENGTH] = 0
             with self._own_settings():
                 output = self.model.generate(
-                    input_ids=each.to(self.model.device),
-                    attention_mask=mask.to(self.model.device),
+                    input_ids=each.to(input_device(self.model)),
+                    attention_mask=mask.to(input_device(self.model)),
                     max_new_tokens=1,
                     output_logits=True,
                     return_dict_in_generate=True,
@@ -106,8 +107,8 @@ class BatchDecoder:
         sampling = RowSampling(self.settings.sampler, keys, lengths, length, min(self.settings.stop_ids))
         with self._own_settings():
             self.model.generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.long().to(self.model.device),
+                input_ids=ids.to(input_device(self.model)),
+                attention_mask=mask.long().to(input_device(self.model)),
                 logits_processor=[sampling],
                 **self._picture_inputs(pads, length),
             )
@@ -137,7 +138,7 @@ class BatchDecoder:
                 rows = value.new_zeros(len(pads), length, *value.shape[2:])
                 for row, pad in zip(rows, pads, strict=True):
                     row[pad : pad + shared] = value[0]
-            laid_out[name] = rows.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+            laid_out[name] = rows.to(input_device(self.model), self.model.dtype if value.is_floating_point() else None)
         return laid_out
 
     def _read(self, requests, sampling: RowSampling, shape: tuple[int, int], started: float) -> list[Answer]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..offloaded import input_device
 from .rendering import Rendered, Rendering, count_tokens
 from .requests import Answer, BatchLimit, DecoderSettings, Request, RowInFlight, is_out_of_memory
 from .sampling import Choice
@@ -58,7 +59,7 @@ def masked_copies(ids: Sequence[int], places: Sequence[int], mask_id: int) -> to
 
 def masked_logits(model: PreTrainedModel, copies: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
     """Return what the model makes of the masked place of each copy, [copies, vocabulary]."""
-    logits = model(input_ids=copies.to(model.device)).logits
+    logits = model(input_ids=copies.to(input_device(model))).logits
     return logits[torch.arange(len(places), device=logits.device), torch.tensor(places, device=logits.device)]
 
 

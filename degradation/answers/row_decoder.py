@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
+from ..offloaded import input_device
 from .rendering import Rendering
 from .requests import (
     PROBE_TOLERANCE,
@@ -79,7 +80,7 @@ class RowDecoder:
 
     def __init__(self, model: PreTrainedModel, rendering: Rendering, settings: DecoderSettings):
         self.model, self.rendering, self.settings = model, rendering, settings
-        self.device = model.device
+        self.device = input_device(model)
         takes = inspect.signature(model.forward).parameters
         self.keep_last = "logits_to_keep" in takes
         self.keep_picture = (

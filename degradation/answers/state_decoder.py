@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import Cache, PreTrainedModel
 
+from ..offloaded import input_device
 from .rendering import Rendering
 from .requests import (
     PROBE_TOLERANCE,
@@ -74,13 +75,13 @@ class StateDecoder:
                 found[place].append(scores)
         worst = 0.0
         for row, scores in zip(rows, found, strict=True):
-            alone = self.model(input_ids=torch.tensor([row], device=self.model.device)).logits[0, -len(scores) :]
+            alone = self.model(input_ids=torch.tensor([row], device=input_device(self.model))).logits[0, -len(scores) :]
             worst = max(worst, relative_error(torch.stack(scores), alone))
         return worst
 
     def begin(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, "State"]:
         """Read rows, left-padded; return their last logits, [rows, vocabulary], and what is remembered of them."""
-        length, device = max(map(len, rows)), self.model.device
+        length, device = max(map(len, rows)), input_device(self.model)
         ids = torch.tensor([[self.settings.pad_id] * (length - len(row)) + list(row) for row in rows], device=device)
         starts = torch.tensor([length - len(row) for row in rows], device=device)
         mask = (torch.arange(length, device=device)[None] >= starts[:, None]).long()
@@ -92,7 +93,7 @@ class StateDecoder:
 
     def step(self, state: "State", tokens: Sequence[int]) -> torch.Tensor:
         """Read one token a row; return logits [rows, vocabulary]."""
-        ids = torch.tensor(tokens, device=self.model.device)[:, None]
+        ids = torch.tensor(tokens, device=input_device(self.model))[:, None]
         state.mask = torch.cat([state.mask, torch.ones_like(ids)], dim=1)
         output = self._forward(ids, state.mask, state.mask.sum(1, keepdim=True) - 1, state.cache)
         return output.logits[:, -1]

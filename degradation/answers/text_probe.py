@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from ..offloaded import input_device
+
 CONTEXT = 512
 SHORTEST = 2  # tokens of a window: one to read and one to predict
 # positions whose undamaged distribution is kept, in float32: 134 MB for a vocabulary of 262,144
@@ -72,7 +74,7 @@ class TextProbe(Probe):
         scored_to = 1  # the first token has nothing to be predicted from
         for window, start in enumerate(range(0, max(1, len(self.ids) - 1), self.context // 2)):
             end = min(start + self.context, len(self.ids))
-            ids = self.ids[None, start:end].to(self.model.device)
+            ids = self.ids[None, start:end].to(input_device(self.model))
             logits = self.model(input_ids=ids, use_cache=False).logits[0, scored_to - start - 1 : -1]
             predictions = F.log_softmax(logits.float(), dim=-1)
             targets = ids[0, scored_to - start :]

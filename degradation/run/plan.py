@@ -76,6 +76,16 @@ class Experiment:
         return f"{self.config.method}|{self.model_name}|{self.config.name_suffix}"
 
     @property
+    def label(self) -> str:
+        """What a progress bar calls it."""
+        return f"{self.config.method} {self.config.group} {self.config.name_suffix}"
+
+    @property
+    def row_count(self) -> int:
+        """How many rows it has when it is done."""
+        return len(self.cells) * len(self.prompts)
+
+    @property
     def fills_masks(self) -> bool:
         """Whether the model fills in masked tokens instead of continuing a text."""
         return fills_masks(self.model_config)

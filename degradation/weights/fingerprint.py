@@ -9,6 +9,9 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..offloaded import value_of
+from .tied import offloaded_twice
+
 SAMPLE = 1 << 16  # bytes from the beginning, the middle and the end of a file
 ELEMENTS = 64  # of every parameter
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
@@ -34,8 +37,11 @@ def fingerprint_name(name: str, config: PreTrainedConfig) -> str:
 def fingerprint_model(model: PreTrainedModel) -> str:
     """Return the fingerprint of a model in memory, from evenly spaced elements of each of its parameters."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
+    there_already = offloaded_twice(model)
+    for name, _ in model.named_parameters():
+        if name in there_already:
+            continue
+        flat = value_of(model, name).detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // ELEMENTS)].float().cpu()
         digest.update(name.encode() + sample.numpy().tobytes())
     return f"memory {digest.hexdigest()[:16]}"

@@ -17,7 +17,7 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -32,6 +32,7 @@ from .mixers import MIXER_GROUPS, STATE_NORM, mixer_picks
 from .norm_gains import gain_offset
 from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, unwrap
 from .targets import Group, Target
+from .tied import is_tied, offloaded_twice, path_of
 
 COMPOSITES = {
     "attn_qkvo": ("attn_q", "attn_k", "attn_only", "attn_o"),
@@ -52,6 +53,10 @@ LAYERED = frozenset(
     {"attn_only", "attn_q", "attn_k", "attn_o", "mlp_gate", "mlp_up", "mlp_down", "vision_attn", "vision_mlp"}
 )
 HEADED = {"attn_q": "q", "attn_k": "k", "attn_only": "v", "attn_o": "o", "vision_attn": "v"}
+
+
+class NothingThere(ValueError):
+    """The model has the group, but not in the layers that are asked for."""
 
 
 def select_group(model: nn.Module, group: str, *, tied_policy: str = "both", norm_gain: bool = True) -> Group:
@@ -128,32 +133,13 @@ def attention_heads(config: PreTrainedConfig) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def untie(model: nn.Module) -> Callable[[], None]:
-    """Give the output head a copy of the table it shares with the input; return the function that undoes it."""
-    model = unwrap(model)
-    table, head = model.get_input_embeddings(), output_layer(model)
-    if head is None or head.weight is not table.weight:
-        raise ValueError("the embeddings of this model are not tied.")
-    configs = {id(config): config for config in (model.config, model.config.get_text_config())}.values()
-    flags = [(config, config.tie_word_embeddings) for config in configs]
-    head.weight = nn.Parameter(table.weight.detach().clone(), requires_grad=table.weight.requires_grad)
-    for config, _ in flags:
-        config.tie_word_embeddings = False
-
-    def tie_again() -> None:
-        head.weight = table.weight
-        for config, flag in flags:
-            config.tie_word_embeddings = flag
-
-    return tie_again
-
-
 class _GroupFinder:
     """Looks up one group after the other in one model."""
 
     def __init__(self, model: nn.Module, tied_policy: str, norm_gain: bool):
         self.model, self.policy, self.norm_gain = unwrap(model), tied_policy, norm_gain
-        self.entries = index_parameters(self.model)
+        twice = offloaded_twice(self.model)
+        self.entries = [entry for entry in index_parameters(self.model) if entry.name not in twice]
         self.order = {entry.name: index for index, entry in enumerate(self.entries)}
         self.config = self.model.config.get_text_config()
         # fields that some families have and others do not
@@ -317,8 +303,7 @@ class _GroupFinder:
     # --- tied embeddings
 
     def _is_tied(self) -> bool:
-        head = output_layer(self.model)
-        return head is not None and head.weight is self.model.get_input_embeddings().weight
+        return is_tied(self.model)
 
     def _tied_target(self, group: str) -> Target:
         if group == "lm_head" and self.policy != "output_only":
@@ -328,7 +313,7 @@ class _GroupFinder:
             )
         of_output = self.policy == "output_only"
         module = output_layer(self.model) if of_output else self.model.get_input_embeddings()
-        name = next(f"{path}.weight" for path, each in self.model.named_modules() if each is module)
+        name = path_of(self.model, module)
         self.order.setdefault(name, len(self.order))
         if self.policy != "both":
             self.untied.add(name)
@@ -344,7 +329,7 @@ def _keep_layers(targets: list[Target], part: str, spec: str, finder: _GroupFind
     wanted = parse_layers(spec, layers)
     kept = [target for target in targets if target.layer in wanted]
     if not kept:
-        raise ValueError(f"group {part!r}: nothing of it lies in these layers.")
+        raise NothingThere(f"group {part!r}: nothing of it lies in these layers.")
     return kept
 
 

@@ -1,6 +1,6 @@
 """Loading a model for an experiment: any causal language model, dense or in 4 bits, with its processor for pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from frankenlm.modeling.packed_model import output_layer
 from frankenlm.trainer_ext.common.opening import check_size, check_token_ids, reading
 
 from ..configs import ExperimentConfig
+from ..offloaded import computing_devices, input_device, is_offloaded
 from .groups import unwrap
 from .model_checks import (
     LoadOptions,
@@ -34,7 +35,7 @@ __all__ = ["LoadOptions", "Loaded", "check_model", "load_model", "open_model", "
 class Loaded:
     """A model ready for an experiment, in evaluation mode.
 
-    name: as it was asked for. processor: None for text alone. device: where its first parameter lies.
+    name: as it was asked for. processor: None for text alone. device: where it takes its inputs.
     """
 
     model: PreTrainedModel
@@ -45,8 +46,8 @@ class Loaded:
 
     @property
     def devices(self) -> str:
-        """All devices that hold parameters, in the model's order, joined by commas."""
-        return ",".join(dict.fromkeys(str(parameter.device) for parameter in self.model.parameters()))
+        """All devices that it computes on, in the model's order, joined by commas."""
+        return ",".join(computing_devices(self.model))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,6 +79,9 @@ def load_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Loa
         double_quant=config.double_quant,
         skip_modules=skipped,
         device=options.device,
+        device_map=options.device_map,
+        max_memory=options.max_memory,
+        offload_folder=options.offload_folder,
         trust_remote_code=options.trust_remote_code,
         with_image=config.image is not None,
     )
@@ -92,6 +96,9 @@ def open_model(
     double_quant: bool = False,
     skip_modules: Sequence[str] = (),
     device: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[int | str, str | int] | None = None,
+    offload_folder: str | None = None,
     trust_remote_code: bool = False,
     with_image: bool = False,
 ) -> Loaded:
@@ -104,6 +111,8 @@ def open_model(
             scales of the blocks too.
         skip_modules: linear layers that stay dense, by their names in the model.
         device: cpu, cuda, cuda:1; None: the GPU if there is one.
+        device_map, max_memory, offload_folder: of transformers, for models that lie on several devices; in place of
+            `device`.
 
     Raises:
         ValueError: no such model or device, or weights that are missing in the checkpoint.
@@ -116,17 +125,20 @@ def open_model(
     tokenizer, processor = read_tokenizer(name, with_image, trust_remote_code)
     compute = getattr(torch, dtype)
     arguments: dict[str, Any] = {"dtype": compute, "trust_remote_code": trust_remote_code, "output_loading_info": True}
-    if load_4bit:
+    if device_map is not None:
+        placing = {"device_map": device_map, "max_memory": max_memory, "offload_folder": offload_folder}
+        arguments |= {name: value for name, value in placing.items() if value is not None}
+    elif load_4bit:
         arguments["device_map"] = {"": place}
-        # a checkpoint that is stored in 4 bits says itself how
-        if not config.to_dict().get("quantization_config"):
-            arguments["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=quant_type,
-                bnb_4bit_use_double_quant=double_quant,
-                bnb_4bit_compute_dtype=compute,
-                llm_int8_skip_modules=_with_head(config, skip_modules, trust_remote_code) if skip_modules else None,
-            )
+    # a checkpoint that is stored in 4 bits says itself how
+    if load_4bit and not config.to_dict().get("quantization_config"):
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quant_type,
+            bnb_4bit_use_double_quant=double_quant,
+            bnb_4bit_compute_dtype=compute,
+            llm_int8_skip_modules=_with_head(config, skip_modules, trust_remote_code) if skip_modules else None,
+        )
     with reading(f"model {name}", "weights"):
         check_size(auto_class(config), name, config, f"model {name}", trust_remote_code)
         model, report = auto_class(config).from_pretrained(location(name), config=config, **arguments)
@@ -134,7 +146,7 @@ def open_model(
         if missing:
             raise ValueError(f"the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
         check_token_ids(model, f"model {name}")
-    if not load_4bit:
+    if not load_4bit and device_map is None:
         model = model.to(place)
     return _ready(model, tokenizer, processor, name)
 
@@ -150,14 +162,14 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             raise ValueError("a loaded model needs its tokenizer: give tokenizer=.")
         tokenizer = processor.tokenizer
     inner = unwrap(model)
-    if any(parameter.is_meta for parameter in inner.parameters()):
+    if any(each.is_meta and not is_offloaded(inner, name) for name, each in inner.named_parameters()):
         raise ValueError(f"the model given ({type(inner).__name__}) lies on the device meta: it has no weights.")
     return _ready(model, tokenizer, processor, inner.name_or_path or type(inner).__name__)
 
 
 def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, processor: Any, name: str) -> Loaded:
     keep_4bit_weights_readable(model)
-    return Loaded(model.eval(), tokenizer, processor, name, next(model.parameters()).device)
+    return Loaded(model.eval(), tokenizer, processor, name, input_device(unwrap(model)))
 
 
 def _with_head(config: Any, skip_modules: Sequence[str], trust_remote_code: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,7 +28,7 @@ from frankenlm.trainer_ext.common.opening import reading
 
 from ..configs import DTYPES, ExperimentConfig
 from .families import OVERFLOWS_FLOAT16
-from .groups import select_group
+from .groups import NothingThere, select_group
 from .targets import Group
 
 PACKED = "frankenlm_ternary"  # quant_method of our packed checkpoints
@@ -40,10 +41,14 @@ TOKEN_VARIABLE = "HF_TOKEN"
 class LoadOptions(Protocol):
     """What a run says about loading, besides the experiment. device: cpu, cuda, cuda:1; None: the GPU if there is one.
 
-    force_fp16: load in float16 what is known to overflow in it.
+    force_fp16: load in float16 what is known to overflow in it. device_map, max_memory, offload_folder: see
+    `loading.open_model`.
     """
 
     device: str | None
+    device_map: str | None
+    max_memory: Mapping[int | str, str] | None
+    offload_folder: str | None
     trust_remote_code: bool
     force_fp16: bool
 
@@ -284,5 +289,7 @@ def group_of(empty: PreTrainedModel, name: str, config: ExperimentConfig) -> Gro
     """Return the experiment's group of a model; raises ValueError, with the model's `name`, where it has none."""
     try:
         return select_group(empty, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain)
+    except NothingThere as error:
+        raise NothingThere(f"model {name}: {error}") from error
     except ValueError as error:
         raise ValueError(f"model {name}: {error}") from error

@@ -23,10 +23,12 @@ from ..damage.layout import Layout
 from ..damage.methods import DEFAULTS, Level, MethodOptions, check_request, is_baseline
 from ..damage.noise import field_key
 from ..damage.quant4 import QUANT_TARGET_MODES, check_requantise, is_4bit, make_dense
+from ..offloaded import is_offloaded, take_over
 from .checkpoint_map import CheckpointMap, checkpoint_folder
-from .groups import select_group, untie
+from .groups import select_group
 from .parameter_index import unwrap
 from .targets import Group, Target
+from .tied import other_names, untie
 from .undamaged import Saved, SavedPacked, keep_in_memory, keep_on_device
 
 RESTORE_STRATEGIES = ("subset_in_memory", "subset_on_device", "mmap_checkpoint")
@@ -73,6 +75,11 @@ class Baseline:
             raise
 
     def _save(self, model: nn.Module, strategy: str, mode: str, checkpoint: str | Path | None) -> None:
+        away = [target.name for target in self.targets if is_offloaded(model, target.name)]
+        if away and self.group.needs_untie:
+            raise ValueError(f"tied_policy: {away[0]} is offloaded and cannot be untied; use tied_policy='both'.")
+        if away:
+            self._undo.append(take_over(model, away, other_names(model, away)))
         if self.group.needs_untie:
             self._undo.append(untie(model))
         packed = [target for target in self.targets if is_packed(target)]

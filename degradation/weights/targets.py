@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..offloaded import value_of
 from .families import Slice
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -54,8 +55,9 @@ class Target:
         return self.name.rpartition(".")[2]
 
     @property
-    def parameter(self) -> nn.Parameter:
-        return self.module._parameters[self.attribute]
+    def parameter(self) -> torch.Tensor:
+        """The parameter; of one that is offloaded, the values in main memory that it is made of at a call."""
+        return value_of(self.root, self.name)
 
     @property
     def label(self) -> str:

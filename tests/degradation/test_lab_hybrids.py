@@ -27,8 +27,11 @@ CASES = [
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_a_hybrid_is_damaged_stopped_gone_on_with_and_reported(name, dtype, tiny_tokenizer, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(plan_type(name, TOKENS).config).eval()
+    tokens = {field: value for field, value in TOKENS.items() if (name, field) != ("rwkv", "pad_token_id")}
+    model = AutoModelForCausalLM.from_config(plan_type(name, tokens).config).eval()
     redraw(model, 0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(0.2)  # or a tied table copies the last token for certain
     model = model.to(getattr(torch, dtype))
     before = {key: value.clone() for key, value in model.state_dict().items()}
     config = get_config("smoke") | {
@@ -62,7 +65,6 @@ def test_a_hybrid_is_damaged_stopped_gone_on_with_and_reported(name, dtype, tiny
     assert len(rows) == 16 and essence(rows) == essence(unbroken)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     damaged, undamaged = ([row for row in rows if row["is_baseline"] is kind] for kind in (False, True))
-    # a tied table may copy the last token, damaged or not, but not as surely
     assert [row["mean_logprob"] for row in damaged] != [row["mean_logprob"] for row in undamaged]
     assert all(row["damage_rel_l2"] == pytest.approx(0.5, rel=0.35) for row in damaged)
     if dtype == "float32":

@@ -11,8 +11,9 @@ import pytest
 
 from frankenlm.degradation import cli
 from frankenlm.degradation.errors import ConfigConflict
-from frankenlm.degradation.lab import Lab, RunOptions, renumber
+from frankenlm.degradation.lab import Lab, RunOptions
 from frankenlm.degradation.run.limits import Signals
+from frankenlm.degradation.run.numbering import renumber
 from frankenlm.trainer_ext.common.cli import Interrupted
 from small_runs import SMALL, essence, rows_of
 
