@@ -27,6 +27,15 @@ METHODS = {
     "uni_quant": Scale("N", "quantisation levels N (log₂, fewer to the right)"),
     "add_gauss": Scale("σ", "noise σ (additive, in units of rms(W))"),
 }
+# methods that remove whole units, so many as the level says
+TARGETED = {
+    "targeted": Scale("k", "units removed k, most important first"),
+    "matched": Scale("k", "units removed k, drawn in the layers of the targeted"),
+}
+WHOLE = ("uni_quant", *TARGETED)  # their levels are whole numbers
+ALL_METHODS = METHODS | TARGETED
+UNITS = ("element", "row", "column", "head", "neuron", "expert")
+IMPORTANCES = ("gradient", "magnitude", "activation", "ablation")
 DTYPES = ("bfloat16", "float32", "float16")
 MOST_LEVELS = 1 << 20  # of uni_quant: beyond, the values are finer than the weights are stored
 MOST_LEVEL = 1e30  # of noise: weights times it are still numbers
@@ -49,8 +58,10 @@ METHOD_OPTIONS = frozenset(
 )
 # Fields that say how the work is done, not what comes out: changing them is no conflict with rows that exist. The
 # picture counts by its content, not by where it lies (run/plan.py).
+ONLY_TARGETED = ("importance", "importance_prompts", "shuffle_importance")  # these count for methods of TARGETED
 NOT_IN_HASH = frozenset(
     {
+        *ONLY_TARGETED,
         "config_name",
         "name_suffix",
         "group",
@@ -91,7 +102,7 @@ class ExperimentConfig:
     model_variant: str = _option("it", "it: instruction-tuned; written into every row")
     name_suffix: str = _option("smoke", "last part of the names of experiment and files")
 
-    method: str = _option("mult_gauss", "how weights are damaged", METHODS)
+    method: str = _option("mult_gauss", "how weights are damaged", ALL_METHODS)
     group: str = _option("attn_only", "which weights: see the command groups")
     levels: tuple[float | int, ...] | None = _option(None, "levels, mild to severe (default: those of the thesis)")
     n_rep: int = _option(10, "independent repeats of every level")
@@ -108,9 +119,12 @@ class ExperimentConfig:
     quant_range: str = _option("per_tensor", "uni_quant: what shares one range", ("per_tensor", "per_row", "group128"))
     quant_symmetric: bool = _option(False, "uni_quant: a range symmetric about zero")
     quant_percentile: float | None = _option(None, "uni_quant: clip the range to this percentile of |w|, below 100")
-    unit: str = _option(
-        "element", "what mult_gauss, add_gauss and ablation draw for", ("element", "row", "column", "head")
+    unit: str = _option("element", "what mult_gauss, add_gauss and ablation draw for, and targeted removes", UNITS)
+    importance: str = _option("gradient", "targeted, matched: what makes a unit important", IMPORTANCES)
+    importance_prompts: str | None = _option(
+        None, "targeted, matched: prompt set it is measured on (default: the prompts that are asked)"
     )
+    shuffle_importance: bool = _option(False, "targeted, matched: shuffle the scores, as a control")
     exact_count: bool = _option(False, "ablation: drop exactly round(p n) elements of every tensor")
     legacy_rng: bool = _option(False, "draw as the original program does, in the weights' own type; to compare with it")
 
@@ -166,12 +180,23 @@ class ExperimentConfig:
             if isinstance(self.levels, str) or not isinstance(self.levels, Iterable):
                 raise ValueError(f"levels={self.levels!r} must be a list of numbers, such as (0.0, 0.1).")
             check_levels(self.method, tuple(self.levels))
-            kind = int if self.method == "uni_quant" else float  # 0 and 0.0 are one level
+            kind = int if self.method in WHOLE else float  # 0 and 0.0 are one level
             object.__setattr__(self, "levels", tuple(kind(level or 0) for level in self.levels))
         self._check_counts()
         self._check_sampling()
+        self._check_targeting()
         if self.force_where is not None and not self.force_run:
             raise ValueError(f"force_where={self.force_where!r} chooses among the rows of force_run: set that too.")
+
+    def _check_targeting(self) -> None:
+        if self.method not in TARGETED:
+            if self.unit in ("neuron", "expert"):
+                raise ValueError(
+                    f"unit={self.unit!r}: method {self.method} knows no such unit; take targeted or matched."
+                )
+            return
+        if self.quant_target_mode == "requantise" and self.load_4bit:
+            raise ValueError(f"method={self.method!r}: quant_target_mode='requantise' is not for it; use dense_target.")
 
     def _check_counts(self) -> None:
         for name in ("n_rep", "max_new_tokens", "max_seq_length", "max_batch_size", "verify_every", "max_prompts"):
@@ -210,7 +235,8 @@ class ExperimentConfig:
 
     def result_fields(self) -> dict[str, Any]:
         """Return the fields that decide what a row holds, apart from its cell and prompt."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_IN_HASH}
+        names = [f.name for f in fields(self) if f.name not in NOT_IN_HASH]
+        return {name: getattr(self, name) for name in (*names, *(ONLY_TARGETED if self.method in TARGETED else ()))}
 
 
 def level_key(level: float | int | None) -> str:
@@ -275,6 +301,8 @@ def check_levels(method: str, levels: tuple[float | int | None, ...]) -> None:
             raise ValueError(f"levels: uni_quant takes whole numbers of at least 2 (0 is the baseline), not {level}.")
         if method == "uni_quant" and level > MOST_LEVELS:
             raise ValueError(f"levels: uni_quant takes at most {MOST_LEVELS} levels, not {level}.")
+        if method in TARGETED and (level != int(level) or not 0 < level <= MOST):
+            raise ValueError(f"levels: {method} takes whole numbers of units, up to {MOST:,}, not {level}.")
         if method == "ablation" and not 0 <= level <= 1:
             raise ValueError(f"levels: ablation takes shares between 0 and 1, not {level}.")
         if level < 0:
@@ -301,6 +329,8 @@ def default_levels(method: str, group: str) -> tuple[float | int, ...]:
     The thesis has sigma to 1.4 (values), 0.5 (MLP) and 1.0 (embeddings), p to 0.8 and N from 1024 to 4 (values);
     other groups take those of values, and an additive sigma those of a multiplicative one.
     """
+    if method in TARGETED:
+        return (0, *(2**step for step in range(6)))
     if method == "ablation":
         return linear_levels(0.8, 17)
     if method == "uni_quant":

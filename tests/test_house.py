@@ -40,10 +40,12 @@ ARROWS = {
     "degradation.damage": {"degradation.configs", "trainer_ext.common"},
     "degradation.weights": FOUNDATION | {f"degradation.{room}" for room in ("configs", "damage", "offloaded")},
     "degradation.answers": FOUNDATION | {f"degradation.{room}" for room in ("configs", "damage", "offloaded")},
+    "degradation.targeting": FOUNDATION
+    | {f"degradation.{room}" for room in ("configs", "damage", "errors", "offloaded", "weights")},
     "degradation.measures": {"degradation.prompts", "trainer_ext.metrics"},
     "degradation.run": FOUNDATION
     | {f"degradation.{room}" for room in ("answers", "cells", "configs", "damage", "errors", "measures", "prompts")}
-    | {"degradation.offloaded", "degradation.records", "degradation.weights"},
+    | {"degradation.offloaded", "degradation.records", "degradation.targeting", "degradation.weights"},
     "degradation.report": FOUNDATION
     | {f"degradation.{room}" for room in ("configs", "errors", "measures", "prompts", "records")},
 }

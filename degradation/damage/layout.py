@@ -111,14 +111,16 @@ class Layout:
     # --- units
 
     def unit_of(self, kind: str, flat: np.ndarray) -> np.ndarray:
-        """Return the number of the row, column, head or group128 (128 inputs of a row) of each flat index, int64.
+        """Return the number of the row, column, head, expert or group128 (128 inputs of a row) of each index, int64.
 
         A row is an output of the layer, a column an input, however the matrix is stored; the matrices of a 3-D tensor
-        have rows and columns of their own, and each element of a vector is a row.
+        are experts and have rows and columns of their own, and each element of a vector is a row.
         """
         *_, rows, columns = self.shape if len(self.shape) > 1 else (*self.shape, 1)
         matrix, inside = np.divmod(flat, rows * columns)
         first, last = np.divmod(inside, columns)
+        if kind == "expert":
+            return matrix
         if kind == "head":
             self.check_heads()
             return (first, last)[self.head_axis] // self.head_dim

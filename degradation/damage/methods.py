@@ -20,8 +20,9 @@ import torch
 
 from frankenlm.trainer_ext.common.checks import check_choice
 
-from ..configs import METHOD_OPTIONS, ExperimentConfig, check_levels, check_values
-from ..configs import METHODS as METHOD_NAMES
+from ..configs import ALL_METHODS as METHOD_NAMES
+from ..configs import METHOD_OPTIONS, TARGETED, ExperimentConfig, check_levels, check_values
+from .chosen import Chosen, ChosenDamage
 from .layout import Layout
 from .noise import Key, gaussian_tables, look_up, look_up_torch
 from .rounding import round_once
@@ -81,7 +82,10 @@ def is_baseline(method: str, level: Level) -> bool:
 
 @dataclass(frozen=True)
 class TensorRequest:
-    """What a method needs to know of one tensor: level above the baseline, options, field, layout, type, summary."""
+    """What a method needs to know of one tensor: level above the baseline, options, field, layout, type, summary.
+
+    chosen: the units that a method of TARGETED removes.
+    """
 
     level: float | int
     options: MethodOptions
@@ -89,6 +93,7 @@ class TensorRequest:
     layout: Layout
     dtype: torch.dtype
     summary: Summary
+    chosen: Chosen | None = None
 
     @property
     def gain(self) -> bool:
@@ -245,6 +250,8 @@ METHODS = {"mult_gauss": mult_gauss, "ablation": ablation, "uni_quant": uni_quan
 
 def check_method(method: str, options: MethodOptions) -> None:
     """Raise ValueError for options that a method does not have, whatever the weights are."""
+    if options.unit in ("neuron", "expert") and method not in TARGETED:
+        raise ValueError(f"unit={options.unit!r} is known to {' and '.join(TARGETED)} alone, not to {method}.")
     if options.legacy_rng and method not in LEGACY_METHODS:
         raise ValueError(f"legacy_rng=True works with {' and '.join(LEGACY_METHODS)}, not with {method}.")
 
@@ -252,7 +259,7 @@ def check_method(method: str, options: MethodOptions) -> None:
 def check_request(method: str, options: MethodOptions, layout: Layout, summary: Summary) -> None:
     """Raise ValueError if a tensor cannot be damaged in that way, before anything is written."""
     check_method(method, options)
-    if options.unit == "head" and METHODS[method] is not uni_quant:
+    if options.unit == "head" and method not in TARGETED and METHODS[method] is not uni_quant:
         layout.check_heads()
     if method == "uni_quant":
         _ = summary.ends
@@ -266,6 +273,8 @@ def prepare(method: str, request: TensorRequest) -> tuple[object | None, WordSou
     Raises:
         ValueError: the tensor holds what the method cannot work on.
     """
+    if request.chosen is not None:
+        return ChosenDamage(request.chosen), None
     damage = METHODS[method](request)
     if damage is None or not damage.draws:
         return damage, None

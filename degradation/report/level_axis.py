@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy
 
-from ..configs import METHODS, Scale
+from ..configs import ALL_METHODS, Scale
 
 UNKNOWN = Scale("level", "damage level")
 
@@ -43,11 +43,11 @@ class LevelAxis:
 
     @property
     def symbol(self) -> str:
-        return METHODS.get(self.method, UNKNOWN).symbol
+        return ALL_METHODS.get(self.method, UNKNOWN).symbol
 
     @property
     def label(self) -> str:
-        return METHODS.get(self.method, UNKNOWN).meaning
+        return ALL_METHODS.get(self.method, UNKNOWN).meaning
 
     def level_at(self, position: float) -> float | None:
         """Return the level of a position; None milder than the mildest N, where there is no number for it."""

@@ -44,6 +44,8 @@ def read_inputs(config: ExperimentConfig) -> tuple[tuple[LabPrompt, ...], Path |
         ValueError: there is no such prompt set or picture, it is no picture, or force_where names no rows.
     """
     parse_where(config.force_where)
+    if config.importance_prompts is not None:
+        load_prompts(config.importance_prompts)
     prompts = load_prompts(config.prompts)[: config.max_prompts]
     if config.image is None:
         return prompts, None

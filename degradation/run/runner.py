@@ -25,6 +25,7 @@ from ..answers.row_decoder import RowDecoder
 from ..answers.sampling import Sampler, resolve_sampling
 from ..answers.state_decoder import StateDecoder
 from ..answers.text_probe import Probe, TextProbe, TextScore
+from ..configs import TARGETED
 from ..damage.methods import MethodOptions
 from ..errors import MemoryStop
 from ..measures.measure import perplexity_text
@@ -37,6 +38,7 @@ from .fill_rows import RowMaker
 from .identity import stop_ids
 from .limits import RunLimit, Signals
 from .plan import CellPlan, Experiment, render_experiment
+from .targets_of_run import RunTargets
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +47,15 @@ SCORES = ("perplexity", "log_perplexity", "kl_to_baseline")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is damaged: the kept weights, and the text probe with its score of the undamaged model, if there is one."""
+    """What is damaged: the kept weights, and the text probe with its score of the undamaged model, if there is one.
+
+    targets: of a method that removes units, which those are.
+    """
 
     baseline: Baseline
     probe: Probe | None
     undamaged: TextScore | None
+    targets: RunTargets | None = None
 
 
 class ExperimentRun:
@@ -85,6 +91,10 @@ class ExperimentRun:
             return MaskDecoder(loaded.model, self.rendering, settings, loaded.tokenizer)
         return make_decoder(loaded, self.rendering, settings)
 
+    def decoder_stops(self) -> frozenset[int]:
+        """Return the tokens that end an answer."""
+        return stops_of(self.loaded)
+
     def _damages_text_alone(self) -> bool:
         config = self.config
         group = select_group(
@@ -118,13 +128,15 @@ class ExperimentRun:
             )
             self._check_damage(baseline)
         try:
+            with user_mistakes():
+                targets = RunTargets(self, baseline) if config.method in TARGETED else None
             if not config.perplexity:
-                yield Subject(baseline, None, None)
+                yield Subject(baseline, None, None, targets)
             else:
                 kind = MaskedTextProbe if self.experiment.fills_masks else TextProbe
                 with user_mistakes():
                     probe = kind(model, self.loaded.tokenizer, perplexity_text(), self.experiment.positions)
-                yield Subject(baseline, probe, probe.remember())
+                yield Subject(baseline, probe, probe.remember(), targets)
         finally:
             baseline.restore()
             baseline.verify()
@@ -144,6 +156,7 @@ class ExperimentRun:
         """Damage, measure and generate: write one cell's missing rows, its lesion and its record; return the last."""
         cell, config = plan.cell, self.config
         started = time.perf_counter()
+        chosen, more = subject.targets.chosen(cell) if subject.targets else (None, {})
         lesion = apply_damage(
             subject.baseline,
             config.method,
@@ -152,7 +165,9 @@ class ExperimentRun:
             cell.repeat_index,
             level_index=cell.level_index,
             options=MethodOptions.from_config(config),
+            chosen=chosen,
         )
+        lesion |= more
         damaged = time.perf_counter()
         score = self._score(plan, subject)
         scored = time.perf_counter()

@@ -26,10 +26,11 @@ from frankenlm.trainer_ext.common.checks import check_choice
 from frankenlm.trainer_ext.common.cli import UserError, check_model_name, one_line
 from frankenlm.trainer_ext.common.opening import reading
 
-from ..configs import DTYPES, ExperimentConfig
+from ..configs import DTYPES, TARGETED, ExperimentConfig
 from .families import OVERFLOWS_FLOAT16
 from .groups import NothingThere, select_group
 from .targets import Group
+from .units import find_units
 
 PACKED = "frankenlm_ternary"  # quant_method of our packed checkpoints
 BITSANDBYTES = "bitsandbytes"
@@ -76,7 +77,9 @@ def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Ch
     check_inputs(name, found, config)
     read_tokenizer(name, config.image is not None, options.trust_remote_code)
     empty = empty_model(found, options.trust_remote_code)
-    check_unit(config, group_of(empty, name, config))
+    group = group_of(empty, name, config)
+    check_unit(config, group)
+    check_targeting(config, group, name, found)
     return Checked(found, attention_of(empty))
 
 
@@ -108,6 +111,25 @@ def check_unit(config: ExperimentConfig, group: Group) -> None:
     without = [target.name for target in group.targets if target.head_dim is None or target.head_axis is None]
     if config.unit == "head" and without:
         raise ValueError(f"unit='head': no heads are known in {without[0]}; choose unit='row', 'column' or 'element'.")
+
+
+def check_targeting(config: ExperimentConfig, group: Group, name: str, model_config: PreTrainedConfig) -> None:
+    """Raise ValueError where units are to be removed that the group does not have, or that cannot be measured."""
+    if config.method not in TARGETED:
+        return
+    count = find_units(group, config.unit).count
+    most = max(config.resolved_levels)
+    if most > count:
+        raise ValueError(
+            f"levels: {most:,} units are more than the {count:,} of unit={config.unit!r} in group {config.group!r}."
+        )
+    if config.importance != "magnitude" and (config.image is not None or fills_masks(model_config)):
+        what = "a masked language model" if fills_masks(model_config) else "asked about a picture"
+        raise ValueError(
+            f"importance={config.importance!r}: {name} is {what}, where only importance='magnitude' is known."
+        )
+    if config.importance == "ablation" and config.unit == "element":
+        raise ValueError("importance='ablation' asks the model once for every unit: choose a larger unit than element.")
 
 
 def location(name: str) -> str:

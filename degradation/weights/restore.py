@@ -7,7 +7,7 @@ Damage is always computed from the saved values, never from what is in the model
 written in place: tied weights and hooks stay valid, addresses do not change.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from torch import nn
 
 from frankenlm.trainer_ext.common.checks import check_choice
 
-from ..configs import level_key
+from ..configs import TARGETED, level_key
 from ..damage import lesion_sums as lesions
 from ..damage.blocks import for_each
+from ..damage.chosen import Chosen
 from ..damage.layout import Layout
 from ..damage.methods import DEFAULTS, Level, MethodOptions, check_request, is_baseline
 from ..damage.noise import field_key
@@ -164,12 +165,14 @@ def apply_damage(
     *,
     level_index: int | None = None,
     options: MethodOptions = DEFAULTS,
+    chosen: Mapping[str, Chosen] | None = None,
 ) -> dict:
     """Write the damaged weights of a cell into the model and return the lesion record.
 
     Args:
         method, level: see `methods`; at the level of the baseline the weights are restored.
         seed: seed_base of the experiment. level_index: only for the record.
+        chosen: the units that a method of TARGETED removes, by the label of each target; see `targeting/choosing.py`.
     Returns:
         group, method, level_value, level_index, repeat_index, seed (seed + repeat_index), elements, the numbers of
         `lesions` for the whole group, and `tensors`: name, elements and these numbers for each target; after ablation
@@ -183,7 +186,9 @@ def apply_damage(
         parts = [_undamaged_part(saved) for saved in baseline.saved]
     else:
         check_damage(baseline, method, level, options)
-        parts = _damage_all(baseline, method, level, seed, repeat_index, options)
+        if (method in TARGETED) != (chosen is not None):
+            raise ValueError(f"method {method!r} {'needs' if chosen is None else 'takes no'} chosen units.")
+        parts = _damage_all(baseline, method, level, seed, repeat_index, options, chosen)
     tensors = []
     for saved, (sums, levels, more) in zip(baseline.saved, parts, strict=True):
         numbers = lesions.describe(sums, levels)
@@ -210,13 +215,22 @@ def check_damage(baseline: Baseline, method: str, level: Level, options: MethodO
 
 
 def _damage_all(
-    baseline: Baseline, method: str, level: float, seed: int, repeat_index: int, options: MethodOptions
+    baseline: Baseline,
+    method: str,
+    level: float,
+    seed: int,
+    repeat_index: int,
+    options: MethodOptions,
+    chosen: Mapping[str, Chosen] | None,
 ) -> list[tuple]:
     generators: dict[torch.device, torch.Generator] = {}
     own_level = level_key(level) if options.noise_coupling == "independent" else None
     parts = []
     for saved in baseline.saved:
-        if options.legacy_rng:
+        if chosen is not None:
+            own = chosen[saved.target.label]
+            sums, levels = saved.damage(method, level, options, (0, 0), baseline.threads, own)
+        elif options.legacy_rng:
             device = saved.target.parameter.device
             if device not in generators:
                 generators[device] = torch.Generator(device).manual_seed(seed + repeat_index)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ..damage.blocks import compare_rows, damage_rows
+from ..damage.chosen import Chosen
 from ..damage.layout import Layout
 from ..damage.methods import MethodOptions, TensorRequest, legacy_damage, prepare
 from ..damage.noise import Key
@@ -83,10 +84,18 @@ class Saved:
         """Return how many undamaged elements (gains, where damage acts on these) are zero."""
         return int(torch.count_nonzero(self.rows == -self.layout.gain_offset))
 
-    def damage(self, method: str, level: float, options: MethodOptions, key: Key, threads: int | None):
+    def damage(
+        self,
+        method: str,
+        level: float,
+        options: MethodOptions,
+        key: Key,
+        threads: int | None,
+        chosen: Chosen | None = None,
+    ):
         """Write the damaged elements; return (sums of `lesion_sums.SUMS`, occupied levels or None)."""
         live = self.live
-        request = TensorRequest(level, options, key, self.layout, live.dtype, self.summary)
+        request = TensorRequest(level, options, key, self.layout, live.dtype, self.summary, chosen)
         damage, words = prepare(method, request)
         self.dirty = True
         if damage is None:

@@ -1,0 +1,87 @@
+"""What a run of a method of `configs.TARGETED` removes in each cell, from importance that was measured once."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..cells import Cell
+from ..damage.chosen import Chosen
+from ..errors import ConfigConflict
+from ..prompts import load_prompts
+from ..targeting.answered import answer_greedily
+from ..targeting.choosing import Ranking, chosen_of, removed, told
+from ..targeting.importance import measure_importance
+from ..targeting.stored import kept_scores
+from ..weights.model_checks import check_targeting
+from ..weights.restore import Baseline
+from ..weights.units import find_units
+from .plan import render
+
+if TYPE_CHECKING:
+    from .runner import ExperimentRun
+
+# of an experiment's fields, those that scores depend on
+SCORED_FIELDS = ("dtype", "load_4bit", "quant_type", "double_quant", "quant_target_mode", "tied_policy", "norm_gain")
+
+
+class RunTargets:
+    """The units of a run's group and their importance, measured on the undamaged model where it is not known yet."""
+
+    def __init__(self, run: "ExperimentRun", baseline: Baseline):
+        self.run, self.baseline, self.config = run, baseline, run.config
+        check_targeting(self.config, baseline.group, run.loaded.name, run.experiment.model_config)
+        self.table = find_units(baseline.group, self.config.unit)
+        scores, self.digest = kept_scores(
+            Path(run.store.files.results_dir), run.experiment.short_name, self._identity(), self._measure
+        )
+        self.ranking = Ranking(self.table, scores, self.config.seed_base, self.config.shuffle_importance)
+        self._refuse_other_scores()
+
+    @cached_property
+    def prompts(self) -> list[tuple[int, ...]]:
+        """The token ids of the prompts that importance is measured on."""
+        config, run = self.config, self.run
+        if config.importance == "magnitude":
+            return []
+        rendering = run.rendering
+        if config.importance_prompts is not None:
+            prompts = load_prompts(config.importance_prompts)
+            rendering = render(config, prompts, run.loaded.tokenizer, None, run.experiment.fills_masks)
+        return [row.ids for row in rendering.prompts]
+
+    def _identity(self) -> dict[str, Any]:
+        config, experiment = self.config, self.run.experiment
+        fields = experiment.config_fields
+        return {
+            **{name: getattr(config, name) for name in (*SCORED_FIELDS, "group", "unit", "importance")},
+            **{name: fields[name] for name in ("model", "model_config", "weights", *experiment.reading)},
+            "prompts": [list(ids) for ids in self.prompts],
+        }
+
+    def _measure(self):
+        model, run = self.run.loaded.model, self.run
+        stops = run.decoder_stops() if self.prompts else frozenset()
+        answered = answer_greedily(model, self.prompts, stops)
+        return measure_importance(
+            model, self.baseline, self.table, self.config.importance, answered, progress=run.store.rank == 0
+        )
+
+    def _refuse_other_scores(self) -> None:
+        """Raise ConfigConflict where cells were damaged by other scores: their file is gone, and these are anew."""
+        config = self.config
+        for record in self.run.store.lesions():
+            mine = (record["group"], record["method"]) == (config.group, config.method)
+            if mine and record.get("importance", self.digest) != self.digest:
+                raise ConfigConflict(
+                    f"the importance of {config.group} is not the one by which the rows that are there were made: put "
+                    "its file importance_*.safetensors back, name the prompts of then by importance_prompts, or choose "
+                    "another name_suffix."
+                )
+
+    def chosen(self, cell: Cell) -> tuple[Mapping[str, Chosen] | None, Mapping[str, Any]]:
+        """Return what a cell removes, for `apply_damage`, and what its lesion record says of it."""
+        if cell.is_baseline:
+            return None, {"importance": self.digest}
+        marks = removed(self.ranking, self.config.method, cell.repeat_index, int(cell.level))
+        return chosen_of(self.table, marks), {"importance": self.digest, **told(self.table, marks)}

@@ -1,0 +1,133 @@
+"""The units of a group: heads, neurons, experts, rows, columns or elements, numbered over all its targets.
+
+A head, a neuron or an expert is one unit in all tensors of its layer that belong to the group: neuron 7 is a row of
+the gate, one of the up and a column of the down projection.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ..damage.layout import Layout
+from .experts import EXPERTS
+from .targets import Group, Target
+from .undamaged import layout_of
+
+JOINT = ("head", "neuron", "expert")
+NEURONS = {"mlp_gate": "row", "mlp_up": "row", "mlp_down": "column"}
+
+
+@dataclass(frozen=True, eq=False)
+class UnitsOfTarget:
+    """The units of one target. kind: of `Layout.unit_of`, or element. first: number of its first one in the group."""
+
+    target: Target
+    layout: Layout
+    kind: str
+    first: int
+
+    @cached_property
+    def numbers(self) -> np.ndarray | None:
+        """The sorted numbers of its units in the whole tensor; None for elements."""
+        if self.kind == "element":
+            return None
+        found = [np.unique(self.layout.numbers(self.kind, piece)) for piece in self.layout.pieces()]
+        return np.unique(np.concatenate(found))
+
+    @property
+    def count(self) -> int:
+        return self.layout.numel if self.numbers is None else len(self.numbers)
+
+    @property
+    def slots(self) -> slice:
+        """The places of its units among those of the group."""
+        return slice(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True)
+class UnitPlace:
+    """Units that stand side by side, as the heads of a layer: which they are, and which layer's."""
+
+    name: str
+    layer: int | None
+    first: int
+    count: int
+
+    @property
+    def slots(self) -> slice:
+        return slice(self.first, self.first + self.count)
+
+
+@dataclass(frozen=True, eq=False)
+class UnitTable:
+    """All units of a group. targets: what each target has of them. places: side by side, in the model's order."""
+
+    kind: str
+    targets: tuple[UnitsOfTarget, ...]
+    places: tuple[UnitPlace, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(place.count for place in self.places)
+
+    def name(self, number: int) -> str:
+        """Return what a unit is called: `text/layers.3 head 2`."""
+        place = next(place for place in self.places if number < place.first + place.count)
+        return f"{place.name} {self.kind} {number - place.first}"
+
+
+def find_units(group: Group, kind: str) -> UnitTable:
+    """Return the units of a group.
+
+    Raises:
+        ValueError: the group has none of that kind, or its tensors have different numbers of them.
+    """
+    counts: dict[str, list[tuple[UnitsOfTarget, int]]] = {}
+    for target in group.targets:
+        own = UnitsOfTarget(target, layout_of(target), _kind_in(target, kind), 0)
+        counts.setdefault(_place_of(target, kind), []).append((own, own.count))
+    targets, places, end = [], [], 0
+    for name, members in counts.items():
+        # experts in tensors of their own: each adds one to the units of its layer
+        listed = [own.target.expert for own, _ in members if kind == "expert" and own.target.expert is not None]
+        sizes = {count for _, count in members}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"unit={kind!r}: the tensors of {name} have different numbers of them, {sorted(sizes)}: choose a group "
+                "in which they are the same, such as attn_o or mlp_down."
+            )
+        count = max(listed) + 1 if listed else sizes.pop()
+        places.append(UnitPlace(name, members[0][0].target.layer, end, count))
+        for own, _ in members:
+            first = end + (own.target.expert if listed else 0)
+            targets.append(UnitsOfTarget(own.target, own.layout, own.kind, first))
+        end += count
+    return UnitTable(kind, tuple(targets), tuple(places))
+
+
+def _kind_in(target: Target, kind: str) -> str:
+    if kind == "head" and target.head_dim is None:
+        raise ValueError(
+            f"unit='head': no heads are known in {target.name}; choose attn_o, attn_only, attn_q or attn_k."
+        )
+    if kind == "neuron":
+        if target.group not in NEURONS:
+            raise ValueError(f"unit='neuron': {target.label} has none; choose mlp_only, mlp_gate, mlp_up or mlp_down.")
+        return NEURONS[target.group]
+    stack = target.group == EXPERTS and len(target.shape) == 3 and target.slice is None
+    if kind == "expert" and target.expert is None and not stack:
+        raise ValueError(f"unit='expert': {target.label} is no expert; choose group mlp_experts, without numbers.")
+    return kind
+
+
+def _place_of(target: Target, kind: str) -> str:
+    """Return what units of several tensors share: the layer, and which of its attentions or experts."""
+    if kind not in JOINT:
+        return target.label
+    head, layer, rest = re.match(r"(.*?)(\.\d+|)\.(.*)$", target.canonical).groups()
+    inner = [part for part in rest.split(".")[:-1] if part.isdigit() or "expert" in part]
+    if kind == "expert":
+        inner = [part for part in inner if not part.isdigit()]
+    return ".".join((head + layer, *inner))

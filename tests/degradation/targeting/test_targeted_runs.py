@@ -1,0 +1,137 @@
+"""Targeted lesions and their controls as experiments: found, matched in size, resumed, and no other when scores are."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+
+from frankenlm.degradation import get_config, run_experiment
+from frankenlm.degradation.errors import ConfigConflict
+from frankenlm.degradation.lab import Lab, RunOptions
+from frankenlm.degradation.records.store import Store
+from frankenlm.degradation.report.bootstrap import draw_counts, mean_curve
+from frankenlm.trainer_ext.common.cli import Interrupted
+from small_runs import essence, rows_of
+
+
+@pytest.fixture
+def carry_out(planted, tmp_path):
+    """carry_out(method, **changes) -> the rows of an experiment on the planted model, and its lesions."""
+
+    def run(method, folder="results", **changes):
+        config = get_config("smoke") | {
+            "dtype": "float32",
+            "method": method,
+            "group": "attn_o",
+            "unit": "head",
+            "levels": (0, 1, 2),
+            "prompts": str(planted.prompts),
+            "do_sample": False,
+            "n_rep": 3,
+            "perplexity": False,
+            "max_new_tokens": 2,
+            **changes,
+        }
+        path = run_experiment(
+            config, model=planted.model, tokenizer=planted.tokenizer, output_dir=tmp_path / folder, progress=False
+        )
+        written = (path.with_suffix(".journal") / "lesions.jsonl").read_text(encoding="utf-8")
+        return rows_of(path), [json.loads(line)["row"] for line in written.splitlines()]
+
+    return run
+
+
+def accuracy(rows, repeats, levels):
+    """[repeats, levels]: the share of answers that are the letter asked for."""
+    found = np.zeros((repeats, levels))
+    for row in rows:
+        found[row["repeat_index"], row["level_index"]] += row["completion"] == row["prompt_text"][-1]
+    return found / (len(rows) / repeats / levels)
+
+
+@pytest.mark.parametrize("importance", ["gradient", "ablation"])
+def test_the_targeted_lesion_finds_the_planted_head_and_random_ones_do_not(importance, carry_out, planted):
+    rows, lesions = carry_out("targeted", importance=importance)
+    assert (accuracy(rows, 3, 3)[:, 0] == 1).all() and accuracy(rows, 3, 3)[:, 1].max() < 0.5
+    cut = [lesion for lesion in lesions if lesion["level_value"] == 1]
+    assert all(lesion["units_named"] == [planted.name] and lesion["units_by_layer"] == {"1": 1} for lesion in cut)
+    others, drawn = carry_out("matched", importance=importance, n_rep=8, levels=(0, 1))
+    hits = [lesion["units_named"] == [planted.name] for lesion in drawn if lesion["level_value"] == 1]
+    assert len(hits) - sum(hits) > 0
+    assert (accuracy(others, 8, 2)[:, 1][~np.array(hits)] == 1).all()
+    sizes = {(each["level_value"], each["units"], str(each["units_by_layer"])) for each in drawn if each["level_value"]}
+    assert sizes == {(1, 1, "{'1': 1}")}
+
+
+def test_a_stopped_run_goes_on_with_the_same_units(carry_out, monkeypatch, tmp_path):
+    unbroken, lesions = carry_out("targeted", "unbroken")
+    append, written = Store.append, []
+
+    def stop_after(self, rows):
+        append(self, rows)
+        written.extend(rows)
+        if len(written) >= 11:
+            raise Interrupted(signal.SIGTERM, "stopped by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", stop_after)
+        with pytest.raises(Interrupted):
+            carry_out("targeted", "stopped")
+    with monkeypatch.context() as patch:
+        measured = "frankenlm.degradation.run.targets_of_run.measure_importance"
+        patch.setattr(measured, lambda *args, **options: pytest.fail("measured once already"))
+        rows, again = carry_out("targeted", "stopped")
+        assert essence(rows) == essence(unbroken)
+        carry_out("matched", "stopped")  # the control reads the same scores
+    named = [(each["level_value"], each["repeat_index"], each.get("units_named")) for each in lesions]
+    assert named == [(each["level_value"], each["repeat_index"], each.get("units_named")) for each in again]
+    assert len(list((tmp_path / "stopped").glob("importance_*.safetensors"))) == 1
+
+
+def test_other_scores_under_the_same_rows_are_a_conflict(carry_out, tmp_path, monkeypatch):
+    carry_out("targeted", n_rep=1)
+    (scores,) = (tmp_path / "results").glob("importance_*.safetensors")
+    scores.rename(tmp_path / "away")
+    carry_out("targeted", n_rep=2)  # the same ones on the same machine: no other rows
+    scores.unlink()
+    measured = "frankenlm.degradation.run.targets_of_run.measure_importance"
+    with monkeypatch.context() as patch:
+        patch.setattr(measured, lambda model, baseline, table, *args, **options: np.ones((1, table.count), np.float32))
+        with pytest.raises(ConfigConflict, match="put its file importance_.* back"):
+            carry_out("targeted", n_rep=3)
+    scores.write_bytes(b"no scores")
+    with pytest.raises(Exception, match="is damaged: move it away"):
+        carry_out("targeted", n_rep=3)
+
+
+@pytest.mark.parametrize("repeats", [pytest.param(8), pytest.param(40, marks=pytest.mark.slow)])
+def test_with_shuffled_importance_targeted_and_random_lesions_agree(repeats, carry_out):
+    """The scores then say nothing, so the two curves lie within each other's intervals."""
+    curves = []
+    for method in ("targeted", "matched"):
+        rows, lesions = carry_out(method, shuffle_importance=True, n_rep=repeats, levels=(0, 1, 3))
+        found = mean_curve(accuracy(rows, repeats, 3), draw_counts(repeats))
+        curves.append(found)
+        assert len({str(lesion.get("units_named")) for lesion in lesions if lesion["level_value"] == 1}) > 2
+    (a, b) = curves
+    assert ((a["low"] <= b["high"]) & (b["low"] <= a["high"]))[1:].all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": (0, 17)}, "17 units are more than the 16 of unit='head'"),
+        ({"levels": (0, 0.5)}, "takes whole numbers of units"),
+        ({"importance": "gradiant"}, "Did you mean 'gradient'"),
+        ({"unit": "neuron"}, "has none; choose mlp_only"),
+        ({"method": "ablation", "unit": "neuron", "levels": (0, 0.5)}, "take targeted or matched"),
+        ({"unit": "element", "importance": "ablation"}, "choose a larger unit than element"),
+        ({"importance_prompts": "drems_it"}, "Did you mean 'dreams_it'"),
+    ],
+)
+def test_what_cannot_be_is_told_before_the_model_is_loaded(changes, message, tiny_dir, tmp_path):
+    base = {"method": "targeted", "group": "attn_o", "unit": "head", "levels": (0, 1), "dtype": "float32"}
+    lab = Lab(str(tiny_dir("llama")), RunOptions(output_dir=tmp_path))
+    with pytest.raises(ValueError, match=message):
+        lab.plan(get_config("smoke") | (base | changes))
