@@ -1,0 +1,1 @@
+"""Standard synthetic tasks: generators of their sequences, small models that are trained on them, and the table."""
