@@ -38,6 +38,8 @@ def build_parser() -> OneLineParser:
     add("--test_rows", type=int, help="rows that each model is asked (default: 256)")
     add("--quick", action="store_true", help="a smoke run: two tasks, one size, one rate, one seed, 20 steps")
     add("--dry_run", action="store_true", help="check everything and say what would be run")
+    add("--report_only", action="store_true", help="run nothing: write the reports of the runs that are finished")
+    add("--card", type=path_value, help="write the page to this file as well")
     add("--threads", type=int, help="torch threads (default: torch's own)")
     add_log_flag(parser)
     return parser

@@ -6,7 +6,6 @@ import logging
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from ..cards import library_versions
 from ..common.cli import (
     Interrupted,
     UserError,
+    check_new_file,
     check_numbers,
     check_output_dir,
     check_seed,
@@ -68,15 +68,18 @@ def suite(args: argparse.Namespace) -> None:
         print(plan_lines(plan))
         return
     check_output_dir(args.output_dir)
+    if args.card is not None:
+        check_new_file("--card", args.card, ".md")
     with RunLog(args.log_level) as log, ExitStack() as held:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         held.enter_context(locked_folder(args.output_dir))
         finished = FinishedRuns(args.output_dir / "suite.csv")
         log.write_to(args.output_dir / "suite.log", append=True)
         try:
-            run_missing(plan, finished, args.threads)
+            if not args.report_only:
+                run_missing(plan, finished, args.threads)
         finally:
-            write_reports(args.output_dir, plan, finished, library_versions())
+            write_reports(args.output_dir, plan, finished, library_versions(), args.card)
     print((args.output_dir / PAGE).read_text(encoding="utf-8"))
     print(f"report: {args.output_dir / PAGE}")
 
@@ -128,12 +131,15 @@ def run_missing(plan: SuitePlan, finished: FinishedRuns, threads: int | None) ->
     if threads:
         torch.set_num_threads(threads)
     stopper = Stopper()
-    with CaughtSignals((signal.SIGTERM, signal.SIGINT), stopper.receive):
-        with tqdm(total=len(plan.cells) * plan.runs_of_a_cell, unit="run", desc="suite", disable=None) as bar:
-            for cell in plan.cells:
-                rows = [one_run(plan, finished, run, SELECTION, stopper.check, bar) for run in plan.trials(cell)]
-                for run in plan.reported(cell, best_rate(rows)):
-                    one_run(plan, finished, run, REPORT, stopper.check, bar)
+    planned = len(plan.cells) * plan.runs_of_a_cell
+    with (
+        CaughtSignals((signal.SIGTERM, signal.SIGINT), stopper.receive),
+        tqdm(total=planned, unit="run", desc="suite", disable=None) as bar,
+    ):
+        for cell in plan.cells:
+            rows = [one_run(plan, finished, run, SELECTION, stopper.check, bar) for run in plan.trials(cell)]
+            for run in plan.reported(cell, best_rate(rows)):
+                one_run(plan, finished, run, REPORT, stopper.check, bar)
 
 
 def one_run(

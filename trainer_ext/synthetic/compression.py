@@ -2,9 +2,9 @@
 
     4 9 0 3 ... | end      asked at the end, for each place by its number: the token that stood there
 
-All of the row is to be read from the last position: a model's state there, with the number of a place added to it, goes
-through a small network (`PlaceReader` in models.py), as in the paper's autoencoder. Labels therefore stand at the places
-of the tokens themselves, and none at the end token.
+All of the row is to be read from the last position: a model's state there, with the number of a place added to it,
+goes through a small network (`PlaceReader` in models.py), as in the paper's autoencoder. Labels therefore stand at the
+places of the tokens themselves, and none at the end token.
 """
 
 from dataclasses import dataclass

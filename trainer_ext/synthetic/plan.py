@@ -78,7 +78,9 @@ class SuitePlan:
         cells = [SuiteCell(task, mixer, width, state) for task in self.tasks for mixer in self.mixers]
         if MQAR in self.tasks:
             more = [SuiteCell(MQAR, mixer, other, state) for other in self.hidden_sizes[1:] for mixer in self.mixers]
-            more += [SuiteCell(MQAR, "mamba", width, other) for other in self.mamba_states[1:] if "mamba" in self.mixers]
+            more += [
+                SuiteCell(MQAR, "mamba", width, other) for other in self.mamba_states[1:] if "mamba" in self.mixers
+            ]
             cells[len(self.mixers) : len(self.mixers)] = more
             cells.sort(key=lambda cell: cell.task != MQAR)  # stable: MQAR first, however --tasks orders them
         return cells

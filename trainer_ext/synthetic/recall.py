@@ -66,4 +66,3 @@ class InContextRecall(SyntheticTask):
         """A key of each row of (B, P), every one that is there equally likely: (B,)."""
         is_there = (keys[:, :, None] == np.arange(self.keys)).any(axis=1)  # (B, K)
         return np.where(is_there, rng.random(is_there.shape), -1.0).argmax(axis=1)
-

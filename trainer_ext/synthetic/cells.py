@@ -1,0 +1,128 @@
+"""Rows of suite.csv -> a cell for each task, mixer and size, and what they say by rule: records, never a model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..metrics.seeds import interval, summary
+from .models import MODELS, RECURRENT
+from .plan import REPORT, SELECTION, best_rate
+from .tasks import MQAR
+
+SOLVED = 0.95
+SIZES = ("task", "mixer", "hidden_size", "mamba_state")
+BASELINE = "softmax"
+
+
+def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One cell for all rows of a task, a mixer and a size, in the order of the rows.
+
+    A cell has the mean accuracy over the reported seeds (None before the first), sd, n and 95 % t interval; what each
+    rate came to with the selection seed, the rate chosen, and whether that lies at an end of those tried.
+    """
+    grouped: dict[tuple, list[Mapping]] = {}
+    for row in rows:
+        grouped.setdefault(tuple(row[name] for name in SIZES), []).append(row)
+    return [_cell(dict(zip(SIZES, key, strict=True)), members) for key, members in grouped.items()]
+
+
+def _cell(about: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    trials = [row for row in rows if row["role"] == SELECTION]
+    reported = [row for row in rows if row["role"] == REPORT]
+    spread = summary([row["accuracy"] for row in reported])
+    error = spread["sd"] / math.sqrt(spread["n"]) if spread["n"] > 1 else None
+    bounds = interval(spread["mean"], error, spread["n"] - 1)
+    tried = {row["learning_rate"]: row["accuracy"] for row in trials}
+    chosen = reported[0]["learning_rate"] if reported else best_rate(trials)
+    at_edge = len(tried) > 1 and chosen in (min(tried), max(tried))
+    facts = {name: rows[0][name] for name in ("chance", "parameters", "state_size")}
+    return {
+        **about,
+        **facts,
+        **spread,
+        "low": bounds["low"],
+        "high": bounds["high"],
+        "learning_rate": chosen,
+        "tried": tried,
+        # one that solves the task at an end has nothing better beyond it
+        "at_edge": at_edge and tried[chosen] < SOLVED,
+        "accuracies": {row["seed"]: row["accuracy"] for row in reported},
+    }
+
+
+def main_cells(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """(task, mixer) -> its cell at the size that all tasks have, which is the first of each."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in cells:
+        found.setdefault((cell["task"], cell["mixer"]), cell)
+    return found
+
+
+def findings(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """What the cells say, a sentence each; a task none of whose cells has a reported run says nothing."""
+    measured = [cell for cell in cells if cell["mean"] is not None]
+    lines = [*_recall_findings([cell for cell in measured if cell["task"] == MQAR])]
+    main = main_cells(measured)
+    for task in dict.fromkeys(task for task, _ in main):
+        lines.append(_task_finding(task, [cell for (name, _), cell in main.items() if name == task]))
+    edges = [f"{cell['task']}, {told_size(cell)}, at {cell['learning_rate']:g}" for cell in measured if cell["at_edge"]]
+    if edges:
+        lines.append(
+            f"The best rate lies at an end of those tried, and did not solve the task, in {len(edges)} of "
+            f"{len(measured)} cells, where a better one may lie beyond it: {'; '.join(edges)}."
+        )
+    return lines
+
+
+def _recall_findings(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """The published order: attention solves MQAR at every size, a fixed state by how large it is."""
+    lines = []
+    ours = sorted((cell for cell in cells if cell["mixer"] == BASELINE), key=lambda cell: cell["hidden_size"])
+    if ours:
+        solved = [cell for cell in ours if cell["mean"] > SOLVED]
+        verdict = "as published" if len(solved) == len(ours) else "not as published"
+        told = ", ".join(f"{cell['mean']:.3f} at width {cell['hidden_size']}" for cell in ours)
+        lines.append(
+            f"mqar: {BASELINE} attention solves it (more than {SOLVED}) at {len(solved)} of {len(ours)} widths, "
+            f"{verdict} (attention at every width): {told}."
+        )
+    for mixer in RECURRENT:
+        by_state = sorted((cell for cell in cells if cell["mixer"] == mixer), key=lambda cell: cell["state_size"])
+        if len(by_state) > 1:
+            lines.append(_state_finding(mixer, by_state))
+    return lines
+
+
+def _state_finding(mixer: str, by_state: Sequence[dict[str, Any]]) -> str:
+    means = [cell["mean"] for cell in by_state]
+    told = ", ".join(f"{cell['mean']:.3f} with {cell['state_size']:,} ({told_size(cell)})" for cell in by_state)
+    if max(means) <= 1.5 * by_state[0]["chance"]:
+        verdict = "never far above chance, so that nothing is said of its state"
+    elif means == sorted(means) and means[-1] > means[0]:
+        verdict = "more with every larger state, as published"
+    elif means[-1] > means[0]:
+        verdict = "more with the largest state than with the smallest, but not step by step"
+    else:
+        verdict = "no more with the largest state than with the smallest, not as published"
+    return f"mqar: {mixer} by the numbers that its state holds: {told}: {verdict}."
+
+
+def _task_finding(task: str, cells: Sequence[dict[str, Any]]) -> str:
+    """Who solves a task at the common size, and who is not told from chance."""
+    ranked = sorted(cells, key=lambda cell: -cell["mean"])
+    solved = [cell["mixer"] for cell in ranked if cell["mean"] > SOLVED]
+    lost = [cell["mixer"] for cell in ranked if cell["mean"] <= 1.5 * cell["chance"]]
+    line = f"{task}: solved by {', '.join(solved)}" if solved else f"{task}: solved by none"
+    best = ranked[0]
+    if not solved:
+        line += f" (best {best['mixer']}, {best['mean']:.3f})"
+    if lost:
+        line += f"; at most half above chance ({best['chance']:.3g}): {', '.join(lost)}"
+    missing = [mixer for mixer in MODELS if mixer not in {cell["mixer"] for cell in cells}]
+    return f"{line}; not run: {', '.join(missing)}." if missing else f"{line}."
+
+
+def told_size(cell: Mapping[str, Any]) -> str:
+    """A cell's mixer and size in words."""
+    state = f", state {cell['mamba_state']}" if cell["mixer"] == "mamba" else ""
+    return f"{cell['mixer']}, width {cell['hidden_size']}{state}"
