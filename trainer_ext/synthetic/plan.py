@@ -77,12 +77,10 @@ class SuitePlan:
         width, state = self.hidden_sizes[0], self.mamba_states[0]
         cells = [SuiteCell(task, mixer, width, state) for task in self.tasks for mixer in self.mixers]
         if MQAR in self.tasks:
-            more = [SuiteCell(MQAR, mixer, other, state) for other in self.hidden_sizes[1:] for mixer in self.mixers]
-            more += [
-                SuiteCell(MQAR, "mamba", width, other) for other in self.mamba_states[1:] if "mamba" in self.mixers
-            ]
-            cells[len(self.mixers) : len(self.mixers)] = more
-            cells.sort(key=lambda cell: cell.task != MQAR)  # stable: MQAR first, however --tasks orders them
+            cells += [SuiteCell(MQAR, mixer, other, state) for other in self.hidden_sizes[1:] for mixer in self.mixers]
+            if "mamba" in self.mixers:
+                cells += [SuiteCell(MQAR, "mamba", width, other) for other in self.mamba_states[1:]]
+            cells.sort(key=lambda cell: cell.task != MQAR)  # stable: MQAR first, at its first size first
         return cells
 
     @property

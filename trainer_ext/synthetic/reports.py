@@ -57,9 +57,9 @@ def page(
     cells = cells_of(rows)
     parts = [
         "# Synthetic tasks",
-        "Multi-query associative recall (Zoology, arXiv:2312.04927) and the six tasks of MAD (arXiv:2403.17844), put to "
-        "small causal decoders that differ in their mixer alone. Written by `frankenlm suite` from suite.csv; no number "
-        "and no sentence of a finding is typed by hand.",
+        "Multi-query associative recall (Zoology, arXiv:2312.04927) and the six tasks of MAD (arXiv:2403.17844), put "
+        "to small causal decoders that differ in their mixer alone. Written by `frankenlm suite` from suite.csv; no "
+        "number and no sentence of a finding is typed by hand.",
     ]
     if len(rows) < planned:
         parts.append(
