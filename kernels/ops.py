@@ -49,7 +49,8 @@ _definitions: torch.library.Library | None = None  # what it registers lasts as 
 def load(reference: Mapping[str, Callable]) -> None:
     """Make `torch.ops.frankenlm.*` exist: find or build the native library, else register the reference.
 
-    Repeated calls do nothing. FRANKENLM_TERNARY_PATH forces a path: reference or one of NATIVE_PATHS. Without a compiler one warning is logged and the reference runs.
+    Repeated calls do nothing. FRANKENLM_TERNARY_PATH forces a path: reference or one of NATIVE_PATHS. Without a
+    compiler one warning is logged and the reference runs.
 
     Args:
         reference: a function in plain PyTorch for each name of `SCHEMAS`.

@@ -28,7 +28,10 @@ COMMANDS = [line for kind, _, text in BLOCKS if kind == "bash" for line in text.
 FIRST, LAUNCH = COMMANDS[0], "accelerate launch"
 
 # Commands like others that are always tried.
-ALIKE = ("other", "texts", "stream", "unguarded", "muon", "board", "rates --jobs", "galore", "average", "tracked", "later")
+ALIKE = (
+    *("other", "texts", "stream", "unguarded", "muon", "board", "rates --jobs", "galore", "average", "tracked"),
+    "later",
+)
 
 
 def marked(line: str):

@@ -2,7 +2,7 @@
 
 AdamW without weight decay, warm-up over a tenth of the steps, then linearly to nothing, gradients clipped at 1,
 float32. Every training row is fresh, and none is a row of the test; the loss and the accuracy count the positions that
-are asked for and no others. (transformers' Trainer takes longer to begin than most of these runs to end: docs/suite.md.)
+are asked for and no others. transformers' Trainer takes longer to begin than most of these runs to end (docs/suite.md).
 """
 
 import time
