@@ -23,6 +23,7 @@ ELSEWHERE = {
     "base.yaml",
     "cats.yaml",
     "llama.cpp",
+    "ik_llama.cpp",
     "pydoc_data/topics.py",
 }
 OTHERS = ("runs/", "transformers/", "json/")

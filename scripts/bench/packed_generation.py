@@ -118,15 +118,16 @@ def seconds_of(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes every call of the packed layers' operators with its arguments."""
+class CallRecorder(TorchDispatchMode):
+    """Notes every call of some operators with its arguments: of those that `is_wanted` says of a name."""
 
-    def __init__(self):
+    def __init__(self, is_wanted: Callable[[str], bool]):
         super().__init__()
+        self.is_wanted = is_wanted
         self.calls: list[tuple] = []
 
     def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
-        if operator.name().partition(".")[0] in OUR_OPERATORS:
+        if self.is_wanted(operator.name().partition(".")[0]):
             self.calls.append((operator, arguments, keywords or {}))
         return operator(*arguments, **(keywords or {}))
 
@@ -143,7 +144,7 @@ class DecodingStep:
         self._model, self._cache = model, model.new_cache()
         self._token = torch.ones(1, 1, dtype=torch.int64)
         model(torch.ones(1, prompt, dtype=torch.int64), cache=self._cache)
-        with _Recorder() as recorder:
+        with CallRecorder(OUR_OPERATORS.__contains__) as recorder:
             self.whole()
         self._calls = recorder.calls
         if not self._calls:

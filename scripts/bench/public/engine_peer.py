@@ -105,7 +105,7 @@ def write_model(file: Path, shape: Shape, kind: str) -> None:
     writer.close()
 
 
-class Model:
+class EngineModel:
     """The file, loaded once; a context for each number of threads."""
 
     def __init__(self, library: str, file: Path, vocabulary: int):
@@ -179,7 +179,7 @@ def main() -> None:
         part = file.with_suffix(".part")
         write_model(part, shape, arguments.kind)
         part.rename(file)
-    model = Model(arguments.library, file, shape.vocabulary)
+    model = EngineModel(arguments.library, file, shape.vocabulary)
     for line in sys.stdin:
         print(json.dumps(model.time(**json.loads(line))), flush=True)
 

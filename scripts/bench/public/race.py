@@ -21,11 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from frankenlm.modeling.native_ops import native_path
-from frankenlm.scripts.bench.packed_generation import generation, resident_bytes, seconds_of
+from frankenlm.scripts.bench.packed_generation import CallRecorder, generation, resident_bytes, seconds_of
 from frankenlm.scripts.bench.public.packed import load, write_checkpoint
 from frankenlm.scripts.bench.public.shapes import SHAPES
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
@@ -41,7 +40,7 @@ FEW = 1  # tokens of the short generation
 STEPS = 8  # single decoding steps a round
 
 
-class Engine:
+class EngineContestant:
     """engine_peer.py in a process of its own."""
 
     def __init__(self, python: Path, peer: str, shape: str, folder: Path):
@@ -65,20 +64,11 @@ class Engine:
         self._process.wait()
 
 
-class _Recorder(TorchDispatchMode):
-    """Notes every call of our operators with its arguments."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls: list[tuple] = []
-
-    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
-        if operator.name().startswith("frankenlm::"):
-            self.calls.append((operator, arguments, keywords or {}))
-        return operator(*arguments, **(keywords or {}))
+def is_ours(operator: str) -> bool:
+    return operator.startswith("frankenlm::")
 
 
-class Ours:
+class PackedContestant:
     """A packed model under generate(), and the operators of one of its decoding steps alone."""
 
     def __init__(self, model, prompt: int, new_tokens: int):
@@ -88,7 +78,7 @@ class Ours:
     @torch.no_grad()
     def _record(self, model, prompt: int) -> list[tuple]:
         before = model(torch.ones(1, prompt, dtype=torch.int64), use_cache=True, logits_to_keep=1)
-        with _Recorder() as recorder:
+        with CallRecorder(is_ours) as recorder:
             model(torch.ones(1, 1, dtype=torch.int64), cache=before.cache, use_cache=True, logits_to_keep=1)
         if not recorder.calls:
             raise RuntimeError("the model calls no operator of ours: are the native operators built?")
@@ -164,10 +154,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict]]:
     engines = {}
     if arguments.engines_python:
         engines = {
-            peer: Engine(arguments.engines_python, peer, arguments.shape, arguments.work_dir)
+            peer: EngineContestant(arguments.engines_python, peer, arguments.shape, arguments.work_dir)
             for peer in arguments.peers
         }
-    ours = Ours(load(folder), arguments.prompt, arguments.new_tokens)
+    ours = PackedContestant(load(folder), arguments.prompt, arguments.new_tokens)
     rows = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
