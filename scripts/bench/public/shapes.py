@@ -44,4 +44,5 @@ SHAPES = {
     "qwen3-1.7b": Shape("qwen3", 28, 2048, 16, 8, 128, 6144, 151936, 128, True),
     # for tests
     "tiny": Shape("qwen3", 2, 512, 8, 2, 64, 512, 320, 128, True),
+    "tiny-int8": Shape("bitnet", 2, 512, 8, 2, 64, 512, 320, None, False),
 }
