@@ -15,11 +15,11 @@ def _quantize_activations(x, norm_eps=-1.0):
     )
 
 
-def _ternary_linear(x, packed, scale, out_features, bias=None, norm_eps=-1.0):
+def _ternary_linear(x, packed, scale, out_features, bias=None, norm_eps=-1.0, group_size=0):
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-def _ternary_linear_quantized(codes, x_scale, x_sum, packed, scale, out_features, bias=None, dtype=None):
+def _ternary_linear_quantized(codes, x_scale, x_sum, packed, scale, out_features, bias=None, dtype=None, group_size=0):
     return codes.new_empty((*codes.shape[:-1], out_features), dtype=dtype or torch.float32)
 
 

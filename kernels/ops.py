@@ -30,11 +30,12 @@ NATIVE_PATHS = ("scalar", *(ARM_PATHS if platform.machine() in ("aarch64", "arm6
 SCHEMAS = {
     "quantize_activations": "(Tensor x, float norm_eps=-1) -> (Tensor codes, Tensor scale, Tensor sum)",
     "ternary_linear": (
-        "(Tensor x, Tensor packed, Tensor scale, int out_features, Tensor? bias=None, float norm_eps=-1) -> Tensor"
+        "(Tensor x, Tensor packed, Tensor scale, int out_features, Tensor? bias=None, float norm_eps=-1, "
+        "int group_size=0) -> Tensor"
     ),
     "ternary_linear_quantized": (
         "(Tensor codes, Tensor x_scale, Tensor x_sum, Tensor packed, Tensor scale, int out_features, "
-        "Tensor? bias=None, ScalarType? dtype=None) -> Tensor"
+        "Tensor? bias=None, ScalarType? dtype=None, int group_size=0) -> Tensor"
     ),
     "int8_linear": "(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None) -> Tensor",
 }

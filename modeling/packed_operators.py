@@ -50,9 +50,8 @@ def ternary_linear(
     x, packed, scale, out_features: int, bias=None, norm_eps: float = -1.0, group_size: int = 0
 ) -> torch.Tensor:
     """As in packed_reference.py."""
-    if group_size or not _is_native(x, packed):
-        return reference_ternary_linear(x, packed, scale, out_features, bias, norm_eps, group_size)
-    return torch.ops.frankenlm.ternary_linear.default(x, packed, scale, out_features, bias, norm_eps)
+    run = torch.ops.frankenlm.ternary_linear.default if _is_native(x, packed) else reference_ternary_linear
+    return run(x, packed, scale, out_features, bias, norm_eps, group_size)
 
 
 def ternary_linear_quantized(
@@ -67,10 +66,9 @@ def ternary_linear_quantized(
     group_size: int = 0,
 ) -> torch.Tensor:
     """As in packed_reference.py."""
-    arguments = (codes, x_scale, x_sum, packed, scale, out_features, bias, dtype)
-    if group_size or dtype == torch.float64 or not _is_native(codes, packed):
-        return reference_ternary_linear_quantized(*arguments, group_size)
-    return torch.ops.frankenlm.ternary_linear_quantized.default(*arguments)
+    native = dtype != torch.float64 and _is_native(codes, packed)
+    run = torch.ops.frankenlm.ternary_linear_quantized.default if native else reference_ternary_linear_quantized
+    return run(codes, x_scale, x_sum, packed, scale, out_features, bias, dtype, group_size)
 
 
 def int8_linear(x, weight, scale, bias=None) -> torch.Tensor:

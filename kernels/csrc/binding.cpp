@@ -59,6 +59,12 @@ std::vector<int64_t> sizes_of(const Tensor& tensor) {
   return {sizes.begin(), sizes.end()};
 }
 
+std::string text_of(const Tensor& tensor) {
+  std::string text = "(";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + ")";
+}
+
 // A weight's scale or bias: one float32 per output row.
 Tensor per_row(const Tensor& tensor, int64_t rows, const char* op, const char* what) {
   if (tensor.scalar_type() != ScalarType::Float || tensor.dim() != 1 || tensor.size(0) != rows)
@@ -70,6 +76,12 @@ std::optional<Tensor> bias_of(const std::optional<Tensor>& bias, int64_t rows, c
   if (!bias) return std::nullopt;
   return per_row(*bias, rows, op, "bias");
 }
+
+// Memory that a weight points into, for as long as it is used.
+struct Kept {
+  Tensor tiles, scale;
+  std::optional<Tensor> bias;
+};
 
 const float* floats(const Tensor& tensor) { return static_cast<const float*>(tensor.data_ptr()); }
 
@@ -87,17 +99,43 @@ Shape shape_of(const Tensor& x, const char* op) {
   return shape;
 }
 
-TernaryWeight weight_of(const Tensor& packed, long rows, long inputs, const char* op) {
+void check_packed(const Tensor& packed, long rows, long inputs, const char* op) {
   require(packed.scalar_type() == ScalarType::Byte && packed.dim() == 3, op,
           "packed must be uint8 of shape (ceil(N/16), ceil(K/16), 64), as pack_ternary makes it");
   if (rows < 0 || packed.size(0) != tiles_of(rows) || packed.size(1) != blocks_of(inputs) || packed.size(2) != kTileBytes)
-    fail(op, "packed has shape (" + std::to_string(packed.size(0)) + ", " + std::to_string(packed.size(1)) + ", " +
-                 std::to_string(packed.size(2)) + "), but " + std::to_string(rows) + " outputs of " +
+    fail(op, "packed has shape " + text_of(packed) + ", but " + std::to_string(rows) + " outputs of " +
                  std::to_string(inputs) + " inputs need (" + std::to_string(tiles_of(rows)) + ", " +
                  std::to_string(blocks_of(inputs)) + ", 64)");
   if (inputs > kMaxTernaryInputs)
     fail(op, std::to_string(inputs) + " inputs; at most " + std::to_string(kMaxTernaryInputs) + " are summed exactly");
-  return {nullptr, nullptr, nullptr, rows, blocks_of(inputs)};
+}
+
+void check_group_scales(const Tensor& scale, long rows, long inputs, int64_t group_size, const char* op) {
+  if (group_size != 32 && group_size != 64 && group_size != 128)
+    fail(op, "group_size is " + std::to_string(group_size) + "; it must be 32, 64 or 128, or 0 for a scale per output");
+  const long groups = (inputs + group_size - 1) / group_size;
+  const bool half = scale.scalar_type() == ScalarType::Half || scale.scalar_type() == ScalarType::BFloat16;
+  if (!half || scale.dim() != 3 || scale.size(0) != tiles_of(rows) || scale.size(1) != groups || scale.size(2) != kTileRows)
+    fail(op, "scale has shape " + text_of(scale) + "; groups of " + std::to_string(group_size) + " of " +
+                 std::to_string(inputs) + " inputs need float16 or bfloat16 of shape (" + std::to_string(tiles_of(rows)) +
+                 ", " + std::to_string(groups) + ", 16), as pack_group_scales makes it");
+}
+
+TernaryWeight weight_of(const Tensor& packed, const Tensor& scale, const std::optional<Tensor>& bias, long rows,
+                        long inputs, int64_t group_size, const char* op, std::optional<Kept>& kept) {
+  check_packed(packed, rows, inputs, op);
+  if (group_size != 0) check_group_scales(scale, rows, inputs, group_size, op);
+  kept = Kept{dense(packed), group_size ? dense(scale) : per_row(scale, rows, op, "scale"), bias_of(bias, rows, op)};
+  TernaryWeight weight{static_cast<const uint8_t*>(kept->tiles.data_ptr()), nullptr,
+                       kept->bias ? floats(*kept->bias) : nullptr, rows, blocks_of(inputs)};
+  if (group_size) {
+    weight.group_scale = static_cast<const uint16_t*>(kept->scale.data_ptr());
+    weight.group_dtype = dtype_of(scale.scalar_type(), op);
+    weight.group_blocks = group_size / kBlock;
+  } else {
+    weight.scale = floats(kept->scale);
+  }
+  return weight;
 }
 
 std::tuple<Tensor, Tensor, Tensor> quantize_activations_op(const Tensor& x, double norm_eps) {
@@ -114,16 +152,13 @@ std::tuple<Tensor, Tensor, Tensor> quantize_activations_op(const Tensor& x, doub
 }
 
 Tensor ternary_linear_op(const Tensor& x, const Tensor& packed, const Tensor& scale, int64_t out_features,
-                         const std::optional<Tensor>& bias, double norm_eps) {
+                         const std::optional<Tensor>& bias, double norm_eps, int64_t group_size) {
   const char* op = "ternary_linear";
   const Dtype dtype = dtype_of(x.scalar_type(), op);
   Shape shape = shape_of(x, op);
-  TernaryWeight weight = weight_of(packed, out_features, shape.inputs, op);
-  const Tensor plain = dense(x), tiles = dense(packed), row_scale = per_row(scale, out_features, op, "scale");
-  const std::optional<Tensor> row_bias = bias_of(bias, out_features, op);
-  weight.tiles = static_cast<const uint8_t*>(tiles.data_ptr());
-  weight.scale = floats(row_scale);
-  weight.bias = row_bias ? floats(*row_bias) : nullptr;
+  std::optional<Kept> kept;
+  const TernaryWeight weight = weight_of(packed, scale, bias, out_features, shape.inputs, group_size, op, kept);
+  const Tensor plain = dense(x);
   shape.leading.push_back(out_features);
   Tensor y = empty(shape.leading, x.scalar_type());
   ternary_linear(chosen_path(), Activations{plain.data_ptr(), dtype, shape.tokens, shape.inputs, static_cast<float>(norm_eps)},
@@ -133,7 +168,8 @@ Tensor ternary_linear_op(const Tensor& x, const Tensor& packed, const Tensor& sc
 
 Tensor ternary_linear_quantized_op(const Tensor& codes, const Tensor& x_scale, const Tensor& x_sum,
                                    const Tensor& packed, const Tensor& scale, int64_t out_features,
-                                   const std::optional<Tensor>& bias, std::optional<ScalarType> dtype) {
+                                   const std::optional<Tensor>& bias, std::optional<ScalarType> dtype,
+                                   int64_t group_size) {
   const char* op = "ternary_linear_quantized";
   require(codes.scalar_type() == ScalarType::Char, op, "codes must be int8");
   Shape shape = shape_of(codes, op);
@@ -141,13 +177,9 @@ Tensor ternary_linear_quantized_op(const Tensor& codes, const Tensor& x_scale, c
           "x_scale must be float32 with one value per token");
   require(x_sum.scalar_type() == ScalarType::Int && x_sum.numel() == shape.tokens, op,
           "x_sum must be int32 with one value per token");
-  TernaryWeight weight = weight_of(packed, out_features, shape.inputs, op);
-  const Tensor plain = dense(codes), step = dense(x_scale), sum = dense(x_sum), tiles = dense(packed);
-  const Tensor row_scale = per_row(scale, out_features, op, "scale");
-  const std::optional<Tensor> row_bias = bias_of(bias, out_features, op);
-  weight.tiles = static_cast<const uint8_t*>(tiles.data_ptr());
-  weight.scale = floats(row_scale);
-  weight.bias = row_bias ? floats(*row_bias) : nullptr;
+  std::optional<Kept> kept;
+  const TernaryWeight weight = weight_of(packed, scale, bias, out_features, shape.inputs, group_size, op, kept);
+  const Tensor plain = dense(codes), step = dense(x_scale), sum = dense(x_sum);
   shape.leading.push_back(out_features);
   const ScalarType out = dtype.value_or(ScalarType::Float);
   Tensor y = empty(shape.leading, out);
@@ -185,10 +217,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(FRANKENLM_NAMESPACE, m) {
   m.def("quantize_activations(Tensor x, float norm_eps=-1) -> (Tensor codes, Tensor scale, Tensor sum)");
   m.def(
       "ternary_linear(Tensor x, Tensor packed, Tensor scale, int out_features, Tensor? bias=None, "
-      "float norm_eps=-1) -> Tensor");
+      "float norm_eps=-1, int group_size=0) -> Tensor");
   m.def(
       "ternary_linear_quantized(Tensor codes, Tensor x_scale, Tensor x_sum, Tensor packed, Tensor scale, "
-      "int out_features, Tensor? bias=None, ScalarType? dtype=None) -> Tensor");
+      "int out_features, Tensor? bias=None, ScalarType? dtype=None, int group_size=0) -> Tensor");
   m.def("int8_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias=None) -> Tensor");
 }
 

@@ -56,10 +56,9 @@ TARGET INLINE V widened_halves(V halves) {
   return _mm_or_si128(wide, _mm_slli_epi32(_mm_srli_epi32(halves, 15), 31));
 }
 
-template <Scales S>
-TARGET INLINE void load_scales(const uint16_t* halves, float* out) {
+TARGET INLINE void load_scales(const uint16_t* halves, Dtype dtype, float* out) {
   const V raw = _mm_cvtepu16_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(halves)));
-  const V wide = S == Scales::float16_of_groups ? widened_halves(raw) : _mm_slli_epi32(raw, 16);
+  const V wide = dtype == Dtype::float16 ? widened_halves(raw) : _mm_slli_epi32(raw, 16);
   _mm_store_ps(out, _mm_castsi128_ps(wide));
 }
 
@@ -87,25 +86,15 @@ TARGET INLINE void store_part(const float* total, const Panel& p, int token, con
 
 #include "parts.inc"
 
-constexpr int kPartsOfOneToken = 4, kPartsOfTwoTokens = 2;
-
-TARGET INLINE V codes_at(char mask) { return _mm_set1_epi8(mask); }
-TARGET INLINE V masked(V bits, V mask) { return _mm_and_si128(bits, mask); }
-TARGET INLINE V shift_four(V a) { return _mm_srli_epi16(a, 4); }
-TARGET INLINE V folded(V even, V odd) { return _mm_add_epi16(even, _mm_srai_epi16(odd, 2)); }
-
-#include "in_place.inc"
-
 // At most 3 tokens at once: a product overwrites its plane here, and copies need registers too.
-template <Scales S>
+template <bool Grouped>
 constexpr Ternary* kKernels[kPanelTokens] = {
-    by_parts_in_place<S, 1>, by_parts_in_place<S, 2>, by_parts<S, 3>,       by_parts<S, 2, 2>,
-    by_parts<S, 3, 2>,       by_parts<S, 3, 3>,       by_parts<S, 3, 2, 2>, by_parts<S, 3, 3, 2>};
+    by_parts<Grouped, 4, 1>,    by_parts<Grouped, 2, 2>,    by_parts<Grouped, 2, 3>,       by_parts<Grouped, 2, 2, 2>,
+    by_parts<Grouped, 2, 3, 2>, by_parts<Grouped, 2, 3, 3>, by_parts<Grouped, 2, 3, 2, 2>, by_parts<Grouped, 2, 3, 3, 2>};
 
 void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
-  Ternary* const* kernels[] = {kKernels<Scales::of_rows>, kKernels<Scales::bfloat16_of_groups>,
-                               kKernels<Scales::float16_of_groups>};
-  kernels[static_cast<int>(scales_of(w))][p.tokens - 1](p, w, first_tile, last_tile, y, y_stride);
+  const auto* kernels = w.group_blocks ? kKernels<true> : kKernels<false>;
+  kernels[p.tokens - 1](p, w, first_tile, last_tile, y, y_stride);
 }
 
 TARGET INLINE int32_t total_of(V v) {

@@ -62,6 +62,9 @@ inline Scales scales_of(const TernaryWeight& w) {
   if (!w.group_blocks) return Scales::of_rows;
   return w.group_dtype == Dtype::float16 ? Scales::float16_of_groups : Scales::bfloat16_of_groups;
 }
+constexpr Dtype dtype_of(Scales scales) {
+  return scales == Scales::float16_of_groups ? Dtype::float16 : Dtype::bfloat16;
+}
 
 struct Int8Weight {
   const int8_t* codes;  // [rows][inputs]

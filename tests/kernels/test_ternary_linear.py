@@ -9,6 +9,8 @@ import torch
 
 from frankenlm.kernels import ops
 from frankenlm.modeling import packed_reference as reference
+from frankenlm.modeling.column_groups import GROUP_SIZES, count_groups
+from frankenlm.modeling.group_scales import GROUP_SCALE_DTYPES, pack_group_scales
 from frankenlm.modeling.native_ops import native_code_runs
 from frankenlm.modeling.ternary import pack_ternary
 
@@ -39,6 +41,8 @@ def problem(seed: int) -> dict:
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     tokens, inputs, outputs = draw.choice(TOKENS), draw.choice(SIZES), draw.choice(SIZES)
     codes = torch.randint(-1, 2, (outputs, inputs), generator=generator, dtype=torch.int8)
+    group_size = draw.choice(GROUP_SIZES)
+    of_groups = torch.randn(outputs, count_groups(inputs, group_size), generator=generator) * 10 ** draw.uniform(-7, 1)
     x = torch.randn(tokens, inputs, generator=generator) * 10 ** draw.uniform(-4, 3)
     if seed % 7 == 3 and tokens:
         x[draw.randrange(tokens)] = draw.choice([0.0, 1.0, -3.5, 1e-30, 65000.0])
@@ -49,6 +53,8 @@ def problem(seed: int) -> dict:
         "codes": codes,
         "packed": pack_ternary(codes),
         "scale": torch.rand(outputs, generator=generator) + 0.1,
+        "group_size": group_size,
+        "group_scale": pack_group_scales(of_groups, draw.choice(GROUP_SCALE_DTYPES)),
         "bias": torch.randn(outputs, generator=generator) if seed % 2 else None,
         "int8": torch.randint(-128, 128, (outputs, inputs), generator=generator, dtype=torch.int8),
         "norm_eps": draw.choice([-1.0, 1e-6, 0.1]),
@@ -68,6 +74,12 @@ def run(p: dict) -> dict[str, torch.Tensor]:
         "quantized": op.ternary_linear_quantized(codes, scale, total, p["packed"], p["scale"], outputs, p["bias"]),
         "quantized half": op.ternary_linear_quantized(
             codes, scale, total, p["packed"], p["scale"], outputs, p["bias"], torch.bfloat16
+        ),
+        "groups": op.ternary_linear(
+            p["x"], p["packed"], p["group_scale"], outputs, p["bias"], p["norm_eps"], p["group_size"]
+        ),
+        "groups quantized": op.ternary_linear_quantized(
+            codes, scale, total, p["packed"], p["group_scale"], outputs, p["bias"], group_size=p["group_size"]
         ),
         "int8": op.int8_linear(p["x"], p["int8"], p["scale"], p["bias"]),
     }
@@ -141,6 +153,12 @@ def test_equals_the_reference(path, seed):
         "quantized": reference.ternary_linear_quantized(
             codes, scale, total, p["packed"], p["scale"], outputs, p["bias"]
         ),
+        "groups": reference.ternary_linear(
+            p["x"], p["packed"], p["group_scale"], outputs, p["bias"], p["norm_eps"], p["group_size"]
+        ),
+        "groups quantized": reference.ternary_linear_quantized(
+            codes, scale, total, p["packed"], p["group_scale"], outputs, p["bias"], group_size=p["group_size"]
+        ),
         "int8": reference.int8_linear(p["x"], p["int8"], p["scale"], p["bias"]),
     }
     for what, value in expected.items():
@@ -194,23 +212,54 @@ def test_leading_dimensions_and_empty_batches(path):
 def test_threads_change_nothing(path, threads, tokens, inputs, outputs):
     packed = pack_ternary(torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8))
     x, scale = torch.randn(tokens, inputs), torch.rand(outputs)
+    of_groups = pack_group_scales(torch.rand(outputs, count_groups(inputs, 128)), torch.float16)
     weight = torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        y, z = (
-            torch.ops.frankenlm.ternary_linear(x, packed, scale, outputs),
-            torch.ops.frankenlm.int8_linear(x, weight, scale),
-        )
+        y = torch.ops.frankenlm.ternary_linear(x, packed, scale, outputs)
+        g = torch.ops.frankenlm.ternary_linear(x.bfloat16(), packed, of_groups, outputs, group_size=128)
+        z = torch.ops.frankenlm.int8_linear(x, weight, scale)
     finally:
         torch.set_num_threads(before)
     assert same(y, reference.ternary_linear(x, packed, scale, outputs))
+    assert same(g, reference.ternary_linear(x.bfloat16(), packed, of_groups, outputs, group_size=128))
     assert same(z, reference.int8_linear(x, weight, scale))
+
+
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8])
+def test_the_largest_sums_of_groups_are_exact(path, group_size, tokens):
+    """Sums of 16 bits begin with half a correction each: every activation at the end of the range, -128 included."""
+    inputs = 3 * group_size + 17
+    for code, value in itertools.product((-1, 1), (-128, 127)):
+        packed = pack_ternary(torch.full((17, inputs), code, dtype=torch.int8))
+        codes = torch.full((tokens, inputs), value, dtype=torch.int8)
+        scale = pack_group_scales(torch.ones(17, 4), torch.float16)
+        one, total = torch.ones(tokens), codes.sum(-1, dtype=torch.int32)
+        y = torch.ops.frankenlm.ternary_linear_quantized(codes, one, total, packed, scale, 17, group_size=group_size)
+        assert (y == value * code * inputs).all()
+
+
+@pytest.mark.parametrize("dtype", GROUP_SCALE_DTYPES)
+def test_special_scales_of_groups(path, dtype):
+    """NaN, infinity, subnormal numbers and both zeros: as in the reference, and no other row takes any harm."""
+    specials = torch.tensor([float("nan"), float("inf"), float("-inf"), 6e-8, -1e-7, 1e-39, 0.0, -0.0, 65504.0])
+    codes = torch.randint(-1, 2, (40, 200), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    packed, scale = pack_ternary(codes), pack_group_scales(torch.rand(40, 4), dtype)
+    scale[0, 2, : len(specials)] = specials.to(dtype)
+    x = torch.randn(3, 200, generator=torch.Generator().manual_seed(1))
+    for tokens in (1, 2, 3):
+        arguments = (x[:tokens], packed, scale, 40, None, -1.0, 64)
+        y = torch.ops.frankenlm.ternary_linear(*arguments)
+        assert y[:, 0].isnan().all() and y[:, 3:].isfinite().all()
+        assert same(y, reference.ternary_linear(*arguments))
 
 
 X, PACKED, SCALE = torch.randn(2, 20), pack_ternary(torch.ones(18, 20, dtype=torch.int8)), torch.ones(18)
 CODES, STEP, SUM = torch.ones(2, 20, dtype=torch.int8), torch.ones(2), torch.full((2,), 20, dtype=torch.int32)
 WEIGHT = torch.ones(18, 20, dtype=torch.int8)
+GROUPS = pack_group_scales(torch.ones(18, 1), torch.bfloat16)
 MISTAKES = {
     "double": ("ternary_linear", (X.double(), PACKED, SCALE, 18), "float32, bfloat16 or float16"),
     "no dimension": ("ternary_linear", (torch.tensor(1.0), PACKED, SCALE, 18), "at least one dimension"),
@@ -222,6 +271,17 @@ MISTAKES = {
     "half scale": ("ternary_linear", (X, PACKED, SCALE.half(), 18), "scale must be float32"),
     "long bias": ("ternary_linear", (X, PACKED, SCALE, 18, torch.ones(19)), "bias must be float32"),
     "negative": ("ternary_linear", (X, PACKED, SCALE, -1), "-1 outputs"),
+    "group of 16": ("ternary_linear", (X, PACKED, GROUPS, 18, None, -1.0, 16), "group_size is 16; it must be 32, 64"),
+    "negative group": ("ternary_linear", (X, PACKED, GROUPS, 18, None, -1.0, -32), "group_size is -32; it must be"),
+    "scales of rows": ("ternary_linear", (X, PACKED, SCALE, 18, None, -1.0, 32), r"shape \(18\); groups of 32 of 20"),
+    "scales of groups": ("ternary_linear", (X, PACKED, GROUPS, 18), "scale must be float32"),
+    "float32 groups": ("ternary_linear", (X, PACKED, GROUPS.float(), 18, None, -1.0, 32), "need float16 or bfloat16"),
+    "too few groups": (
+        "ternary_linear_quantized",
+        (torch.ones(2, 33, dtype=torch.int8), STEP, SUM, pack_ternary(torch.ones(18, 33, dtype=torch.int8)))
+        + (GROUPS, 18, None, None, 32),
+        r"shape \(2, 1, 16\).*\(2, 2, 16\), as pack_group_scales makes it",
+    ),
     "float codes": ("ternary_linear_quantized", (X, STEP, SUM, PACKED, SCALE, 18), "codes must be int8"),
     "steps": ("ternary_linear_quantized", (CODES, STEP[:1], SUM, PACKED, SCALE, 18), "x_scale must be"),
     "sums": ("ternary_linear_quantized", (CODES, STEP, SUM.float(), PACKED, SCALE, 18), "x_sum must be int32"),
@@ -250,7 +310,7 @@ def test_too_many_inputs_are_refused():
 OPERATIONS = {
     "quantize_activations": (X, 1e-6),
     "ternary_linear": (X, PACKED, SCALE, 18, torch.ones(18)),
-    "ternary_linear_quantized": (CODES, STEP, SUM, PACKED, SCALE, 18, None, torch.bfloat16),
+    "ternary_linear_quantized": (CODES, STEP, SUM, PACKED, GROUPS, 18, None, torch.bfloat16, 32),
     "int8_linear": (X, WEIGHT, SCALE),
 }
 
