@@ -104,7 +104,7 @@ void all_in_place(const Panel& p, const TernaryWeight& w, long first_tile, long 
 
 template <Scales S, bool Grouped = S != Scales::of_rows>
 constexpr Ternary* kKernels[kPanelTokens] = {
-    all_in_place<S, 1>,      all_in_place<S, 2>,      by_parts<Grouped, 2, 3>,    by_parts<Grouped, 2, 4>,
+    all_in_place<S, 1>,         all_in_place<S, 2>,         by_parts<Grouped, 2, 3>,    by_parts<Grouped, 2, 4>,
     by_parts<Grouped, 2, 3, 2>, by_parts<Grouped, 2, 3, 3>, by_parts<Grouped, 2, 4, 3>, by_parts<Grouped, 2, 4, 4>};
 
 void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
