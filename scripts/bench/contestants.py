@@ -12,12 +12,15 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from frankenlm.modeling.column_groups import count_groups
+from frankenlm.modeling.group_scales import pack_group_scales
 from frankenlm.modeling.ternary import pack_ternary
 from frankenlm.scripts.bench.library import BenchLibrary, Instruction, Places, Times, ternary_problem
 
 SCALE = 0.02  # of the weights
 CODE_LIMIT = 127
 SMALLEST = 1e-5
+GROUP_SIZE = 128
 
 
 class ProductContestant(Protocol):
@@ -50,14 +53,26 @@ class Weights:
     def packed(self) -> Places:
         return self.form("packed", lambda: Places(self.copies(pack_ternary(self.codes))))
 
+    def scales_of_groups(self) -> Places:
+        """Return as many copies of the scales of groups as there are of the packed weight."""
+        return self.form("scales of groups", self._scales_of_groups)
+
+    def _scales_of_groups(self) -> Places:
+        rows, inputs = self.codes.shape
+        scale = pack_group_scales(torch.full((rows, count_groups(inputs, GROUP_SIZE)), SCALE), torch.bfloat16)
+        return Places([scale.clone() for _ in range(len(self.packed()))])
+
 
 class OurPath:
-    """One path of the operator, in a C loop."""
+    """One path of the operator, in a C loop; with one scale per row, or `of_groups` of GROUP_SIZE inputs."""
 
-    def __init__(self, library: BenchLibrary, path: str, x: torch.Tensor, weights: Weights):
+    def __init__(self, library: BenchLibrary, path: str, x: torch.Tensor, weights: Weights, of_groups: bool = False):
         self._library, self._weights, self._places = library, weights, weights.packed()
         self._x, self._y = x, x.new_zeros(x.shape[0], len(weights.scale))
         self._problem = ternary_problem(path, x, self._places, weights.scale, self._y)
+        if of_groups:
+            self._problem.group_scales = weights.scales_of_groups().address
+            self._problem.group_size = GROUP_SIZE
         self._next = 0
 
     def run(self, calls: int) -> tuple[Times, int]:

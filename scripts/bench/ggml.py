@@ -1,4 +1,4 @@
-"""ggml (llama.cpp) as a peer: its matrix products on the processor, driven through ctypes in this process.
+"""ggml (llama.cpp's, and ik_llama.cpp's) as a peer: matrix products on the processor, through ctypes in this process.
 
 Only functions of ggml's public headers are called. A product takes float32 and gives float32; the quantisation of the
 activations is ggml's own and inside the time, as it is in llama.cpp. Weights hold ternary values, so the ternary
@@ -7,6 +7,7 @@ formats keep them exactly.
 
 import ctypes
 import importlib.util
+import os
 import time
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import torch
 
 from frankenlm.scripts.bench.library import Times
 
-# enum ggml_type
-TYPES = {"F32": 0, "Q4_0": 2, "TQ1_0": 34, "TQ2_0": 35}
+# enum ggml_type; IQ2_BN and IQ2_BN_R4, four rows interleaved, are ik_llama.cpp's own
+TYPES = {"F32": 0, "Q4_0": 2, "TQ1_0": 34, "TQ2_0": 35, "IQ2_BN": 135, "IQ2_BN_R4": 335}
+LLAMA_CPP = ("ggml-base", "ggml-cpu")  # libraries, the second made of the first
+IK_LLAMA_CPP = ("ggml", "ggml")
 NODES_PER_GRAPH = 8  # starting a graph costs about a microsecond, which a real model's graph pays once
 PRODUCTS_PER_GRAPH = 2e8
 SLACK = 4096  # bytes a tensor, for alignment
@@ -41,23 +44,23 @@ class Plan(ctypes.Structure):
     ]
 
 
-def find_ggml() -> Path | None:
-    """Return the library folder of this interpreter's llama_cpp package, or None where it is not installed."""
-    spec = importlib.util.find_spec("llama_cpp")
+def find_ggml(package: str = "llama_cpp") -> Path | None:
+    """Return the library folder of this interpreter's llama_cpp or ik_llama_cpp, or None where it is not installed."""
+    spec = importlib.util.find_spec(package)
     folders = [Path(place) / "lib" for place in (spec.submodule_search_locations or [])] if spec else []
-    return next((folder for folder in folders if any(folder.glob("libggml-cpu.so*"))), None)
+    return next((folder for folder in folders if any(folder.glob("libggml*.so*"))), None)
 
 
 class Ggml:
-    """The functions of libggml-base and libggml-cpu in `folder`.
+    """The functions of a ggml in `folder`, whose libraries are `names`: LLAMA_CPP or IK_LLAMA_CPP.
 
     Raises:
-        FileNotFoundError: `folder` does not hold both.
+        FileNotFoundError: `folder` does not hold them.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, names: tuple[str, str] = LLAMA_CPP):
         pointer, size, long, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64, ctypes.c_int
-        base, cpu = (self._open(folder, name) for name in ("ggml-base", "ggml-cpu"))
+        base, cpu = (self._open(folder, name) for name in names)
         self.init = self._function(base, "ggml_init", pointer, [InitParams])
         self.free = self._function(base, "ggml_free", None, [pointer])
         self.new_tensor = self._function(base, "ggml_new_tensor_2d", pointer, [pointer, number, long, long])
@@ -73,14 +76,16 @@ class Ggml:
         self.quantize = self._function(base, "ggml_quantize_chunk", size, quantize)
         self.plan = self._function(cpu, "ggml_graph_plan", Plan, [pointer, number, pointer])
         self.compute = self._function(cpu, "ggml_graph_compute", number, [pointer, ctypes.POINTER(Plan)])
-        self._function(cpu, "ggml_cpu_init", None, [])()
+        if names == LLAMA_CPP:
+            self._function(cpu, "ggml_cpu_init", None, [])()
 
     @staticmethod
     def _open(folder: Path, name: str) -> ctypes.CDLL:
         files = sorted(folder.glob(f"lib{name}.so*"))
         if not files:
             raise FileNotFoundError(f"{str(folder)!r} holds no lib{name}.so.")
-        return ctypes.CDLL(str(files[0]), mode=ctypes.RTLD_GLOBAL)
+        # Two ggmls have functions of the same names: each is to find its own.
+        return ctypes.CDLL(str(files[0]), mode=os.RTLD_LOCAL | os.RTLD_NOW | os.RTLD_DEEPBIND)
 
     @staticmethod
     def _function(library, name, result, arguments):

@@ -55,6 +55,8 @@ class Problem(ctypes.Structure):
         ("scale", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
         ("y", ctypes.c_void_p),
+        ("group_scales", ctypes.c_void_p),
+        ("group_size", ctypes.c_int64),
     ]
 
 

@@ -18,7 +18,7 @@ from frankenlm.scripts.bench.cells import (
     rows_of,
 )
 from frankenlm.scripts.bench.contestants import TORCH_KINDS, OurPath, Peak, Read, Weights, torch_contestant
-from frankenlm.scripts.bench.ggml import Ggml, GgmlProduct, GgmlWeights
+from frankenlm.scripts.bench.ggml import IK_LLAMA_CPP, Ggml, GgmlProduct, GgmlWeights
 from frankenlm.scripts.bench.library import BenchLibrary
 
 SHAPES = ((768, 768), (768, 3072), (2048, 2048), (2560, 6912), (4096, 4096))  # inputs x outputs
@@ -36,7 +36,9 @@ INSTRUCTIONS = {
     NOT_VECTORISED: "pmaddwd xmm",
 }
 GGML_KINDS = ("ggml TQ2_0", "ggml TQ1_0", "ggml Q4_0")
-PEERS = (*TORCH_KINDS, *GGML_KINDS)
+IK_KINDS = ("ik IQ2_BN", "ik IQ2_BN_R4")
+PEERS = (*TORCH_KINDS, *GGML_KINDS, *IK_KINDS)
+OF_GROUPS = " of groups"  # after a path's name: with a scale for each 128 inputs of a row
 # Relative, of the result. int8 activations alone make 0.004; Q4_0 has no two opposite values of full size.
 LARGEST_ERROR, LARGEST_ERROR_OF = 0.03, {"ggml Q4_0": 0.12}
 # One token waits for torch's wide weights; of many tokens each costs down to this much less.
@@ -51,7 +53,7 @@ SLOW_PEERS = ("BitLinear uncompiled", "BitLinear as shipped", "ggml TQ1_0")
 
 @dataclass(frozen=True)
 class Selection:
-    """What to measure. `paths` are those of `paths_of_this_processor`, `peers` of PEERS, `ggml` a folder or None."""
+    """What to measure. `paths` are those of `paths_of_this_processor`, `peers` of PEERS, `ggml`, `ik` folders or None."""
 
     shapes: Sequence[tuple[int, int]] = SHAPES
     tokens: Sequence[int] = TOKENS
@@ -60,11 +62,18 @@ class Selection:
     paths: Sequence[str] = ()
     peers: Sequence[str] = PEERS
     ggml: Path | None = None
+    ik: Path | None = None
+    groups: bool = False
     full: bool = False
     seconds: float = 0.2
 
     def contestants(self, cell: BenchCell) -> list[str]:
         """Return the names that meet in a cell, our paths first."""
+        names = self._contestants(cell)
+        ours = [name for name in names if name in self.paths and name != NOT_VECTORISED] if self.groups else []
+        return [*names, *(name + OF_GROUPS for name in ours)]
+
+    def _contestants(self, cell: BenchCell) -> list[str]:
         names = [*self.paths, *self.peers]
         if self.full:
             return names
@@ -122,6 +131,7 @@ class Suite:
         self._library = BenchLibrary()
         self._plain = BenchLibrary(vectorize=False) if NOT_VECTORISED in selection.paths else None
         self._ggml = Ggml(selection.ggml) if selection.ggml else None
+        self._ik = Ggml(selection.ik, IK_LLAMA_CPP) if selection.ik else None
         self._weights: tuple[tuple, Weights, dict[str, GgmlWeights]] | None = None
         self._seconds: dict[tuple, float] = {}  # of one product, at the tokens measured last
 
@@ -153,7 +163,8 @@ class Suite:
         roofline = Roofline.from_timings(measured)
         for name, timing in timings.items():
             self._seconds[self._family(name, cell)] = timing.median / cell.tokens
-        self.results.products += rows_of(cell, timings, roofline, INSTRUCTIONS)
+        instructions = INSTRUCTIONS | {path + OF_GROUPS: name for path, name in INSTRUCTIONS.items()}
+        self.results.products += rows_of(cell, timings, roofline, instructions)
         self.results.roofline.append(_roofline_row(cell, measured))
         for contestant in contestants.values():
             if isinstance(contestant, GgmlProduct):
@@ -167,18 +178,20 @@ class Suite:
                 self.results.left_out.append({"contestant": name, **cell.__dict__, "reason": reason})
             elif name in TORCH_KINDS:
                 found[name] = torch_contestant(name, x, weights)
-            elif name in GGML_KINDS:
+            elif name in (*GGML_KINDS, *IK_KINDS):
                 found[name] = GgmlProduct(self._ggml_weights(name, weights), x, cell.threads)
             else:
                 library = self._plain if name == NOT_VECTORISED else self._library
-                found[name] = OurPath(library, "scalar" if name == NOT_VECTORISED else name, x, weights)
+                path = "scalar" if name == NOT_VECTORISED else name.removesuffix(OF_GROUPS)
+                found[name] = OurPath(library, path, x, weights, of_groups=name.endswith(OF_GROUPS))
         return found
 
     def _reason_against(self, name: str, cell: BenchCell) -> str:
         """Return why a contestant cannot take part, or nothing."""
-        if name in GGML_KINDS and self._ggml is None:
-            return "no ggml library"
-        if name in GGML_KINDS and not self._ggml.fits(name.split()[1], cell.inputs):
+        of_ggml = name in (*GGML_KINDS, *IK_KINDS)
+        if of_ggml and self._ggml_of(name) is None:
+            return f"no {name.split()[0]} library"
+        if of_ggml and not self._ggml_of(name).fits(name.split()[1], cell.inputs):
             return f"{cell.inputs} inputs do not divide into its blocks"
         if name.startswith("BitLinear") and cell.outputs % 4:
             return f"{cell.outputs} outputs are not a multiple of 4"
@@ -216,10 +229,13 @@ class Suite:
             self._weights = key, Weights(cell.outputs, cell.inputs, distinct), {}
         return self._weights[1]
 
+    def _ggml_of(self, name: str) -> Ggml | None:
+        return self._ik if name in IK_KINDS else self._ggml
+
     def _ggml_weights(self, name: str, weights: Weights) -> GgmlWeights:
         made = self._weights[2]
         if name not in made:
-            made[name] = GgmlWeights(self._ggml, name.split()[1], weights.dense(), weights.distinct_bytes)
+            made[name] = GgmlWeights(self._ggml_of(name), name.split()[1], weights.dense(), weights.distinct_bytes)
         return made[name]
 
     def _drop_weights(self) -> None:

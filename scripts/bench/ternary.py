@@ -45,6 +45,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--paths", nargs="+", help="our code paths (default: all that this processor has)")
     parser.add_argument("--peers", nargs="+", default=list(PEERS), help=f"of {', '.join(PEERS)}; none for none")
     parser.add_argument("--ggml_lib", type=Path, help="folder of libggml-cpu.so (default: llama_cpp's, if installed)")
+    parser.add_argument("--ik_lib", type=Path, help="folder of ik_llama.cpp's libggml.so (default: ik_llama_cpp's)")
+    parser.add_argument("--groups", action="store_true", help="our paths also with a scale for each 128 inputs")
     parser.add_argument("--full", action="store_true", help="every path and peer in every cell")
     parser.add_argument("--seconds", type=float, help="for each contestant in a cell (default: 0.2; 1 with --full)")
     parser.add_argument("--output", type=Path, default=Path("runs/bench/ternary.json"), help="JSON file to write")
@@ -78,6 +80,8 @@ def select(arguments: argparse.Namespace) -> Selection:
         raise UserError(f"--seconds {seconds}: between 0 and 2.")
     if arguments.ggml_lib and not any(arguments.ggml_lib.glob("libggml-cpu.so*")):
         raise UserError(f"--ggml_lib {arguments.ggml_lib}: the folder holds no libggml-cpu.so.")
+    if arguments.ik_lib and not any(arguments.ik_lib.glob("libggml.so*")):
+        raise UserError(f"--ik_lib {arguments.ik_lib}: the folder holds no libggml.so.")
     return Selection(
         shapes=[parse_shape(text) for text in arguments.shapes],
         tokens=arguments.tokens,
@@ -86,6 +90,8 @@ def select(arguments: argparse.Namespace) -> Selection:
         paths=[path for path in paths if path in (arguments.paths or paths)],
         peers=[peer for peer in arguments.peers if peer != NONE],
         ggml=arguments.ggml_lib or find_ggml(),
+        ik=arguments.ik_lib or find_ggml("ik_llama_cpp"),
+        groups=arguments.groups,
         full=arguments.full,
         seconds=seconds,
     )

@@ -9,6 +9,7 @@
 namespace frankenlm {
 
 // One problem; `tiles` are `copies` places of the same weight, so that more of them than a cache holds come from memory.
+// `group_scales` are null, or as many places of bfloat16 scales of groups of `group_size` inputs.
 struct Problem {
   const char* path;
   const void* x;
@@ -20,7 +21,18 @@ struct Problem {
   const float* scale;
   int64_t rows;
   void* y;
+  const uint16_t* const* group_scales;
+  int64_t group_size;
 };
+
+TernaryWeight weight_of(const Problem& p, long copy) {
+  TernaryWeight weight{p.tiles[copy], p.scale, nullptr, p.rows, blocks_of(p.inputs)};
+  if (p.group_scales) {
+    weight.group_scale = p.group_scales[copy];
+    weight.group_blocks = p.group_size / kBlock;
+  }
+  return weight;
+}
 
 // Name of the i-th path, fastest first, or null behind the last; `available` tells whether this processor has it.
 FRANKENLM_EXPORT const char* frankenlm_path(long i, int32_t* available) {
@@ -39,8 +51,7 @@ FRANKENLM_EXPORT int32_t frankenlm_time_ternary(const Problem* problem, long fir
     const Activations x{p.x, dtype, p.tokens, p.inputs, -1.0f};
     *times = timed([&] {
       for (long call = first; call < first + calls; ++call)
-        ternary_linear(path, x, TernaryWeight{p.tiles[call % p.copies], p.scale, nullptr, p.rows, blocks_of(p.inputs)},
-                       p.y, dtype);
+        ternary_linear(path, x, weight_of(p, call % p.copies), p.y, dtype);
     });
     return 0;
   } catch (const std::exception& error) {

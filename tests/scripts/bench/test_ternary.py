@@ -231,6 +231,11 @@ def test_who_meets_where(cell, full, expected):
     assert selection.contestants(cell) == expected
 
 
+def test_paths_meet_themselves_with_scales_of_groups():
+    selection = Selection(paths=["avx2", NOT_VECTORISED], peers=["torch int8"], groups=True, full=True)
+    assert selection.contestants(CELL) == ["avx2", NOT_VECTORISED, "torch int8", "avx2 of groups"]
+
+
 def test_a_full_selection_has_every_cell():
     assert len(list(Selection(full=True).cells())) == 5 * 7 * 2 * 2
     assert len(list(Selection().cells())) == 5 * 2 * (7 + 1)
@@ -271,11 +276,13 @@ def test_a_tiny_run_writes_everything(library, main, tmp_path):
     paths = [name for name, available in library.paths().items() if available]
     words = ["--shapes", "64x48", "--tokens", 1, 8, "--threads", 1, "--memory", "cache", "--seconds", 0.005]
     words += ["--output", output, "--record", record, "--peers", "torch fp32", "torch int8", "--paths", *paths]
+    words += ["--groups"]
     assert run_command(main, list(map(str, words))) == 0
     report = json.loads(output.read_text())
     for tokens in (1, 8):
         rows = [row for row in report["products"] if row["tokens"] == tokens]
-        assert [row["contestant"] for row in rows] == [*paths, "torch fp32", "torch int8"]
+        of_groups = [f"{path} of groups" for path in paths]
+        assert [row["contestant"] for row in rows] == [*paths, "torch fp32", "torch int8", *of_groups]
         assert all(set(row) == ROW_KEYS and row["us"] > 0 and row["share_of_limit"] > 0 for row in rows)
     assert all(row["read 1 stream, GB/s"] > 0 for row in report["roofline"])
     assert len(report["roofline"]) == 2 and report["left_out"] == []
@@ -298,6 +305,7 @@ def test_a_tiny_run_writes_everything(library, main, tmp_path):
         (["--tokens", "0"], "--tokens 0: at least 1"),
         (["--seconds", "5"], "--seconds 5.0: between 0 and 2"),
         (["--ggml_lib", "/nowhere"], "holds no libggml-cpu.so"),
+        (["--ik_lib", "/nowhere"], "holds no libggml.so"),
         (["--tokns", "1"], "unknown argument '--tokns'. Did you mean '--tokens'"),
     ],
 )
@@ -336,4 +344,6 @@ def test_report_holds_data_that_no_table_shows(tmp_path):
 
 
 def test_peers_are_all_named():
-    assert {"torch fp32", "torch bf16", "torch int8", "ggml TQ2_0", "ggml TQ1_0", "ggml Q4_0"} <= set(PEERS)
+    assert {"torch fp32", "torch bf16", "torch int8", "ggml TQ2_0", "ggml TQ1_0", "ggml Q4_0", "ik IQ2_BN"} <= set(
+        PEERS
+    )
