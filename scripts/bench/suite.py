@@ -53,7 +53,7 @@ SLOW_PEERS = ("BitLinear uncompiled", "BitLinear as shipped", "ggml TQ1_0")
 
 @dataclass(frozen=True)
 class Selection:
-    """What to measure. `paths` are those of `paths_of_this_processor`, `peers` of PEERS, `ggml`, `ik` folders or None."""
+    """What to measure. `paths` are those of `paths_of_this_processor`, `peers` of PEERS, `ggml`, `ik` folders."""
 
     shapes: Sequence[tuple[int, int]] = SHAPES
     tokens: Sequence[int] = TOKENS
