@@ -1,11 +1,11 @@
-"""A packed decoder's step in one call: the stack's forward where few tokens are decoded on a CPU.
+"""A packed decoder in one call: the stack's forward where it runs on a CPU without gradients.
 
 A packed model of transformers decodes one token in some two thousand operations of Python. `install` gives its stack a
-class of the same name whose forward hands few tokens to `frankenlm::decode_layers`, all layers at once, and everything
-else to the forward it had: gradients, other devices, hooked or adapted layers, hidden states, caches other than a
-DynamicCache, masks of four axes, compiled calls. `generate()` is transformers' own. Numbers are rounded where the
-layers called one by one round them; the sums of norms and of attention are taken in another order, so results may
-differ in their last bits.
+class of the same name whose forward hands tokens to `frankenlm::decode_layers`, all layers at once, a long prompt in
+blocks, and everything else to the forward it had: gradients, other devices, hooked or adapted layers, hidden states,
+calls without a cache or with another one than a DynamicCache, masks of four axes, compiled calls. `generate()` is
+transformers' own. Numbers are rounded where the layers called one by one round them; the sums of norms and of attention
+are taken in another order, so results may differ in their last bits.
 Shapes: B batch, L new tokens, T tokens kept and new, D width.
 """
 
@@ -13,14 +13,16 @@ import logging
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .decoder_shape import PAST, DecoderShape, NotThisShapeError, read_shape
-from .growing_cache import GrowingLayer, grow_layers
+from .growing_cache import grow_layers
 from .native_ops import native_code_runs
 
 logger = logging.getLogger("frankenlm.packed")
-MOST_TOKENS = 64  # of all rows together
+BLOCK = 128  # tokens at once, of all rows together: a weight read from memory then meets enough of them
+MOST_ROWS = 256  # a block holds one token of each row at least
 ATTENTIONS = ("eager", "sdpa")
 DTYPES = (torch.float32, torch.bfloat16)
 SHAPE, REASON = "_decoder_shape", "_no_decoder_because"  # where a stack keeps what was found out about it
@@ -39,14 +41,15 @@ class NativeForward:
         use_cache=None,
         **kwargs,
     ):
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        layers = None
+        native = False
         if not torch.compiler.is_compiling() and not kwargs and (input_ids is None) != (inputs_embeds is None):
-            layers = _layers_of_cache(self, given, attention_mask, position_ids, cache, use_cache)
-        if layers is not None:
+            given = input_ids if inputs_embeds is None else inputs_embeds
+            native = _goes_natively(self, given, attention_mask, position_ids, cache, use_cache)
+        if native:
             inputs_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
             if inputs_embeds.dtype == self.norm.weight.dtype:
-                return _decode(self, inputs_embeds, attention_mask, position_ids, cache, layers)
+                cache = DynamicCache(config=self.config) if cache is None else cache
+                return _decode(self, inputs_embeds, attention_mask, position_ids, cache)
             input_ids = None
         return super().forward(
             input_ids=input_ids,
@@ -109,31 +112,33 @@ def _shape_of(stack: nn.Module) -> DecoderShape | None:
     return shape
 
 
-def _layers_of_cache(stack, given, mask, position_ids, cache, use_cache) -> list[GrowingLayer] | None:
-    """Return the layers of the cache of a call that can be made natively, else None.
-
-    `given` are ids (B, L) or embeddings (B, L, D).
-    """
+def _goes_natively(stack, given, mask, position_ids, cache, use_cache) -> bool:
+    """Whether a call of ids (B, L) or embeddings (B, L, D), `given`, is one that can be made natively."""
     config = stack.config
     if torch.is_grad_enabled() or stack.training or not (config.use_cache if use_cache is None else use_cache):
-        return None
-    tokens = given.shape[0] * given.shape[1]
-    if not 0 < tokens <= MOST_TOKENS or cache is None or not _is_on_cpu(given, mask, position_ids):
-        return None
+        return False
+    if not given.shape[1] or not 0 < given.shape[0] <= MOST_ROWS or not _is_on_cpu(given, mask, position_ids):
+        return False
     if config.output_hidden_states or config.output_attentions or config.return_dict is False:
-        return None
+        return False
     if config._attn_implementation not in ATTENTIONS or stack.norm.weight.dtype not in DTYPES:
-        return None
+        return False
     if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or not native_code_runs():
-        return None
-    past = cache.get_seq_length()
+        return False
+    if cache is not None and type(cache) is not DynamicCache:
+        return False
+    past = 0 if cache is None else cache.get_seq_length()
     if mask is not None and (mask.dim() != 2 or mask.shape != (given.shape[0], past + given.shape[1])):
-        return None
-    if position_ids is not None and (position_ids.dim() != 2 or position_ids.shape[1] != given.shape[1]):
-        return None
+        return False
+    # Without a cache, positions may say where documents begin.
+    odd = position_ids is not None and (position_ids.dim() != 2 or position_ids.shape[1] != given.shape[1])
+    if odd or (cache is None and position_ids is not None):
+        return False
     shape = _shape_of(stack)
-    layers = None if shape is None else grow_layers(cache, shape.layers)
-    return layers if layers and all(layer.get_seq_length() == past for layer in layers) else None
+    if shape is None or cache is None:
+        return shape is not None
+    layers = grow_layers(cache, shape.layers)
+    return layers is not None and all(layer.get_seq_length() == past for layer in layers)
 
 
 def _is_on_cpu(*tensors) -> bool:
@@ -142,7 +147,7 @@ def _is_on_cpu(*tensors) -> bool:
 
 
 def _visible(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    """Return which columns each new token sees, bool (B, L, T), of a mask of pads (B, T)."""
+    """Return which columns each of the last `length` tokens sees, bool (B, L, T), of a mask of pads (B, T)."""
     if mask is None:
         return None
     seen = mask.to(torch.bool).unsqueeze(1)
@@ -150,28 +155,39 @@ def _visible(mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
     return seen if length == 1 else seen & torch.ones(length, columns, dtype=torch.bool).tril(columns - length)
 
 
-def _decode(stack, x: torch.Tensor, mask, position_ids, cache, layers: list[GrowingLayer]) -> BaseModelOutputWithPast:
+def _decode(stack, x: torch.Tensor, mask, position_ids, cache: DynamicCache) -> BaseModelOutputWithPast:
     """Return what the stack's forward does, of x (B, L, D)."""
     shape: DecoderShape = stack.__dict__[SHAPE]
-    past, length = layers[0].get_seq_length(), x.shape[1]
+    layers = grow_layers(cache, shape.layers)
+    rows, length, _ = x.shape
+    past = layers[0].get_seq_length()
     if position_ids is None:
         position_ids = torch.arange(past, past + length).unsqueeze(0)
-    cos, sin = stack.rotary_emb(x, position_ids=position_ids)
-    like = x.new_empty(x.shape[0], shape.facts.kv_heads, 0, shape.facts.head_width)
-    rooms = [layer.rooms(like, length) for layer in layers]
-    sizes = shape.sizes()
-    sizes[PAST] = past
-    y = torch.ops.frankenlm.decode_layers.default(
-        x,
-        cos,
-        sin,
-        _visible(mask, length),
-        shape.tensors(),
-        [keys for keys, _ in rooms],
-        [values for _, values in rooms],
-        sizes,
-        shape.settings(),
-    )
-    for layer in layers:
-        layer.advance(length)
+    tables = stack.rotary_emb(x, position_ids=position_ids)
+    like = x.new_empty(rows, shape.facts.kv_heads, 0, shape.facts.head_width)
+    at_once = max(1, BLOCK // rows)
+    done = []
+    for first in range(0, length, at_once):
+        last = min(first + at_once, length)
+        cos, sin = (table[:, first:last] for table in tables)
+        visible = _visible(None if mask is None else mask[:, : past + last], last - first)
+        rooms = [layer.rooms(like, length - first) for layer in layers]
+        sizes = shape.sizes()
+        sizes[PAST] = past + first
+        done.append(
+            torch.ops.frankenlm.decode_layers.default(
+                x[:, first:last],
+                cos,
+                sin,
+                visible,
+                shape.tensors(),
+                [keys for keys, _ in rooms],
+                [values for _, values in rooms],
+                sizes,
+                shape.settings(),
+            )
+        )
+        for layer in layers:
+            layer.advance(last - first)
+    y = done[0] if len(done) == 1 else torch.cat(done, 1)
     return BaseModelOutputWithPast(last_hidden_state=y, cache=cache)

@@ -69,7 +69,7 @@ def test_logits(family, dtype, padded):
     steps = [1, 1, 4, 1, 11, 1]
     with native_calls() as calls:
         found = logits_of_steps(model, steps, padded)
-    assert calls == steps  # the prompt came without a cache
+    assert calls == [9, *steps]
     with layer_by_layer():
         expected = logits_of_steps(model, steps, padded)
     assert_like(found, expected)
@@ -83,6 +83,28 @@ def states_of_steps(stack):
         mask = mask if not states else torch.cat([mask, torch.ones(2, length, dtype=torch.long)], 1)
         states.append(stack(ids[:, :length], attention_mask=mask, cache=cache, use_cache=True).last_hidden_state)
     return torch.cat(states, 1)[:, 3:]
+
+
+@torch.no_grad()
+def test_a_long_prompt_goes_in_blocks():
+    model = packed_decoder("qwen2")
+    ids, mask = prompt(rows=3, length=150, pads=60)
+    with native_calls() as calls:
+        output = model(ids, attention_mask=mask, use_cache=True)
+        found = [
+            output.logits,
+            model(ids[:, :70], attention_mask=torch.cat([mask, mask[:, 80:]], 1), cache=output.cache).logits,
+        ]
+    assert calls == [150, 70] and native_decoder.BLOCK < 3 * 150
+    with layer_by_layer():
+        output = model(ids, attention_mask=mask, use_cache=True)
+        expected = [
+            output.logits,
+            model(ids[:, :70], attention_mask=torch.cat([mask, mask[:, 80:]], 1), cache=output.cache).logits,
+        ]
+    real = mask.bool()
+    assert_like(found[0][real], expected[0][real])
+    assert_like(found[1], expected[1])
 
 
 @pytest.mark.parametrize("group_size", [None, 64])
@@ -232,7 +254,8 @@ CALLS = {
     "attentions": {"output_attentions": True},
     "hidden states": {"output_hidden_states": True},
     "four axes": {"attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool)},
-    "many tokens": {"input_ids": torch.ones(1, 65, dtype=torch.long)},
+    "many rows": {"input_ids": torch.ones(257, 1, dtype=torch.long)},
+    "documents": {"cache": None, "position_ids": torch.zeros(1, 1, dtype=torch.long)},
     "another mask": {"attention_mask": torch.ones(1, 3, dtype=torch.long)},
 }
 

@@ -94,5 +94,5 @@ def native_calls():
 @contextmanager
 def layer_by_layer():
     """Let no call run natively."""
-    with patch.object(native_decoder, "MOST_TOKENS", 0):
+    with patch.object(native_decoder, "MOST_ROWS", 0):
         yield
