@@ -15,6 +15,8 @@ from transformers import (
     BitNetForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 from frankenlm.modeling import Legacy1BitConfig, Legacy1BitForCausalLM
@@ -103,13 +105,13 @@ def test_a_model_without_tokenizer_says_so(pack, tmp_path, capsys):
     assert json.loads((tmp_path / "packed" / "packing.json").read_text())["tokenizer"] is False
 
 
-def save_bitnet(folder, linear_class, mode, *, tie=False, dtype=torch.float32):
-    """A random BitNet as transformers stores it."""
+def save_bitnet(folder, linear_class, mode, *, tie=False, dtype=torch.float32, config_class=BitNetConfig):
+    """A random BitNet, or a model of another family with its layers, as transformers stores it."""
     torch.manual_seed(0)
-    config = BitNetConfig(
+    config = config_class(
         **SIZES, intermediate_size=96, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tie
     )
-    BitNetForCausalLM(config).to(dtype).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder)
     state = load_file(folder / "model.safetensors")
     for name in [name for name in state if "proj" in name and mode == "offline"]:
         codes, scale = quantize_weight(state[name])
@@ -149,6 +151,24 @@ def test_bitnet_checkpoints_both_ways(linear_class, mode, tie, dtype, pack, tmp_
         for name, tensor in before.items():
             exact = dtype != torch.float32 or linear_class == "autobitlinear" or not name.endswith("weight_scale")
             torch.testing.assert_close(after[name], tensor, rtol=0 if exact else 2e-7, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("linear_class", "mode"), [("bitlinear", "offline"), ("autobitlinear", "offline"), ("autobitlinear", "online")]
+)
+def test_llamas_with_bitnet_layers(linear_class, mode, pack, tmp_path):
+    """As Falcon-E and Falcon3-1.58bit are."""
+    folder = save_bitnet(tmp_path / "llama", linear_class, mode, dtype=torch.bfloat16, config_class=LlamaConfig)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        expected = logits(AutoModelForCausalLM.from_pretrained(folder, dtype="auto"))
+    assert pack("--model", folder, "--output", tmp_path / "packed") == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "packed", dtype="auto")
+    assert type(model) is LlamaForCausalLM and len(packed_layers(model)) == 14 and model.dtype == torch.bfloat16
+    assert (logits(model) - expected).norm() / expected.norm() < 0.25
+    assert pack("--model", tmp_path / "packed", "--output", tmp_path / "back", "--to", "bitnet") == 0
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype="auto")
+    assert type(again) is LlamaForCausalLM and (logits(again) - expected).norm() / expected.norm() < 0.25
 
 
 @pytest.mark.parametrize("tie", [False, True])

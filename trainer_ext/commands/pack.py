@@ -7,10 +7,10 @@ from pathlib import Path
 from ..common.cli import UserError, check_new_file, user_mistakes
 from ..common.files import write_json
 from ..common.logs import RunLog
-from ..inspection import inspect_checkpoint
 from ..packed_checkpoints import check_new_folder, open_source, pack_checkpoint
 from ..packing.foreign import PackingOptions
 from ..packing.inspecting import text
+from .pack_inspection import inspect_checkpoint
 
 PRINTED = "-"  # --json without a file
 

@@ -267,8 +267,11 @@ def stored_shapes(name: str) -> dict[str, list[int]]:
     """
     shapes = {}
     for file in local_weight_files(name):
-        with safe_open(file, framework="pt") as opened:
-            shapes |= {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118  not a mapping
+        try:
+            with safe_open(file, framework="pt") as opened:
+                shapes |= {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118  not a mapping
+        except SafetensorError as error:
+            raise SafetensorError(f"{file.name}: {error}") from error
     return shapes
 
 

@@ -19,16 +19,16 @@ WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
 # family, type, the scales of the weights, and what is particular
 FORMS = [
     ("llama", "TQ2_0", 256, {}),
-    ("llama", "TQ1_0", "tensor", {}),
+    pytest.param("llama", "TQ1_0", "tensor", {}, marks=pytest.mark.slow),
     ("mistral", "Q2_0", 64, {}),
     ("qwen3", "Q2_0 of 128", 128, {}),
-    ("qwen3", "PQ2_0", 128, {}),
+    pytest.param("qwen3", "PQ2_0", 128, {}, marks=pytest.mark.slow),
     ("qwen3", "PTQ1_0", 128, {}),
-    ("gemma2", "TQ2_0", "row", {}),
+    pytest.param("gemma2", "TQ2_0", "row", {}, marks=pytest.mark.slow),
     ("bitnet", "I2_S", "tensor", {"architecture": "bitnet-b1.58"}),
-    ("bitnet", "TQ2_0", "tensor", {"keys": {"bitnet.hidden_activation": "relu2"}}),
+    pytest.param("bitnet", "TQ2_0", "tensor", {"keys": {"bitnet.hidden_activation": "relu2"}}, marks=pytest.mark.slow),
     ("llama", "F16", 32, {}),
-    ("llama", "BF16", "row", {}),
+    pytest.param("llama", "BF16", "row", {}, marks=pytest.mark.slow),
 ]
 
 

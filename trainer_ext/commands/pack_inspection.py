@@ -9,14 +9,14 @@ import frankenlm.modeling
 from frankenlm.modeling.packed_model import empty_layers
 from frankenlm.modeling.ternary_config import QUANT_METHOD, TernaryConfig
 
-from .common.cli import UserError
-from .common.opening import read_config, reading
-from .common.redaction import public_name
-from .packed_checkpoints import open_source
-from .packing.foreign import PackingOptions, gguf_file, weight_files
-from .packing.inspecting import foreign_layers, our_layers, packed_model_layers, summary
-from .packing.plan import under_model_names
-from .packing.stored import SafetensorsStore
+from ..common.cli import UserError
+from ..common.opening import read_config, reading
+from ..common.redaction import public_name
+from ..packed_checkpoints import open_source
+from ..packing.foreign import PackingOptions, gguf_file, weight_files
+from ..packing.inspecting import foreign_layers, our_layers, packed_model_layers, summary
+from ..packing.plan import under_model_names
+from ..packing.stored import SafetensorsStore
 
 
 def inspect_checkpoint(name: str, options: PackingOptions) -> dict[str, Any]:
