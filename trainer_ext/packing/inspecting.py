@@ -30,7 +30,7 @@ MOST_REASONS = 3
 
 
 @dataclass(frozen=True)
-class LayerFacts:
+class InspectedLayer:
     """A linear layer or table: its kind, the share of its weights that are 0, and what pack does with it.
 
     bytes: of its weight as stored; packed_bytes: after packing. reason: why it is not ternary.
@@ -47,7 +47,7 @@ class LayerFacts:
     reason: str = ""
 
 
-def foreign_layers(model: PreTrainedModel, store: TensorStore, plan: LayerPlan) -> Iterator[LayerFacts]:
+def foreign_layers(model: PreTrainedModel, store: TensorStore, plan: LayerPlan) -> Iterator[InspectedLayer]:
     """Yield the layers of a model of another library, in their order."""
     for name, layer in model.named_modules():
         if not isinstance(layer, (nn.Linear, nn.Embedding)) or f"{name}.weight" not in store.tensors:
@@ -67,20 +67,20 @@ def foreign_layers(model: PreTrainedModel, store: TensorStore, plan: LayerPlan) 
         yield _ternary(name, store, weight, PACKED if taken else KEPT)
 
 
-def _dense(name: str, store: TensorStore, pack: str, reason: str = "") -> LayerFacts:
+def _dense(name: str, store: TensorStore, pack: str, reason: str = "") -> InspectedLayer:
     stored = store.tensors[f"{name}.weight"]
-    return LayerFacts(name, stored.shape, stored.stored, DENSE, None, stored.nbytes, stored.nbytes, pack, reason)
+    return InspectedLayer(name, stored.shape, stored.stored, DENSE, None, stored.nbytes, stored.nbytes, pack, reason)
 
 
-def _ternary(name: str, store: TensorStore, weight: TernaryWeight, pack: str) -> LayerFacts:
+def _ternary(name: str, store: TensorStore, weight: TernaryWeight, pack: str) -> InspectedLayer:
     stored = store.tensors[f"{name}.weight"]
     rows, columns = stored.shape
     packed = packed_size(rows, columns, weight.group_size) if pack == PACKED else stored.nbytes
     zeros = weight.zeros / max(rows * columns, 1)
-    return LayerFacts(name, stored.shape, stored.stored, weight.kind, zeros, stored.nbytes, packed, pack)
+    return InspectedLayer(name, stored.shape, stored.stored, weight.kind, zeros, stored.nbytes, packed, pack)
 
 
-def _bitnet_layer(name: str, layer: nn.Linear, store: TensorStore, plan: LayerPlan) -> LayerFacts:
+def _bitnet_layer(name: str, layer: nn.Linear, store: TensorStore, plan: LayerPlan) -> InspectedLayer:
     stored = store.tensors[f"{name}.weight"]
     scale = store.read(f"{name}.weight_scale") if plan.bitnet[name] else None
     shape = (layer.out_features, layer.in_features)
@@ -90,10 +90,10 @@ def _bitnet_layer(name: str, layer: nn.Linear, store: TensorStore, plan: LayerPl
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     size = packed_size(*shape, None)
-    return LayerFacts(name, shape, stored.stored, "tensor", _zeros(codes), stored.nbytes, size, PACKED)
+    return InspectedLayer(name, shape, stored.stored, "tensor", _zeros(codes), stored.nbytes, size, PACKED)
 
 
-def our_layers(model: PreTrainedModel, store: TensorStore) -> Iterator[LayerFacts]:
+def our_layers(model: PreTrainedModel, store: TensorStore) -> Iterator[InspectedLayer]:
     """Yield the layers of a model of frankenlm that is not packed: what its quantisers make of the weights."""
     for name, layer in model.named_modules():
         if f"{name}.weight" not in store.tensors or not isinstance(layer, (nn.Linear, nn.Embedding)):
@@ -110,10 +110,10 @@ def our_layers(model: PreTrainedModel, store: TensorStore) -> Iterator[LayerFact
         kind = layer.scale_axis if layer.group_size is None else f"group-{layer.group_size}"
         size = packed_size(*stored.shape, layer.group_size)
         zeros = _zeros(packed.codes())
-        yield LayerFacts(name, stored.shape, stored.stored, kind, zeros, stored.nbytes, size, PACKED)
+        yield InspectedLayer(name, stored.shape, stored.stored, kind, zeros, stored.nbytes, size, PACKED)
 
 
-def packed_model_layers(model: PreTrainedModel, store: TensorStore) -> Iterator[LayerFacts]:
+def packed_model_layers(model: PreTrainedModel, store: TensorStore) -> Iterator[InspectedLayer]:
     """Yield the layers of a packed checkpoint; `model` has packed layers without memory."""
     packed = dict(packed_layers(model))
     for name, layer in model.named_modules():
@@ -125,17 +125,17 @@ def packed_model_layers(model: PreTrainedModel, store: TensorStore) -> Iterator[
             yield _dense(name, store, KEPT)
 
 
-def _packed_layer(name: str, layer: PackedModule, store: TensorStore) -> LayerFacts:
+def _packed_layer(name: str, layer: PackedModule, store: TensorStore) -> InspectedLayer:
     stored = store.tensors[f"{name}.weight"]
     size = stored.nbytes + store.tensors[f"{name}.weight_scale"].nbytes
     if layer.weight_bits != 2:
-        return LayerFacts(name, stored.shape, stored.stored, INT8, None, size, size, KEPT)
+        return InspectedLayer(name, stored.shape, stored.stored, INT8, None, size, size, KEPT)
     table = hasattr(layer, "num_embeddings")
     shape = (layer.num_embeddings, layer.embedding_dim) if table else (layer.out_features, layer.in_features)
     codes = unpack_ternary(store.read(f"{name}.weight"), *shape)
     scale = store.read(f"{name}.weight_scale")
     kind = f"group-{layer.group_size}" if layer.group_size else "tensor" if (scale == scale[:1]).all() else "row"
-    return LayerFacts(name, shape, "2 bits", kind, _zeros(codes), size, size, PACKED)
+    return InspectedLayer(name, shape, "2 bits", kind, _zeros(codes), size, size, PACKED)
 
 
 def packed_size(rows: int, columns: int, group_size: int | None) -> int:
@@ -148,7 +148,7 @@ def _zeros(codes: torch.Tensor) -> float:
     return (codes == 0).sum().item() / max(codes.numel(), 1)
 
 
-def summary(layers: list[LayerFacts], stored_bytes: int) -> dict[str, Any]:
+def summary(layers: list[InspectedLayer], stored_bytes: int) -> dict[str, Any]:
     """Return the facts for --json: layers by kind, sizes, what pack would do."""
     refused = [layer for layer in layers if layer.pack == REFUSED]
     other = stored_bytes - sum(layer.bytes for layer in layers)
@@ -162,11 +162,11 @@ def summary(layers: list[LayerFacts], stored_bytes: int) -> dict[str, Any]:
     }
 
 
-def _kinds(layers: list[LayerFacts]) -> list[str]:
+def _kinds(layers: list[InspectedLayer]) -> list[str]:
     return [kind for kind, _ in Counter(layer.kind for layer in layers).most_common()]
 
 
-def _of_kind(layers: list[LayerFacts]) -> dict[str, Any]:
+def _of_kind(layers: list[InspectedLayer]) -> dict[str, Any]:
     weights = sum(torch.Size(layer.shape).numel() for layer in layers)
     zeros = [layer.zeros * torch.Size(layer.shape).numel() for layer in layers if layer.zeros is not None]
     return {
