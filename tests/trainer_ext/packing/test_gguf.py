@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from frankenlm.modeling.quantizer_ternary import packed_layers
 from frankenlm.trainer_ext.packing import gguf_model
 from frankenlm.trainer_ext.packing.gguf_header import read_header
-from hybrid_gguf import hybrid_model, write_hybrid_gguf
 from ternary_checkpoints import dense_twin, greedy, logits, make_ternary, small_model, write_gguf
 
 TINY = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
@@ -75,14 +74,6 @@ def test_writes_the_same_greedy_text(family, kind, axis, options, tie, pack, tmp
     shard = next(tmp_path.glob("model-00001-of-*.gguf"))
     twin = check_same(pack(shard), model)
     assert torch.equal(greedy(twin), greedy(model))
-
-
-def test_a_hybrid_with_linear_attention(pack, tmp_path):
-    """Its value heads lie in another order in the file, along the columns of one layer too."""
-    model = make_ternary(hybrid_model(), 64)
-    output = pack(write_hybrid_gguf(model, tmp_path / "model.gguf", "Q2_0"))
-    check_same(output, model)
-    assert {layer.group_size for _, layer in packed_layers(opened(output))} == {64}
 
 
 @pytest.mark.parametrize("ends", ["F32", "F16", "Q8_0", "TQ2_0"])

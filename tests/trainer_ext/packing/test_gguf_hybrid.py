@@ -1,11 +1,16 @@
-"""A small Qwen3.5, whose layers are linear attention but for every fourth, and the GGUF file llama.cpp makes of one."""
+"""A GGUF file of a model with linear attention: Qwen3.5, whose layers are that but for every fourth.
+
+llama.cpp stores value heads in another order, along the columns of one layer too, norms as w + 1, and -exp(A_log).
+"""
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3_5TextConfig
 
-from ternary_checkpoints import GgufFile
+from frankenlm.modeling.quantizer_ternary import packed_layers
+from ternary_checkpoints import GgufFile, dense_twin, greedy, logits, make_ternary
 
 KEY_HEADS, VALUE_HEADS, KEY_DIM, VALUE_DIM = 2, 4, 32, 64
 CONFIG = {
@@ -121,3 +126,31 @@ def write_hybrid_gguf(model: PreTrainedModel, path: Path, kind: str) -> Path:
         writer.add_weight(stored, as_stored(name, weight), kind if linear else "F32")
     writer.finish()
     return path
+
+
+def check_same(output, model):
+    packed = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+    twin = dense_twin(packed)
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(twin.state_dict()[name], tensor, rtol=1e-6, atol=1e-6), name
+    assert (logits(twin) - logits(model)).norm() <= 1e-4 * logits(model).norm()
+    return packed, twin
+
+
+def test_packs_to_the_same_weights(pack, tmp_path):
+    model = make_ternary(hybrid_model(), 64)
+    packed, _ = check_same(pack(write_hybrid_gguf(model, tmp_path / "model.gguf", "Q2_0")), model)
+    assert {layer.group_size for _, layer in packed_layers(packed)} == {64} and len(packed_layers(packed)) == 31
+
+
+@pytest.mark.slow
+def test_writes_the_same_greedy_text(pack, tmp_path):
+    model = make_ternary(hybrid_model(), "row")
+    packed, twin = check_same(pack(write_hybrid_gguf(model, tmp_path / "model.gguf", "TQ2_0")), model)
+    assert torch.equal(greedy(twin), greedy(model)) and greedy(packed, 5).shape == (1, 8)
+
+
+def test_packs_from_safetensors(pack, tmp_path):
+    model = make_ternary(hybrid_model(), 32, ends=True)
+    model.save_pretrained(tmp_path / "dense")
+    check_same(pack(tmp_path / "dense"), model)
