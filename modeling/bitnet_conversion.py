@@ -7,7 +7,7 @@ int8 without a norm.
 Ours: the tiles of `ternary.py`, float32 scale (N,), the weights' scale itself.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -88,28 +88,15 @@ def layer_from_bitnet(
     }
 
 
-def state_from_bitnet(
-    state: Mapping[str, torch.Tensor], layers: Collection[str], linear_class: str
-) -> dict[str, torch.Tensor]:
-    """Convert a state dict of theirs; `layers` are the names of the ternary layers. Other tensors are passed on.
+def bias_from_bitnet(bias: torch.Tensor, weight_scale: torch.Tensor | None, linear_class: str) -> torch.Tensor:
+    """Return our float32 bias (N,) of theirs, which `autobitlinear` multiplies by the scale, as all of its output.
 
-    Raises:
-        ValueError: a layer that is missing or damaged; the message names it.
+    Args:
+        weight_scale: theirs; None of a layer that is quantised at every call, whose bias is added afterwards.
     """
-    ours = {}
-    for name in layers:
-        if f"{name}.weight" not in state:
-            raise ValueError(f"the checkpoint lacks {name}.weight.")
-        try:
-            converted = layer_from_bitnet(state[f"{name}.weight"], state.get(f"{name}.weight_scale"), linear_class)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        ours |= {f"{name}.{part}": tensor for part, tensor in converted.items()}
-        if f"{name}.bias" in state:
-            scaled = linear_class == "autobitlinear" and f"{name}.weight_scale" in state
-            bias = state[f"{name}.bias"].float()
-            ours[f"{name}.bias"] = bias * converted["weight_scale"] if scaled else bias
-    return {name: tensor for name, tensor in state.items() if name not in ours} | ours
+    if weight_scale is None or linear_class != "autobitlinear":
+        return bias.float()
+    return bias.float() * scale_from_bitnet(weight_scale, linear_class, bias.shape[0])
 
 
 def state_to_bitnet(

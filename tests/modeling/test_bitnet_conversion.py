@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from frankenlm.modeling.bitnet_conversion import (
+    bias_from_bitnet,
     layer_from_bitnet,
     pack_bitnet,
     scale_from_bitnet,
     scale_to_bitnet,
-    state_from_bitnet,
     state_to_bitnet,
     unpack_bitnet,
 )
@@ -55,17 +55,20 @@ def test_layers_agree_and_come_back(linear_class, dtype, bias, theirs):
             layer.bias.copy_(torch.randn(36))
     with torch.no_grad():
         layer.weight.copy_(pack_bitnet(codes) if linear_class == "bitlinear" else codes)
-    state = {f"a.{name}": tensor for name, tensor in layer.state_dict().items()} | {"norm": torch.ones(3)}
-    ours = state_from_bitnet(state, ["a"], linear_class)
-    assert ours["norm"] is state["norm"] and torch.equal(unpack_ternary(ours["a.weight"], 36, 20), codes)
+    state = {f"a.{name}": tensor for name, tensor in layer.state_dict().items()}
+    ours = layer_from_bitnet(state["a.weight"], state["a.weight_scale"], linear_class)
+    if bias:
+        ours["bias"] = bias_from_bitnet(state["a.bias"], state["a.weight_scale"], linear_class)
+    assert torch.equal(unpack_ternary(ours["weight"], 36, 20), codes)
     packed = PackedBitLinear(20, 36, bias, input_norm=False)
-    packed.load_state_dict({name.removeprefix("a."): tensor for name, tensor in ours.items() if name != "norm"})
+    packed.load_state_dict(ours)
     x = torch.randn(5, 20)
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
         expected = layer.float()(x) if linear_class == "autobitlinear" else as_float32(layer)(x)
         torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-5)
+    ours = {f"a.{name}": tensor for name, tensor in ours.items()} | {"norm": torch.ones(3)}
     back = state_to_bitnet(ours, {"a": (36, 20)}, linear_class, dtype)
-    assert torch.equal(back["a.weight"], pack_bitnet(codes))
+    assert torch.equal(back["a.weight"], pack_bitnet(codes)) and back["norm"] is ours["norm"]
     for name in state.keys() - {"a.weight"}:
         assert back[name].dtype == state[name].dtype, name
         torch.testing.assert_close(back[name], state[name], rtol=2e-7 if dtype == torch.float32 else 0, atol=0)
@@ -99,19 +102,17 @@ def test_master_weights_are_quantised_as_at_every_call(theirs):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a.weight": torch.full((9, 20), 255, dtype=torch.uint8)}, "a: damaged: it holds a code 3"),
-        ({"a.weight": torch.zeros(9, dtype=torch.uint8)}, "a: expected uint8 with 2 axes"),
-        ({"a.weight": torch.full((36, 20), 0.5)}, "a: codes must be -1, 0 or 1"),
-        ({"a.weight_scale": torch.zeros(1)}, "a: scale holds NaN or infinity"),
-        ({"a.weight_scale": torch.ones(2)}, "a: scale has shape"),
+        ({"weight": torch.full((9, 20), 255, dtype=torch.uint8)}, "damaged: it holds a code 3"),
+        ({"weight": torch.zeros(9, dtype=torch.uint8)}, "expected uint8 with 2 axes"),
+        ({"weight": torch.full((36, 20), 0.5)}, "codes must be -1, 0 or 1"),
+        ({"weight_scale": torch.zeros(1)}, "scale holds NaN or infinity"),
+        ({"weight_scale": torch.ones(2)}, "scale has shape"),
     ],
 )
-def test_damaged_layers_are_named(change, message):
-    state = {"a.weight": pack_bitnet(draw(36, 20)), "a.weight_scale": torch.ones(1)} | change
+def test_damaged_layers_say_how(change, message):
+    parts = {"weight": pack_bitnet(draw(36, 20)), "weight_scale": torch.ones(1)} | change
     with pytest.raises(ValueError, match=message):
-        state_from_bitnet(state, ["a"], "bitlinear")
-    with pytest.raises(ValueError, match=r"lacks b\.weight"):
-        state_from_bitnet(state, ["b"], "bitlinear")
+        layer_from_bitnet(parts["weight"], parts["weight_scale"], "bitlinear")
 
 
 @pytest.mark.parametrize(

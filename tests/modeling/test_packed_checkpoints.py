@@ -211,6 +211,15 @@ def test_layers_left_as_they_are(build, tmp_path):
     assert {f"model.{name}" for name, _ in packed_layers(stack)} == names
 
 
+@pytest.mark.parametrize(("fields", "number"), [({}, 1), ({"scale_axis": "group", "group_size": 32}, 2)])
+def test_the_format_says_whether_scales_belong_to_groups(fields, number, build, tmp_path):
+    model = pack_model(build("legacy", **fields))
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert saved["format"] == number and "plain_layers" not in saved
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+
+
 def test_sharded(build, tmp_path):
     model = pack_model(build("mixers"))
     model.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -328,6 +337,9 @@ def test_a_file_cut_short(keep, build, tmp_path):
         ({"int8_heads": True}, "unknown key 'int8_heads'. Did you mean 'int8_head'"),
         ({"format": 3}, "format=3; this version of frankenlm reads formats 1 and 2"),
         ({"int8_head": True}, "leave int8_head out"),
+        ({"group_size": 48}, "group_size=48 must be one of 32, 64, 128"),
+        ({"other_group_sizes": {"model.layers.0": 100}}, "model.layers.0=100 must be one of"),
+        ({"scale_dtype": "float17"}, "scale_dtype"),
     ],
 )
 def test_configuration_errors(change, message, build, tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from frankenlm.modeling.bitnet_conversion import layer_from_bitnet
+from frankenlm.modeling.bitnet_conversion import bias_from_bitnet, layer_from_bitnet
 from frankenlm.modeling.group_scales import pack_group_scales
 from frankenlm.modeling.int8_layers import quantize_rows
 from frankenlm.modeling.packed_model import tied_layers
@@ -170,11 +170,11 @@ class Converter:
         return TernaryWeight(tensors["weight"], tensors["weight_scale"], None, "tensor", 0)
 
     def _bias(self, name: str, layer: str) -> torch.Tensor:
-        bias = self._store.read(name).float()
-        if self._plan.bitnet.get(layer) and self._plan.linear_class == "autobitlinear":
-            scale = self._store.read(f"{layer}.weight_scale").float()
-            return bias * scale  # theirs multiplies its output, bias and all
-        return bias
+        bias = self._store.read(name)
+        if layer not in self._plan.bitnet:
+            return bias.float()
+        scale = self._store.read(f"{layer}.weight_scale") if self._plan.bitnet[layer] else None
+        return bias_from_bitnet(bias, scale, self._plan.linear_class)
 
     def _packed_scale(self, layer: str, weight: TernaryWeight) -> torch.Tensor:
         if weight.group_size is None:

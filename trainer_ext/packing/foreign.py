@@ -64,8 +64,12 @@ def gguf_file(name: str) -> Path | None:
     Raises:
         UserError: it is not there, or a folder has several.
     """
-    path = Path(location(name))
-    if path.is_dir():
+    try:
+        path = Path(location(name))
+        is_folder = path.is_dir() and bool(name.strip())
+    except (OSError, RuntimeError):  # too long a name, a home folder of nobody: said where a model's name is checked
+        return None
+    if is_folder:
         return None if (path / "config.json").is_file() else _only_gguf(name, path)
     if path.suffix.lower() != GGUF_SUFFIX:
         return None

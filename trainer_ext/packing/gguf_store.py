@@ -97,7 +97,8 @@ def _values(source: GgufTensor, first: int, last: int) -> torch.Tensor:
     rows = source.shape[0] if source.shape else 1
     if source.type_name == "I2_S":  # one scale behind the whole
         data = np.fromfile(source.path, np.uint8, source.nbytes, offset=source.offset)
-        return torch.from_numpy(i2_s_values(data, source.shape))[first:last]
+        with np.errstate(invalid="ignore"):
+            return torch.from_numpy(i2_s_values(data, source.shape))[first:last]
     each = source.nbytes // max(rows, 1)
     data = np.fromfile(source.path, np.uint8, (last - first) * each, offset=source.offset + first * each)
     shape = (last - first, *source.shape[1:]) if source.shape else ()
