@@ -1,12 +1,12 @@
 """How far are low-bit models from their full-precision twins? Finished runs of a sweep, scored on text that chose none.
 
     frankenlm sweep --config configs/sweeps/ternary_gap.yaml --output_dir runs/ternary_gap
-    python scripts/evidence/ternary_gap.py --runs runs/ternary_gap/*/ --test_dataset test.jsonl \
-        --output_dir results/samples/ternary_gap
+    python scripts/evidence/ternary_gap.py --runs runs/ternary_gap/*/ --choice runs/ternary_choice/sweep.csv \
+        --test_dataset test.jsonl --output_dir results/samples/ternary_gap
 
 A recipe is chosen by the loss on the validation text of its runs; what is reported is the loss on the test text, one
-document a row in windows of the training length, in float32, as `frankenlm evaluate` has it. Written are runs.csv and
-table.md; a run that stands in runs.csv already is not scored again.
+document a row in windows of the training length, in float32, as `frankenlm evaluate` has it. Written are runs.csv,
+choice.csv (the validation losses of the sweeps that chose) and table.md; what stands in runs.csv is not scored again.
 """
 
 import argparse
@@ -19,7 +19,14 @@ from typing import Any
 
 from frankenlm.scripts.evidence.ternary_findings import FULL
 from frankenlm.scripts.evidence.ternary_table import read_run, settings_of
-from frankenlm.trainer_ext.common.cli import OneLineParser, check_output_dir, path_value, run_command, user_mistakes
+from frankenlm.trainer_ext.common.cli import (
+    OneLineParser,
+    UserError,
+    check_output_dir,
+    path_value,
+    run_command,
+    user_mistakes,
+)
 from frankenlm.trainer_ext.common.files import write_csv, write_text
 from frankenlm.trainer_ext.common.timing import markdown_table
 from frankenlm.trainer_ext.data.splits import iter_texts, load_documents
@@ -29,6 +36,7 @@ from frankenlm.trainer_ext.presets import parse_run
 
 RECIPE = ("weights", "scale", "learning_rate", "ternary_start", "teacher_weight", "teacher_hidden_weight")
 COLUMNS = ("run", "steps", *RECIPE, "seed", "tokens_seen", "precision", "eval_loss", "test_loss")
+CHOICE_COLUMNS = ("sweep", "run", "status", "eval_loss")
 GOAL = 0.03  # nats a byte that a low-bit model may lose against its twin
 
 Row = Mapping[str, Any]
@@ -66,6 +74,21 @@ def read_scored(path: Path) -> dict[tuple[str, float], float]:
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         return {(row["run"], float(row["eval_loss"])): float(row["test_loss"]) for row in csv.DictReader(file)}
+
+
+def read_choice(path: Path) -> list[dict[str, str]]:
+    """The runs of a sweep's sweep.csv, finished or not.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            runs = list(csv.DictReader(file))
+        about = [(path.resolve().parent.name, run["name"], run["status"], run["eval_loss"]) for run in runs]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UserError(f"--choice {path}: no sweep.csv of a sweep ({type(error).__name__}).") from error
+    return [dict(zip(CHOICE_COLUMNS, run, strict=True)) for run in about]
 
 
 def cells_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -139,11 +162,20 @@ def gap_words(gap: Row) -> str:
     return f"{abs(gap['mean']):.4f} nats a byte {direction} its full-precision twin ({bounds}{seeds})"
 
 
-def report_text(rows: Sequence[Row]) -> str:
-    """What the rows say, by rule, and the cells."""
+def report_text(rows: Sequence[Row], choice: Sequence[Mapping[str, str]]) -> str:
+    """What the rows say, by rule; the cells; and the runs by which recipes were chosen, those not made included."""
     cells = cells_of(rows)
     lines = "\n".join(f"- {line}." for line in findings(cells))
-    return f"In short:\n\n{lines}\n\n{markdown_table([shown(cell) for cell in cells])}\n"
+    chosen = [
+        {
+            "sweep": run["sweep"],
+            "run": run["run"],
+            "validation loss": f"{float(run['eval_loss']):.4f}" if run["status"] == "finished" else "not run",
+        }
+        for run in choice
+    ]
+    tables = "\n\n".join(markdown_table(table) for table in ([shown(cell) for cell in cells], chosen) if table)
+    return f"In short:\n\n{lines}\n\n{tables}\n"
 
 
 def shown(cell: Row) -> dict[str, str]:
@@ -169,6 +201,7 @@ def build_parser() -> OneLineParser:
     )
     add = parser.add_argument
     add("--runs", nargs="+", type=path_value, required=True, help="folders of finished runs")
+    add("--choice", nargs="+", type=path_value, default=[], help="sweep.csv of the sweeps in which recipes were chosen")
     add("--test_dataset", required=True, help="text that neither trained nor chose, given as to scripts/train.py")
     add("--output_dir", type=path_value, required=True, help="folder of runs.csv and table.md")
     return parser
@@ -179,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output_dir(args.output_dir)
     with user_mistakes():
         rows = [read_gap_run(folder) for folder in args.runs]
+        choice = [run for path in args.choice for run in read_choice(path)]
         texts = list(iter_texts(load_documents(args.test_dataset)))
         scored = read_scored(args.output_dir / "runs.csv")
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -186,7 +220,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = scored.get((row["run"], row["eval_loss"]))
         row["test_loss"] = score_run(folder, texts) if known is None else known
     write_csv(args.output_dir / "runs.csv", rows, COLUMNS)
-    text = report_text(rows)
+    write_csv(args.output_dir / "choice.csv", choice, CHOICE_COLUMNS)
+    text = report_text(rows, choice)
     write_text(args.output_dir / "table.md", text)
     print(text)
 

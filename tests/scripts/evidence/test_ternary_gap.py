@@ -78,31 +78,26 @@ def test_a_recipe_is_chosen_by_the_validation_text_among_those_of_most_seeds():
     assert below[0].endswith("0.1000 nats a byte below its full-precision twin (1 seed)")
 
 
-def committed_rows():
-    def value(name, text):
-        return (
-            int(text) if name in NUMBERS else text if name in ("run", "weights", "scale", "precision") else float(text)
-        )
+def committed(name):
+    with (SAMPLES / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
-    with (SAMPLES / "runs.csv").open(newline="", encoding="utf-8") as file:
-        return [{name: value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+def typed(name, text):
+    kept = ("run", "weights", "scale", "precision")
+    return text if name in kept else int(text) if name in NUMBERS else float(text)
 
 
 def test_the_committed_card_and_table_are_what_the_rules_make_of_the_committed_rows():
-    text = report_text(committed_rows())
+    rows = [{name: typed(name, text) for name, text in row.items()} for row in committed("runs.csv")]
+    text = report_text(rows, committed("choice.csv"))
     assert (SAMPLES / "table.md").read_text(encoding="utf-8") == text
     assert text in (ROOT / "model_cards" / "legacy_1bit.md").read_text(encoding="utf-8")
 
 
-def test_the_losses_of_the_choice_stand_in_the_card():
-    """Every run of the committed sweep, with the loss that it ended with, is a line of the card."""
-    card = (ROOT / "model_cards" / "legacy_1bit.md").read_text(encoding="utf-8")
-    with (SAMPLES / "choice.csv").open(newline="", encoding="utf-8") as file:
-        runs = list(csv.DictReader(file))
-    assert len(runs) > 5
-    for run in runs:
-        told = f"{float(run['eval_loss']):.4f}" if run["status"] == "finished" else "not run"
-        assert f"| {run['name']} | {told} |" in card, run["name"]
+def test_runs_that_were_not_made_are_told():
+    text = report_text([], [{"sweep": "choice", "run": "a", "status": "missing", "eval_loss": ""}])
+    assert text.endswith("| choice | a | not run |\n")
 
 
 @pytest.mark.parametrize(
@@ -142,9 +137,13 @@ def test_from_runs_to_a_table(runs, capsys):
         runs / "twin",
         "--test_dataset",
         runs / "text.jsonl",
+        "--choice",
+        runs / "sweep" / "sweep.csv",
         "--output_dir",
         runs / "report",
     ]
+    (runs / "sweep").mkdir()
+    (runs / "sweep" / "sweep.csv").write_text("name,status,eval_loss\na,finished,1.25\nb,missing,\n")
     assert run_command(main, [str(word) for word in words]) == 0
     rows = list(csv.DictReader((runs / "report" / "runs.csv").read_text().splitlines()))
     assert list(rows[0]) == list(COLUMNS) and [row["scale"] for row in rows] == ["row", ""]
@@ -153,8 +152,12 @@ def test_from_runs_to_a_table(runs, capsys):
     assert (
         table.startswith("In short:") and "full-precision twin (1 seed)" in table and table in capsys.readouterr().out
     )
+    assert "| sweep | a | 1.2500 |" in table and "| sweep | b | not run |" in table
     # scored already: the test loss that stands there is kept
     changed = (runs / "report" / "runs.csv").read_text().replace(rows[0]["test_loss"], "7.5")
     (runs / "report" / "runs.csv").write_text(changed)
     assert run_command(main, [str(word) for word in words]) == 0
     assert "7.5000" in capsys.readouterr().out
+    (runs / "sweep" / "sweep.csv").write_text("nothing\n1\n")
+    assert run_command(main, [str(word) for word in words]) == 2
+    assert "no sweep.csv of a sweep (KeyError)" in capsys.readouterr().err
