@@ -27,6 +27,7 @@ METHODS = {
     "uni_quant": Scale("N", "quantisation levels N (log₂, fewer to the right)"),
     "add_gauss": Scale("σ", "noise σ (additive, in units of rms(W))"),
 }
+DTYPES = ("bfloat16", "float32", "float16")
 # methods that remove whole units, so many as the level says
 TARGETED = {
     "targeted": Scale("k", "units removed k, most important first"),
@@ -36,7 +37,6 @@ WHOLE = ("uni_quant", *TARGETED)  # their levels are whole numbers
 ALL_METHODS = METHODS | TARGETED
 UNITS = ("element", "row", "column", "head", "neuron", "expert")
 IMPORTANCES = ("gradient", "magnitude", "activation", "ablation")
-DTYPES = ("bfloat16", "float32", "float16")
 MOST_LEVELS = 1 << 20  # of uni_quant: beyond, the values are finer than the weights are stored
 MOST_LEVEL = 1e30  # of noise: weights times it are still numbers
 MOST = 10_000_000  # of anything that is counted

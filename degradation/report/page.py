@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from .plot_style import Plot
+from .drawing.plot_style import Plot
 
 MANY_COLUMNS = 8  # of a table that gets smaller letters
 INTERVAL = re.compile(r"\([^)]*\)|\[[^\]]*\]|[<>=] \S+")

@@ -9,9 +9,9 @@ import numpy
 from ..measures.names import BREAKS, HEADLINE, PER_SKILL
 from .bootstrap import COVERAGE
 from .curves import Curve
+from .drawing.plot_style import Plot
 from .level_axis import level_text
 from .page import bullets, facts, figure, folded, heading, navigation, page, paragraph, said, table, warning_box
-from .plot_style import Plot
 from .result_files import common
 
 SHOWN_SENTENCES = 8

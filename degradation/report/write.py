@@ -17,8 +17,8 @@ from .bootstrap import CONFIDENCE, DRAWS, SEED
 from .cells_of_series import Series, all_rows, build_series
 from .columns import FindPrompt, MeasureCell, MeasureRow, add_accuracies, measure_rows
 from .curves import Curve, by_task, make_curves
-from .figures import draw_all, figure_names
-from .plot_style import DIGITS, curve_rows, key_columns
+from .drawing.figures import draw_all, figure_names
+from .drawing.plot_style import DIGITS, curve_rows, key_columns
 from .result_files import ResultFile, common, read_results
 from .sections import build_page
 from .sentences import NOT_SHOWN, ranking, warnings, what_broke_first

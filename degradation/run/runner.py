@@ -91,10 +91,6 @@ class ExperimentRun:
             return MaskDecoder(loaded.model, self.rendering, settings, loaded.tokenizer)
         return make_decoder(loaded, self.rendering, settings)
 
-    def decoder_stops(self) -> frozenset[int]:
-        """Return the tokens that end an answer."""
-        return stops_of(self.loaded)
-
     def _damages_text_alone(self) -> bool:
         config = self.config
         group = select_group(
@@ -129,7 +125,9 @@ class ExperimentRun:
             self._check_damage(baseline)
         try:
             with user_mistakes():
-                targets = RunTargets(self, baseline) if config.method in TARGETED else None
+                targets = None
+                if config.method in TARGETED:
+                    targets = RunTargets(self.experiment, self.loaded, self.store, self.rendering, baseline)
             if not config.perplexity:
                 yield Subject(baseline, None, None, targets)
             else:

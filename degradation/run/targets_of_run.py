@@ -3,23 +3,24 @@
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..answers.rendering import Rendering
 from ..cells import Cell
 from ..damage.chosen import Chosen
 from ..errors import ConfigConflict
 from ..prompts import load_prompts
+from ..records.store import Store
 from ..targeting.answered import answer_greedily
 from ..targeting.choosing import Ranking, chosen_of, removed, told
 from ..targeting.importance import measure_importance
 from ..targeting.stored import kept_scores
+from ..weights.loading import Loaded
 from ..weights.model_checks import check_targeting
 from ..weights.restore import Baseline
 from ..weights.units import find_units
-from .plan import render
-
-if TYPE_CHECKING:
-    from .runner import ExperimentRun
+from .identity import stop_ids
+from .plan import Experiment, render
 
 # of an experiment's fields, those that scores depend on
 SCORED_FIELDS = ("dtype", "load_4bit", "quant_type", "double_quant", "quant_target_mode", "tied_policy", "norm_gain")
@@ -28,12 +29,14 @@ SCORED_FIELDS = ("dtype", "load_4bit", "quant_type", "double_quant", "quant_targ
 class RunTargets:
     """The units of a run's group and their importance, measured on the undamaged model where it is not known yet."""
 
-    def __init__(self, run: "ExperimentRun", baseline: Baseline):
-        self.run, self.baseline, self.config = run, baseline, run.config
-        check_targeting(self.config, baseline.group, run.loaded.name, run.experiment.model_config)
+    def __init__(self, experiment: Experiment, loaded: Loaded, store: Store, rendering: Rendering, baseline: Baseline):
+        self.experiment, self.loaded, self.store, self.baseline = experiment, loaded, store, baseline
+        self.config = experiment.config
+        self._rendering = rendering
+        check_targeting(self.config, baseline.group, loaded.name, experiment.model_config)
         self.table = find_units(baseline.group, self.config.unit)
         scores, self.digest = kept_scores(
-            Path(run.store.files.results_dir), run.experiment.short_name, self._identity(), self._measure
+            Path(store.files.results_dir), experiment.short_name, self._identity(), self._measure
         )
         self.ranking = Ranking(self.table, scores, self.config.seed_base, self.config.shuffle_importance)
         self._refuse_other_scores()
@@ -41,17 +44,16 @@ class RunTargets:
     @cached_property
     def prompts(self) -> list[tuple[int, ...]]:
         """The token ids of the prompts that importance is measured on."""
-        config, run = self.config, self.run
+        config, rendering = self.config, self._rendering
         if config.importance == "magnitude":
             return []
-        rendering = run.rendering
         if config.importance_prompts is not None:
             prompts = load_prompts(config.importance_prompts)
-            rendering = render(config, prompts, run.loaded.tokenizer, None, run.experiment.fills_masks)
+            rendering = render(config, prompts, self.loaded.tokenizer, None, self.experiment.fills_masks)
         return [row.ids for row in rendering.prompts]
 
     def _identity(self) -> dict[str, Any]:
-        config, experiment = self.config, self.run.experiment
+        config, experiment = self.config, self.experiment
         fields = experiment.config_fields
         return {
             **{name: getattr(config, name) for name in (*SCORED_FIELDS, "group", "unit", "importance")},
@@ -60,17 +62,17 @@ class RunTargets:
         }
 
     def _measure(self):
-        model, run = self.run.loaded.model, self.run
-        stops = run.decoder_stops() if self.prompts else frozenset()
+        model, loaded = self.loaded.model, self.loaded
+        stops = frozenset(stop_ids(model.generation_config, loaded.tokenizer)) if self.prompts else frozenset()
         answered = answer_greedily(model, self.prompts, stops)
         return measure_importance(
-            model, self.baseline, self.table, self.config.importance, answered, progress=run.store.rank == 0
+            model, self.baseline, self.table, self.config.importance, answered, progress=self.store.rank == 0
         )
 
     def _refuse_other_scores(self) -> None:
         """Raise ConfigConflict where cells were damaged by other scores: their file is gone, and these are anew."""
         config = self.config
-        for record in self.run.store.lesions():
+        for record in self.store.lesions():
             mine = (record["group"], record["method"]) == (config.group, config.method)
             if mine and record.get("importance", self.digest) != self.digest:
                 raise ConfigConflict(

@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 import numpy
 import pytest
 
+from frankenlm.degradation.report.drawing.depth_map import plot_depth
+from frankenlm.degradation.report.drawing.figures import figure_names
+from frankenlm.degradation.report.drawing.plots import layer_subset
 from frankenlm.degradation.report.page import table
-from frankenlm.degradation.report.plots import layer_subset
-from frankenlm.degradation.report.write import write_report
+from frankenlm.degradation.report.write import analyse, write_report
 from simulated_results import PROMPTS, measure, read_csv, simulated_rows, write_experiment
 
 
@@ -239,6 +241,32 @@ def test_layers_have_a_heat_map(tmp_path):
     plot = page.parent / "plots/maker-tiny-model_iq_it_layers_mult_gauss_attn_only.csv"
     groups = [row["group"] for row in read_csv(plot) if row["measure"] == "accuracy"]
     assert list(dict.fromkeys(groups)) == ["attn_only@L0", "attn_only@L2", "attn_only@L10"]
+
+
+def test_components_by_depth_have_a_heat_map(tmp_path):
+    """Each component in each window, against its own baseline; a window without the component stays empty."""
+    halves = {("attn_o", 1): 0.9, ("attn_o", 3): 0.5, ("mlp_down", 1): 0.1, ("mlp_down", 2): 0.4, ("mlp_down", 3): 0.8}
+    rows = [
+        row
+        for (component, number), half in halves.items()
+        for row in simulated_rows(
+            "mult_gauss", f"{component}@{number}of3", half, levels=(0.0, 0.3, 0.6), repeats=3, prompts=PROMPTS[:6]
+        )
+    ]
+    path = write_experiment(tmp_path, rows, "mult_gauss")
+    curves = analyse([path], measure=measure, measure_texts=None, draws=20).curves
+    assert ("maker/tiny-model", "iq_it", "depth_mult_gauss") in figure_names(curves)
+    plot = plot_depth(curves, ("accuracy",), tmp_path, "depth").csv
+    assert plot.with_suffix(".png").stat().st_size > 5000
+    changes = {
+        (row["component"], int(row["window"])): float(row["change"])
+        for row in read_csv(plot)
+        if row["measure"] == "accuracy" and row["level"] == "0.6"
+    }
+    assert changes.keys() == halves.keys()
+    assert changes["mlp_down", 1] < -0.5 < -0.4 < changes["attn_o", 1] and changes["mlp_down", 3] > -0.4
+    zero = [float(row["change"]) for row in read_csv(plot) if row["level"] in ("0", "0.0")]
+    assert zero and not any(zero)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 
 from frankenlm.degradation.errors import DamagedRecords
 from frankenlm.degradation.records.export_again import export_command
-from frankenlm.degradation.report.figures import LONGEST, figure_names
-from frankenlm.degradation.report.plot_style import Plot
+from frankenlm.degradation.report.drawing.figures import LONGEST, figure_names
+from frankenlm.degradation.report.drawing.plot_style import Plot
 from frankenlm.degradation.report.write import analyse, measure_file, write_report
 from frankenlm.degradation.report.written_files import check_free
 from record_rows import CONFIG, NAMES, make_row

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy
 
-from .bootstrap import COVERAGE
-from .critical import Critical
-from .curves import Curve
-from .level_axis import number
+from ..bootstrap import COVERAGE
+from ..critical import Critical
+from ..curves import Curve
+from ..level_axis import number
 from .plot_style import (
     GREY,
     Look,

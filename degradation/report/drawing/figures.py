@@ -5,10 +5,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ..measures.names import ANSWERS, HEADLINE, RANKED
-from .curves import Curve, by_task
+from ...measures.names import ANSWERS, HEADLINE, RANKED
+from ..curves import Curve, by_task
+from ..result_files import common
+from .depth_map import plot_depth, window_of_depth
 from .plot_style import NothingToDraw, Plot
 from .plots import (
+    layer_subset,
     plot_answers,
     plot_common_axis,
     plot_layers,
@@ -18,7 +21,6 @@ from .plots import (
     plot_skills,
 )
 from .ranking_plot import plot_ranking
-from .result_files import common
 
 LONGEST = 180  # bytes of a figure's name; with its ending and a scratch name it stays below 255
 
@@ -73,6 +75,11 @@ def _figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path
         yield f"loops and length, {method}", f"answers_{method}", lambda *to, own=own: plot_answers(own, ANSWERS, *to)
         yield f"perplexity, {method}", f"perplexity_{method}", lambda *to, own=own: plot_perplexity(own, *to)
     yield "every repeat", "repeats", lambda *to: plot_repeats(curves, spread, *to)
+    for method in common(curve.series.key.method for curve in curves):
+        own = [curve for curve in curves if curve.series.key.method == method]
+        if not any(window_of_depth(curve.series.key.group) for curve in own):
+            continue
+        yield f"components by depth, {method}", f"depth_{method}", lambda *to, own=own: plot_depth(own, HEADLINE, *to)
     yield from _layer_figures(curves)
 
 
@@ -81,7 +88,7 @@ def _layer_figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable
     sorts = common(
         (curve.series.key.method, curve.series.key.group.partition("@")[0])
         for curve in curves
-        if "@" in curve.series.key.group
+        if layer_subset(curve.series.key.group)
     )
     if not sorts:
         yield "layers by level", "layers", lambda *to: plot_layers(curves, HEADLINE, *to)

@@ -14,8 +14,8 @@ import numpy
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from ..measures.names import PER_SKILL, Measure
-from .curves import Curve
+from ...measures.names import PER_SKILL, Measure
+from ..curves import Curve
 from .plot_style import (
     BANDS,
     COLOURS,

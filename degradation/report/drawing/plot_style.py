@@ -12,9 +12,9 @@ from matplotlib.ticker import PercentFormatter
 
 from frankenlm.trainer_ext.common.files import replaced_file, write_csv
 
-from .cells_of_series import Series
-from .curves import Curve
-from .level_axis import LevelAxis
+from ..cells_of_series import Series
+from ..curves import Curve
+from ..level_axis import LevelAxis
 
 COLOURS = ("#4c78a8", "#d1495b", "#3a7d44", "#e09f3e", "#8d6a9f", "#00798c", "#9c6644", "#5c677d")
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")

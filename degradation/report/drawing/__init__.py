@@ -1,0 +1,1 @@
+"""Curves -> figures: which there are, how each is drawn, and what they share."""
