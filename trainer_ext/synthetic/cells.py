@@ -11,6 +11,7 @@ from .tasks import MQAR
 
 SOLVED = 0.95
 SIZES = ("task", "mixer", "hidden_size", "mamba_state")
+NOTHING = 0.05  # an accuracy no further above chance than this tells nothing
 BASELINE = "softmax"
 
 
@@ -96,8 +97,8 @@ def _recall_findings(cells: Sequence[dict[str, Any]]) -> list[str]:
 def _state_finding(mixer: str, by_state: Sequence[dict[str, Any]]) -> str:
     means = [cell["mean"] for cell in by_state]
     told = ", ".join(f"{cell['mean']:.3f} with {cell['state_size']:,} ({told_size(cell)})" for cell in by_state)
-    if max(means) <= 1.5 * by_state[0]["chance"]:
-        verdict = "never far above chance, so that nothing is said of its state"
+    if max(means) <= by_state[0]["chance"] + NOTHING:
+        verdict = f"never {NOTHING} above chance, so that nothing is said of its state"
     elif means == sorted(means) and means[-1] > means[0]:
         verdict = "more with every larger state, as published"
     elif means[-1] > means[0]:
@@ -111,13 +112,13 @@ def _task_finding(task: str, cells: Sequence[dict[str, Any]]) -> str:
     """Who solves a task at the common size, and who is not told from chance."""
     ranked = sorted(cells, key=lambda cell: -cell["mean"])
     solved = [cell["mixer"] for cell in ranked if cell["mean"] > SOLVED]
-    lost = [cell["mixer"] for cell in ranked if cell["mean"] <= 1.5 * cell["chance"]]
+    lost = [cell["mixer"] for cell in ranked if cell["mean"] <= cell["chance"] + NOTHING]
     line = f"{task}: solved by {', '.join(solved)}" if solved else f"{task}: solved by none"
     best = ranked[0]
     if not solved:
         line += f" (best {best['mixer']}, {best['mean']:.3f})"
     if lost:
-        line += f"; at most half above chance ({best['chance']:.3g}): {', '.join(lost)}"
+        line += f"; not {NOTHING} above chance ({best['chance']:.3f}): {', '.join(lost)}"
     missing = [mixer for mixer in MODELS if mixer not in {cell["mixer"] for cell in cells}]
     return f"{line}; not run: {', '.join(missing)}." if missing else f"{line}."
 

@@ -34,9 +34,8 @@ class Compression(SyntheticTask):
         return self.kinds + 1
 
     @property
-    def chance(self) -> float:
-        """One of the kinds."""
-        return 1 / self.kinds
+    def answers(self) -> range:
+        return range(self.kinds)
 
     def draw(self, rows: int, rng: np.random.Generator, *, is_test: bool = False) -> SyntheticRows:
         inputs = rng.integers(self.kinds, size=(rows, self.length))

@@ -38,9 +38,8 @@ class SelectiveCopying(SyntheticTask):
         return self.kinds + 2
 
     @property
-    def chance(self) -> float:
-        """One of the kinds."""
-        return 1 / self.kinds
+    def answers(self) -> range:
+        return range(self.kinds)
 
     def draw(self, rows: int, rng: np.random.Generator, *, is_test: bool = False) -> SyntheticRows:
         blank, copy = self.kinds, self.kinds + 1

@@ -41,9 +41,8 @@ class FuzzyRecall(SyntheticTask):
         return self.keys + self.values + 1
 
     @property
-    def chance(self) -> float:
-        """One of the value tokens."""
-        return 1 / self.values
+    def answers(self) -> range:
+        return range(self.keys, self.keys + self.values)
 
     def draw(self, rows: int, rng: np.random.Generator, *, is_test: bool = False) -> SyntheticRows:
         key_words, value_words = words(self.keys, self.longest), words(self.values, self.longest) + self.keys

@@ -34,9 +34,8 @@ class Memorization(SyntheticTask):
         return 2 * self.facts + 1
 
     @property
-    def chance(self) -> float:
-        """One of the values."""
-        return 1 / self.facts
+    def answers(self) -> range:
+        return range(self.facts, 2 * self.facts)
 
     def table(self) -> np.ndarray:
         """The value of each key, (facts,)."""

@@ -51,6 +51,10 @@ class MultiQueryRecall(SyntheticTask):
         return 1 + self.keys + self.values
 
     @property
+    def answers(self) -> range:
+        return range(1 + self.keys, self.vocab_size)
+
+    @property
     def chance(self) -> float:
         """One of the values that stand in the row."""
         return 1 / self.pairs

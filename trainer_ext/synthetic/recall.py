@@ -41,9 +41,8 @@ class InContextRecall(SyntheticTask):
         return self.keys + self.values + self.noise_kinds
 
     @property
-    def chance(self) -> float:
-        """One of the values."""
-        return 1 / self.values
+    def answers(self) -> range:
+        return range(self.keys, self.keys + self.values)
 
     def draw(self, rows: int, rng: np.random.Generator, *, is_test: bool = False) -> SyntheticRows:
         pairs = self.length // 2

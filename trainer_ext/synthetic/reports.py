@@ -75,8 +75,8 @@ def page(
 
 ACCURACY_NOTE = (
     "Share of the asked tokens that a model puts first, over rows that are none of its training rows; mean ± sd over "
-    "seeds, n of them in brackets where some are missing. Chance is that of one who knows which answers are possible. "
-    "All at one width."
+    "seeds, n of them in brackets where some are missing. Chance is the accuracy of answering with whatever possible "
+    "answer stood in the row most often so far. All at one width."
 )
 STATE_NOTE = (
     "State: numbers that one row of the test leaves in the cache, of all layers, counted there. That of softmax, "

@@ -7,12 +7,15 @@ Shapes: B rows, L tokens.
 """
 
 import abc
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from frankenlm.modeling.outputs import IGNORED_LABEL
+
+GUESSED_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,35 @@ class SyntheticTask(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def answers(self) -> range:
+        """The token ids that an answer may be."""
+
+    @property
     def chance(self) -> float:
-        """The accuracy of one who knows which answers are possible in a row, and nothing about which is asked for."""
+        """The accuracy of a guess that knows the row, but not what is asked: `guessing` over many rows."""
+        return _chance(self)
 
     @abc.abstractmethod
     def draw(self, rows: int, rng: np.random.Generator, *, is_test: bool = False) -> SyntheticRows:
         """Draw rows; where training and test differ, `is_test` says which are wanted."""
+
+
+def guessing(task: SyntheticTask, rows: SyntheticRows) -> float:
+    """The accuracy of answering with whatever possible answer stood in the row most often so far.
+
+    Of several it is the lowest id, as it is where none stood there yet. Where all is read from the last position, the
+    whole row counts.
+    """
+    stood = rows.inputs[:, :, None] == np.array(task.answers)  # (B, L, A)
+    counts = stood.sum(axis=1, keepdims=True) if task.reads_last else stood.cumsum(axis=1)
+    guesses = np.broadcast_to(task.answers.start + counts.argmax(axis=2), rows.labels.shape)
+    is_asked = rows.labels != IGNORED_LABEL
+    return float((guesses == rows.labels)[is_asked].mean())
+
+
+@functools.cache
+def _chance(task: SyntheticTask) -> float:
+    return round(guessing(task, task.draw(GUESSED_ROWS, np.random.default_rng(0), is_test=True)), 4)
 
 
 def check_sizes(task: SyntheticTask, **least: int) -> None:
