@@ -75,9 +75,18 @@ def guessing(task: SyntheticTask, rows: SyntheticRows) -> float:
     Of several it is the lowest id, as it is where none stood there yet. Where all is read from the last position, the
     whole row counts.
     """
-    stood = rows.inputs[:, :, None] == np.array(task.answers)  # (B, L, A)
-    counts = stood.sum(axis=1, keepdims=True) if task.reads_last else stood.cumsum(axis=1)
-    guesses = np.broadcast_to(task.answers.start + counts.argmax(axis=2), rows.labels.shape)
+    everyone = np.arange(len(rows))
+    counts = np.zeros((len(rows), task.vocab_size), dtype=np.int64)
+    best = np.full(len(rows), task.answers.start)
+    guesses = np.empty_like(rows.labels)
+    for place, tokens in enumerate(rows.inputs.T):
+        may_be = (tokens >= task.answers.start) & (tokens < task.answers.stop)
+        counts[everyone, tokens] += may_be
+        ours, theirs = counts[everyone, tokens], counts[everyone, best]
+        best = np.where(may_be & ((ours > theirs) | ((ours == theirs) & (tokens < best))), tokens, best)
+        guesses[:, place] = best
+    if task.reads_last:
+        guesses[:] = best[:, None]
     is_asked = rows.labels != IGNORED_LABEL
     return float((guesses == rows.labels)[is_asked].mean())
 
