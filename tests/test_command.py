@@ -21,6 +21,7 @@ HELP = [
     "frankenlm compare --help",
     "frankenlm pack --help",
     "frankenlm sweep --help",
+    "frankenlm suite --help",
     "frankenlm analyze --help",
     "frankenlm check --help",
 ]
@@ -52,7 +53,7 @@ def test_a_verb_runs_and_mistakes_are_told(capsys, monkeypatch):
     assert command.main(["evalute"]) == 2
     assert capsys.readouterr().err == (
         "error: unknown verb 'evalute'. Did you mean 'evaluate'? "
-        "Known: analyze, check, compare, degrade, evaluate, export, generate, pack, push, serve, sweep, train.\n"
+        "Known: analyze, check, compare, degrade, evaluate, export, generate, pack, push, serve, suite, sweep, train.\n"
     )
     assert command.main(["pack", "--modl", "x"]) == 2
     assert "error: " in capsys.readouterr().err

@@ -16,6 +16,7 @@ ELSEWHERE = {
     "compare.md",
     "evaluation.md",
     "sweep.md",
+    "suite.md",
     "grid.yaml",
     "small.yaml",
     "rates.yaml",

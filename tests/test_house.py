@@ -29,6 +29,7 @@ ARROWS = {
     "trainer_ext.analysis": FOUNDATION,
     "trainer_ext.checking": FOUNDATION,
     "trainer_ext.packing": FOUNDATION,
+    "trainer_ext.synthetic": FOUNDATION | {"trainer_ext.metrics"},
     "trainer_ext.sweeps": FOUNDATION
     | {f"trainer_ext.{room}" for room in ("metrics", "preflight", "presets", "resuming", "saving")},
     "degradation.errors": set(),

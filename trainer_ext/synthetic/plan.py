@@ -147,6 +147,13 @@ class FinishedRuns:
         write_csv(self.path, self.rows.values(), COLUMNS)
         return row
 
+    def arrange(self, plan: SuitePlan) -> list[dict[str, Any]]:
+        """Write the rows of the plan first, in its order, before those of others; return the plan's."""
+        rows = list(self.in_plan(plan))
+        self.rows = {row["config"]: row for row in rows} | self.rows
+        write_csv(self.path, self.rows.values(), COLUMNS)
+        return rows
+
     def in_plan(self, plan: SuitePlan) -> Iterator[dict[str, Any]]:
         """The rows that are runs of the plan, in its order."""
         for cell in plan.cells:

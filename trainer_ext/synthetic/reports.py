@@ -21,8 +21,8 @@ PAGE, PICTURE, FACTS = "suite.md", "suite.png", "suite.json"
 def write_reports(
     folder: Path, plan: SuitePlan, finished: FinishedRuns, versions: Mapping[str, str], card: Path | None = None
 ) -> None:
-    """Write the three of them into the folder of suite.csv, and the page once more where `card` says."""
-    rows = list(finished.in_plan(plan))
+    """Write the three of them beside suite.csv, which is put in order, and the page once more where `card` says."""
+    rows = finished.arrange(plan)
     cells = cells_of(rows)
     planned, command = len(plan.cells) * plan.runs_of_a_cell, command_of(plan)
     facts = {"planned_runs": planned, "finished_runs": len(rows), "cells": cells, "findings": findings(cells)}

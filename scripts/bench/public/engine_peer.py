@@ -19,7 +19,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from shapes import SHAPES, Shape
+from shapes import SHAPES, PublicShape
 
 CONTEXT = 512
 Q8_0 = 8
@@ -54,7 +54,7 @@ def ternary_rows(random: np.random.Generator, rows: int, inputs: int, kind: str)
     return data
 
 
-def write_model(file: Path, shape: Shape, kind: str) -> None:
+def write_model(file: Path, shape: PublicShape, kind: str) -> None:
     random = np.random.default_rng(0)
     architecture = "qwen3" if shape.model_type == "qwen3" else "llama"
     writer = gguf.GGUFWriter(str(file), architecture)

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, BitNetConfig, PreTrainedConfig, P
 
 from frankenlm.modeling.packed_model import empty_layers
 from frankenlm.modeling.ternary_config import TernaryConfig
-from frankenlm.scripts.bench.public.shapes import Shape
+from frankenlm.scripts.bench.public.shapes import PublicShape
 
 POSITIONS = 4096
 WEIGHT_SCALE = 0.02
 
 
-def config_of(shape: Shape, dtype: torch.dtype) -> PreTrainedConfig:
+def config_of(shape: PublicShape, dtype: torch.dtype) -> PreTrainedConfig:
     """Return the configuration of transformers' class for a shape."""
     classes = {"bitnet": BitNetConfig, "qwen3": Qwen3Config}
     return classes[shape.model_type](
@@ -37,7 +37,7 @@ def config_of(shape: Shape, dtype: torch.dtype) -> PreTrainedConfig:
     )
 
 
-def quantization_of(shape: Shape) -> TernaryConfig:
+def quantization_of(shape: PublicShape) -> TernaryConfig:
     """Return how the model of a shape is packed."""
     if shape.ternary_table:
         return TernaryConfig(
@@ -65,7 +65,7 @@ def _random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) ->
     return torch.ones(like.shape, dtype=like.dtype)
 
 
-def write_checkpoint(shape: Shape, folder: Path, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> None:
+def write_checkpoint(shape: PublicShape, folder: Path, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> None:
     """Write a packed checkpoint of a shape with random weights into a new folder."""
     config = config_of(shape, dtype)
     with torch.device("meta"):

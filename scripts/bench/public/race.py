@@ -1,7 +1,7 @@
 """Race packed models of public shapes against llama.cpp and ik_llama.cpp: generate() at batch 1, tokens per second.
 
     python -m frankenlm.scripts.bench.public.race --shape bitnet-2b --engines_python venv/bin/python
-    python -m frankenlm.scripts.bench.public.race --shape qwen3-1.7b --engines_python venv/bin/python --record FILE.md
+    python -m frankenlm.scripts.bench.public.race --shape qwen3-1.7b --record model_cards/benchmarks.md
 
 ENGINES_PYTHON has llama-cpp-python, ik-llama-cpp-python, gguf and numpy. All take turns, round by round; medians. Ours
 is transformers' class with packed layers in bfloat16, through `generate()`; decoding is timed as the difference between

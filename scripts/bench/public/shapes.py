@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Shape(NamedTuple):
+class PublicShape(NamedTuple):
     """A decoder: heads share keys and values in groups, the feed-forward has a gate."""
 
     model_type: str
@@ -39,10 +39,10 @@ class Shape(NamedTuple):
 
 SHAPES = {
     # microsoft/bitnet-b1.58-2B-4T
-    "bitnet-2b": Shape("bitnet", 30, 2560, 20, 5, 128, 6912, 128256, None, False),
+    "bitnet-2b": PublicShape("bitnet", 30, 2560, 20, 5, 128, 6912, 128256, None, False),
     # Qwen/Qwen3-1.7B, as prism-ml/Ternary-Bonsai-1.7B has it
-    "qwen3-1.7b": Shape("qwen3", 28, 2048, 16, 8, 128, 6144, 151936, 128, True),
+    "qwen3-1.7b": PublicShape("qwen3", 28, 2048, 16, 8, 128, 6144, 151936, 128, True),
     # for tests
-    "tiny": Shape("qwen3", 2, 512, 8, 2, 64, 512, 320, 128, True),
-    "tiny-int8": Shape("bitnet", 2, 512, 8, 2, 64, 512, 320, None, False),
+    "tiny": PublicShape("qwen3", 2, 512, 8, 2, 64, 512, 320, 128, True),
+    "tiny-int8": PublicShape("bitnet", 2, 512, 8, 2, 64, 512, 320, None, False),
 }
