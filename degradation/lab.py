@@ -1,7 +1,6 @@
 """Experiments one after the other on one model: checked all first, then loaded once, then run."""
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import os
@@ -14,11 +13,11 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from frankenlm.trainer_ext.common.cli import UserError, is_main_process, one_line, user_mistakes
-from frankenlm.trainer_ext.common.redaction import redact
 
+from .answers.rendering import Rendering
 from .answers.requests import is_out_of_memory
 from .cells import cell_levels
 from .configs import ExperimentConfig
@@ -27,7 +26,7 @@ from .damage.quant4 import check_requantise, is_4bit
 from .errors import MemoryStop
 from .records.manifest import ExperimentFiles
 from .records.store import Store
-from .run.identity import adapter_of, code_of, read_generation, reading_identity
+from .run.identity import adapter_of, code_of, config_of, known_as, read_generation, reading_identity
 from .run.legacy import LegacyCount, adopt_legacy, match_legacy, read_legacy
 from .run.limits import Signals, make_policy
 from .run.numbering import as_stored, renumber, warn_of_other_prompts
@@ -35,7 +34,7 @@ from .run.plan import Experiment, read_inputs, render_experiment
 from .run.run_facts import run_facts
 from .run.runner import ExperimentRun
 from .weights.fingerprint import fingerprint_model, fingerprint_name
-from .weights.loading import Loaded, check_model, load_model, location, short_name, wrap_model
+from .weights.loading import Loaded, check_model, load_model, location, wrap_model
 from .weights.model_checks import attention_of, check_inputs, fills_masks, read_tokenizer, resolve_device
 from .weights.parameter_index import unwrap
 
@@ -43,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # what a loaded model must be loaded again for
 LOADING_FIELDS = ("dtype", "load_4bit", "quant_type", "double_quant")
+# what a rendering of the same prompts, and what is checked of it, depends on
+RENDERING_FIELDS = ("system_prompt", "max_seq_length", "max_new_tokens", "perplexity")
 # How long processes wait for one another: as long as the last cell takes, or another run's lock. Who dies is noticed
 # all the same, by the launcher and by the connections that break.
 PATIENCE = timedelta(days=30)
@@ -91,6 +92,7 @@ class Lab:
         self._given = None if isinstance(model, str) else wrap_model(model, tokenizer, processor)
         self.name = model if isinstance(model, str) else self._given.name
         self._loaded: tuple[tuple, Loaded] | None = None
+        self._renderings: dict[tuple, Rendering] = {}
         self._bar: tqdm | None = None  # over several experiments
         self.in_step = True  # false during a run, and after an error that the other processes may not have met
 
@@ -118,8 +120,16 @@ class Lab:
                 f"model {self.name}: neither its generation config nor its tokenizer names an end-of-sequence token, "
                 "so no answer would end: set eos_token_id in generation_config.json."
             )
-        render_experiment(experiment, tokenizer, processor)
-        return experiment
+        return dataclasses.replace(experiment, rendering=self._rendered(experiment, tokenizer, processor))
+
+    def _rendered(self, experiment: Experiment, tokenizer: Any, processor: Any) -> Rendering:
+        """Return the prompts as the model reads them; experiments that ask the same share one rendering."""
+        config = experiment.config
+        texts = tuple(prompt.text for prompt in experiment.prompts)
+        key = (texts, experiment.picture_sha256, *(getattr(config, name) for name in RENDERING_FIELDS))
+        if key not in self._renderings:
+            self._renderings[key] = render_experiment(experiment, tokenizer, processor)
+        return self._renderings[key]
 
     def _files(self, experiment: Experiment) -> ExperimentFiles:
         config = experiment.config
@@ -352,23 +362,6 @@ def check_given(model: PreTrainedModel, config: ExperimentConfig) -> None:
         raise ValueError(
             f"load_4bit={config.load_4bit}, but the model given has {'' if in_4bit else 'no '}4-bit layers."
         )
-
-
-def config_of(model: PreTrainedModel) -> PreTrainedConfig:
-    """Return the configuration of a model in memory as saving it would write it: with the name of its class."""
-    model = unwrap(model)
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    return config
-
-
-def known_as(name: str) -> str:
-    """Return what rows call a model: a hub name as it is, a folder by its last part, from wherever it is opened.
-
-    Rows and their files are published; what looks like a token in a name is not.
-    """
-    folder = Path(name).expanduser()
-    return redact(short_name(name) if folder.is_dir() else name)
 
 
 def run_experiment(

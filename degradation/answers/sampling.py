@@ -5,10 +5,15 @@ Tarlow and Minka 2014, "A* Sampling", arXiv:1411.0030). The noise of a token is 
 position, token id), so it does not depend on which rows stand in the batch, on their order, or on what was drawn
 before. The level is not in the hash: neighbouring levels of a repeat share their noise, and their curves are smoother.
 
+Where every token of the vocabulary may be drawn (top_k 0, top_p 1, no min_p), four tokens share a block of the hash
+and only the few that can win are looked at: a token wins with noise g = -log(-log u) only if (1 - u) is at most
+exp(score - best), since exp(-x) >= 1 - x. Journals begun before rows said so keep the older words, a block a token.
+
 What is left of the batch is rounding: matrix kernels round differently for different shapes (transformers #25921).
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +23,10 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor
 
 from ..configs import ExperimentConfig
-from ..damage.noise import derive_key, philox4x32
+from ..damage.noise import derive_key, fill_words, philox4x32
+
+TOKENS = 1 << 24  # words of a position: more than any vocabulary has tokens
+SLACK = 0.999  # for what float32 rounds
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,11 @@ class SamplingSettings:
     top_p: float
     min_p: float | None
     repetition_penalty: float
+
+    @property
+    def whole_vocabulary(self) -> bool:
+        """Whether every token may be drawn."""
+        return self.do_sample and self.top_k == 0 and self.top_p >= 1 and self.min_p is None
 
     def as_row(self, max_new_tokens: int) -> dict[str, Any]:
         """Return the row's `gen_params`."""
@@ -96,6 +109,29 @@ def gumbel(keys: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> np.nd
     return -np.log(-np.log(uniform))
 
 
+def draw_of_all(scores: torch.Tensor, temperature: float, keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Return the argmax of scores / temperature + Gumbel noise, int64 [b], of equal ones the lowest token.
+
+    Args:
+        scores: [b, vocabulary], the largest of each row 0. keys: uint32 [b, 2]; positions: [b].
+    """
+    chosen = np.empty(len(scores), dtype=np.int64)
+    words = np.empty(scores.shape[-1], dtype=np.uint32)
+    for row, values in enumerate((scores / temperature).cpu().numpy()):
+        fill_words((int(keys[row, 0]), int(keys[row, 1])), int(positions[row]) * TOKENS, words)
+        # of each token exp(score) / (1 - u), but for a factor: nearly in the order of the noisy scores
+        ratio = np.exp(values) / (np.invert(words).astype(np.float32) + np.float32(0.5))
+        best = _noisy(values, words, np.array([ratio.argmax()]))[0]
+        able = np.flatnonzero(ratio >= np.float32(math.exp(best) / 2.0**32 * SLACK))
+        chosen[row] = able[_noisy(values, words, able).argmax()]
+    return chosen
+
+
+def _noisy(values: np.ndarray, words: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    uniform = (words[tokens].astype(np.float64) + 0.5) / 2.0**32
+    return values[tokens].astype(np.float64) - np.log(-np.log(uniform))
+
+
 @dataclass(frozen=True)
 class Choice:
     """The next token of each of b rows, and what the model thought of it (nats, before temperature and filters)."""
@@ -107,10 +143,19 @@ class Choice:
 
 
 class Sampler:
-    """Chooses tokens: fp32 cast, finite check, penalty, temperature, top-k, top-p, min-p, Gumbel noise, argmax."""
+    """Chooses tokens: fp32 cast, finite check, penalty, temperature, top-k, top-p, min-p, Gumbel noise, argmax.
 
-    def __init__(self, settings: SamplingSettings):
+    shared_blocks: noise of the whole vocabulary as the module says; False: as in rows that were written before that.
+    """
+
+    def __init__(self, settings: SamplingSettings, shared_blocks: bool = True):
         self.settings = settings
+        self.shared_blocks = shared_blocks and settings.whole_vocabulary
+
+    @property
+    def name(self) -> str:
+        """What rows call the noise."""
+        return "gumbel_philox4" if self.shared_blocks else "gumbel_philox"
 
     def choose(
         self,
@@ -163,6 +208,8 @@ class Sampler:
 
     def _draw(self, scores: torch.Tensor, keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Return the drawn token ids, int64 [b]. From the survivors of top-k on, in float64 on the CPU."""
+        if self.shared_blocks:
+            return draw_of_all(scores, self.settings.temperature, keys, positions)
         values, tokens = self._survivors(scores)
         values = values / self.settings.temperature
         keep = self._nucleus(values)

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from frankenlm.trainer_ext.common.redaction import public_name
 
+from ..answers.rendering import Rendering
 from ..cells import make_cells
 from ..configs import ExperimentConfig
 from ..prompts import LabPrompt
@@ -36,7 +37,7 @@ from .footprint import (
     read_shape,
     weight_bytes,
 )
-from .plan import Experiment, render
+from .plan import Experiment, render, render_experiment
 
 GPU_CONTEXT = 500_000_000
 FRAGMENTATION = 0.10
@@ -144,7 +145,8 @@ def estimate_run(experiment: Experiment, loaded: Loaded) -> Estimate:
     config, model = experiment.config, unwrap(loaded.model)
     group = select_group(model, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain)
     weights = weight_bytes(model, group, config) | {"weights": loaded_bytes(model)}
-    length = prompt_length(experiment.prompts, loaded.tokenizer, loaded.processor, config, experiment.fills_masks)
+    rendering = experiment.rendering or render_experiment(experiment, loaded.tokenizer, loaded.processor)
+    length = length_of(rendering, experiment.fills_masks)
     return _estimate(
         loaded.name,
         config,
@@ -258,7 +260,11 @@ def prompt_length(
     prompts: Sequence[LabPrompt], tokenizer: Any, processor: Any, config: ExperimentConfig, masked: bool
 ) -> PromptLength:
     """Render the prompts and return their lengths; see `plan.render`."""
-    rendering = render(config, prompts, tokenizer, processor, masked)
+    return length_of(render(config, prompts, tokenizer, processor, masked), masked)
+
+
+def length_of(rendering: Rendering, masked: bool) -> PromptLength:
+    """Return the longest rendered prompt, and what all prompts begin with."""
     longest = max(len(prompt.ids) for prompt in rendering.prompts)
     return PromptLength(longest, 0 if masked else len(rendering.prefix))
 

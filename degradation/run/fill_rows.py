@@ -11,7 +11,6 @@ from ..answers.sampling import SamplingSettings
 from ..cells import Cell
 from .plan import Experiment
 
-SAMPLER = "gumbel_philox"
 STATUS_OF = {"nan": "nan_logits"}
 
 
@@ -25,6 +24,7 @@ class RowMaker:
     sampling: SamplingSettings
     decoder: str
     device: str
+    sampler: str
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -75,7 +75,7 @@ class RowMaker:
             "device": self.device,
             "dtype": config.dtype,
             "restore_strategy": config.restore_strategy,
-            "sampler": f"{SAMPLER}/{config.invariance}",
+            "sampler": f"{self.sampler}/{config.invariance}",
             "decoder": self.decoder,
         }
 

@@ -5,6 +5,7 @@ configuration, picture processor, adapter or code. Each of them is a field of an
 short enough to be shown where two of them differ.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,9 +14,12 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from frankenlm.trainer_ext.common.redaction import redact
+
 from ..answers.sampling import resolve_sampling
 from ..configs import ExperimentConfig
 from ..records.row_keys import load_json
+from ..weights.loading import short_name
 from ..weights.parameter_index import unwrap
 
 # of the state of a tokenizer: what a call leaves behind in it, and no text depends on
@@ -174,3 +178,20 @@ def code_of(place: str, config: PreTrainedConfig, trust_remote_code: bool) -> st
     if not (trust_remote_code and config.to_dict().get("auto_map") and folder.is_dir()):
         return None
     return digest([[path.name, path.read_text("utf-8", "backslashreplace")] for path in sorted(folder.glob("*.py"))])
+
+
+def config_of(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the configuration of a model in memory as saving it would write it: with the name of its class."""
+    model = unwrap(model)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    return config
+
+
+def known_as(name: str) -> str:
+    """Return what rows call a model: a hub name as it is, a folder by its last part, from wherever it is opened.
+
+    Rows and their files are published; what looks like a token in a name is not.
+    """
+    folder = Path(name).expanduser()
+    return redact(short_name(name) if folder.is_dir() else name)

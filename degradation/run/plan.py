@@ -66,6 +66,7 @@ class Experiment:
     picture: Path | None
     reading: Mapping[str, Any] = field(default_factory=dict)  # see `identity.reading_identity`
     other_levels: tuple[float | int | None, ...] = ()  # that have rows; known when the files are open
+    rendering: Rendering | None = None  # the prompts as the model reads them, once they are
     rows_hash: str | None = None  # of the configuration that rows are known by, once the files are open
 
     @property

@@ -42,6 +42,7 @@ from .targets_of_run import RunTargets
 
 logger = logging.getLogger(__name__)
 
+OLDER_NOISE = "gumbel_philox"
 SCORES = ("perplexity", "log_perplexity", "kl_to_baseline")
 
 
@@ -68,19 +69,33 @@ class ExperimentRun:
         self.limit = RunLimit(policy, signals)
         self.policy = policy
         self.expected: dict[int, int] = {}  # prompt -> tokens of its last answer
-        self.rendering = render_experiment(experiment, loaded.tokenizer, loaded.processor)
+        self.rendering = experiment.rendering or render_experiment(experiment, loaded.tokenizer, loaded.processor)
         # masked models have no defaults of their own
         defaults = GenerationConfig() if experiment.fills_masks else loaded.model.generation_config
         self.sampling = resolve_sampling(self.config, defaults)
+        self.sampler = Sampler(self.sampling, shared_blocks=not self._has_older_noise())
         self.decoder = self._decoder()
         self.maker = RowMaker(
-            experiment, self.rendering, loaded.tokenizer, self.sampling, self.decoder.name, loaded.devices
+            experiment,
+            self.rendering,
+            loaded.tokenizer,
+            self.sampling,
+            self.decoder.name,
+            loaded.devices,
+            self.sampler.name,
         )
+
+    def _has_older_noise(self) -> bool:
+        """Whether the rows that are there were drawn with the noise of before: then so are the others."""
+        if not self.sampling.whole_vocabulary:
+            return False
+        first = next(iter(self.store.rows()), None)
+        return first is not None and first["sampler"].partition("/")[0] == OLDER_NOISE
 
     def _decoder(self) -> Decoder:
         masked, loaded = self.experiment.fills_masks, self.loaded
         settings = DecoderSettings(
-            sampler=Sampler(self.sampling),
+            sampler=self.sampler,
             stop_ids=frozenset() if masked else stops_of(loaded),
             pad_id=0 if masked else pad_id(loaded),
             max_new_tokens=self.config.max_new_tokens,

@@ -8,7 +8,8 @@ from frankenlm.degradation.cells import level_places
 from frankenlm.degradation.lab import Lab, RunOptions
 from frankenlm.degradation.report.result_files import read_results
 from frankenlm.degradation.report.write import analyse
-from small_runs import SMALL, rows_of
+from frankenlm.degradation.run.runner import ExperimentRun
+from small_runs import SMALL, essence, rows_of
 
 
 def test_more_repeats_and_levels_add_exactly_theirs(lab):
@@ -66,6 +67,32 @@ def test_prompts_that_came_in_between_move_the_numbers_of_all_rows(lab, tmp_path
 )
 def test_levels_are_numbered_with_those_that_have_rows(method, levels, others, places):
     assert level_places(SMALL | {"method": method, "levels": levels}, others) == places
+
+
+def test_rows_of_the_whole_vocabulary_go_on_with_the_noise_they_began_with(lab, monkeypatch):
+    config = SMALL | {"top_k": 0, "top_p": 1.0}
+    rows = lab(config, "new")
+    assert {row["sampler"] for row in rows} == {"gumbel_philox4/rng"}
+    with monkeypatch.context() as patch:
+        patch.setattr(ExperimentRun, "_has_older_noise", lambda self: True)
+        begun = lab(config | {"n_rep": 1}, "old")
+        expected = lab(config, "whole")
+    assert {row["sampler"] for row in begun} == {"gumbel_philox/rng"}
+    assert essence(lab(config, "old")) == essence(expected) != essence(rows)
+
+
+def test_prompts_are_rendered_once_for_all_experiments_of_a_run(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
+    from frankenlm.degradation.run import plan
+
+    rendered, render = [], plan.render_prompts
+    monkeypatch.setattr(plan, "render_prompts", lambda *args, **options: rendered.append(1) or render(*args, **options))
+    lab = Lab(tiny_model("llama"), RunOptions(output_dir=tmp_path, progress=False), tokenizer=tiny_tokenizer())
+    planned = [lab.plan(SMALL | {"n_rep": 1, "group": group}) for group in ("attn_only", "mlp_only")]
+    for experiment in planned:
+        lab.run(experiment)
+    assert len(rendered) == 1
+    lab.plan(SMALL | {"system_prompt": "Be brief."})
+    assert len(rendered) == 2
 
 
 def test_scores_of_an_earlier_run_stay(lab, tmp_path):

@@ -15,14 +15,17 @@ from transformers import (
 )
 
 from frankenlm.degradation.answers.sampling import (
+    TOKENS,
     Sampler,
     SamplingSettings,
+    draw_of_all,
     gumbel,
     occurrences,
     resolve_sampling,
     sampling_key,
 )
 from frankenlm.degradation.configs import get_config
+from frankenlm.degradation.damage.noise import words
 
 OFF = SamplingSettings(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_p=None, repetition_penalty=1.0)
 FILTERS = {
@@ -53,8 +56,9 @@ def library_distribution(logits: torch.Tensor, chosen: SamplingSettings) -> torc
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_draws_follow_the_librarys_distribution(name):
-    """10^5 draws, chi-square against softmax after transformers' filters: within five standard deviations."""
-    chosen, draws = settings(**FILTERS[name]), 100_000
+    """Many draws, chi-square against softmax after transformers' filters: within five standard deviations."""
+    chosen = settings(**FILTERS[name])
+    draws = 10_000 if chosen.whole_vocabulary else 100_000  # a row at a time, or all together
     logits = 2 * torch.randn(40)
     expected = library_distribution(logits, chosen).double().numpy() * draws
     sampler, counts = Sampler(chosen), np.zeros(40)
@@ -89,6 +93,32 @@ def test_the_noise_of_a_token_is_its_own():
     more = gumbel(keys, np.array([4]), np.array([[700, 9]]))
     assert some[0, 2] == more[0, 0] and some[0, 0] == more[0, 1]
     assert gumbel(keys, np.array([5]), np.array([[9]]))[0, 0] != some[0, 0]
+
+
+@pytest.mark.parametrize(("spread", "temperature"), [(0.0, 1.0), (0.3, 1.0), (4.0, 0.5), (12.0, 2.0)])
+def test_of_the_whole_vocabulary_only_those_that_can_win_are_looked_at(spread, temperature):
+    """The same token as when the noise of all is written out, for flat and for peaked scores."""
+    rows, size = 40, 3001
+    scores = spread * torch.randn(rows, size, generator=torch.Generator().manual_seed(3))
+    scores -= scores.max(-1, keepdim=True).values
+    keys = np.random.default_rng(3).integers(0, 2**32, (rows, 2), dtype=np.uint32)
+    positions = np.arange(rows) * 7
+    drawn = draw_of_all(scores, temperature, keys, positions)
+    for row in range(rows):
+        noise = words((int(keys[row, 0]), int(keys[row, 1])), int(positions[row]) * TOKENS, size)
+        gumbels = -np.log(-np.log((noise.astype(np.float64) + 0.5) / 2.0**32))
+        assert drawn[row] == ((scores[row] / temperature).double().numpy() + gumbels).argmax()
+
+
+def test_older_rows_keep_their_noise():
+    logits, keys = torch.randn(3, 500), np.ones((3, 2), dtype=np.uint32)
+    older, newer = Sampler(settings(), shared_blocks=False), Sampler(settings())
+    assert (older.name, newer.name) == ("gumbel_philox", "gumbel_philox4")
+    scores = (logits - logits.max(-1, keepdim=True).values).double().numpy()
+    tokens = np.broadcast_to(np.arange(500), (3, 500))
+    expected = (scores + gumbel(keys, np.arange(3), tokens)).argmax(-1)
+    assert older.choose(logits, keys, np.arange(3)).tokens.tolist() == expected.tolist()
+    assert Sampler(settings(top_k=5)).name == "gumbel_philox"  # filters cost nothing: their noise is as ever
 
 
 def test_noise_is_standard_gumbel():
