@@ -83,11 +83,12 @@ def _revive(base: type) -> nn.Module:
 
 
 def install(stack: nn.Module) -> None:
-    """Let a packed stack of a known shape decode natively, and log why another one does not.
+    """Let a packed stack of a known shape decode natively, and log why another one of transformers does not.
 
     The weights may lie on any device: what can be decided only at a call is decided there.
     """
-    if not hasattr(stack, "native_base") and _shape_of(stack) is not None:
+    is_theirs = type(stack).__module__.startswith("transformers.models.")
+    if is_theirs and not hasattr(stack, "native_base") and _shape_of(stack) is not None:
         stack.__class__ = _native_class(type(stack))
 
 

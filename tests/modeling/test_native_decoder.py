@@ -20,9 +20,10 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from frankenlm.kernels import ops
-from frankenlm.modeling import native_decoder, native_ops
-from frankenlm.modeling.quantizer_ternary import TernaryConfig, adopt
+from frankenlm.modeling import Legacy1BitConfig, Legacy1BitForCausalLM, native_decoder, native_ops
+from frankenlm.modeling.quantizer_ternary import TernaryConfig, adopt, pack_model
 from packed_decoders import FAMILIES, SIZES, layer_by_layer, native_calls, packed_decoder
+from tiny_legacy import TINY
 
 if not native_ops.native_code_runs():
     pytest.skip("no compiler here: the step is native only", allow_module_level=True)
@@ -362,8 +363,10 @@ def test_one_line_says_why_not(caplog):
     assert type(gemma.model).__module__.endswith("modeling_gemma") and not hasattr(gemma.model, "native_base")
 
 
-def test_a_model_of_ours_is_left_alone(caplog):
+def test_models_that_are_left_alone(caplog):
+    """Our own families, which have operators of their own, and a model that has been here before."""
     caplog.set_level(logging.INFO, "frankenlm.packed")
+    ours = pack_model(Legacy1BitForCausalLM(Legacy1BitConfig(**TINY)))
     model = packed_decoder("llama")
     assert adopt(model, TernaryConfig(plain_layers=True)).model.native_base is LlamaModel
-    assert "not in one call" not in caplog.text
+    assert not hasattr(ours.base_model, "native_base") and "not in one call" not in caplog.text
