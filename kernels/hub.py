@@ -38,7 +38,8 @@ OTHER_SOURCES = (
 def variant_name() -> str:
     """Return the name of the build variant for this machine, e.g. torch-stable-abi210-cpu-x86_64-linux."""
     major, minor = int(OLDEST_TORCH[2:4], 16), int(OLDEST_TORCH[4:6], 16)
-    return f"torch-stable-abi{major}{minor}-cpu-{platform.machine()}-{platform.system().lower()}"
+    machine = "aarch64" if platform.machine() == "arm64" else platform.machine()  # as the library `kernels` has it
+    return f"torch-stable-abi{major}{minor}-cpu-{machine}-{platform.system().lower()}"
 
 
 def export(folder: Path) -> Path:

@@ -11,9 +11,7 @@ void widen(const void* x, Dtype dtype, long count, float* out) {
   long i = 0;
   for (; i + 4 <= count; i += 4) {
     const uint16x4_t raw = vld1_u16(halves + i);
-    const float32x4_t wide = dtype == Dtype::float16 ? vcvt_f32_f16(vreinterpret_f16_u16(raw))
-                                                     : vreinterpretq_f32_u32(vshll_n_u16(raw, 16));
-    vst1q_f32(out + i, wide);
+    vst1q_f32(out + i, dtype == Dtype::float16 ? widen_float16(raw) : widen_bfloat16(raw));
   }
   kScalar.widen(halves + i, dtype, count - i, out + i);
 }
@@ -86,8 +84,7 @@ namespace {
 
 using namespace neon;
 
-constexpr int kGroupTokens = 4;     // tokens multiplied at once: with two parts each they fill 16 of the 32 registers
-constexpr long kBlocksPerSum = 32;  // 128 products of at most 2 * 128: 32768, which as -32768 is the lowest int16
+#define TARGET
 
 // The 4 codes that plane g meets, out of the 16 of a block, for 4 rows.
 INLINE int8x16_t broadcast(int8x16_t codes, int g) {
@@ -100,17 +97,28 @@ INLINE int8x16_t broadcast(int8x16_t codes, int g) {
   }
 }
 
-// Adds `blocks` blocks to total[part][token], 4 rows each. A function of its own, so that nothing but what the loop
-// needs competes for the registers. A sum is 2 registers: 8 products of bytes fill one.
+// 16-bit sums, two registers of them: 8 products of bytes fill one.
 template <int Parts, int Tokens>
-__attribute__((noinline)) void add_blocks(const uint8_t* line, const int8_t* codes, long step, long blocks,
-                                          int32_t* total) {
-  int16x8_t sum[Parts][Tokens][2] = {};
-  for (long b = 0; b < blocks; ++b, line += kTileBytes, codes += step) {
-    uint8x16_t bits[Parts];
+struct Sums {
+  static constexpr int kParts = Parts, kTokens = Tokens;
+  static constexpr long kMostBlocks = 32;  // 128 products of at most 2 * 128: 32768, which as -32768 is the lowest int16
+  int16x8_t sum[Parts][Tokens][2];
+
+  // A row has 4 of the 16-bit sums: two begin with a half, two with 0.
+  INLINE void start(const Panel& p, long at) {
 #pragma GCC unroll 4
-    for (int t = 0; t < Parts; ++t) bits[t] = vld1q_u8(line + t * sizeof(bits[0]));
+    for (int m = 0; m < Tokens; ++m) {
+      const int64_t halves = static_cast<uint32_t>(p.group_halves[at + m]);
+#pragma GCC unroll 8
+      for (int i = 0; i < 2 * Parts; ++i) sum[i / 2][m][i % 2] = vreinterpretq_s16_s64(vdupq_n_s64(halves));
+    }
+  }
+
+  INLINE void add(const uint8_t* line, const int8_t* codes) {
+    uint8x16_t bits[Parts];
     int8x16_t sixteen[Tokens];
+#pragma GCC unroll 4
+    for (int t = 0; t < Parts; ++t) bits[t] = vld1q_u8(line + t * kPartBytes);
 #pragma GCC unroll 4
     for (int m = 0; m < Tokens; ++m) {
       sixteen[m] = vld1q_s8(codes + m * kBlock);
@@ -132,78 +140,32 @@ __attribute__((noinline)) void add_blocks(const uint8_t* line, const int8_t* cod
       }
     }
   }
-#pragma GCC unroll 4
-  for (int t = 0; t < Parts; ++t)
-#pragma GCC unroll 4
-    for (int m = 0; m < Tokens; ++m) {
-      int32_t* to = total + (t * Tokens + m) * kRowsPerPart;
-      const int32x4_t rows = vpaddq_s32(vpaddlq_s16(sum[t][m][0]), vpaddlq_s16(sum[t][m][1]));
-      vst1q_s32(to, vaddq_s32(vld1q_s32(to), rows));
-    }
-}
 
-template <int Parts, int Tokens>
-void parts(const Panel& p, const TernaryWeight& w, long tile, long first_part, long token, float* y, long y_stride) {
-  const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes + first_part * static_cast<long>(sizeof(uint8x16_t));
-  const int8_t* codes = p.codes + token * kBlock;
-  const long step = p.tokens * kBlock;
-  int32_t total[Parts * Tokens * kRowsPerPart] = {};
-  for (long b = 0; b < w.blocks; b += kBlocksPerSum) {
-    const long blocks = w.blocks - b < kBlocksPerSum ? w.blocks - b : kBlocksPerSum;
-    add_blocks<Parts, Tokens>(line + b * kTileBytes, codes + b * step, step, blocks, total);
+  INLINE int32x4_t exact(int t, int m) const {
+    return vpaddq_s32(vpaddlq_s16(sum[t][m][0]), vpaddlq_s16(sum[t][m][1]));
   }
-  for (int t = 0; t < Parts; ++t)
-    for (int m = 0; m < Tokens; ++m)
-      store_part(vld1q_s32(total + (t * Tokens + m) * kRowsPerPart), p.sum[token + m], p.step[token + m], w,
-                 tile * kTileRows + (first_part + t) * kRowsPerPart, y + (token + m) * y_stride);
-}
+};
 
-template <int Parts, int Tokens>
-void whole_tile(const Panel& p, const TernaryWeight& w, long tile, long token, float* y, long y_stride) {
-  for (long part = 0; part < kParts; part += Parts) parts<Parts, Tokens>(p, w, tile, part, token, y, y_stride);
-}
-
-void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
-  const long groups = (p.tokens + kGroupTokens - 1) / kGroupTokens;
-  for (long tile = first_tile; tile < last_tile; ++tile)
-    for (long group = 0; group < groups; ++group) {
-      const long token = group * p.tokens / groups, size = (group + 1) * p.tokens / groups - token;
-      switch (size) {
-        case 1: whole_tile<4, 1>(p, w, tile, token, y, y_stride); break;
-        case 2: whole_tile<2, 2>(p, w, tile, token, y, y_stride); break;
-        case 3: whole_tile<2, 3>(p, w, tile, token, y, y_stride); break;
-        default: whole_tile<2, kGroupTokens>(p, w, tile, token, y, y_stride);
-      }
-    }
-}
-
-// Products are widened at once: two of -128 * -128 do not fit into 16 bits.
+// Widened at once: two products of -128 * -128 do not fit into 16 bits.
 INLINE int32x4_t add_products(int32x4_t sum, int8x16_t a, int8x16_t b) {
   sum = vpadalq_s16(sum, vmull_s8(vget_low_s8(a), vget_low_s8(b)));
   return vpadalq_s16(sum, vmull_high_s8(a, b));
 }
 
-template <int Rows>
-void int8_rows(const int8_t* codes, float step, const Int8Weight& w, long row, float* y) {
-  int32x4_t sum[Rows] = {};
-  const int8_t* first = w.codes + row * w.inputs;
-  long k = 0;
-  for (; k + 16 <= w.inputs; k += 16) {
-    const int8x16_t x = vld1q_s8(codes + k);
-#pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) sum[r] = add_products(sum[r], x, vld1q_s8(first + r * w.inputs + k));
-  }
-  for (int r = 0; r < Rows; ++r) {
-    int32_t exact = vaddvq_s32(sum[r]);
-    if (k < w.inputs) exact += dot(codes + k, first + r * w.inputs + k, w.inputs - k);
-    y[row + r] = scaled(exact, step, w.scale[row + r], w.bias ? w.bias + row + r : nullptr);
-  }
-}
+#include "path_neon.inc"
 
-void int8(const int8_t* codes, float step, const Int8Weight& w, long first, long last, float* y) {
-  long row = first;
-  for (; row + 4 <= last; row += 4) int8_rows<4>(codes, step, w, row, y);
-  for (; row < last; ++row) int8_rows<1>(codes, step, w, row, y);
+// At most 4 tokens at once: with two parts each they fill 16 of the 32 registers.
+using One = Sums<4, 1>;
+using Two = Sums<2, 2>;
+using Three = Sums<2, 3>;
+using Four = Sums<2, 4>;
+template <bool Grouped>
+constexpr Ternary* kKernels[kPanelTokens] = {
+    all<Grouped, One>,        all<Grouped, Two>,          all<Grouped, Three>,       all<Grouped, Four>,
+    all<Grouped, Three, Two>, all<Grouped, Three, Three>, all<Grouped, Four, Three>, all<Grouped, Four, Four>};
+
+void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
+  (w.group_blocks ? kKernels<true> : kKernels<false>)[p.tokens - 1](p, w, first_tile, last_tile, y, y_stride);
 }
 
 bool available() { return true; }

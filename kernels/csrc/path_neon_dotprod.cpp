@@ -31,27 +31,28 @@ TARGET INLINE int32x4_t multiply_add(int32x4_t sum, int8x16_t plane, int8x16_t c
   }
 }
 
-// Keeps `value` in a register from here on. Without it the compiler may move sums to the stack inside the loop.
-#define PIN(value) asm volatile("" : "+w"(value))
-
 // One or two tokens: planes 0 to 2 of the codes (2 bits wide, 2 g bits up) are masked where they stand and summed apart,
-// so one instruction takes out a plane; the sums, 4^g times too large, are shifted back exactly at the end. The highest
-// plane would be signed where it stands. Shifted down, it shares the sums of the lowest.
-constexpr int kPlaces = 3;
-
+// so that one instruction takes out a plane; the sums, 4^g times too large, are shifted back exactly at the end. The
+// highest plane would be signed where it stands. Shifted down, it shares the sums of the lowest.
 template <int Parts, int Tokens>
-TARGET void planes(const Panel& p, const TernaryWeight& w, long tile, long part, float* y, long y_stride) {
-  int32x4_t sum[Parts][Tokens][kPlaces] = {};
-  const uint8x16_t mask[kPlaces] = {vdupq_n_u8(0x03), vdupq_n_u8(0x0c), vdupq_n_u8(0x30)};
-  const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes + part * static_cast<long>(sizeof(mask[0]));
-  const int8_t* codes = p.codes;
-  for (long b = 0; b < w.blocks; ++b, line += kTileBytes, codes += Tokens * kBlock) {
+struct InPlace {
+  static constexpr int kParts = Parts, kTokens = Tokens, kPlaces = 3;
+  static constexpr long kMostBlocks = kMaxTernaryInputs;
+  int32x4_t sum[Parts][Tokens][kPlaces];
+
+  INLINE void start(const Panel& p, long at) {
+#pragma GCC unroll 8
+    for (int i = 0; i < Parts * Tokens; ++i) sum[i / Tokens][i % Tokens][0] = vdupq_n_s32(p.group_offset[at + i % Tokens]);
+  }
+
+  TARGET INLINE void add(const uint8_t* line, const int8_t* codes) {
+    const uint8x16_t mask[kPlaces] = {vdupq_n_u8(0x03), vdupq_n_u8(0x0c), vdupq_n_u8(0x30)};
     int8x16_t x[Tokens];
 #pragma GCC unroll 2
     for (int m = 0; m < Tokens; ++m) x[m] = vld1q_s8(codes + m * kBlock);
 #pragma GCC unroll 4
     for (int t = 0; t < Parts; ++t) {
-      const uint8x16_t bits = vld1q_u8(line + t * sizeof(bits));
+      const uint8x16_t bits = vld1q_u8(line + t * kPartBytes);
 #pragma GCC unroll 4
       for (int g = 0; g < 4; ++g) {
         const uint8x16_t plane = g < kPlaces ? vandq_u8(bits, mask[g % kPlaces]) : vshrq_n_u8(bits, 6);
@@ -63,29 +64,29 @@ TARGET void planes(const Panel& p, const TernaryWeight& w, long tile, long part,
       }
     }
   }
-#pragma GCC unroll 24
-  for (int i = 0; i < Parts * Tokens * kPlaces; ++i) PIN((&sum[0][0][0])[i]);
-#pragma GCC unroll 4
-  for (int t = 0; t < Parts; ++t)
-#pragma GCC unroll 2
-    for (int m = 0; m < Tokens; ++m) {
-      const int32x4_t high = vaddq_s32(vshrq_n_s32(sum[t][m][1], 2), vshrq_n_s32(sum[t][m][2], 4));
-      store_part(vaddq_s32(sum[t][m][0], high), p.sum[m], p.step[m], w, tile * kTileRows + (part + t) * kRowsPerPart,
-                 y + m * y_stride);
-    }
-}
+
+  INLINE int32x4_t exact(int t, int m) const {
+    return vsraq_n_s32(vsraq_n_s32(sum[t][m][0], sum[t][m][1], 2), sum[t][m][2], 4);
+  }
+};
 
 // Three tokens and more: codes are shifted down once and serve every token.
 template <int Parts, int Tokens>
-TARGET void shifted(const Panel& p, const TernaryWeight& w, long tile, long part, float* y, long y_stride) {
-  int32x4_t sum[Parts][Tokens] = {};
-  const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes + part * static_cast<long>(sizeof(uint8x16_t));
-  const int8_t* codes = p.codes;
-  for (long b = 0; b < w.blocks; ++b, line += kTileBytes, codes += Tokens * kBlock) {
+struct Shifted {
+  static constexpr int kParts = Parts, kTokens = Tokens;
+  static constexpr long kMostBlocks = kMaxTernaryInputs;
+  int32x4_t sum[Parts][Tokens];
+
+  INLINE void start(const Panel& p, long at) {
+#pragma GCC unroll 24
+    for (int i = 0; i < Parts * Tokens; ++i) sum[i / Tokens][i % Tokens] = vdupq_n_s32(p.group_offset[at + i % Tokens]);
+  }
+
+  TARGET INLINE void add(const uint8_t* line, const int8_t* codes) {
     uint8x16_t bits[Parts];
     int8x16_t x[Tokens];
 #pragma GCC unroll 4
-    for (int t = 0; t < Parts; ++t) bits[t] = vld1q_u8(line + t * sizeof(bits[0]));
+    for (int t = 0; t < Parts; ++t) bits[t] = vld1q_u8(line + t * kPartBytes);
 #pragma GCC unroll 8
     for (int m = 0; m < Tokens; ++m) x[m] = vld1q_s8(codes + m * kBlock);
 #pragma GCC unroll 4
@@ -97,53 +98,22 @@ TARGET void shifted(const Panel& p, const TernaryWeight& w, long tile, long part
         for (int m = 0; m < Tokens; ++m) sum[t][m] = multiply_add(sum[t][m], plane, x[m], g);
       }
   }
-#pragma GCC unroll 24
-  for (int i = 0; i < Parts * Tokens; ++i) PIN((&sum[0][0])[i]);
-#pragma GCC unroll 4
-  for (int t = 0; t < Parts; ++t)
-#pragma GCC unroll 8
-    for (int m = 0; m < Tokens; ++m)
-      store_part(sum[t][m], p.sum[m], p.step[m], w, tile * kTileRows + (part + t) * kRowsPerPart, y + m * y_stride);
-}
 
-template <int Parts, int Tokens>
-TARGET void all(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
-  for (long tile = first_tile; tile < last_tile; ++tile)
-    for (long part = 0; part < kParts; part += Parts) {
-      if constexpr (Tokens <= 2)
-        planes<Parts, Tokens>(p, w, tile, part, y, y_stride);
-      else
-        shifted<Parts, Tokens>(p, w, tile, part, y, y_stride);
-    }
-}
+  INLINE int32x4_t exact(int t, int m) const { return sum[t][m]; }
+};
+
+TARGET INLINE int32x4_t add_products(int32x4_t sum, int8x16_t a, int8x16_t b) { return vdotq_s32(sum, a, b); }
+
+#include "path_neon.inc"
+
+// Half tiles where a whole one's sums would fill the registers to the last.
+template <bool Grouped>
+constexpr Ternary* kKernels[kPanelTokens] = {
+    all<Grouped, InPlace<4, 1>>, all<Grouped, InPlace<2, 2>>, all<Grouped, Shifted<4, 3>>, all<Grouped, Shifted<4, 4>>,
+    all<Grouped, Shifted<2, 5>>, all<Grouped, Shifted<2, 6>>, all<Grouped, Shifted<2, 7>>, all<Grouped, Shifted<2, 8>>};
 
 void ternary(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
-  constexpr decltype(&all<4, 1>) kernels[kPanelTokens] = {all<4, 1>, all<4, 2>, all<4, 3>, all<4, 4>,
-                                                          all<4, 5>, all<2, 6>, all<2, 7>, all<2, 8>};
-  kernels[p.tokens - 1](p, w, first_tile, last_tile, y, y_stride);
-}
-
-template <int Rows>
-TARGET void int8_rows(const int8_t* codes, float step, const Int8Weight& w, long row, float* y) {
-  int32x4_t sum[Rows] = {};
-  const int8_t* first = w.codes + row * w.inputs;
-  long k = 0;
-  for (; k + 16 <= w.inputs; k += 16) {
-    const int8x16_t x = vld1q_s8(codes + k);
-#pragma GCC unroll 4
-    for (int r = 0; r < Rows; ++r) sum[r] = vdotq_s32(sum[r], x, vld1q_s8(first + r * w.inputs + k));
-  }
-  for (int r = 0; r < Rows; ++r) {
-    int32_t exact = vaddvq_s32(sum[r]);
-    if (k < w.inputs) exact += dot(codes + k, first + r * w.inputs + k, w.inputs - k);
-    y[row + r] = scaled(exact, step, w.scale[row + r], w.bias ? w.bias + row + r : nullptr);
-  }
-}
-
-void int8(const int8_t* codes, float step, const Int8Weight& w, long first, long last, float* y) {
-  long row = first;
-  for (; row + 4 <= last; row += 4) int8_rows<4>(codes, step, w, row, y);
-  for (; row < last; ++row) int8_rows<1>(codes, step, w, row, y);
+  (w.group_blocks ? kKernels<true> : kKernels<false>)[p.tokens - 1](p, w, first_tile, last_tile, y, y_stride);
 }
 
 bool available() {

@@ -84,7 +84,9 @@ struct Problem {
   Dtype dtype;
   float norm_eps;
   bool has_bias;
-  long code_kind;  // of weights and of the activations' codes: drawn, or all at one end of the range
+  long code_kind;         // of weights and of the activations' codes: drawn, or all at one end of the range
+  long group_blocks = 0;  // 0: a scale for each row
+  Dtype group_dtype = Dtype::bfloat16;
 };
 
 Problem draw_problem(long number, Draw& draw) {
@@ -94,7 +96,14 @@ Problem draw_problem(long number, Draw& draw) {
   if (number % 5 == 4) (draw.below(2) ? p.inputs : p.rows) = draw.of(kLongSizes);
   if (number % 97 == 96) p = {number, 70, 129, 100, p.dtype, p.norm_eps, p.has_bias, 0};  // threads share panels
   if (number % 3 == 2) p.code_kind = 1 + draw.below(4);
+  const long group_blocks[] = {0, 2, 4, 8};
+  p.group_blocks = draw.of(group_blocks);
+  if (draw.below(2)) p.group_dtype = Dtype::float16;
   return p;
+}
+
+long groups(const Problem& p) {
+  return p.group_blocks ? (blocks_of(p.inputs) + p.group_blocks - 1) / p.group_blocks : 0;
 }
 
 // One problem's memory: filled from the seed, read by every path.
@@ -103,13 +112,14 @@ struct Memory {
   Halves halves;  // x in its own format, if it is 16 bits wide
   Guarded<uint8_t> tiles;
   Floats scale, bias;
+  Halves group_scale;
   Bytes weight, codes, padded_codes;
   Floats step;
   Guarded<int32_t> sum;
 
   Memory(const Problem& p, Draw& draw)
       : x(p.tokens * p.inputs), halves(p.tokens * p.inputs), tiles(tiles_of(p.rows) * blocks_of(p.inputs) * kTileBytes),
-        scale(p.rows), bias(p.rows), weight(p.rows * p.inputs), codes(p.tokens * p.inputs),
+        scale(p.rows), bias(p.rows), group_scale(tiles_of(p.rows) * groups(p) * kTileRows), weight(p.rows * p.inputs), codes(p.tokens * p.inputs),
         padded_codes(p.tokens * padded(p.inputs)), step(p.tokens), sum(p.tokens) {
     fill_activations(p, draw);
     fill_weights(p, draw);
@@ -150,6 +160,12 @@ struct Memory {
     }
     if (p.number % 17 == 7) scale[draw.below(p.rows)] = draw.of(kNotFinite);
     if (p.number % 19 == 8) scale[draw.below(p.rows)] = draw.of(kOddNumbers);
+    for (long i = 0; i < group_scale.bytes() / 2; ++i) {
+      const float value = p.number % 17 == 7 && !draw.below(50) ? draw.of(kNotFinite)
+                          : p.number % 19 == 8 && !draw.below(50) ? draw.of(kOddNumbers)
+                                                                  : static_cast<float>(draw.uniform(0.1, 1.1));
+      group_scale[i] = p.group_dtype == Dtype::float16 ? to_float16(value) : to_bfloat16(value);
+    }
     if (p.number % 23 == 9) bias[draw.below(p.rows)] = draw.of(kNotFinite);
   }
 
@@ -215,7 +231,14 @@ void compare_quantize(const Paths& paths, const Problem& p, Memory& memory) {
 }
 
 TernaryWeight ternary_weight(const Problem& p, Memory& memory) {
-  return {memory.tiles, memory.scale, p.has_bias ? memory.bias.data() : nullptr, p.rows, blocks_of(p.inputs)};
+  TernaryWeight w{memory.tiles, memory.scale, p.has_bias ? memory.bias.data() : nullptr, p.rows, blocks_of(p.inputs)};
+  if (p.group_blocks) {
+    w.scale = nullptr;
+    w.group_scale = memory.group_scale;
+    w.group_dtype = p.group_dtype;
+    w.group_blocks = p.group_blocks;
+  }
+  return w;
 }
 
 Int8Weight int8_weight(const Problem& p, Memory& memory) {
@@ -232,7 +255,9 @@ void compare_ternary(const Paths& paths, const Problem& p, Memory& memory, Draw&
       panel[(k / 16 * tokens + m) * kBlock + k % 16] = memory.codes[m * p.inputs + k];
   const long first = draw.below(tiles_of(p.rows)), last = first + 1 + draw.below(tiles_of(p.rows) - first);
   const long stride = p.rows + p.number % 4, count = (tokens - 1) * stride + std::min(last * kTileRows, p.rows);
-  const Panel codes{panel, memory.step, memory.sum, tokens, blocks};
+  Guarded<int32_t> offset(groups(p) * tokens), offset_halves(groups(p) * tokens);
+  if (p.group_blocks) fill_group_offsets(panel, tokens, blocks, p.group_blocks, offset, offset_halves);
+  const Panel codes{panel, memory.step, memory.sum, tokens, blocks, offset, offset_halves};
   Floats expected(count);
   kScalar.ternary(codes, ternary_weight(p, memory), first, last, expected, stride);
   for (const Path* path : paths) {

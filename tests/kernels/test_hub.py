@@ -45,6 +45,12 @@ def variant(tmp_path_factory):
         pytest.skip(str(missing))
 
 
+def test_a_mac_is_named_as_the_library_names_it(monkeypatch):
+    monkeypatch.setattr(hub.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(hub.platform, "system", lambda: "Darwin")
+    assert hub.variant_name() == "torch-stable-abi210-cpu-aarch64-darwin"
+
+
 def run(code, variant, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     return subprocess.run(
