@@ -76,11 +76,25 @@ class Converter:
                     writer.add(output, dtype, shape, tensors)
                     sizes[output] = dtype.itemsize * torch.Size(shape).numel()
                 bar.update(self._store.tensors[name].nbytes if name in self._store.tensors else 0)
+        self._say_what_stayed(sizes)
         if self.done.rounding:
             logger.warning(
                 "scales of groups were rounded to %s, by up to 1 in %d.", self.done.scale_dtype, 1 / self.done.rounding
             )
         return sizes
+
+    def _say_what_stayed(self, sizes: dict[str, int]) -> None:
+        """Matrices that are no layers of their own, such as experts that lie side by side, are not packed."""
+        wanted = self._model.state_dict()
+        several = [name for name in sizes if name in wanted and wanted[name].dim() > 2 and min(wanted[name].shape) > 1]
+        if several:
+            size = sum(sizes[name] for name in several)
+            logger.warning(
+                "%d tensors of several matrices (%s bytes), such as %s, stay dense.",
+                len(several),
+                f"{size:,}",
+                several[0],
+            )
 
     def config(self, int8_embeddings: bool, int8_head: bool, linear_class: str | None) -> TernaryConfig:
         """Return what config.json has to say, after `write`."""

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 from transformers.utils import cached_file
 
 from frankenlm.modeling.packed_model import check_places, empty_layers, output_layer
-from frankenlm.modeling.quantizer_ternary import adopt
 from frankenlm.modeling.ternary_config import TernaryConfig
 
 from ..common.cli import UserError
@@ -167,7 +166,7 @@ def write_packed(model: ForeignModel, folder: Path, options: PackingOptions) -> 
     config = converter.config(options.int8_embeddings, options.int8_head, model.linear_class)
     packed = _build(model.config)
     empty_layers(packed, config.find_places(packed))
-    adopt(packed, config)
+    packed.config.quantization_config = config
     packed.config.architectures = [type(packed).__name__]
     packed.config.save_pretrained(folder)
     _generation_config(model, packed).save_pretrained(folder)

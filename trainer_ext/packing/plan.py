@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.quantizers.quantizer_bitnet import BitNetHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -121,13 +121,20 @@ def under_model_names(store: TensorStore, model: PreTrainedModel) -> RenamedStor
     """Return a store of safetensors files under the names that transformers would load its tensors as.
 
     Raises:
-        ValueError: two tensors for one name.
+        ValueError: two tensors for one name, or tensors that are put together while they are loaded.
     """
-    renamings = [entry for entry in get_model_conversion_mapping(model) if isinstance(entry, WeightRenaming)]
+    mapping = get_model_conversion_mapping(model)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     wanted = model.state_dict()
     names: dict[str, str] = {}
     for stored in store.tensors:
-        name, _ = rename_source_key(stored, renamings, [], model.base_model_prefix, wanted)
+        name, pattern = rename_source_key(stored, renamings, converters, model.base_model_prefix, wanted)
+        if pattern is not None:
+            raise ValueError(
+                f"{stored}: transformers makes {name} of it and others while it loads a {type(model).__name__}, as of "
+                "experts; such models cannot be packed."
+            )
         if name in names:
             raise ValueError(f"{stored} and {names[name]} are both {name} in a {type(model).__name__}.")
         names[name] = stored
