@@ -177,6 +177,8 @@ def _tensor_entry(reader: _Reader, path: Path) -> tuple[str, tuple[int, ...], in
     if axes > MOST_AXES:
         raise ValueError(f"{path.name} is damaged: {name} has {axes} axes.")
     shape = tuple(reader.number("Q") for _ in range(axes))[::-1]  # ggml names the fastest axis first
+    if 0 in shape:
+        raise ValueError(f"{path.name} is damaged: {name} has the shape {shape}.")
     return name, shape, reader.number("I"), reader.number("Q")
 
 

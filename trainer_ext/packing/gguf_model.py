@@ -15,7 +15,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, BitNetConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..common.cli import UserError
-from ..common.opening import reading
+from ..common.opening import MANY_LAYERS, check_fields, reading
 from .gguf_header import MAGIC, GgufHeader
 
 logger = logging.getLogger("frankenlm.pack")
@@ -52,9 +52,15 @@ def gguf_config(header: GgufHeader) -> PreTrainedConfig:
     Raises:
         ValueError: an architecture that transformers does not know in GGUF files, or positions it does not read.
     """
+    architecture = header.architecture
+    blocks = header.get(f"{architecture}.block_count", 0)
+    if isinstance(blocks, int) and blocks > len(header.tensors):  # building so many would take forever
+        raise ValueError(
+            f"{architecture}.block_count={blocks} is more than its {len(header.tensors)} tensors can make."
+        )
     with _stub(header) as folder:
         config = AutoConfig.from_pretrained(folder, gguf_file=STUB)
-    architecture = header.architecture
+    check_fields(config.to_dict(), max(MANY_LAYERS, len(header.tensors)))
     if architecture in BITNETS:
         config = _as_bitnet(header, config)
     head_dim = header.get(f"{architecture}.attention.key_length")

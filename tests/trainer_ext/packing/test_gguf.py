@@ -151,7 +151,9 @@ def whole(tmp_path_factory):
     """The bytes of a good file, whose blk.0.ffn_up.weight is where `with_scale` takes it to be."""
     model = ternary("llama", 256, **TINY)
     path = write_gguf(model, tmp_path_factory.mktemp("gguf") / "model.gguf", "TQ2_0")
-    UP["offset"] = read_header(path).tensors["blk.0.ffn_up.weight"].offset
+    tensors = read_header(path).tensors
+    UP["offset"] = tensors["blk.0.ffn_up.weight"].offset
+    UP["start"] = min(tensor.offset for tensor in tensors.values())
     return path.read_bytes()
 
 
@@ -168,6 +170,24 @@ def with_type(number, name="blk.0.attn_v.weight"):
     def changed(content):
         place = place_of(content, name)
         return content[:place] + struct.pack("<I", number) + content[place + 4 :]
+
+    return changed
+
+
+def with_key(name, number):
+    """A number of the metadata, of type uint32."""
+
+    def changed(content):
+        place = content.index(name.encode()) + len(name) + 4
+        return content[:place] + struct.pack("<I", number) + content[place + 4 :]
+
+    return changed
+
+
+def with_axis(size):
+    def changed(content):
+        place = place_of(content, "blk.0.attn_v.weight") - 16  # its axes lie before the type
+        return content[:place] + struct.pack("<Q", size) + content[place + 8 :]
 
     return changed
 
@@ -204,6 +224,10 @@ def with_scale(bits):
         (with_type(42), "model.layers.0.self_attn.v_proj.weight (Q2_0)"),
         (renamed(b"blk.0.ffn_up.", b"blk.0.ffn_xx."), "blk.0.ffn_xx.weight: a LlamaForCausalLM has no place"),
         (renamed(b"general.architecture", b"general.architecturx"), "lacks general.architecture"),
+        (with_key("llama.block_count", 10**9), "llama.block_count=1000000000 is more than its 11 tensors can make"),
+        (with_key("llama.attention.head_count", 10**9), "number of attention heads (1000000000)"),
+        (with_key("llama.embedding_length", 128), "in the checkpoint; its configuration asks for"),
+        (with_axis(0), "is damaged: blk.0.attn_v.weight has the shape (128, 0)"),
         (with_scale(0x7E00), "model.layers.0.mlp.up_proj.weight (TQ2_0) holds NaN or infinity"),
         (with_scale(0x7C00), "model.layers.0.mlp.up_proj.weight (TQ2_0) holds NaN or infinity"),
     ],
@@ -227,6 +251,22 @@ def test_any_damaged_byte_is_an_error_or_harmless(byte, whole, tmp_path):
             read_header(path)
         except ValueError as error:
             assert "model.gguf" in str(error) or "weight" in str(error)
+
+
+@pytest.mark.slow
+def test_any_damage_of_the_header_is_told_or_harmless(whole, pack, tmp_path, capsys):
+    """The whole way through, over random bytes of the header: an error in one line, or a report."""
+    path, end = tmp_path / "model.gguf", UP["start"]
+    for number in range(200):
+        rng = np.random.default_rng(number)
+        content = bytearray(whole)
+        for place in rng.integers(4, end, rng.integers(1, 4)):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        capsys.readouterr()
+        code = pack.code("--model", path, "--inspect")
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("warning:", "info:"))]
+        assert code == (2 if lines else 0) and len(lines) <= 1, (number, lines)
 
 
 def test_a_code_3_is_not_ternary(pack, tmp_path, capsys):
