@@ -34,9 +34,9 @@ FORMS = [
 def ternary(family, axis, tie=True, **sizes):
     """A model whose dense matrices float16 holds exactly."""
     model = make_ternary(small_model(family, tie=tie, **sizes), axis)
-    table = model.get_input_embeddings().weight
-    with torch.no_grad():
-        table.copy_(table.half())
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        layer.weight.data = layer.weight.data.half().float()
+    model.tie_weights()
     return model
 
 
