@@ -33,6 +33,7 @@ logger = logging.getLogger("frankenlm.opening")
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LONGEST_REASON = 300  # characters of another library's message
+LONGEST_HEADER = 100_000_000  # bytes, which safetensors allows
 
 # Fields that count modules: each is a turn of a loop while the model is built.
 _LAYERS = re.compile(r"(layers?|blocks?|depth)$")
@@ -271,8 +272,22 @@ def stored_shapes(name: str) -> dict[str, list[int]]:
             with safe_open(file, framework="pt") as opened:
                 shapes |= {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118  not a mapping
         except SafetensorError as error:
-            raise SafetensorError(f"{file.name}: {error}") from error
+            raise SafetensorError(f"{where_it_ends(file)}: {error}") from error
     return shapes
+
+
+def where_it_ends(file: Path) -> str:
+    """Return a damaged safetensors file's name and, where its header is whole, the first tensor that is not."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, LONGEST_HEADER)))
+        ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
+        beyond = [name for name, end in sorted(ends.items(), key=lambda item: item[1]) if 8 + length + end > size]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):  # the header itself is damaged
+        beyond = []
+    return f"{file.name} ends within {beyond[0]}" if beyond else file.name
 
 
 def local_weight_files(name: str) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..common.opening import where_it_ends
 from .ternary_values import NotTernaryError, TernaryLook, TernaryWeight, rows_at_once
 
 
@@ -70,7 +71,9 @@ def _opened(file: Path):
     try:
         return safe_open(file, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{file.name} is damaged or cut short ({error}). Copy or download it again.") from error
+        raise ValueError(
+            f"damaged or cut short: {where_it_ends(file)} ({error}). Copy or download it again."
+        ) from error
 
 
 def _bytes(stored: str, shape: tuple[int, ...]) -> int:

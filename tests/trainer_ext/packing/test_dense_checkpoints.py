@@ -252,3 +252,24 @@ def test_a_shared_table_that_is_two_tables(pack, tmp_path, capsys):
     change("tie_word_embeddings", True)(tmp_path / "dense")
     assert pack.code("--model", tmp_path / "dense", "--output", tmp_path / "out") == 2
     assert "lm_head.weight and model.embed_tokens.weight differ" in capsys.readouterr().err
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut, "ends within model."),
+        (lambda file: file.unlink(), "model-00002-of-0000"),
+        (lambda file: file.write_bytes(b""), "model-00002-of"),
+    ],
+)
+def test_a_damaged_or_missing_shard_is_named(damage, message, pack, tmp_path, capsys):
+    make_ternary(small_model("llama", **TINY), "row").save_pretrained(tmp_path / "dense", max_shard_size="50KB")
+    damage(next((tmp_path / "dense").glob("model-00002-*.safetensors")))
+    for words in (["--output", tmp_path / "out"], ["--inspect"]):
+        assert pack.code("--model", tmp_path / "dense", *words) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("error: --model") and message in line, line
