@@ -99,7 +99,7 @@ class Converter:
     def config(self, int8_embeddings: bool, int8_head: bool, linear_class: str | None) -> TernaryConfig:
         """Return what config.json has to say, after `write`."""
         sizes = list(self.done.group_sizes.values())
-        usual = max(set(sizes), key=sizes.count)
+        usual = max(dict.fromkeys(sizes), key=sizes.count)
         table = self._model.get_input_embeddings()
         return TernaryConfig(
             int8_embeddings,
