@@ -144,6 +144,19 @@ def findings(cells: Sequence[Row]) -> list[str]:
     return lines
 
 
+def choice_lines(choice: Sequence[Mapping[str, str]]) -> list[str]:
+    """For each sweep that chose among several recipes, what each run changes in the validation loss of the first."""
+    lines = []
+    for sweep in dict.fromkeys(run["sweep"] for run in choice):
+        losses = {run["run"]: float(run["eval_loss"]) for run in choice if run["sweep"] == sweep and run["eval_loss"]}
+        if len({run.partition("seed=")[0] for run in losses}) < 2:
+            continue
+        (first, reference), *others = losses.items()
+        changes = "; ".join(f"{run} {loss - reference:+.4f}" for run, loss in others)
+        lines.append(f"{sweep}, on the validation text, against {first} ({reference:.4f}): {changes}")
+    return lines
+
+
 def described(cell: Row) -> str:
     """A recipe in words."""
     parts = [f"a scale per {cell['scale']}", f"rate {cell['learning_rate']:g}"]
@@ -165,7 +178,7 @@ def gap_words(gap: Row) -> str:
 def report_text(rows: Sequence[Row], choice: Sequence[Mapping[str, str]]) -> str:
     """What the rows say, by rule; the cells; and the runs by which recipes were chosen, those not made included."""
     cells = cells_of(rows)
-    lines = "\n".join(f"- {line}." for line in findings(cells))
+    lines = "\n".join(f"- {line}." for line in [*findings(cells), *choice_lines(choice)])
     chosen = [
         {
             "sweep": run["sweep"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.scripts.evidence.ternary_gap import COLUMNS, cells_of, findings, report_text
+from frankenlm.scripts.evidence.ternary_gap import COLUMNS, cells_of, choice_lines, findings, report_text
 from frankenlm.trainer_ext.common.cli import run_command
 from frankenlm.trainer_ext.sweeps.grid import read_sweep
 
@@ -93,6 +93,14 @@ def test_the_committed_card_and_table_are_what_the_rules_make_of_the_committed_r
     text = report_text(rows, committed("choice.csv"))
     assert (SAMPLES / "table.md").read_text(encoding="utf-8") == text
     assert text in (ROOT / "model_cards" / "legacy_1bit.md").read_text(encoding="utf-8")
+
+
+def test_the_runs_that_chose_are_told_against_the_first_with_their_sign():
+    runs = {"a,seed=0": "2.0", "b,seed=0": "1.5", "c,seed=0": "", "d,seed=0": "2.25"}
+    rows = [{"sweep": "choice", "run": run, "status": "", "eval_loss": loss} for run, loss in runs.items()]
+    rows += [{"sweep": "twin", "run": f"x,seed={seed}", "status": "", "eval_loss": "1.0"} for seed in (0, 1)]
+    (line,) = choice_lines(rows)
+    assert line == "choice, on the validation text, against a,seed=0 (2.0000): b,seed=0 -0.5000; d,seed=0 +0.2500"
 
 
 def test_runs_that_were_not_made_are_told():
