@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from .bootstrap import drawn_effects, drawn_means, drawn_weights, interval
+from .bootstrap import drawn_effects, drawn_means, drawn_weights, interval, widening
 from .isotonic import crossings
 from .level_axis import LevelAxis
 
@@ -112,7 +112,8 @@ def half_level(
         return Critical(AT_CHANCE, **facts)
     if not _room_is_shown(values, counts, floor, sign):
         return Critical(NO_CHANGE, **facts)
-    return _critical(point, _draws(values, counts, positions, floor, sign), **facts)
+    repeats = int(numpy.isfinite(values).any(axis=1).sum())
+    return _critical(point, _draws(values, counts, positions, floor, sign), repeats, positions, **facts)
 
 
 def guess_margin(chance: float, questions: float) -> float:
@@ -151,7 +152,7 @@ def effect_level(
     drawn = None
     if not _alone(moments[0] > 0):
         drawn = first_reached(sign * drawn_effects(moments, counts, 0), positions, threshold)
-    return _critical(point, drawn, threshold=threshold)
+    return _critical(point, drawn, int((moments[0] > 0).any(axis=1).sum()), positions, threshold=threshold)
 
 
 def first_reached(effects: numpy.ndarray, positions: numpy.ndarray, threshold: float) -> numpy.ndarray:
@@ -186,14 +187,30 @@ def earlier_share(first: Critical, second: Critical) -> float | None:
     return float((a < b).mean() + (a == b).mean() / 2)
 
 
-def _critical(point: float, drawn: numpy.ndarray | None, **facts: float) -> Critical:
+def _critical(
+    point: float, drawn: numpy.ndarray | None, repeats: int, positions: numpy.ndarray, **facts: float
+) -> Critical:
     share = low = high = math.nan
     if drawn is not None and not numpy.isnan(drawn).all():
-        low, high = (float(end) for end in interval(drawn))
+        low, high = _widened(point, *(float(end) for end in interval(drawn)), repeats, positions)
         share = float(numpy.isfinite(drawn[~numpy.isnan(drawn)]).mean())
     if not math.isfinite(point):
         return Critical(NOT_REACHED, reached_share=share, drawn=drawn, **facts)
     return Critical(REACHED, float(point), low, high, share, drawn=drawn, **facts)
+
+
+def _widened(point: float, low: float, high: float, repeats: int, positions: numpy.ndarray) -> tuple[float, float]:
+    """Return the ends of a percentile interval moved outward as far as so few repeats ask for, as those of means are.
+
+    Levels that were not tested are not named: an end beyond the most severe one is "not reached", and none is milder
+    than the baseline.
+    """
+    if not math.isfinite(point):
+        return low, high
+    factor = float(widening(numpy.array([repeats]))[0])
+    lower = max(float(positions[0]), point - factor * (point - low))
+    upper = point + factor * (high - point) if math.isfinite(high) else math.inf
+    return lower, upper if upper <= positions[-1] else math.inf
 
 
 def _with_data(values: numpy.ndarray, positions: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -1,7 +1,7 @@
 """One measure over the levels of one series: mean, interval, critical levels, trend."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy
 from tqdm import tqdm
 
 from ..measures.names import Measure
-from .bootstrap import DRAWS, SEED, draw_counts, mean_curve, median_curve, spearman
+from .bootstrap import DRAWS, SEED, draw_counts, holm, mean_curve, median_curve, spearman
 from .cells_of_series import Series
 from .critical import Critical, effect_level, half_level
 
@@ -22,7 +22,7 @@ class Curve:
 
     values: (R, L), the cells. stats: centre, low, high, n, each (L,); centre is a mean or, for perplexity, a median.
     half: L50. effect: d-crit with the spread between answers; effect_repeats: with that between the repeats' means.
-    trend: Spearman's correlation of level and centre. effect is None for a measure of whole cells.
+    trend: Spearman's correlation of level and centre; p_holm: p among all curves made together. effect is None for a measure of whole cells.
     """
 
     series: Series
@@ -62,7 +62,17 @@ def make_curves(
     hidden = None if progress is None else not progress
     pairs = [(one, name) for one in series for name in one.cells]
     bar = tqdm(pairs, desc="bootstrap", unit="curve", disable=hidden)
-    return [_curve(one, measures.get(name, Measure(name, name)), draws, seed) for one, name in bar]
+    return _with_holm([_curve(one, measures.get(name, Measure(name, name)), draws, seed) for one, name in bar])
+
+
+def _with_holm(curves: Sequence[Curve]) -> list[Curve]:
+    """Add to each trend its p-value among all of them."""
+    known = [curve.trend["p"] for curve in curves if curve.trend["p"] is not None]
+    together = iter(holm(known))
+    return [
+        replace(curve, trend={**curve.trend, "p_holm": None if curve.trend["p"] is None else next(together)})
+        for curve in curves
+    ]
 
 
 def _curve(series: Series, measure: Measure, draws: int, seed: int) -> Curve:

@@ -15,6 +15,10 @@ from .page import bullets, facts, figure, folded, heading, navigation, page, par
 from .result_files import common
 
 SHOWN_SENTENCES = 8
+TREND_CAPTION = (
+    "ρ is Spearman's correlation of level and mean, p from permutations of the levels; p (Holm) holds for all curves "
+    "of this report together"
+)
 L50_CAPTION = f"L50: half way from the baseline to the floor, with the interval over repeats. {COVERAGE}"
 EFFECT_CAPTION = "d-crit: where Cohen's d against the baseline first reaches 0.8, by the spread between answers."
 BETTER = {1: "more", -1: "less", None: "neither"}
@@ -177,7 +181,7 @@ def _cell(curve: Curve, place: int) -> str:
 
 def _measures(curves: Sequence[Curve]) -> str:
     axis = curves[0].series.axis
-    header = ["Measure", "Undamaged", "Most severe", "L50", "d-crit", "ρ", "p", "test"]
+    header = ["Measure", "Undamaged", "Most severe", "L50", "d-crit", "ρ", "p", "p (Holm)", "test"]
     rows = []
     for curve in sorted(curves, key=lambda c: c.measure.label.lower()):
         trend, text = curve.trend, curve.measure.text
@@ -190,10 +194,11 @@ def _measures(curves: Sequence[Curve]) -> str:
                 curve.effect.text(axis) if curve.effect else "–",
                 "–" if trend["rho"] is None else f"{trend['rho']:+.2f}",
                 "–" if trend["p"] is None else f"{trend['p']:.4f}",
+                "–" if trend["p_holm"] is None else f"{trend['p_holm']:.4f}",
                 "–" if trend["test"] is None else f"{trend['test']}, {trend['alternative']}",
             ]
         )
-    return table(header, rows, "ρ is Spearman's correlation of level and mean, p from permutations of the levels")
+    return table(header, rows, TREND_CAPTION)
 
 
 def _limits(report) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from ..measures.names import Measure
-from .bootstrap import COVERAGE, FEW
+from .bootstrap import CONFIDENCE, COVERAGE, FEW
 from .cells_of_series import MODEL_MEASURES, Series
 from .critical import AT_CHANCE, NO_CHANGE, NOT_REACHED, earlier_share
 from .curves import Curve
@@ -171,8 +171,8 @@ def _few_repeats(series: Sequence[Series]) -> list[str]:
     if few == {1}:
         return ["There is one repeat only, so no interval and no spread. Repeats differ a lot: run at least 5."]
     return [
-        f"n_rep = {', '.join(map(str, sorted(few)))} is below {FEW}: repeats differ a lot, so the intervals of means "
-        f"are wide; those of critical levels and medians are too narrow. {COVERAGE}"
+        f"n_rep = {', '.join(map(str, sorted(few)))} is below {FEW}: repeats differ a lot, so the intervals are wide. "
+        f"{COVERAGE}"
     ]
 
 
@@ -229,6 +229,7 @@ def _cut_off(curves: Sequence[Curve]) -> list[str]:
     ]
 
 
+ALPHA = 0.05  # of trends
 NOT_SHOWN = (
     "Levels of a repeat share one field of noise and the noise of sampling (unless the settings say otherwise), so a "
     "curve over levels is smoother than independent experiments would be. The unit of every interval is the repeat.",
@@ -241,13 +242,27 @@ NOT_SHOWN = (
     "asks whether means differ, and is reached far earlier. Neither is a test.",
     "A change counts as shown when its 95 % interval excludes 0. Of many measures that do not change, some in a "
     "hundred seem to (more with few repeats): a lone surprising measure is a reason to look, not a finding.",
-    "The p-values of the trend treat levels as exchangeable under no effect; many measures are looked at, and p is not "
-    "corrected for that. Where no direction is better, it is taken from the data and p is two-sided.",
+    "The p-values of the trend treat levels as exchangeable under no effect. Where no direction is better, it is taken "
+    "from the data and p is two-sided.",
     "Graders read the number, choice or name an answer settles on. A right answer in an unexpected form counts as "
     "wrong, more often in a rambling model than in a healthy one.",
     "Measures of coherence count words; no reader and no judge model has looked at the texts.",
     "Relative L2 says how far weights moved, not how much the layer's output did.",
 )
+
+
+def multiplicity(curves: Sequence[Curve]) -> str:
+    """Say how many curves a report looks at, and what that does to its intervals and p-values."""
+    tested = [curve.trend["p"] for curve in curves if curve.trend["p"] is not None]
+    intervals = sum(int(numpy.isfinite(curve.stats["low"]).sum()) for curve in curves)
+    found = sum(p <= ALPHA for p in tested)
+    held = sum(curve.trend["p_holm"] <= ALPHA for curve in curves if curve.trend["p"] is not None)
+    return (
+        f"This report looks at {len(curves)} curves and {intervals:,} intervals: about "
+        f"{intervals * (1 - CONFIDENCE):,.0f} of these would miss by chance alone, and none is widened for that. Of "
+        f"{len(tested)} trends, {found} have a p of at most {ALPHA}, and {held} still have when all are taken together "
+        "(Holm)."
+    )
 
 
 def _name(curve: Curve) -> str:

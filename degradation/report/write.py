@@ -21,7 +21,7 @@ from .drawing.figures import draw_all, figure_names
 from .drawing.plot_style import DIGITS, curve_rows, key_columns
 from .result_files import ResultFile, common, read_results
 from .sections import build_page
-from .sentences import NOT_SHOWN, ranking, warnings, what_broke_first
+from .sentences import NOT_SHOWN, multiplicity, ranking, warnings, what_broke_first
 from .written_files import WRITTEN, check_free
 
 PAGE, RECORD = "report.html", "report.json"
@@ -172,7 +172,7 @@ def facts(analysis: Analysis) -> dict[str, Any]:
         ],
         "rankings": rankings(analysis),
         "curves": [curve_record(curve) for curve in analysis.curves],
-        "not_shown": list(NOT_SHOWN),
+        "not_shown": [multiplicity(analysis.curves), *NOT_SHOWN],
         "runs": {file.path.name: provenance(file) for file in analysis.files},
     }
 

@@ -15,6 +15,7 @@ from frankenlm.degradation.report.bootstrap import (
     drawn_means,
     drawn_medians,
     drawn_weights,
+    holm,
     interval,
     mean_curve,
     means,
@@ -109,7 +110,7 @@ def test_one_repeat_has_a_mean_and_no_interval():
     assert all(numpy.isnan(curve[name]).all() for name in ("low", "high", "sd"))
     curve = median_curve(numpy.array([[1.0, NAN, 3.0], [NAN, NAN, 4.0]]), draws=100)
     assert curve["median"][[0, 2]].tolist() == [1, 3.5] and math.isnan(curve["median"][1])
-    assert math.isnan(curve["low"][0]) and (curve["low"][2], curve["high"][2]) == (3, 4)
+    assert math.isnan(curve["low"][0]) and 0 < curve["low"][2] < 3 < 4 < curve["high"][2]
 
 
 def test_curve_of_equal_repeats_is_certain():
@@ -153,6 +154,25 @@ def test_stated_coverage_of_normal_means(repeats, stated):
     values = numpy.random.default_rng(1).normal(size=(repeats, 8000))
     low, high = interval(drawn_means(values, draw_counts(repeats, 5000)))
     assert abs(((low < 0) & (high > 0)).mean() - stated) < 0.015
+
+
+@pytest.mark.parametrize("spread", ["normal", "standard_t"])
+@pytest.mark.parametrize("repeats", [3, 4, 5, 10])
+def test_intervals_of_medians_cover(repeats, spread):
+    """Of perplexities, whose logarithms are normal, or have heavy tails."""
+    generator = numpy.random.default_rng(repeats)
+    shape = (repeats, 1500)
+    logs = generator.normal(size=shape) if spread == "normal" else generator.standard_t(3, size=shape)
+    curve = median_curve(numpy.exp(logs), 500)
+    covered = ((curve["low"] <= 1) & (curve["high"] >= 1)).mean()
+    assert 0.935 < covered < 0.985  # a standard error is 0.006
+    low, high = interval(drawn_medians(numpy.exp(logs), 500))
+    assert repeats > 3 or ((low <= 1) & (high >= 1)).mean() < 0.8, "what plain percentile intervals do"
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([0.2, 0.9]) == pytest.approx([0.4, 0.9]) and holm([]) == []
 
 
 # --- Cohen's d
