@@ -33,7 +33,12 @@ def build_parser() -> OneLineParser:
     add("--learning_rates", nargs="+", type=float, help="those tried for each mixer (default: 0.003 0.01 0.03)")
     add("--seeds", nargs="+", type=int, help="seeds of the runs that are told (default: 0 1 2)")
     add("--selection_seed", type=int, default=1000, help="seed of those that choose a rate (default: %(default)s)")
-    add("--steps", type=int, help="steps of a run (default: 400)")
+    add(
+        "--steps",
+        nargs="+",
+        type=int,
+        help="the first for every task, others for mqar's retnet and mamba (default: 400 1200)",
+    )
     add("--batch_size", type=int, default=32, help="rows a step (default: %(default)s)")
     add("--test_rows", type=int, help="rows that each model is asked (default: 256)")
     add("--quick", action="store_true", help="a smoke run: two tasks, one size, one rate, one seed, 20 steps")

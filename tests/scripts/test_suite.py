@@ -100,8 +100,8 @@ def test_reports_alone_and_a_card(suite, made, tmp_path):
 def test_a_dry_run_writes_nothing(suite, made, tmp_path, capsys):
     assert suite("--dry_run") == 0 and made == [] and not (tmp_path / "out").exists()
     shown = capsys.readouterr().out.splitlines()
-    assert shown[-1] == "64 cells, 384 runs: 3 to choose a rate and 3 seeds each"
-    assert shown[0].split() == ["mqar", "softmax", "hidden_size", "32"]
+    assert shown[-1] == "66 cells, 396 runs: 3 to choose a rate and 3 seeds each"
+    assert shown[0].split() == ["mqar", "softmax", "hidden_size", "32,", "400", "steps"]
     assert {line.split()[1] for line in shown[:-1]} == set(MODELS)
 
 

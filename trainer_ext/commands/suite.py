@@ -42,7 +42,7 @@ QUICK = {
     "mamba_states": [8],
     "learning_rates": [1e-2],
     "seeds": [0],
-    "steps": 20,
+    "steps": [20],
     "test_rows": 32,
 }
 FULL = {
@@ -51,9 +51,10 @@ FULL = {
     "mamba_states": [32, 8],
     "learning_rates": [3e-3, 1e-2, 3e-2],
     "seeds": [0, 1, 2],
-    "steps": 400,
+    "steps": [400, 1200],
     "test_rows": 256,
 }
+LISTS = ("hidden_sizes", "mamba_states", "learning_rates", "steps")
 
 
 def suite(args: argparse.Namespace) -> None:
@@ -92,14 +93,16 @@ def plan_of(args: argparse.Namespace) -> SuitePlan:
     check_threads(args.threads)
     check_seeds(args.seeds)
     check_seed("--selection_seed", args.selection_seed)
-    check_numbers(args, least={"steps": 1, "batch_size": 1, "test_rows": 1})
+    check_numbers(args, least={"batch_size": 1, "test_rows": 1})
+    for steps in args.steps:
+        check_numbers(argparse.Namespace(steps=steps), least={"steps": 1})
     if args.selection_seed in args.seeds:
         raise UserError(f"--selection_seed {args.selection_seed}: is one of --seeds, which no choice may have seen.")
     mixers = list(MODELS) if args.mixers is None else args.mixers
     with user_mistakes():
         for mixer in mixers:
             check_choice("--mixers", mixer, MODELS)
-    for name in ("tasks", "mixers", "hidden_sizes", "mamba_states", "learning_rates"):
+    for name in ("tasks", "mixers", *LISTS):
         given = getattr(args, name) or []
         if len(set(given)) < len(given):
             raise UserError(f"--{name} {' '.join(map(str, given))}: must be different.")
@@ -109,8 +112,8 @@ def plan_of(args: argparse.Namespace) -> SuitePlan:
     plan = SuitePlan(
         tasks=chosen_tasks(args.tasks, args.set),
         mixers=tuple(mixers),
-        **{name: tuple(getattr(args, name)) for name in ("hidden_sizes", "mamba_states", "learning_rates", "seeds")},
-        **{name: getattr(args, name) for name in ("selection_seed", "steps", "batch_size", "test_rows")},
+        **{name: tuple(getattr(args, name)) for name in (*LISTS, "seeds")},
+        **{name: getattr(args, name) for name in ("selection_seed", "batch_size", "test_rows")},
     )
     plan.check()
     return plan
@@ -121,7 +124,7 @@ def plan_lines(plan: SuitePlan) -> str:
     lines = []
     for cell in plan.cells:
         size = f"hidden_size {cell.hidden_size}" + (f", state {cell.mamba_state}" if cell.mixer == "mamba" else "")
-        lines.append(f"{cell.task:<18} {cell.mixer:<13} {size}")
+        lines.append(f"{cell.task:<18} {cell.mixer:<13} {size}, {cell.steps} steps")
     each = f"{len(plan.learning_rates)} to choose a rate and {len(plan.seeds)} seeds"
     return "\n".join([*lines, f"{len(lines)} cells, {len(lines) * plan.runs_of_a_cell} runs: {each} each"])
 

@@ -10,7 +10,8 @@ from .plan import REPORT, SELECTION, best_rate
 from .tasks import MQAR
 
 SOLVED = 0.95
-SIZES = ("task", "mixer", "hidden_size", "mamba_state")
+SIZES = ("task", "mixer", "hidden_size", "mamba_state", "steps")
+STARTS = 0.2  # runs of one setting that lie further apart tell of their starts
 NOTHING = 0.05  # an accuracy no further above chance than this tells nothing
 BASELINE = "softmax"
 
@@ -24,7 +25,9 @@ def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     grouped: dict[tuple, list[Mapping]] = {}
     for row in rows:
         grouped.setdefault(tuple(row[name] for name in SIZES), []).append(row)
-    return [_cell(dict(zip(SIZES, key, strict=True)), members) for key, members in grouped.items()]
+    usual = rows[0]["steps"] if rows else 0
+    cells = [_cell(dict(zip(SIZES, key, strict=True)), members) for key, members in grouped.items()]
+    return [{**cell, "is_longer": cell["steps"] != usual} for cell in cells]
 
 
 def _cell(about: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -62,10 +65,12 @@ def main_cells(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[st
 def findings(cells: Sequence[dict[str, Any]]) -> list[str]:
     """What the cells say, a sentence each; a task none of whose cells has a reported run says nothing."""
     measured = [cell for cell in cells if cell["mean"] is not None]
-    lines = [*_recall_findings([cell for cell in measured if cell["task"] == MQAR])]
+    recall = [cell for cell in measured if cell["task"] == MQAR]
+    lines = [*_recall_findings([cell for cell in recall if not cell["is_longer"]]), *_longer_findings(recall)]
     main = main_cells(measured)
     for task in dict.fromkeys(task for task, _ in main):
         lines.append(_task_finding(task, [cell for (name, _), cell in main.items() if name == task]))
+    lines += filter(None, map(_start_finding, measured))
     edges = [f"{cell['task']}, {told_size(cell)}, at {cell['learning_rate']:g}" for cell in measured if cell["at_edge"]]
     if edges:
         lines.append(
@@ -108,6 +113,33 @@ def _state_finding(mixer: str, by_state: Sequence[dict[str, Any]]) -> str:
     return f"mqar: {mixer} by the numbers that its state holds: {told}: {verdict}."
 
 
+def _longer_findings(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """What the recurrent mixers come to with more steps."""
+    lines = []
+    for cell in (cell for cell in cells if cell["is_longer"]):
+        usual = main_cells(cells)[MQAR, cell["mixer"]]
+        more = cell["mean"] - usual["mean"]
+        verdict = "longer training is what it lacks there" if more > STARTS else "longer training changes little"
+        lines.append(
+            f"mqar: {told_size(usual)}: {usual['mean']:.3f} after {usual['steps']:,} steps, {cell['mean']:.3f} after "
+            f"{cell['steps']:,}: {verdict}."
+        )
+    return lines
+
+
+def _start_finding(cell: Mapping[str, Any]) -> str:
+    """A line where runs with the same settings and other seeds lie far apart; "" where not."""
+    runs = list(cell["accuracies"].values())
+    if cell["learning_rate"] in cell["tried"]:
+        runs.append(cell["tried"][cell["learning_rate"]])
+    if max(runs) - min(runs) <= STARTS:
+        return ""
+    return (
+        f"{cell['task']}: {told_size(cell)}: {min(runs):.3f} to {max(runs):.3f} by the seed alone, that of the "
+        "selection included: its mean says little."
+    )
+
+
 def _task_finding(task: str, cells: Sequence[dict[str, Any]]) -> str:
     """Who solves a task at the common size, and who is not told from chance."""
     ranked = sorted(cells, key=lambda cell: -cell["mean"])
@@ -126,4 +158,5 @@ def _task_finding(task: str, cells: Sequence[dict[str, Any]]) -> str:
 def told_size(cell: Mapping[str, Any]) -> str:
     """A cell's mixer and size in words."""
     state = f", state {cell['mamba_state']}" if cell["mixer"] == "mamba" else ""
-    return f"{cell['mixer']}, width {cell['hidden_size']}{state}"
+    longer = f", {cell['steps']:,} steps" if cell["is_longer"] else ""
+    return f"{cell['mixer']}, width {cell['hidden_size']}{state}{longer}"

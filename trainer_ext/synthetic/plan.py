@@ -16,7 +16,7 @@ from typing import Any
 
 from ..common.cli import UserError
 from ..common.files import write_csv
-from .models import model_config
+from .models import RECURRENT, model_config
 from .task import SyntheticTask
 from .tasks import MQAR
 from .training import SuiteRun
@@ -50,6 +50,7 @@ class SuiteCell:
     mixer: str
     hidden_size: int
     mamba_state: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class SuitePlan:
     """What is to be run.
 
     tasks: by name. mixers: names in `MODELS`. hidden_sizes: the first is that of every task, the others are for MQAR
-    alone. mamba_states: the first is that of every task, the others are for MQAR at the first hidden size.
+    alone. mamba_states: the first is that of every task, the others are for MQAR at the first hidden size. steps: the
+    first are those of every task; with the others the recurrent mixers are given MQAR again, at the first sizes.
     """
 
     tasks: Mapping[str, SyntheticTask]
@@ -67,19 +69,22 @@ class SuitePlan:
     learning_rates: tuple[float, ...]
     selection_seed: int
     seeds: tuple[int, ...]
-    steps: int
+    steps: tuple[int, ...]
     batch_size: int
     test_rows: int
 
     @property
     def cells(self) -> list[SuiteCell]:
         """What is run, in order: of each task all mixers at the first size, and then MQAR at the others."""
-        width, state = self.hidden_sizes[0], self.mamba_states[0]
-        cells = [SuiteCell(task, mixer, width, state) for task in self.tasks for mixer in self.mixers]
+        width, state, steps = self.hidden_sizes[0], self.mamba_states[0], self.steps[0]
+        cells = [SuiteCell(task, mixer, width, state, steps) for task in self.tasks for mixer in self.mixers]
         if MQAR in self.tasks:
-            cells += [SuiteCell(MQAR, mixer, other, state) for other in self.hidden_sizes[1:] for mixer in self.mixers]
+            widths = [(mixer, other) for other in self.hidden_sizes[1:] for mixer in self.mixers]
+            cells += [SuiteCell(MQAR, mixer, other, state, steps) for mixer, other in widths]
             if "mamba" in self.mixers:
-                cells += [SuiteCell(MQAR, "mamba", width, other) for other in self.mamba_states[1:]]
+                cells += [SuiteCell(MQAR, "mamba", width, other, steps) for other in self.mamba_states[1:]]
+            again = [(mixer, other) for other in self.steps[1:] for mixer in self.mixers if mixer in RECURRENT]
+            cells += [SuiteCell(MQAR, mixer, width, state, other) for mixer, other in again]
             cells.sort(key=lambda cell: cell.task != MQAR)  # stable: MQAR first, at its first size first
         return cells
 
@@ -92,7 +97,6 @@ class SuitePlan:
             **dataclasses.asdict(cell),
             learning_rate=learning_rate,
             seed=seed,
-            steps=self.steps,
             batch_size=self.batch_size,
             test_rows=self.test_rows,
         )

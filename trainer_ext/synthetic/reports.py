@@ -44,9 +44,10 @@ def command_of(plan: SuitePlan) -> str:
         "mamba_states": plan.mamba_states,
         "learning_rates": plan.learning_rates,
         "seeds": plan.seeds,
+        "steps": plan.steps,
     }
     words = [f"--{name} {' '.join(map(str, values))}" for name, values in lists.items()]
-    words += [f"--{name} {plan.__dict__[name]}" for name in ("selection_seed", "steps", "batch_size", "test_rows")]
+    words += [f"--{name} {plan.__dict__[name]}" for name in ("selection_seed", "batch_size", "test_rows")]
     return "frankenlm suite --output_dir runs/suite " + " ".join(words)
 
 

@@ -25,7 +25,7 @@ PLAN = SuitePlan(
     learning_rates=(0.01, 0.03),
     selection_seed=9,
     seeds=(0, 1),
-    steps=3,
+    steps=(3, 7),
     batch_size=2,
     test_rows=4,
 )
@@ -53,13 +53,14 @@ def row(task="mqar", mixer="softmax", accuracy=1.0, *, seed=0, width=32, state=8
 
 def test_mqar_comes_first_and_alone_at_other_sizes():
     assert PLAN.cells == [
-        SuiteCell("mqar", "softmax", 32, 8),
-        SuiteCell("mqar", "mamba", 32, 8),
-        SuiteCell("mqar", "softmax", 16, 8),
-        SuiteCell("mqar", "mamba", 16, 8),
-        SuiteCell("mqar", "mamba", 32, 4),
-        SuiteCell("recall", "softmax", 32, 8),
-        SuiteCell("recall", "mamba", 32, 8),
+        SuiteCell("mqar", "softmax", 32, 8, 3),
+        SuiteCell("mqar", "mamba", 32, 8, 3),
+        SuiteCell("mqar", "softmax", 16, 8, 3),
+        SuiteCell("mqar", "mamba", 16, 8, 3),
+        SuiteCell("mqar", "mamba", 32, 4, 3),
+        SuiteCell("mqar", "mamba", 32, 8, 7),
+        SuiteCell("recall", "softmax", 32, 8, 3),
+        SuiteCell("recall", "mamba", 32, 8, 3),
     ]
 
 
@@ -142,6 +143,7 @@ ROWS = [
     *(row(mixer="retnet", accuracy=0.5, state_size=8, seed=seed) for seed in (0, 1)),
     row(width=16, state_size=32, accuracy=0.97),
     row(mixer="retnet", width=16, state_size=4, accuracy=0.3),
+    row(mixer="retnet", accuracy=0.9, seed=1, state_size=8, steps=7),
     *(row("recall", mixer, accuracy) for mixer, accuracy in (("softmax", 0.99), ("mamba", 0.28), ("ode", 0.6))),
 ]
 
@@ -160,10 +162,11 @@ def test_findings_say_what_the_cells_say():
         "0.970 at width 16, 0.980 at width 32.",
         "mqar: retnet by the numbers that its state holds: 0.300 with 4 (retnet, width 16), 0.500 with 8 (retnet, "
         "width 32): more with every larger state, as published.",
+        "mqar: retnet, width 32: 0.500 after 3 steps, 0.900 after 7: longer training is what it lacks there.",
         "mqar: solved by softmax; not run: sigmoid, titan, titan_memory, mamba, ode.",
         "recall: solved by softmax; not 0.05 above chance (0.250): mamba; not run: sigmoid, titan, titan_memory, "
         "retnet.",
-        "The best rate lies at an end of those tried, and did not solve the task, in 1 of 7 cells, where a better one "
+        "The best rate lies at an end of those tried, and did not solve the task, in 1 of 8 cells, where a better one "
         "may lie beyond it: mqar, softmax, width 32, at 0.03.",
     ]
 
@@ -184,6 +187,20 @@ def test_findings_say_what_is_not_as_published(means, said):
     assert "at 0 of 1 widths, not as published (attention at every width): 0.900" in line
 
 
+def test_seeds_that_disagree_are_told():
+    rows = [row(seed=9, role="selection", accuracy=0.9), row(accuracy=0.6), row(seed=1, accuracy=0.8)]
+    assert findings(cells_of(rows))[-1] == (
+        "mqar: softmax, width 32: 0.600 to 0.900 by the seed alone, that of the selection included: its mean says "
+        "little."
+    )
+    assert not any("by the seed alone" in line for line in findings(cells_of(rows[:1] + rows[2:])))
+
+
+def test_more_steps_that_change_little_are_told_as_such():
+    rows = [row(mixer="mamba", accuracy=0.5), row(mixer="mamba", accuracy=0.6, steps=7)]
+    assert "after 7: longer training changes little." in findings(cells_of(rows))[0]
+
+
 def test_tables_and_page():
     cells = cells_of(ROWS)
     assert accuracy_table(cells)[0] == {
@@ -191,11 +208,11 @@ def test_tables_and_page():
         **{"softmax": "0.980 ± 0.028", "retnet": "0.500 ± 0.000"},
     }
     assert accuracy_table(cells)[1]["ode"] == "0.600 (1)"
-    assert [line["state"] for line in state_table(cells)] == ["32", "64", "4", "8"]
+    assert [line["state"] for line in state_table(cells)] == ["32", "64", "4", "8", "8"]
     assert rate_table(cells)[0]["chosen"] == "0.03" and rate_table(cells)[1]["0.03"] == ""
     text = page(ROWS, 99, {"torch": "1"}, "frankenlm suite", "a.png")
     assert f"**{len(ROWS)} of 99 planned runs are finished**" in text and "![accuracy](a.png)" in text
-    assert "3 steps of 2 rows, 4 rows asked" in text and "- recall: length 32" in text
+    assert "3 steps of 2 rows, 4 rows asked; 7 steps" in text and "- recall: length 32" in text
     assert "planned runs" not in page(ROWS, len(ROWS), {}, "", "a.png")
     assert "Nothing was finished." in page([], 3, {}, "", "a.png")
 
