@@ -104,14 +104,27 @@ model = {auto_class}.from_pretrained("PATH")
 def _results(facts) -> str:
     rows = [
         ("loss on held-out text (nats)", _number(facts["eval_loss"])),
-        ("perplexity, exp of it", _number(facts["eval_perplexity"], 2)),
+        ("perplexity per token, exp of it", _number(facts["eval_perplexity"], 2)),
         ("accuracy on held-out documents", _number(facts["eval_accuracy"])),
         ("loss before the first step (nats)", _number(facts["loss_at_init"])),
         ("unigram cross-entropy of the held-out text (nats)", _number(facts["unigram_cross_entropy"])),
         ("ln of the vocabulary size (nats)", _number(facts["ln_vocab_size"])),
     ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows if value)
-    return f"## Results\n\n| measure | value |\n|---|---|\n{table}\n\nThe loss is the {facts['loss_meaning']}.\n"
+    meaning = f"The loss is the {facts['loss_meaning']}.{_comparable(facts)}"
+    return f"## Results\n\n| measure | value |\n|---|---|\n{table}\n\n{meaning}\n"
+
+
+def _comparable(facts) -> str:
+    """With which figures of others the perplexity may stand in one table."""
+    if facts["eval_perplexity"] is None:
+        return ""
+    per_word = "word_perplexity,bits_per_byte" if facts["objective"] == "causal" else "bits_per_byte"
+    named = "per word of the raw text and per byte" if facts["objective"] == "causal" else "per byte"
+    return (
+        " A perplexity per token compares with those of models that have the same tokenizer, on the same text in the "
+        f"same windows, and with no others; `frankenlm evaluate --metrics {per_word}` measures {named}."
+    )
 
 
 def _training(facts) -> str:

@@ -130,6 +130,16 @@ def test_card_has_the_numbers():
     assert "None" not in card and "accuracy" not in card
 
 
+@pytest.mark.parametrize(
+    ("objective", "named"), [("mlm", "per byte"), ("causal", "per word of the raw text and per byte")]
+)
+def test_card_says_with_what_a_perplexity_compares(objective, named):
+    card = model_card("mine", {**FACTS, "objective": objective})
+    assert "| perplexity per token, exp of it |" in card and "have the same tokenizer" in card
+    assert f" measures {named}." in card and ("word_perplexity" in card) is (objective == "causal")
+    assert "same tokenizer" not in model_card("mine", {**FACTS, "eval_perplexity": None})
+
+
 def test_card_of_a_classifier():
     nothing = dict.fromkeys(("eval_perplexity", "ln_vocab_size", "unigram_cross_entropy", "train_tokens"))
     facts = {**FACTS, **nothing, "validation_tokens": None, "objective": "classification", "eval_accuracy": 0.875}
