@@ -29,77 +29,93 @@ TARGET INLINE V widened(V sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16
 
 // One or two tokens: unpacking, which more tokens would share, must be cheap. A plane of codes is masked where it stands,
 // and the upper two after one shift for both. The odd planes are then 4 times too large, and are summed apart from the
-// even ones. One tile after the other is read, the whole weight in a single stream.
+// even ones. Two tiles take turns, chunk by chunk: the weight is read in two long streams.
 
 // Blocks after which a 16-bit sum of odd planes, 4 * 2 * 2 * 128 in each of 2 planes of a block, is full.
 constexpr long kBlocksInPlace = 8;
 static_assert(kBlocksInPlace >= kMaxGroupBlocks, "a group is one sum");
 
-template <Scales S, int Tokens>
-TARGET __attribute__((noinline)) void in_place(const Panel& p, const TernaryWeight& w, long tile, float* y,
+// Stream s of Streams is tile number `tile` + s * `apart` of the weight.
+template <Scales S, int Tokens, int Streams>
+TARGET __attribute__((noinline)) void in_place(const Panel& p, const TernaryWeight& w, long tile, long apart, float* y,
                                                long y_stride) {
   constexpr bool Grouped = S != Scales::of_rows;
-  const uint8_t* line = w.tiles + tile * w.blocks * kTileBytes;
-  const int8_t* codes = p.codes;
+  constexpr int kTotals = 2 * Tokens * kRowsPerPart;  // of a tile
+  const uint8_t* lines = w.tiles + tile * w.blocks * kTileBytes;
+  const long stride = apart * w.blocks * kTileBytes;
+  const int8_t* chunk_codes = p.codes;
   const uint16_t* halves = Grouped ? w.scales_of(tile, 0) : nullptr;
+  const long halves_stride = Grouped ? apart * w.groups() * kTileRows : 0;
   const int32_t* start = p.group_halves;
   const long chunk = Grouped ? w.group_blocks : kBlocksInPlace;
   V even_mask = _mm256_set1_epi8(0x03), odd_mask = _mm256_set1_epi8(0x0c);
   asm("" : "+x"(even_mask), "+x"(odd_mask));  // else they are loaded wherever they are used
-  alignas(64) Total<Grouped> total[2 * Tokens * kRowsPerPart];
-  clear<2 * Tokens * kRowsPerPart>(total);
+  alignas(64) Total<Grouped> totals[Streams * kTotals];
+  clear<Streams * kTotals>(totals);
   for (long left = w.blocks; left > 0; left -= chunk) {
-    V even[2][Tokens], odd[2][Tokens];
-#pragma GCC unroll 4
-    for (int i = 0; i < 2 * Tokens; ++i) {
-      (&even[0][0])[i] = Grouped ? broadcast_sum(start + i % Tokens) : zero();
-      (&odd[0][0])[i] = zero();
-    }
     const long blocks = left < chunk ? left : chunk;
-    for (long b = 0; b < blocks; ++b, line += kTileBytes, codes += Tokens * kBlock) {
-      V bits[2] = {load_part(line), load_part(line + sizeof(V))};
-      _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
+    for (int s = 0; s < Streams; ++s) {
+      const uint8_t* line = lines + s * stride;
+      const int8_t* codes = chunk_codes;
+      V even[2][Tokens], odd[2][Tokens];
 #pragma GCC unroll 4
-      for (int g = 0; g < 4; ++g) {
-        if (g == 2) bits[0] = _mm256_srli_epi16(bits[0], 4), bits[1] = _mm256_srli_epi16(bits[1], 4);
+      for (int i = 0; i < 2 * Tokens; ++i) {
+        (&even[0][0])[i] = Grouped ? broadcast_sum(start + i % Tokens) : zero();
+        (&odd[0][0])[i] = zero();
+      }
+      long b = blocks;  // at least 1
+      do {
+        V bits[2] = {load_part(line), load_part(line + sizeof(V))};
+        _mm_prefetch(reinterpret_cast<const char*>(line + kAhead), _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; ++g) {
+          if (g == 2) bits[0] = _mm256_srli_epi16(bits[0], 4), bits[1] = _mm256_srli_epi16(bits[1], 4);
+#pragma GCC unroll 2
+          for (int m = 0; m < Tokens; ++m) {
+            const V x = broadcast(codes + m * kBlock + 4 * g);
+#pragma GCC unroll 2
+            for (int t = 0; t < 2; ++t) {
+              V& sum = g % 2 ? odd[t][m] : even[t][m];
+              sum = multiply_add(sum, _mm256_and_si256(bits[t], g % 2 ? odd_mask : even_mask), x);
+            }
+          }
+        }
+        line += kTileBytes;
+        codes += Tokens * kBlock;
+      } while (--b);
+#pragma GCC unroll 4
+      for (int i = 0; i < 2 * Tokens; ++i) asm volatile("" : "+x"((&even[0][0])[i]), "+x"((&odd[0][0])[i]));
+#pragma GCC unroll 2
+      for (int t = 0; t < 2; ++t) {
+        alignas(64) float scale[kRowsPerPart];
+        if constexpr (Grouped) load_scales(halves + s * halves_stride + t * kRowsPerPart, dtype_of(S), scale);
 #pragma GCC unroll 2
         for (int m = 0; m < Tokens; ++m) {
-          const V x = broadcast(codes + m * kBlock + 4 * g);
-#pragma GCC unroll 2
-          for (int t = 0; t < 2; ++t) {
-            V& sum = g % 2 ? odd[t][m] : even[t][m];
-            sum = multiply_add(sum, _mm256_and_si256(bits[t], g % 2 ? odd_mask : even_mask), x);
-          }
+          Total<Grouped>* to = totals + s * kTotals + (t * Tokens + m) * kRowsPerPart;
+          const V exact = widened(_mm256_add_epi16(even[t][m], _mm256_srai_epi16(odd[t][m], 2)));
+          if constexpr (Grouped)
+            add_scaled(to, exact, scale);
+          else
+            add_to(to, exact);
         }
       }
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 2 * Tokens; ++i) asm volatile("" : "+x"((&even[0][0])[i]), "+x"((&odd[0][0])[i]));
-#pragma GCC unroll 2
-    for (int t = 0; t < 2; ++t) {
-      alignas(64) float scale[kRowsPerPart];
-      if constexpr (Grouped) load_scales(halves + t * kRowsPerPart, dtype_of(S), scale);
-#pragma GCC unroll 2
-      for (int m = 0; m < Tokens; ++m) {
-        Total<Grouped>* to = total + (t * Tokens + m) * kRowsPerPart;
-        const V exact = widened(_mm256_add_epi16(even[t][m], _mm256_srai_epi16(odd[t][m], 2)));
-        if constexpr (Grouped)
-          add_scaled(to, exact, scale);
-        else
-          add_to(to, exact);
-      }
-    }
+    lines += blocks * kTileBytes;
+    chunk_codes += blocks * Tokens * kBlock;
     if constexpr (Grouped) halves += kTileRows, start += Tokens;
   }
-  for (int t = 0; t < 2; ++t)
-    for (int m = 0; m < Tokens; ++m)
-      store_part(total + (t * Tokens + m) * kRowsPerPart, p, m, w, tile * kTileRows + t * kRowsPerPart,
-                 y + m * y_stride);
+  for (int s = 0; s < Streams; ++s)
+    for (int t = 0; t < 2; ++t)
+      for (int m = 0; m < Tokens; ++m)
+        store_part(totals + s * kTotals + (t * Tokens + m) * kRowsPerPart, p, m, w,
+                   (tile + s * apart) * kTileRows + t * kRowsPerPart, y + m * y_stride);
 }
 
 template <Scales S, int Tokens>
 void all_in_place(const Panel& p, const TernaryWeight& w, long first_tile, long last_tile, float* y, long y_stride) {
-  for (long tile = first_tile; tile < last_tile; ++tile) in_place<S, Tokens>(p, w, tile, y, y_stride);
+  const long apart = (last_tile - first_tile) / 2;
+  for (long i = 0; i < apart; ++i) in_place<S, Tokens, 2>(p, w, first_tile + i, apart, y, y_stride);
+  if (first_tile + 2 * apart < last_tile) in_place<S, Tokens, 1>(p, w, last_tile - 1, 0, y, y_stride);
 }
 
 template <Scales S, bool Grouped = S != Scales::of_rows>

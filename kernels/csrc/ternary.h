@@ -13,7 +13,7 @@ constexpr long kTileRows = 16;    // output rows of a tile
 constexpr long kBlock = 16;       // inputs of a tile, and of a block of a panel
 constexpr long kTileBytes = 64;
 constexpr long kPanelTokens = 8;  // tokens multiplied at once: 3 tiles x 8 tokens are 24 of the 32 AVX-512 registers
-constexpr long kAhead = 4096;     // bytes of a weight that are asked for early, where memory is the limit
+constexpr long kAhead = 2048;     // bytes asked for ahead in each stream of weights, where memory is the limit
 // A plane of codes is summed up to 64 times too large (see planes in path_avx512_vnni.cpp): 65,536 a block at most, in int32.
 constexpr long kMaxTernaryInputs = 500000;
 constexpr long kMaxGroupBlocks = 8;  // 16-bit sums hold a group
