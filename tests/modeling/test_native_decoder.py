@@ -332,6 +332,7 @@ def test_the_stack_alone_and_other_formats(tmp_path):
     assert len(calls) == 24
 
 
+@pytest.mark.slow
 def test_compiled_calls_go_the_old_way():
     model = packed_decoder("llama", num_hidden_layers=1)
     ids, mask = prompt()
