@@ -139,7 +139,7 @@ Decoder read_sizes(const Tensor& x, const std::vector<int64_t>& sizes, const std
   d.heads = sizes[kHeads], d.kv_heads = sizes[kKvHeads], d.head_width = sizes[kHeadWidth];
   d.feedforward = sizes[kFeedforward], d.past = sizes[kPast];
   constexpr int64_t kMost = 1 << 20;  // of any size: their products then stay far below what overflows
-  for (int64_t size : {sizes[kHeads], sizes[kKvHeads], sizes[kHeadWidth], sizes[kFeedforward], d.width * 1L})
+  for (int64_t size : {sizes[kHeads], sizes[kKvHeads], sizes[kHeadWidth], sizes[kFeedforward], int64_t{d.width}})
     require(size >= 1 && size <= kMost, "sizes must be between 1 and 1,048,576");
   require(d.heads % d.kv_heads == 0, "heads must be a multiple of the heads of keys");
   require(d.head_width % 2 == 0, "the width of a head must be even");

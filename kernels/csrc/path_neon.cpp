@@ -101,7 +101,8 @@ INLINE int8x16_t broadcast(int8x16_t codes, int g) {
 template <int Parts, int Tokens>
 struct Sums {
   static constexpr int kParts = Parts, kTokens = Tokens;
-  static constexpr long kMostBlocks = 32;  // 128 products of at most 2 * 128: 32768, which as -32768 is the lowest int16
+  // 128 products of at most 2 * 128: 32768, which as -32768 is the lowest int16
+  static constexpr long kMostBlocks = 32;
   int16x8_t sum[Parts][Tokens][2];
 
   // A row has 4 of the 16-bit sums: two begin with a half, two with 0.

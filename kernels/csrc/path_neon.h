@@ -4,6 +4,8 @@
 #if defined(__aarch64__)
 #include <arm_neon.h>
 
+#include <type_traits>
+
 #include "rounding.h"
 #include "ternary.h"
 

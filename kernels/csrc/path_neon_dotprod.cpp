@@ -31,9 +31,9 @@ TARGET INLINE int32x4_t multiply_add(int32x4_t sum, int8x16_t plane, int8x16_t c
   }
 }
 
-// One or two tokens: planes 0 to 2 of the codes (2 bits wide, 2 g bits up) are masked where they stand and summed apart,
-// so that one instruction takes out a plane; the sums, 4^g times too large, are shifted back exactly at the end. The
-// highest plane would be signed where it stands. Shifted down, it shares the sums of the lowest.
+// One or two tokens: planes 0 to 2 of the codes (2 bits wide, 2 g bits up) are masked where they stand and summed
+// apart, so that one instruction takes out a plane; the sums, 4^g times too large, are shifted back exactly at the end.
+// The highest plane would be signed where it stands. Shifted down, it shares the sums of the lowest.
 template <int Parts, int Tokens>
 struct InPlace {
   static constexpr int kParts = Parts, kTokens = Tokens, kPlaces = 3;
@@ -42,7 +42,8 @@ struct InPlace {
 
   INLINE void start(const Panel& p, long at) {
 #pragma GCC unroll 8
-    for (int i = 0; i < Parts * Tokens; ++i) sum[i / Tokens][i % Tokens][0] = vdupq_n_s32(p.group_offset[at + i % Tokens]);
+    for (int i = 0; i < Parts * Tokens; ++i)
+      sum[i / Tokens][i % Tokens][0] = vdupq_n_s32(p.group_offset[at + i % Tokens]);
   }
 
   TARGET INLINE void add(const uint8_t* line, const int8_t* codes) {
@@ -79,7 +80,8 @@ struct Shifted {
 
   INLINE void start(const Panel& p, long at) {
 #pragma GCC unroll 24
-    for (int i = 0; i < Parts * Tokens; ++i) sum[i / Tokens][i % Tokens] = vdupq_n_s32(p.group_offset[at + i % Tokens]);
+    for (int i = 0; i < Parts * Tokens; ++i)
+      sum[i / Tokens][i % Tokens] = vdupq_n_s32(p.group_offset[at + i % Tokens]);
   }
 
   TARGET INLINE void add(const uint8_t* line, const int8_t* codes) {

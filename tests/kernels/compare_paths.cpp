@@ -4,7 +4,7 @@
 //   compare_paths PROBLEMS wrong PART   plain C++ with one function made wrong: the comparison has to see it
 //
 // Every problem goes through each function of a path by itself, with codes that quantisation would never give, and
-// through one half of the operators, on one thread or two. What is read and written ends where memory that is nobody's begins.
+// through one half of the operators, on one thread or two. What is read and written ends where nobody's memory begins.
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
@@ -119,14 +119,17 @@ struct Memory {
 
   Memory(const Problem& p, Draw& draw)
       : x(p.tokens * p.inputs), halves(p.tokens * p.inputs), tiles(tiles_of(p.rows) * blocks_of(p.inputs) * kTileBytes),
-        scale(p.rows), bias(p.rows), group_scale(tiles_of(p.rows) * groups(p) * kTileRows), weight(p.rows * p.inputs), codes(p.tokens * p.inputs),
+        scale(p.rows), bias(p.rows), group_scale(tiles_of(p.rows) * groups(p) * kTileRows),
+        weight(p.rows * p.inputs), codes(p.tokens * p.inputs),
         padded_codes(p.tokens * padded(p.inputs)), step(p.tokens), sum(p.tokens) {
     fill_activations(p, draw);
     fill_weights(p, draw);
     fill_codes(p, draw);
   }
 
-  const void* data(const Problem& p) { return p.dtype == Dtype::float32 ? static_cast<void*>(x.data()) : halves.data(); }
+  const void* data(const Problem& p) {
+    return p.dtype == Dtype::float32 ? static_cast<const void*>(x.data()) : halves.data();
+  }
 
   void fill_activations(const Problem& p, Draw& draw) {
     const double size = std::pow(10.0, draw.uniform(-4, 3));
@@ -152,7 +155,8 @@ struct Memory {
         uint8_t& byte = tiles[(n / 16 * blocks_of(p.inputs) + k / 16) * 64 + 4 * (n % 16) + k % 4];
         const int shift = 2 * (k % 16 / 4);
         byte = static_cast<uint8_t>((byte & ~(3 << shift)) | code << shift);
-        weight[n * p.inputs + k] = p.code_kind == 0 ? static_cast<int8_t>(draw.below(256)) : (p.code_kind & 1 ? -128 : 127);
+        const long drawn = p.code_kind == 0 ? draw.below(256) : (p.code_kind & 1 ? -128 : 127);
+        weight[n * p.inputs + k] = static_cast<int8_t>(drawn);
       }
     for (long n = 0; n < p.rows; ++n) {
       scale[n] = static_cast<float>(draw.uniform(0.1, 1.1));
@@ -365,8 +369,10 @@ void compare_largest(const Paths& paths) {
   for (const long kind : {1L, 3L}) {
     for (const long inputs : {512L, 528L, 8193L, kMaxInt8Inputs})
       for (const long tokens : {1L, 2L, 3L, 8L})
-        if (inputs < 10000 || tokens < 3)
-          compare_problem(paths, {inputs, tokens, inputs, inputs < 1000 ? 17L : 4L, Dtype::float32, -1.0f, false, kind});
+        if (inputs < 10000 || tokens < 3) {
+          const long rows = inputs < 1000 ? 17 : 4;
+          compare_problem(paths, {inputs, tokens, inputs, rows, Dtype::float32, -1.0f, false, kind});
+        }
     const Problem p{0, 2, kMaxTernaryInputs, 1, Dtype::float32, -1.0f, false, kind};
     Draw draw{1};
     Memory memory(p, draw);
