@@ -192,15 +192,22 @@ def pack_layers(model: PreTrainedModel, places: list[Place]) -> None:
     no longer what the other one reads.
     """
     kinds = {place.name: place.kind for place in places}
-    ties = tied_layers(model)
     _put(model, places, lambda place: place.filled())
-    if any(TERNARY in (kinds.get(target), kinds.get(source)) for target, source in ties):
-        model.config.tie_word_embeddings = False
-        model.all_tied_weights_keys = {}
+    if end_ternary_ties(model, places):
         return
-    for target, source in ties:
+    for target, source in tied_layers(model):
         if kinds.get(target) == INT8:
             model.get_submodule(target).weight = model.get_submodule(source).weight
+
+
+def end_ternary_ties(model: PreTrainedModel, places: list[Place]) -> bool:
+    """Let layers share no weight any more where one of them is ternary, and return whether that was so."""
+    kinds = {place.name: place.kind for place in places}
+    ends = any(TERNARY in (kinds.get(target), kinds.get(source)) for target, source in tied_layers(model))
+    if ends:
+        model.config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
+    return ends
 
 
 def empty_layers(model: PreTrainedModel, places: list[Place]) -> None:

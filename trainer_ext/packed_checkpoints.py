@@ -1,6 +1,6 @@
 """From a checkpoint with ternary layers to a packed one, and from a packed BitNet back to transformers.
 
-Models of frankenlm are packed in memory; those of other libraries, which may be larger, tensor by tensor (packing/).
+Both are packed tensor by tensor (packing/): models of frankenlm by their own layers, others by a plan.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from transformers.utils import cached_file
 
 import frankenlm.modeling
 from frankenlm.modeling.bitnet_conversion import state_to_bitnet
-from frankenlm.modeling.quantizer_ternary import check_packable_model, pack_model, packed_layers
-from frankenlm.modeling.ternary_config import QUANT_METHOD
+from frankenlm.modeling.quantizer_ternary import check_packable_model, packed_layers
+from frankenlm.modeling.ternary_config import QUANT_METHOD, TernaryConfig
 
 from .cards import library_versions
 from .common.cli import UserError, check_output_dir
 from .common.files import write_json, write_text
 from .common.flags import BITNET, FRANKENLM
 from .common.logs import waiting
-from .common.opening import check_runs, location, read_config, read_tokenizer, read_weights, reading
+from .common.opening import location, read_config, read_tokenizer, read_weights, reading
 from .common.redaction import public_name
 from .packing.foreign import (
     ForeignModel,
@@ -35,10 +35,14 @@ from .packing.foreign import (
     gguf_file,
     open_checkpoint,
     open_gguf,
+    saved_generation_config,
     weight_files,
     write_packed,
 )
 from .packing.gguf_model import gguf_tokenizer
+from .packing.own import write_own
+from .packing.plan import under_model_names
+from .packing.stored import SafetensorsStore
 
 logger = logging.getLogger("frankenlm.pack")
 
@@ -168,26 +172,17 @@ def _write(source: TernarySource, scratch: Path, options: PackingOptions) -> dic
         with reading(f"--model {source.name}", "weights"):
             model, sizes = write_packed(source.foreign, scratch, options)
         return packing_facts(model, sizes, source.foreign.files, source, scratch, options)
-    with reading(f"--model {source.name}", "weights"):
-        model = read_weights(type(source.empty), source.name, source.config)
-        check_runs(model, source.name)
-        with waiting("packing"):
-            model = model if options.to == BITNET else _pack_ours(model, options)
-    with waiting("writing the packed weights"):
-        if options.to == BITNET:
+    if options.to == BITNET:
+        with reading(f"--model {source.name}", "weights"):
+            model = read_weights(type(source.empty), source.name, source.config)
+        with waiting("writing the weights"):
             return _write_bitnet(model, source, scratch)
-        model.save_pretrained(scratch)
-    distinct = {tensor.data_ptr(): (name, tensor.nbytes) for name, tensor in model.state_dict().items()}
-    return packing_facts(model, dict(distinct.values()), weight_files(source.name), source, scratch, options)
-
-
-def _pack_ours(model: PreTrainedModel, options: PackingOptions) -> PreTrainedModel:
-    return pack_model(
-        model,
-        int8_embeddings=options.int8_embeddings,
-        int8_head=options.int8_head,
-        modules_to_not_convert=options.modules_to_not_convert,
-    )
+    with reading(f"--model {source.name}", "weights"), waiting("packing"):
+        files = weight_files(source.name)
+        store = under_model_names(SafetensorsStore(files), source.empty)
+        config = TernaryConfig(options.int8_embeddings, options.int8_head, options.modules_to_not_convert)
+        model, sizes = write_own(source.empty, store, config, scratch, saved_generation_config(source.name))
+    return packing_facts(model, sizes, files, source, scratch, options)
 
 
 @contextlib.contextmanager

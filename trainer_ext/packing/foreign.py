@@ -169,19 +169,16 @@ def write_packed(model: ForeignModel, folder: Path, options: PackingOptions) -> 
     packed.config.quantization_config = config
     packed.config.architectures = [type(packed).__name__]
     packed.config.save_pretrained(folder)
-    _generation_config(model, packed).save_pretrained(folder)
+    generation = saved_generation_config(model.name) if model.header is None else None
+    (generation or packed.generation_config).save_pretrained(folder)
     return packed, sizes
 
 
-def _generation_config(model: ForeignModel, packed: PreTrainedModel) -> GenerationConfig:
-    """The checkpoint's own, which the configuration knows nothing of."""
-    if model.header is not None or not _has_file(model.name, GENERATION):
-        return packed.generation_config
-    return GenerationConfig.from_pretrained(location(model.name))
-
-
-def _has_file(name: str, file: str) -> bool:
-    return cached_file(location(name), file, _raise_exceptions_for_missing_entries=False) is not None
+def saved_generation_config(name: str) -> GenerationConfig | None:
+    """Return what a checkpoint says of generation, which its configuration knows nothing of; None where it does not."""
+    if cached_file(location(name), GENERATION, _raise_exceptions_for_missing_entries=False) is None:
+        return None
+    return GenerationConfig.from_pretrained(location(name))
 
 
 def weight_files(name: str) -> list[Path]:
