@@ -211,15 +211,6 @@ def test_layers_left_as_they_are(build, tmp_path):
     assert {f"model.{name}" for name, _ in packed_layers(stack)} == names
 
 
-@pytest.mark.parametrize(("fields", "number"), [({}, 1), ({"scale_axis": "group", "group_size": 32}, 2)])
-def test_the_format_says_whether_scales_belong_to_groups(fields, number, build, tmp_path):
-    model = pack_model(build("legacy", **fields))
-    model.save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert saved["format"] == number and "plain_layers" not in saved
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
-
-
 def test_sharded(build, tmp_path):
     model = pack_model(build("mixers"))
     model.save_pretrained(tmp_path, max_shard_size="20KB")

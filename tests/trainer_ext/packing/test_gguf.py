@@ -19,7 +19,7 @@ WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
 FORMS = [
     ("llama", "TQ2_0", 256, {}),
     pytest.param("llama", "TQ1_0", "tensor", {}, marks=pytest.mark.slow),
-    ("mistral", "Q2_0", 64, {}),
+    pytest.param("mistral", "Q2_0", 64, {}, marks=pytest.mark.slow),
     ("qwen3", "Q2_0 of 128", 128, {}),
     pytest.param("qwen3", "PQ2_0", 128, {}, marks=pytest.mark.slow),
     ("qwen3", "PTQ1_0", 128, {}),
@@ -76,8 +76,11 @@ def test_writes_the_same_greedy_text(family, kind, axis, options, tie, pack, tmp
     assert torch.equal(greedy(twin), greedy(model))
 
 
-@pytest.mark.parametrize("ends", ["F32", "F16", "Q8_0", "TQ2_0"])
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("ends", "int8"),
+    [("F16", False), ("Q8_0", False), ("Q8_0", True), ("TQ2_0", False), ("TQ2_0", True)]
+    + [pytest.param(ends, True, marks=pytest.mark.slow) for ends in ("F32", "F16")],
+)
 def test_tables_and_heads(ends, int8, pack, tmp_path):
     """Ternary ones are packed; others stay what they are to the last bit, or become int8."""
     model = make_ternary(small_model("llama", **TINY), "row", ends=ends == "TQ2_0")

@@ -150,6 +150,7 @@ def test_writes_the_same_greedy_text(pack, tmp_path):
     assert torch.equal(greedy(twin), greedy(model)) and greedy(packed, 5).shape == (1, 8)
 
 
+@pytest.mark.slow
 def test_packs_from_safetensors(pack, tmp_path):
     model = make_ternary(hybrid_model(), 32, ends=True)
     model.save_pretrained(tmp_path / "dense")

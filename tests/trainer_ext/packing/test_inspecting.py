@@ -43,7 +43,15 @@ def zeros_of(model, name):
     return (weight == 0).sum().item() / weight.numel()
 
 
-@pytest.mark.parametrize(("axis", "kind"), [("tensor", "tensor"), ("row", "row"), (64, "group-64"), (32, "group-32")])
+@pytest.mark.parametrize(
+    ("axis", "kind"),
+    [
+        pytest.param("tensor", "tensor", marks=pytest.mark.slow),
+        ("row", "row"),
+        pytest.param(64, "group-64", marks=pytest.mark.slow),
+        (32, "group-32"),
+    ],
+)
 def test_ternary_checkpoints_before_and_after(axis, kind, inspect, pack, tmp_path):
     model = make_ternary(small_model("qwen3", tie=True, **TINY), axis, ends=axis == 32)
     model.save_pretrained(tmp_path / "dense")

@@ -84,7 +84,19 @@ def test_the_files_are_those_of_packing_in_memory(name, words, pack, tmp_path):
     assert facts["ternary_bytes"] + facts["int8_bytes"] + facts["other_bytes"] == sum(t.nbytes for t in ours.values())
 
 
-def test_the_format_is_kept(pack, tmp_path):
+@pytest.mark.parametrize(("name", "number"), [("legacy", 1), ("tied", 2)])
+def test_the_format_says_whether_scales_belong_to_groups(name, number, tmp_path):
+    model = pack_model(build(name))
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert saved["format"] == number and "plain_layers" not in saved
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_the_number_format_is_kept(pack, tmp_path):
     build("legacy").to(torch.bfloat16).save_pretrained(tmp_path / "plain")
     packed = AutoModelForCausalLM.from_pretrained(pack(tmp_path / "plain"))
     assert packed.dtype == torch.bfloat16 and packed.config.quantization_config.format == 1
