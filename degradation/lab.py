@@ -225,6 +225,11 @@ class Lab:
         except OSError as error:
             logger.error("the JSON file could not be brought up to date, the journal has every row: %s", error)
 
+    @property
+    def processes(self) -> int:
+        """How many processes the launcher started."""
+        return self._processes().num_processes
+
     def _processes(self) -> PartialState:
         """What the launcher started; accelerate takes processes without GPUs for one unless it is told."""
         device = self._given.device.type if self._given else resolve_device(self.options.device).type

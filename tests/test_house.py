@@ -47,6 +47,9 @@ ARROWS = {
     "degradation.run": FOUNDATION
     | {f"degradation.{room}" for room in ("answers", "cells", "configs", "damage", "errors", "measures", "prompts")}
     | {"degradation.offloaded", "degradation.records", "degradation.targeting", "degradation.weights"},
+    "degradation.recovery": FOUNDATION
+    | {f"degradation.{room}" for room in ("cells", "configs", "flags", "lab", "run", "weights")}
+    | {f"trainer_ext.{room}" for room in ("arguments", "data", "saving", "trainer")},
     "degradation.report": FOUNDATION
     | {f"degradation.{room}" for room in ("configs", "errors", "measures", "prompts", "records")},
 }

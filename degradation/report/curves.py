@@ -22,7 +22,8 @@ class Curve:
 
     values: (R, L), the cells. stats: centre, low, high, n, each (L,); centre is a mean or, for perplexity, a median.
     half: L50. effect: d-crit with the spread between answers; effect_repeats: with that between the repeats' means.
-    trend: Spearman's correlation of level and centre; p_holm: p among all curves made together. effect is None for a measure of whole cells.
+    trend: Spearman's correlation of level and centre; p_holm: p among all curves made together.
+    effect is None for a measure of whole cells.
     """
 
     series: Series

@@ -7,7 +7,7 @@ model and writes its own journal, so no tensor travels; rank 0 holds the lock an
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..answers.row_decoder import RowDecoder
 from ..answers.sampling import Sampler, resolve_sampling
 from ..answers.state_decoder import StateDecoder
 from ..answers.text_probe import Probe, TextProbe, TextScore
+from ..cells import Cell
 from ..configs import TARGETED
 from ..damage.methods import MethodOptions
 from ..errors import MemoryStop
@@ -167,8 +168,14 @@ class ExperimentRun:
 
     def cell(self, plan: CellPlan, subject: Subject, progress: tqdm) -> dict[str, Any]:
         """Damage, measure and generate: write one cell's missing rows, its lesion and its record; return the last."""
-        cell, config = plan.cell, self.config
         started = time.perf_counter()
+        lesion = self.damage(plan.cell, subject)
+        damage_s = time.perf_counter() - started
+        return self.answer(plan, subject, lesion, progress, damage_s=damage_s)
+
+    def damage(self, cell: Cell, subject: Subject) -> dict[str, Any]:
+        """Write a cell's damaged weights into the model and return its lesion record."""
+        config = self.config
         chosen, more = subject.targets.chosen(cell) if subject.targets else (None, {})
         lesion = apply_damage(
             subject.baseline,
@@ -180,9 +187,26 @@ class ExperimentRun:
             options=MethodOptions.from_config(config),
             chosen=chosen,
         )
-        lesion |= more
-        damaged = time.perf_counter()
-        score = self._score(plan, subject)
+        return {**lesion, **more}
+
+    def answer(
+        self,
+        plan: CellPlan,
+        subject: Subject,
+        lesion: Mapping[str, Any],
+        progress: tqdm,
+        *,
+        damage_s: float = 0.0,
+        score: TextScore | None = None,
+    ) -> dict[str, Any]:
+        """Measure the model as it is and let it answer: write a cell's missing rows, lesion and record; return that.
+
+        Args:
+            score: of the text probe, where it is known; None: as the experiment says.
+        """
+        cell, config = plan.cell, self.config
+        started = time.perf_counter()
+        score = self._score(plan, subject) if score is None else score
         scored = time.perf_counter()
         record = {
             "param_group_name": config.group,
@@ -193,8 +217,8 @@ class ExperimentRun:
             "perplexity": score.perplexity,
             "log_perplexity": score.log_perplexity,
             "kl_to_baseline": score.kl,
-            "damage_s": damaged - started,
-            "score_s": scored - damaged,
+            "damage_s": damage_s,
+            "score_s": scored - started,
             "generate_s": None,
             "rows": 0,
         }

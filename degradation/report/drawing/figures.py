@@ -21,6 +21,7 @@ from .plots import (
     plot_skills,
 )
 from .ranking_plot import plot_ranking
+from .recovery_plot import plot_recovery, step_of
 
 LONGEST = 180  # bytes of a figure's name; with its ending and a scratch name it stays below 255
 
@@ -80,6 +81,14 @@ def _figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path
         if not any(window_of_depth(curve.series.key.group) for curve in own):
             continue
         yield f"components by depth, {method}", f"depth_{method}", lambda *to, own=own: plot_depth(own, HEADLINE, *to)
+    for method in common(curve.series.key.method for curve in curves):
+        own = [curve for curve in curves if curve.series.key.method == method]
+        if any(step_of(curve.series.key.experiment) for curve in own):
+            yield (
+                f"recovery, {method}",
+                f"recovery_{method}",
+                lambda *to, own=own: plot_recovery(own, HEADLINE, *to),
+            )
     yield from _layer_figures(curves)
 
 
