@@ -42,8 +42,8 @@ def recover_command(args: argparse.Namespace) -> None:
     from frankenlm.trainer_ext.common.logs import RunLog
 
     from ..lab import Lab
-    from .recover import recover
-    from .settings import RecoverySettings
+    from .recover import plan_recovery, recover
+    from .settings import RecoverySettings, load_text
 
     configs = experiments_of(args)
     values = {field.name: vars(args).get(f"recovery_{field.name}") for field in fields(RecoverySettings)}
@@ -51,12 +51,17 @@ def recover_command(args: argparse.Namespace) -> None:
     with user_mistakes():
         settings = RecoverySettings(**given, frozen=not args.train_damaged)
         check_output_dir(args.output_dir)
+        text = load_text(settings.text)  # a mistake there need not wait for a model
         lab = Lab(args.model, options_of(args))
         if lab.processes > 1:
             raise UserError(f"recover: {lab.processes} processes were started; start one.")
         experiments = [lab.plan(config | {"perplexity_per_repeat": True}) for config in configs]
+        for experiment in experiments:
+            plan_recovery(lab, experiment, settings, text)
+    logs = Path(args.output_dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
     with RunLog(args.log_level) as log:
-        log.write_to(Path(args.output_dir) / "recover.log", append=True)
+        log.write_to(logs / "recover.log", append=True)
         for experiment in experiments:
             for path in recover(lab, experiment, settings):
                 print(path)

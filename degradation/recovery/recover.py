@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from frankenlm.trainer_ext.common.cli import user_mistakes
+
 from ..cells import Cell
 from ..configs import TARGETED
 from ..lab import Lab
@@ -63,7 +65,8 @@ class RecoveryRun:
     def __init__(self, runs: Mapping[int, ExperimentRun], settings: RecoverySettings, text: str, folder: Path):
         self.runs, self.settings, self.folder = runs, settings, folder
         self.first = runs[0]
-        self.rows = Blocks(text, self.first.loaded.tokenizer, settings.length)
+        with user_mistakes():
+            self.rows = Blocks(text, self.first.loaded.tokenizer, settings.length)
 
     def work(self, progress: tqdm) -> None:
         """Do every cell that misses rows of a step; the model is as it was, afterwards and on errors."""

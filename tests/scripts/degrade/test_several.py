@@ -109,3 +109,44 @@ def test_one_command_one_bar_one_report(degrade, model, tmp_path, capsys, monkey
 def test_windows_without_the_group_are_left_out(run, tmp_path, capsys):
     assert run("--group", "attn_o", "--windows", "9", "--n_rep", "1") == 2
     assert "write 1of" in one_line(capsys)
+
+
+def test_mistakes_of_recover_are_told_before_the_model_is_loaded(degrade, model, tmp_path, capsys):
+    base = (
+        "recover",
+        "--model",
+        model,
+        "--output_dir",
+        tmp_path / "results",
+        "--config",
+        "smoke",
+        "--group",
+        "mlp_only",
+    )
+    assert degrade(*base, "--steps", "4", "--every", "3") == 2 and "must divide" in one_line(capsys)
+    assert degrade(*base, "--train_text", "nowhere.txt") == 2 and "neither a file" in one_line(capsys)
+    text = tmp_path / "text.txt"
+    text.write_text("the kettle sang.", encoding="utf-8")
+    assert degrade(*base, "--train_text", text) == 2 and "train in float32" in one_line(capsys)
+
+
+@pytest.mark.slow
+def test_recover_is_a_command(degrade, model, tmp_path, capsys):
+    base = (
+        "recover",
+        "--model",
+        model,
+        "--output_dir",
+        tmp_path / "results",
+        "--config",
+        "smoke",
+        "--group",
+        "mlp_only",
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("the kettle sang. " * 90, encoding="utf-8")
+    words = "--dtype float32 --levels 0.5 --n_rep 1 --max_prompts 1 --max_new_tokens 2 --perplexity false --steps 2"
+    words = (*words.split(), "--every", "2", "--train_length", "16", "--train_batch", "2", "--train_text", text)
+    assert degrade(*base, *words) == 0
+    printed = capsys.readouterr().out.split()
+    assert [name.rpartition("_after")[2] for name in printed] == ["00000.json", "00002.json"]
