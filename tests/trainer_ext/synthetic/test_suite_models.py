@@ -75,6 +75,15 @@ def test_training_sees_no_row_of_the_test(monkeypatch):
     assert taboo and not seen & taboo and len(seen | taboo) == 8 and len(steps) == 3
 
 
+def test_training_and_test_of_every_seed_draw_from_streams_of_their_own(monkeypatch):
+    streams = [stream(seed, which) for seed in (0, 1) for which in (training.TRAIN, training.TEST)]
+    assert len({each.random() for each in streams}) == 4
+    asked = []
+    monkeypatch.setattr(training, "stream", lambda seed, which: (asked.append((seed, which)), stream(seed, which))[1])
+    train_and_ask(a_run(seed=5, steps=1), TASK)
+    assert sorted(asked) == [(5, training.TRAIN), (5, training.TEST)] and training.TRAIN < training.TEST
+
+
 def test_what_stops_the_run_is_asked_after_every_step():
     def stop():
         raise KeyboardInterrupt
