@@ -58,7 +58,8 @@ def main_cells(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[st
     """(task, mixer) -> its cell at the size that all tasks have, which is the first of each."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for cell in cells:
-        found.setdefault((cell["task"], cell["mixer"]), cell)
+        if not cell["is_longer"]:
+            found.setdefault((cell["task"], cell["mixer"]), cell)
     return found
 
 
@@ -115,9 +116,9 @@ def _state_finding(mixer: str, by_state: Sequence[dict[str, Any]]) -> str:
 
 def _longer_findings(cells: Sequence[dict[str, Any]]) -> list[str]:
     """What the recurrent mixers come to with more steps."""
-    lines = []
-    for cell in (cell for cell in cells if cell["is_longer"]):
-        usual = main_cells(cells)[MQAR, cell["mixer"]]
+    lines, main = [], main_cells(cells)
+    for cell in (cell for cell in cells if cell["is_longer"] and (MQAR, cell["mixer"]) in main):
+        usual = main[MQAR, cell["mixer"]]
         more = cell["mean"] - usual["mean"]
         verdict = "longer training is what it lacks there" if more > STARTS else "longer training changes little"
         lines.append(

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,11 @@ class FinishedRuns:
 
 def best_rate(trials: Sequence[Mapping[str, Any]]) -> float:
     """The learning rate of the row with the best accuracy; of several, the one with the least loss."""
-    return max(trials, key=lambda row: (row["accuracy"], -row["loss"]))["learning_rate"]
+
+    def worth(row: Mapping[str, Any]) -> tuple[float, float]:
+        return row["accuracy"], -math.inf if math.isnan(row["loss"]) else -row["loss"]
+
+    return max(trials, key=worth)["learning_rate"]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -186,6 +191,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             rows = list(csv.DictReader(file))
         if any(set(row) != set(COLUMNS) or None in row.values() for row in rows):
             raise ValueError("its columns are others")
-        return [{name: KINDS[name](value) for name, value in row.items()} for row in rows]
+        return [{name: _read(name, value) for name, value in row.items()} for row in rows]
     except ValueError as error:
         raise UserError(f"{path} is no table of a suite ({error}): choose another --output_dir.") from error
+
+
+def _read(name: str, text: str) -> Any:
+    """A cell of the file; the loss of a run that diverged is an empty one."""
+    return math.nan if name == "loss" and not text else KINDS[name](text)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,14 @@ def test_of_equal_accuracies_the_least_loss_decides():
     assert best_rate(trials) == 0.2
 
 
+def test_a_run_that_diverged_is_a_run(tmp_path):
+    finished, (run, other), task = FinishedRuns(tmp_path / "suite.csv"), PLAN.trials(PLAN.cells[0]), TASKS["mqar"]
+    finished.add(run, task, "selection", {**MEASURED, "loss": math.nan})
+    finished.add(other, task, "selection", {**MEASURED, "loss": 9.0})
+    again = FinishedRuns(tmp_path / "suite.csv")
+    assert math.isnan(again.of(run, task)["loss"]) and best_rate(list(again.rows.values())) == 0.03
+
+
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "config,role\nx,y\n"])
 def test_a_file_of_something_else_is_refused(tmp_path, text):
     (tmp_path / "suite.csv").write_text(text)
@@ -199,6 +208,9 @@ def test_seeds_that_disagree_are_told():
 def test_more_steps_that_change_little_are_told_as_such():
     rows = [row(mixer="mamba", accuracy=0.5), row(mixer="mamba", accuracy=0.6, steps=7)]
     assert "after 7: longer training changes little." in findings(cells_of(rows))[0]
+    # where the usual ones were not reported there is nothing to compare with
+    rows = [row(mixer="mamba", role="selection"), row(mixer="mamba", accuracy=0.6, steps=7)]
+    assert findings(cells_of(rows)) == []
 
 
 def test_tables_and_page():
