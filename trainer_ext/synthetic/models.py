@@ -1,9 +1,9 @@
 """The small decoders that the tasks are put to: one a mixer of the table, alike in everything else.
 
 Two layers, RMS norms, SiLU feed-forward layers of twice the width, rotary positions for whatever attends by them, no
-dropout. Every embedding sees its predecessor's too (`embedding_conv_kernel=2`): the published experiments put a short
-convolution before the mixers that have none of their own, and without one a few hundred steps teach none of them to
-join a key with its value.
+dropout. Every embedding sees its predecessor's too (`embedding_conv_kernel=2`), so that a few hundred steps teach a
+mixer to join a key with its value: a convolution before attention as in the MQAR experiments of Based
+(arXiv:2402.18668), which Zoology's have not.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Multi-query associative recall (MQAR): Arora et al. 2023, "Zoology", arXiv:2312.04927, section 3.1.
+"""Multi-query associative recall (MQAR): Arora et al. 2023, "Zoology", arXiv:2312.04927.
 
     k3 v7 k0 v2 ... | k0 . . . k3 . . k1 ...        asked at each key of the second part: its value
 

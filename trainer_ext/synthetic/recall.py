@@ -1,4 +1,4 @@
-"""In-context recall and noisy in-context recall: Poli et al. 2024, "MAD", arXiv:2403.17844, appendix on the tasks.
+"""In-context recall and noisy in-context recall: Poli et al. 2024, "MAD", arXiv:2403.17844.
 
     k3 v7 k0 v2 k3 [v7] . . k0 [v2] ...      asked at a key that stood in the row before: its value
 
