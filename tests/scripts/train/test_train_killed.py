@@ -16,7 +16,7 @@ from frankenlm.trainer_ext.saving.publishing import partials
 from frankenlm.trainer_ext.saving.saved_checkpoints import checkpoint_folders, examine
 from run_outcomes import assert_same_run, metrics
 
-SERVER = Path(__file__).resolve().parents[1] / "tools" / "kill_training.py"
+SERVER = Path(__file__).resolve().parents[2] / "tools" / "kill_training.py"
 SAVING = "--eval_steps 3 --save_steps 2 --max_steps 6 --cpu_threads 1 --ema_decay 0.9"
 INFINITO = (
     "--preset infinito-small --tokenizer train --vocab_size 300 --max_length 16 --model.hidden_size 16 "

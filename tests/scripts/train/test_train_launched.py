@@ -11,7 +11,7 @@ from transformers import AutoModelForMaskedLM
 
 from run_outcomes import assert_same_run, curves, metrics, weights
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TWICE = ROOT / "tests" / "tools" / "launched_twice.py"
 
 

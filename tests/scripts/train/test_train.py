@@ -29,7 +29,7 @@ from run_outcomes import assert_same_run, metrics, weights
 
 from .conftest import write_corpus
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # --- outputs
 
 
