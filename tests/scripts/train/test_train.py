@@ -27,7 +27,7 @@ from frankenlm.trainer_ext.recipe import hold_output_dir
 from frankenlm.trainer_ext.saving.training_csv import read_csv
 from run_outcomes import assert_same_run, metrics, weights
 
-from .conftest import write_corpus
+from ..conftest import write_corpus
 
 ROOT = Path(__file__).resolve().parents[3]
 # --- outputs

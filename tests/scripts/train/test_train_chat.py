@@ -13,7 +13,7 @@ from frankenlm.trainer_ext.common.objectives import ANSWERS_LOSS
 from frankenlm.trainer_ext.data.splits import load_splits
 from run_outcomes import assert_same_run, metrics
 
-from .conftest import WORDS
+from ..conftest import WORDS
 
 STEPS = ("--objective", "causal", "--max_steps", 4, "--eval_steps", 2, "--save_steps", 2, "--max_length", 96)
 
