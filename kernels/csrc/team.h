@@ -33,7 +33,7 @@ class Barrier {
   }
 
  private:
-  static constexpr long kSpins = 2000;
+  static constexpr long kSpins = 200;  // some microseconds; yielding costs hardly more where nobody else wants the core
 
   static void pause() {
 #if defined(__x86_64__)
@@ -57,7 +57,7 @@ class Team {
   long count() const { return count_; }
   // The range of `items` that is this thread's.
   std::pair<long, long> share(long items) const { return {items * first_ / count_, items * last_ / count_}; }
-  // Whether each item is done by a thread of its own, or some threads have nothing to do.
+  // Waits until every thread of the team is here.
   void meet() { barrier_.meet(last_ - first_, ++meetings_); }
 
  private:
