@@ -106,12 +106,19 @@ def _state_finding(mixer: str, by_state: Sequence[dict[str, Any]]) -> str:
     if max(means) <= by_state[0]["chance"] + NOTHING:
         verdict = f"never {NOTHING} above chance, so that nothing is said of its state"
     elif means == sorted(means) and means[-1] > means[0]:
-        verdict = "more with every larger state, as published"
+        verdict = "more with every larger state, as published" + _doubt(by_state[0], by_state[-1])
     elif means[-1] > means[0]:
         verdict = "more with the largest state than with the smallest, but not step by step"
     else:
         verdict = "no more with the largest state than with the smallest, not as published"
     return f"mqar: {mixer} by the numbers that its state holds: {told}: {verdict}."
+
+
+def _doubt(smallest: Mapping[str, Any], largest: Mapping[str, Any]) -> str:
+    """What to add to an order of means that the intervals over seeds do not bear out."""
+    if None not in (smallest["high"], largest["low"]) and largest["low"] > smallest["high"]:
+        return ""
+    return ", by the means; their intervals over seeds overlap or are missing, so that no order is shown"
 
 
 def _longer_findings(cells: Sequence[dict[str, Any]]) -> list[str]:

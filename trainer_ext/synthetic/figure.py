@@ -36,7 +36,7 @@ def _draw_states(axes, cells: Sequence[Mapping[str, Any]]) -> None:
             axes.errorbar(states, means, yerr=bars, fmt="o-", color=color, ms=5, lw=1.4, capsize=3, label=mixer)
     if cells:
         axes.axhline(cells[0]["chance"], color="#666666", ls=":", lw=1.0, label="chance")
-        axes.set_xscale("log")
+        axes.set_xscale("log", base=2)
         axes.legend(frameon=False, fontsize=8)
     axes.set(
         title="mqar by the size of the state", xlabel="numbers in a row's cache", ylabel="accuracy", ylim=(0, 1.05)
