@@ -1,8 +1,10 @@
 """Our model of a public shape: transformers' class with packed layers, written in packed form, loaded as any other.
 
-Its float weights, eight times as large, never exist.
+Its float weights, eight times as large, never exist. `python -m frankenlm.scripts.bench.public.packed SHAPE FOLDER`
+writes one: in a process of its own, whose memory is not counted as the model's.
 """
 
+import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitNetConfig, PreTrainedConfig, P
 
 from frankenlm.modeling.packed_model import empty_layers
 from frankenlm.modeling.ternary_config import TernaryConfig
-from frankenlm.scripts.bench.public.shapes import PublicShape
+from frankenlm.scripts.bench.public.shapes import SHAPES, PublicShape
 
 POSITIONS = 4096
 WEIGHT_SCALE = 0.02
@@ -86,3 +88,7 @@ def write_checkpoint(shape: PublicShape, folder: Path, dtype: torch.dtype = torc
 
 def load(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+if __name__ == "__main__":
+    write_checkpoint(SHAPES[sys.argv[1]], Path(sys.argv[2]))

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from frankenlm.modeling.native_ops import native_path
 from frankenlm.scripts.bench.packed_generation import CallRecorder, generation, resident_bytes, seconds_of
-from frankenlm.scripts.bench.public.packed import load, write_checkpoint
+from frankenlm.scripts.bench.public.packed import load
 from frankenlm.scripts.bench.public.shapes import SHAPES
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
 from frankenlm.trainer_ext.common.timing import write_report
@@ -150,13 +150,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def measure(arguments: argparse.Namespace) -> dict[str, list[dict]]:
     shape, folder = SHAPES[arguments.shape], arguments.work_dir / arguments.shape
     shutil.rmtree(folder, ignore_errors=True)
-    write_checkpoint(shape, folder)
+    writer = [sys.executable, "-m", "frankenlm.scripts.bench.public.packed", arguments.shape, str(folder)]
+    subprocess.run(writer, check=True)
     engines = {}
     if arguments.engines_python:
         engines = {
             peer: EngineContestant(arguments.engines_python, peer, arguments.shape, arguments.work_dir)
             for peer in arguments.peers
         }
+    before = resident_bytes()
     ours = PackedContestant(load(folder), arguments.prompt, arguments.new_tokens)
     rows = []
     for threads in arguments.threads:
@@ -168,6 +170,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict]]:
         rows += rows_of(race(contestants, threads, arguments.rounds), threads, arguments.prompt, arguments.new_tokens)
     for engine in engines.values():
         engine.close()
+    for row in rows:
+        row["of it before the model, MB"] = before / 1e6 if row["engine"] == OURS else None
     size = f"{shape.ternary_weights() / 1e9:.2f} G ternary weights, path {native_path()}, prompt {arguments.prompt}"
     return {f"{arguments.shape}, batch 1, {size}": rows}
 
