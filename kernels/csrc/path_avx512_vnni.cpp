@@ -265,9 +265,10 @@ TARGET void quantize(const float* x, long inputs, float norm_eps, int8_t* codes,
   const double squares = _mm512_reduce_add_pd(_mm512_add_pd(low, high));
   const Rounding rounding = rounding_of(_mm512_reduce_max_epi32(largest), squares, inputs, norm_eps);
   *step = rounding.step;
+  const long blocks = blocks_of(inputs);
+  if (!rounding.finite) return clear_codes(codes, stride, blocks, sum);
   const __m512 r = _mm512_set1_ps(rounding.inverse_rms), multiplier = _mm512_set1_ps(rounding.multiplier);
   __m512i total = _mm512_setzero_si512();
-  const long blocks = blocks_of(inputs);
   for (long b = 0; b < blocks; ++b) {
     __m512 v = b < whole ? _mm512_loadu_ps(x + b * kBlock) : _mm512_maskz_loadu_ps(tail, x + b * kBlock);
     if (norm_eps > 0) v = _mm512_mul_ps(v, r);
@@ -276,7 +277,6 @@ TARGET void quantize(const float* x, long inputs, float norm_eps, int8_t* codes,
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + b * stride), _mm512_cvtsepi32_epi8(rounded));
   }
   *sum = _mm512_reduce_add_epi32(total);
-  if (!rounding.finite) clear_codes(codes, stride, blocks, sum);
 }
 
 TARGET void widen(const void* x, Dtype dtype, long count, float* out) {

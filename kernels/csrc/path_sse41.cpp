@@ -129,6 +129,7 @@ TARGET void quantize(const float* x, long inputs, float norm_eps, int8_t* codes,
   const double squares = _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
   const Rounding rounding = rounding_of(_mm_cvtsi128_si32(largest), squares, inputs, norm_eps);
   *step = rounding.step;
+  if (!rounding.finite) return clear_codes(codes, stride, blocks, sum);
   const __m128 r = _mm_set1_ps(rounding.inverse_rms), multiplier = _mm_set1_ps(rounding.multiplier);
   V total = zero();
   for (long b = 0; b < blocks; ++b) {
@@ -143,7 +144,6 @@ TARGET void quantize(const float* x, long inputs, float norm_eps, int8_t* codes,
     _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + b * stride), bytes);
   }
   *sum = total_of(total);
-  if (!rounding.finite) clear_codes(codes, stride, blocks, sum);
 }
 
 // 16-bit products: 8-bit ones would saturate at 255 * 127 * 2.
