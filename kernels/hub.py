@@ -22,7 +22,7 @@ from .build import OLDEST_TORCH, SOURCES, compile_library, library_sources
 NAME = "frankenlm-ternary"
 MODELING = SOURCES.parents[1] / "modeling"
 # What the reference needs; all of it imports plainly from its own folder.
-REFERENCE_FILES = ("packed_reference.py", "ternary.py", "checks.py")
+REFERENCE_FILES = ("packed_reference.py", "group_scales.py", "ternary.py", "column_groups.py", "checks.py")
 
 
 # What is no part of a packed layer stays at home.

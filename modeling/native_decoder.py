@@ -132,8 +132,10 @@ def _goes_natively(stack, given, mask, position_ids, cache, use_cache) -> bool:
     if mask is not None and (mask.dim() != 2 or mask.shape != (given.shape[0], past + given.shape[1])):
         return False
     # Without a cache, positions may say where documents begin.
-    odd = position_ids is not None and (position_ids.dim() != 2 or position_ids.shape[1] != given.shape[1])
-    if odd or (cache is None and position_ids is not None):
+    rows, length = given.shape[:2]
+    if position_ids is not None and tuple(position_ids.shape) not in ((rows, length), (1, length)):
+        return False
+    if cache is None and position_ids is not None:
         return False
     shape = _shape_of(stack)
     if shape is None or cache is None:

@@ -120,6 +120,8 @@ def _check_to_bitnet(name: str, config: PreTrainedConfig, quantization: dict) ->
         )
     if quantization["int8_embeddings"] or quantization["int8_head"]:
         raise UserError(f"--model {name}: --to bitnet has no int8 tables or heads; convert one packed without them.")
+    if quantization.get("ternary_embeddings"):
+        raise UserError(f"--model {name}: --to bitnet has no ternary token table, which this model has.")
     return TernarySource(name, config, _build_empty(AutoModelForCausalLM.from_config, name, config))
 
 

@@ -258,6 +258,7 @@ CALLS = {
     "many rows": {"input_ids": torch.ones(257, 1, dtype=torch.long)},
     "documents": {"cache": None, "position_ids": torch.zeros(1, 1, dtype=torch.long)},
     "another mask": {"attention_mask": torch.ones(1, 3, dtype=torch.long)},
+    "positions of other rows": {"position_ids": torch.zeros(3, 1, dtype=torch.long)},
 }
 
 
@@ -269,7 +270,7 @@ def test_other_calls_go_the_old_way(case):
         try:
             model(**given | CALLS[case])
         except (ValueError, RuntimeError):
-            assert case == "another mask"
+            assert case in ("another mask", "positions of other rows")
         assert not calls
         with torch.no_grad():
             model(**given | {"cache": DynamicCache()})  # hooks that capture outputs stay behind, silent

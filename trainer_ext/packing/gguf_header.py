@@ -102,7 +102,10 @@ def read_header(path: Path) -> GgufHeader:
             tensor whose type cannot be read; the message names the file and the tensor.
     """
     header = _read_one(path)
-    for shard in _other_shards(path, header.get("split.count", 1)):
+    count = header.get("split.count", 1)
+    if not isinstance(count, int):
+        raise ValueError(f"{path.name} is damaged: its split.count is {count!r}, not a number of shards.")
+    for shard in _other_shards(path, count):
         further = _read_one(shard)
         twice = header.tensors.keys() & further.tensors.keys()
         if twice:

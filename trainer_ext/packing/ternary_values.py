@@ -69,7 +69,7 @@ class TernaryLook:
             NotTernaryError: a group of 32 with values other than -s, 0 and +s.
             ValueError: NaN or infinity.
         """
-        full = values.float()
+        full = values if values.dtype == torch.float64 else values.float()  # what float32 makes alike may not be
         by_group = F.pad(full, (0, -self.columns % FINEST)).unflatten(1, (-1, FINEST))  # (R, G, g)
         magnitude = by_group.abs()
         scales = magnitude.amax(2)

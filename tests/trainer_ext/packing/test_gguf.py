@@ -248,6 +248,15 @@ def test_damage_is_told_in_one_line(damage, message, whole, pack, tmp_path, caps
     assert not (tmp_path / "out").exists() and [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
 
 
+def test_a_number_of_shards_that_is_none(tmp_path):
+    key, text = b"split.count", b"two"
+    name, value = struct.pack("<Q", len(key)) + key, struct.pack("<IQ", 8, len(text)) + text
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + name + value + bytes(64))
+    with pytest.raises(ValueError, match="model.gguf is damaged: its split.count is 'two'"):
+        read_header(path)
+
+
 @pytest.mark.parametrize("byte", range(4, 400, 13))
 def test_any_damaged_byte_is_an_error_or_harmless(byte, whole, tmp_path):
     """The header says how long things are; none of it may hang, eat the memory, or end in anything but a ValueError."""

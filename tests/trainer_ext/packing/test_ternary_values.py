@@ -96,3 +96,10 @@ def test_random_weights_show_a_few_values():
 def test_rows_are_read_in_whole_tiles(monkeypatch):
     monkeypatch.setattr(ternary_values, "VALUES_AT_ONCE", 1000)
     assert [rows_at_once(columns) for columns in (1, 20, 100_000, 0)] == [992, 48, 16, 992]
+
+
+def test_values_that_only_float32_makes_alike_are_not_ternary():
+    weight = torch.tensor([[0.1, -0.1 - 1e-12, 0.0]], dtype=torch.float64)
+    with pytest.raises(NotTernaryError, match="is not ternary"):
+        look(weight)
+    assert look(torch.tensor([[0.5, -0.5, 0.0]], dtype=torch.float64)).kind == "tensor"
