@@ -74,6 +74,7 @@ class FrankensteinConfig(FamilyConfig):
         **dict.fromkeys(("hope_layer_scale", "router_aux_loss_coef", "router_z_loss_coef"), NOT_NEGATIVE),
         **dict.fromkeys(("norm_alpha_attn", "norm_alpha_other", "hope_rho", "factorized_embedding_dim"), ANY),
         "activation_bits": BITS,
+        "group_size": ANY,
     }
     SIZES = (
         "vocab_size",

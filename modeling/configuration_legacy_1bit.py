@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 
 from .family_config import BIT_CHOICES, COMMON_CHOICES, COMMON_RANGES, FamilyConfig
-from .ranges import BITS, NOT_NEGATIVE, POSITIVE, with_plain_errors
+from .ranges import ANY, BITS, NOT_NEGATIVE, POSITIVE, with_plain_errors
 
 
 @with_plain_errors
@@ -39,6 +39,7 @@ class Legacy1BitConfig(FamilyConfig):
         "rope_theta": POSITIVE,
         "embedding_initializer_range": NOT_NEGATIVE,
         "activation_bits": BITS,
+        "group_size": ANY,
     }
 
     # size

@@ -35,6 +35,8 @@ def calls(page: Path) -> list[tuple[str, list[str]]]:
     """Return (verb, words) of every call of a command of ours in a page's shell blocks."""
     found = []
     for _, text in blocks(page, "bash", "sh"):
+        for name, value in re.findall(r'^([A-Z]+)="([^"]*)"$', text, re.MULTILINE):
+            text = text.replace(f"${name}", value)
         for line in text.replace("\\\n", " ").splitlines():
             for part in re.split(r"\|\||&&|;|\|", line.partition(" #")[0]):
                 match = CALL.search(part.split(" 2>")[0].rstrip(" &"))

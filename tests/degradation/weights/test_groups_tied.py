@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from frankenlm.degradation.weights.groups import gain_offset, select_group, untie
+from frankenlm.degradation.weights.groups import gain_offset, select_group
+from frankenlm.degradation.weights.tied import untie
 
 
 def test_tied_embeddings_are_one_target_and_can_be_untied(tiny_model):

@@ -46,7 +46,8 @@ GENERATING = (
 
 
 def options(**fields):
-    return SimpleNamespace(**{"device": "cpu", "trust_remote_code": False, "force_fp16": False} | fields)
+    usual = {"device": "cpu", "trust_remote_code": False, "force_fp16": False}
+    return SimpleNamespace(**usual | dict.fromkeys(("device_map", "max_memory", "offload_folder")) | fields)
 
 
 def experiment(**fields):

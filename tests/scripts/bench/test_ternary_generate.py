@@ -1,6 +1,7 @@
 """scripts/bench/ternary_generate.py on a tiny decoder: the random checkpoint, the recorded operators, the report."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,8 @@ def test_a_tiny_run(script, tmp_path):
     assert run_command(script.main, list(map(str, words))) == 0
     tables = list(json.loads((tmp_path / "o.json").read_text())["tables"].values())
     assert [row["model"] for row in tables[0]] == ["frankenlm packed", "torch fp32", "torch bf16"]
-    assert all(value > 0 for row in tables[0] for key, value in row.items() if key != "model")
+    # differences of times so short may be of either sign
+    assert all(value and math.isfinite(value) for row in tables[0] for key, value in row.items() if key != "model")
     assert tables[0][0]["ours / this, decode"] == 1
     assert set(tables[1][0]) == {
         "threads",
