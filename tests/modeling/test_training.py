@@ -129,6 +129,7 @@ def test_preset_is_still_well_below_after_all_steps(preset, text_bytes, evaluati
     assert gain_over_unigram(shrunk(preset), text_bytes, evaluation, rows=32) >= 0.1
 
 
+@pytest.mark.slow
 def test_derf_and_its_layer_norm_twin_both_learn(text_bytes, evaluation):
     """The same hybrid, side by side; only the norms differ."""
     pattern, gains = ["retnet", "titan_attn", "mamba", "ode"], {}

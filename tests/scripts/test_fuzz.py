@@ -17,7 +17,7 @@ import fuzz_command
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 COMMANDS = ("train", "evaluate", "generate", "compare", "pack", "degrade", "app")
-LINES = 140  # in all
+LINES = 84  # in all
 
 
 def fuzz(command: str, folder: Path, *options: object) -> dict:
@@ -52,7 +52,7 @@ def check(reports: dict[str, dict], lines: int) -> None:
 
 
 def test_odd_lines_and_damaged_models_end_in_one_line(tmp_path):
-    check(fuzz_all(tmp_path, "--seed", 0, "--lines", -(-LINES // len(COMMANDS)), "--damages", 4), LINES)
+    check(fuzz_all(tmp_path, "--seed", 0, "--lines", -(-LINES // len(COMMANDS)), "--damages", 2), LINES)
 
 
 @pytest.mark.slow

@@ -165,6 +165,7 @@ def test_copies_fill_the_memory_asked_for():
     assert len({tensor.data_ptr() for tensor in places.tensors}) == 8
 
 
+@pytest.mark.slow  # the C loop is a build of its own
 def test_every_path_in_the_c_loop_computes_the_product(library):
     weights, x = Weights(33, 77, distinct_bytes=5000), torch.randn(3, 77)
     expected = x @ weights.dense().t()
@@ -176,6 +177,7 @@ def test_every_path_in_the_c_loop_computes_the_product(library):
         assert times.wall > 0
 
 
+@pytest.mark.slow  # the C loop is a build of its own
 @pytest.mark.slow  # compiles everything once more
 def test_plain_code_is_slower_without_vectors(library):
     selection = Selection(
@@ -185,6 +187,7 @@ def test_plain_code_is_slower_without_vectors(library):
     assert not_vectorised["us"] > 1.5 * plain["us"]
 
 
+@pytest.mark.slow  # the C loop is a build of its own
 def test_the_c_loop_names_a_path_that_is_not_there(library):
     weights, x = Weights(16, 16, distinct_bytes=0), torch.randn(1, 16)
     problem = ternary_problem("avx1024", x, weights.packed(), weights.scale, torch.empty(1, 16))
@@ -202,6 +205,7 @@ def test_a_problem_of_wrong_shapes_is_refused():
         ternary_problem("scalar", torch.randn(16, 2).t(), weights.packed(), weights.scale, torch.empty(2, 16))
 
 
+@pytest.mark.slow  # the C loop is a build of its own
 def test_loops_count_what_they_do(library):
     for instruction in library.instructions():
         if instruction.available:
@@ -241,12 +245,14 @@ def test_a_full_selection_has_every_cell():
     assert len(list(Selection().cells())) == 5 * 2 * (7 + 1)
 
 
+@pytest.mark.slow  # the C loop is a build of its own
 def test_a_wrong_result_stops_the_suite(library, monkeypatch):
     monkeypatch.setattr(bench_suite, "LARGEST_ERROR", 1e-6)
     with pytest.raises(RuntimeError, match="wrong by"):
         Suite(Selection(shapes=[(64, 48)], tokens=[1], threads=[1], memory=["cache"], paths=["scalar"], peers=[])).run()
 
 
+@pytest.mark.slow  # the C loop is a build of its own
 def test_slow_contestants_are_left_out_with_a_reason(library, monkeypatch):
     monkeypatch.setattr(bench_suite, "LONGEST_CELL", 1e-9)
     selection = Selection(
@@ -271,6 +277,7 @@ def main():
     return script_module.main
 
 
+@pytest.mark.slow  # the C loop is a build of its own
 def test_a_tiny_run_writes_everything(library, main, tmp_path):
     output, record = tmp_path / "o" / "ternary.json", tmp_path / "record.md"
     paths = [name for name, available in library.paths().items() if available]
@@ -294,6 +301,7 @@ def test_a_tiny_run_writes_everything(library, main, tmp_path):
     assert "### M=8, weights from cache, 1 thread" in record.read_text()
 
 
+@pytest.mark.slow  # the C loop is a build of its own
 @pytest.mark.parametrize(
     ("words", "message"),
     [
