@@ -153,20 +153,23 @@ class FinishedRuns:
         return row
 
     def arrange(self, plan: SuitePlan) -> list[dict[str, Any]]:
-        """Write the rows of the plan first, in its order, before those of others; return the plan's."""
-        rows = list(self.in_plan(plan))
-        self.rows = {row["config"]: row for row in rows} | self.rows
+        """Write the rows of the plan first, in its order and with its roles, before others; return the plan's."""
+        planned = {row["config"]: row for row in self.in_plan(plan)}
+        self.rows = planned | {config: row for config, row in self.rows.items() if config not in planned}
         write_csv(self.path, self.rows.values(), COLUMNS)
-        return rows
+        return list(planned.values())
 
     def in_plan(self, plan: SuitePlan) -> Iterator[dict[str, Any]]:
-        """The rows that are runs of the plan, in its order."""
+        """The rows that are runs of the plan, in its order.
+
+        The role is the plan's: a run that was reported once may be one that chooses now, and then it is no evidence.
+        """
         for cell in plan.cells:
             trials = [self.of(run, plan.tasks[cell.task]) for run in plan.trials(cell)]
-            yield from filter(None, trials)
+            yield from ({**row, "role": SELECTION} for row in trials if row)
             if None not in trials:
-                chosen = best_rate(trials)
-                yield from filter(None, [self.of(run, plan.tasks[cell.task]) for run in plan.reported(cell, chosen)])
+                reported = [self.of(run, plan.tasks[cell.task]) for run in plan.reported(cell, best_rate(trials))]
+                yield from ({**row, "role": REPORT} for row in reported if row)
 
 
 def best_rate(trials: Sequence[Mapping[str, Any]]) -> float:

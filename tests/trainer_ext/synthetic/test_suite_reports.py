@@ -98,6 +98,22 @@ def test_finished_runs_are_found_again(tmp_path):
     assert len(order) == 3 and again.rows == finished.rows
 
 
+def test_what_a_run_counts_as_is_up_to_the_plan(tmp_path):
+    """With other seeds a run that was reported chooses, and one that chose is reported."""
+    finished, cell, task = FinishedRuns(tmp_path / "suite.csv"), PLAN.cells[0], TASKS["mqar"]
+    for run in PLAN.trials(cell):
+        finished.add(run, task, "selection", MEASURED)
+    for run in (*PLAN.reported(cell, 0.01), PLAN.run(cell, 0.03, 0)):
+        finished.add(run, task, "report", MEASURED)
+    rows = finished.arrange(dataclasses.replace(PLAN, selection_seed=0, seeds=(9, 1)))
+    assert [(each["role"], each["seed"]) for each in rows] == [
+        *(("selection", 0), ("selection", 0)),
+        *(("report", 9), ("report", 1)),
+    ]
+    assert cells_of(rows)[0]["accuracies"] == {9: 0.5, 1: 0.5}
+    assert read_rows(tmp_path / "suite.csv")[: len(rows)] == rows and len(finished.rows) == 5
+
+
 def test_of_equal_accuracies_the_least_loss_decides():
     trials = [row(rate=0.1, loss=0.3), row(rate=0.2, loss=0.1), row(accuracy=0.9, rate=0.3, loss=0.0)]
     assert best_rate(trials) == 0.2
