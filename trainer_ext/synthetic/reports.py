@@ -13,7 +13,7 @@ from .cells import cells_of, findings, main_cells, told_size
 from .figure import plot_suite
 from .models import MODELS
 from .plan import FinishedRuns, SuitePlan
-from .tasks import MQAR
+from .tasks import MQAR, changes_of
 
 PAGE, PICTURE, FACTS = "suite.md", "suite.png", "suite.json"
 
@@ -48,6 +48,8 @@ def command_of(plan: SuitePlan) -> str:
     }
     words = [f"--{name} {' '.join(map(str, values))}" for name, values in lists.items()]
     words += [f"--{name} {plan.__dict__[name]}" for name in ("selection_seed", "batch_size", "test_rows")]
+    changes = changes_of(plan.tasks)
+    words += [f"--set {' '.join(changes)}"] if changes else []
     return "frankenlm suite --output_dir runs/suite " + " ".join(words)
 
 
@@ -140,7 +142,7 @@ def rate_table(cells: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def how(rows: Sequence[Mapping[str, Any]], versions: Mapping[str, str]) -> str:
-    """Steps, sizes of the tasks, hours and versions, as the rows have them."""
+    """Steps, sizes of the tasks and hours, as the rows have them; the versions are of what writes this page."""
     if not rows:
         return ""
     shapes = sorted({(row["steps"], row["batch_size"], row["test_rows"]) for row in rows})
@@ -155,5 +157,6 @@ def how(rows: Sequence[Mapping[str, Any]], versions: Mapping[str, str]) -> str:
     return (
         f"{told}; AdamW without weight decay, warm-up over a tenth, then linearly to nothing, gradients clipped at 1, "
         f"float32, on a CPU. Seeds of what is told: {seeds or 'none yet'}. {len(rows)} runs, {minutes:.0f} CPU minutes "
-        f"in all; {libraries}.\n\n{tasks}"
+        f"in all. This page was written with {libraries}; the rows do not say with which versions each run was made."
+        f"\n\n{tasks}"
     )

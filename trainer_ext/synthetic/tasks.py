@@ -1,7 +1,7 @@
 """The table of tasks, at the sizes that a CPU trains them at in seconds; the papers' sizes stand in docs/suite.md."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from frankenlm.modeling.checks import check_choice
 
@@ -42,6 +42,17 @@ def chosen_tasks(names: Sequence[str], changes: Sequence[str]) -> dict[str, Synt
                 raise UserError(f"--set {change}: {name} is not among --tasks {' '.join(names)}.")
             changed.setdefault(name, {})[field] = value
         return {name: _with(name, changed.get(name, {})) for name in names}
+
+
+def changes_of(tasks: Mapping[str, SyntheticTask]) -> list[str]:
+    """`TASK.FIELD=VALUE` for every field that differs from the table's: what `chosen_tasks` makes these tasks of."""
+    changes = []
+    for name, task in tasks.items():
+        usual = dataclasses.asdict(TASKS[name])
+        for field, value in dataclasses.asdict(task).items():
+            if value != usual[field]:
+                changes.append(f"{name}.{field}={str(value).lower() if isinstance(value, bool) else value}")
+    return changes
 
 
 def _change(change: str) -> tuple[str, str, int | float | bool]:

@@ -14,7 +14,7 @@ from frankenlm.trainer_ext.synthetic.cells import cells_of, findings, main_cells
 from frankenlm.trainer_ext.synthetic.figure import plot_suite
 from frankenlm.trainer_ext.synthetic.models import MODELS
 from frankenlm.trainer_ext.synthetic.plan import FinishedRuns, SuiteCell, SuitePlan, best_rate, digest, read_rows
-from frankenlm.trainer_ext.synthetic.reports import accuracy_table, page, rate_table, state_table
+from frankenlm.trainer_ext.synthetic.reports import accuracy_table, command_of, page, rate_table, state_table
 from frankenlm.trainer_ext.synthetic.tasks import TASKS, chosen_tasks
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -156,6 +156,13 @@ def test_fields_of_tasks_are_set():
     assert tasks == {"mqar": dataclasses.replace(TASKS["mqar"], pairs=2, power=0.5, random_filler=True)}
 
 
+def test_the_command_that_is_told_runs_the_same_tasks():
+    changes = ["mqar.pairs=2", "mqar.power=0.5", "mqar.random_filler=true"]
+    assert command_of(PLAN).endswith("--test_rows 4")
+    told = command_of(dataclasses.replace(PLAN, tasks=chosen_tasks(["recall", "mqar"], changes)))
+    assert sorted(told.partition(" --set ")[2].split()) == changes
+
+
 def test_widths_that_cannot_be_are_refused():
     with pytest.raises(UserError, match="softmax at --hidden_sizes 31: .*num_attention_heads"):
         dataclasses.replace(PLAN, hidden_sizes=(31,)).check()
@@ -250,6 +257,7 @@ def test_tables_and_page():
     text = page(ROWS, 99, {"torch": "1"}, "frankenlm suite", "a.png")
     assert f"**{len(ROWS)} of 99 planned runs are finished**" in text and "![accuracy](a.png)" in text
     assert "3 steps of 2 rows, 4 rows asked; 7 steps" in text and "- recall: length 32" in text
+    assert "This page was written with torch 1; the rows do not say" in text
     assert "planned runs" not in page(ROWS, len(ROWS), {}, "", "a.png")
     assert "Nothing was finished." in page([], 3, {}, "", "a.png")
 
