@@ -117,6 +117,10 @@ def test_a_dry_run_writes_nothing(suite, made, tmp_path, capsys):
         ("--learning_rates 2", "--learning_rates 2.0: must lie between 0 and 1."),
         ("--seeds 0 1000", "--selection_seed 1000: is one of --seeds"),
         ("--seeds 1 1", "--seeds 1 1: must be different numbers."),
+        (
+            "--tasks memorization --set memorization.length=2 memorization.facts=8",
+            "Memorization with length=2 has so few different rows that 8 in the test leave none to train on",
+        ),
         ("--steps 0", "--steps 0: must be at least 1."),
         ("--threads 0", "--threads 0: must lie between 1 and"),
         ("--card card.txt", "--card card.txt: name a file that ends in .md."),

@@ -20,7 +20,7 @@ from ..common.files import write_csv
 from .models import RECURRENT, model_config
 from .task import SyntheticTask
 from .tasks import MQAR
-from .training import SuiteRun
+from .training import TEST, TRAIN, SuiteRun, stream, training_rows
 
 logger = logging.getLogger("frankenlm.suite")
 
@@ -111,16 +111,20 @@ class SuitePlan:
         return [self.run(cell, learning_rate, seed) for seed in self.seeds]
 
     def check(self) -> None:
-        """Build every configuration.
+        """Build every configuration, and draw a batch of every task and seed.
 
         Raises:
-            UserError: a size that one of them cannot have.
+            UserError: a size that one of them cannot have; a test that leaves a task no row to train on.
         """
         for cell in self.cells:
             try:
                 model_config(cell.mixer, self.tasks[cell.task], cell.hidden_size, cell.mamba_state)
             except ValueError as error:
                 raise UserError(f"{cell.mixer} at --hidden_sizes {cell.hidden_size}: {error}") from error
+        for task in self.tasks.values():
+            for seed in (self.selection_seed, *self.seeds):
+                test = task.draw(self.test_rows, stream(seed, TEST), is_test=True)
+                training_rows(task, self.batch_size, stream(seed, TRAIN), set(test.keys()))
 
 
 def digest(run: SuiteRun, task: SyntheticTask) -> str:

@@ -19,10 +19,12 @@ import torch.nn.functional as F
 
 from frankenlm.modeling.outputs import IGNORED_LABEL
 
+from ..common.cli import UserError
 from .models import TaskModel, model_config
 from .task import SyntheticRows, SyntheticTask
 
 TRAIN, TEST = 0, 1  # streams of random numbers of one seed
+DRAWS = 100  # batches without one training row after which there is taken to be none
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,29 @@ def train(
     )
     model.train()
     for _ in range(run.steps):
-        logits, labels = answers(model, task.draw(run.batch_size, rng).apart_from(taboo))
+        logits, labels = answers(model, training_rows(task, run.batch_size, rng, taboo))
         optimizer.zero_grad()
         F.cross_entropy(logits, labels).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         after_step()
+
+
+def training_rows(task: SyntheticTask, rows: int, rng: np.random.Generator, taboo: set[bytes]) -> SyntheticRows:
+    """Draw `rows` rows and keep those that are none of `taboo`, at least one: a batch of none is drawn again.
+
+    Raises:
+        UserError: nothing was left of `DRAWS` batches: the test has all rows that this task can have, or nearly.
+    """
+    for _ in range(DRAWS):
+        kept = task.draw(rows, rng).apart_from(taboo)
+        if len(kept):
+            return kept
+    raise UserError(
+        f"{type(task).__name__} with length={task.length} has so few different rows that {len(taboo)} in the test "
+        "leave none to train on: give the task larger sizes (--set), or fewer --test_rows."
+    )
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.synthetic import training
 from frankenlm.trainer_ext.synthetic.compression import Compression
 from frankenlm.trainer_ext.synthetic.memorization import Memorization
@@ -73,6 +74,17 @@ def test_training_sees_no_row_of_the_test(monkeypatch):
     steps = []
     train(build("softmax", task).train(), a_run(steps=3, batch_size=40), task, taboo, lambda: steps.append(1))
     assert taboo and not seen & taboo and len(seen | taboo) == 8 and len(steps) == 3
+
+
+def test_a_batch_of_test_rows_alone_is_drawn_again():
+    """One fact of eight is left to the training: with two rows a batch it is not in every draw."""
+    task, rng = Memorization(length=2, facts=8), stream(0, training.TRAIN)
+    every = set(task.draw(200, stream(1, training.TRAIN)).keys())
+    (free, *others) = sorted(every)
+    drawn = [training.training_rows(task, 2, rng, set(others)) for _ in range(20)]
+    assert len(every) == 8 and all(set(rows.keys()) == {free} for rows in drawn)
+    with pytest.raises(UserError, match="8 in the test leave none to train on"):
+        training.training_rows(task, 2, rng, every)
 
 
 def test_training_and_test_of_every_seed_draw_from_streams_of_their_own(monkeypatch):
