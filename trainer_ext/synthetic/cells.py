@@ -27,7 +27,7 @@ def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         grouped.setdefault(tuple(row[name] for name in SIZES), []).append(row)
     usual = rows[0]["steps"] if rows else 0
     cells = [_cell(dict(zip(SIZES, key, strict=True)), members) for key, members in grouped.items()]
-    return [{**cell, "is_longer": cell["steps"] != usual} for cell in cells]
+    return [{**cell, "has_other_steps": cell["steps"] != usual} for cell in cells]
 
 
 def _cell(about: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def main_cells(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[st
     """(task, mixer) -> its cell at the size that all tasks have, which is the first of each."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for cell in cells:
-        if not cell["is_longer"]:
+        if not cell["has_other_steps"]:
             found.setdefault((cell["task"], cell["mixer"]), cell)
     return found
 
@@ -67,7 +67,7 @@ def findings(cells: Sequence[dict[str, Any]]) -> list[str]:
     """What the cells say, a sentence each; a task none of whose cells has a reported run says nothing."""
     measured = [cell for cell in cells if cell["mean"] is not None]
     recall = [cell for cell in measured if cell["task"] == MQAR]
-    lines = [*_recall_findings([cell for cell in recall if not cell["is_longer"]]), *_longer_findings(recall)]
+    lines = [*_recall_findings([cell for cell in recall if not cell["has_other_steps"]]), *_longer_findings(recall)]
     main = main_cells(measured)
     for task in dict.fromkeys(task for task, _ in main):
         lines.append(_task_finding(task, [cell for (name, _), cell in main.items() if name == task]))
@@ -122,37 +122,62 @@ def _doubt(smallest: Mapping[str, Any], largest: Mapping[str, Any]) -> str:
 
 
 def _longer_findings(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """What the recurrent mixers come to with more steps."""
+    """What the recurrent mixers come to with more steps, whichever of the two is the usual number."""
     lines, main = [], main_cells(cells)
-    for cell in (cell for cell in cells if cell["is_longer"] and (MQAR, cell["mixer"]) in main):
+    for cell in (cell for cell in cells if cell["has_other_steps"] and (MQAR, cell["mixer"]) in main):
         usual = main[MQAR, cell["mixer"]]
-        more = cell["mean"] - usual["mean"]
-        verdict = "longer training is what it lacks there" if more > STARTS else "longer training changes little"
+        shorter, longer = sorted((usual, cell), key=lambda cell: cell["steps"])
         lines.append(
-            f"mqar: {told_size(usual)}: {usual['mean']:.3f} after {usual['steps']:,} steps, {cell['mean']:.3f} after "
-            f"{cell['steps']:,}: {verdict}."
+            f"mqar: {told_size(usual)}: {shorter['mean']:.3f} after {shorter['steps']:,} steps, {longer['mean']:.3f} "
+            f"after {longer['steps']:,}: {_longer_verdict(shorter, longer)}."
         )
     return lines
 
 
+def _longer_verdict(shorter: Mapping[str, Any], longer: Mapping[str, Any]) -> str:
+    gain = longer["mean"] - shorter["mean"]
+    if _is_scattered(shorter) or _is_scattered(longer):
+        return f"the seed alone makes a difference of more than {STARTS}, so that nothing is said of longer training"
+    if abs(gain) <= STARTS:
+        return "longer training changes little"
+    if gain < 0:
+        return "less with longer training" + _doubt(longer, shorter)
+    return "longer training is what it lacks there" + _doubt(shorter, longer)
+
+
 def _start_finding(cell: Mapping[str, Any]) -> str:
     """A line where runs with the same settings and other seeds lie far apart; "" where not."""
-    runs = list(cell["accuracies"].values())
-    if cell["learning_rate"] in cell["tried"]:
-        runs.append(cell["tried"][cell["learning_rate"]])
-    if max(runs) - min(runs) <= STARTS:
+    if not _is_scattered(cell):
         return ""
+    runs = _runs_of_all_seeds(cell)
     return (
         f"{cell['task']}: {told_size(cell)}: {min(runs):.3f} to {max(runs):.3f} by the seed alone, that of the "
         "selection included: its mean says little."
     )
 
 
+def _runs_of_all_seeds(cell: Mapping[str, Any]) -> list[float]:
+    """The accuracies at the chosen rate, that of the selection seed included."""
+    runs = list(cell["accuracies"].values())
+    if cell["learning_rate"] in cell["tried"]:
+        runs.append(cell["tried"][cell["learning_rate"]])
+    return runs
+
+
+def _is_scattered(cell: Mapping[str, Any]) -> bool:
+    runs = _runs_of_all_seeds(cell)
+    return max(runs) - min(runs) > STARTS
+
+
 def _task_finding(task: str, cells: Sequence[dict[str, Any]]) -> str:
     """Who solves a task at the common size, and who is not told from chance."""
     ranked = sorted(cells, key=lambda cell: -cell["mean"])
     solved = [cell["mixer"] for cell in ranked if cell["mean"] > SOLVED]
-    lost = [cell["mixer"] for cell in ranked if cell["mean"] <= cell["chance"] + NOTHING]
+    lost = [
+        cell["mixer"] + (" (by a mean that says little)" if _is_scattered(cell) else "")
+        for cell in ranked
+        if cell["mean"] <= cell["chance"] + NOTHING
+    ]
     line = f"{task}: solved by {', '.join(solved)}" if solved else f"{task}: solved by none"
     best = ranked[0]
     if not solved:
@@ -166,5 +191,5 @@ def _task_finding(task: str, cells: Sequence[dict[str, Any]]) -> str:
 def told_size(cell: Mapping[str, Any]) -> str:
     """A cell's mixer and size in words."""
     state = f", state {cell['mamba_state']}" if cell["mixer"] == "mamba" else ""
-    longer = f", {cell['steps']:,} steps" if cell["is_longer"] else ""
+    longer = f", {cell['steps']:,} steps" if cell["has_other_steps"] else ""
     return f"{cell['mixer']}, width {cell['hidden_size']}{state}{longer}"

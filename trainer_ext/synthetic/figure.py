@@ -21,7 +21,7 @@ def plot_suite(cells: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(13, 5), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     measured = [cell for cell in cells if cell["mean"] is not None]
-    _draw_states(left, [cell for cell in measured if cell["task"] == MQAR and not cell["is_longer"]])
+    _draw_states(left, [cell for cell in measured if cell["task"] == MQAR and not cell["has_other_steps"]])
     _draw_tasks(right, main_cells(measured))
     figure.savefig(path, metadata={"Software": None})
 

@@ -194,7 +194,8 @@ def test_findings_say_what_the_cells_say():
         "0.970 at width 16, 0.980 at width 32.",
         "mqar: retnet by the numbers that its state holds: 0.300 with 4 (retnet, width 16), 0.500 with 8 (retnet, "
         "width 32): more with every larger state, as published.",
-        "mqar: retnet, width 32: 0.500 after 3 steps, 0.900 after 7: longer training is what it lacks there.",
+        "mqar: retnet, width 32: 0.500 after 3 steps, 0.900 after 7: longer training is what it lacks there, by the "
+        "means; their intervals over seeds overlap or are missing, so that no order is shown.",
         "mqar: solved by softmax; not run: sigmoid, titan, titan_memory, mamba, ode.",
         "recall: solved by softmax; not 0.05 above chance (0.250): mamba; not run: sigmoid, titan, titan_memory, "
         "retnet.",
@@ -240,9 +241,27 @@ def test_seeds_that_disagree_are_told():
 def test_more_steps_that_change_little_are_told_as_such():
     rows = [row(mixer="mamba", accuracy=0.5), row(mixer="mamba", accuracy=0.6, steps=7)]
     assert "after 7: longer training changes little." in findings(cells_of(rows))[0]
+    # whichever comes first, and is the usual one
+    assert findings(cells_of(rows[::-1]))[0] == (
+        "mqar: mamba, width 32, state 8: 0.500 after 3 steps, 0.600 after 7: longer training changes little."
+    )
+    less = [row(mixer="mamba", accuracy=0.9, seed=seed) for seed in (0, 1)]
+    less += [row(mixer="mamba", accuracy=0.6, steps=7, seed=seed) for seed in (0, 1)]
+    assert "0.900 after 3 steps, 0.600 after 7: less with longer training." in findings(cells_of(less))[0]
     # where the usual ones were not reported there is nothing to compare with
     rows = [row(mixer="mamba", role="selection"), row(mixer="mamba", accuracy=0.6, steps=7)]
     assert findings(cells_of(rows)) == []
+
+
+def test_nothing_is_said_of_more_steps_where_the_seed_alone_makes_more():
+    """Those of a mean, among them the selection's run: a line that says so must not stand beside a verdict."""
+    rows = [row(mixer="mamba", role="selection", seed=9, accuracy=0.9)]
+    rows += [row(mixer="mamba", accuracy=0.2), row(mixer="mamba", accuracy=0.2, steps=7)]
+    first, second, *_ = findings(cells_of(rows))
+    assert first.endswith(
+        "the seed alone makes a difference of more than 0.2, so that nothing is said of longer training."
+    )
+    assert "; not 0.05 above chance (0.250): mamba (by a mean that says little)" in second
 
 
 def test_tables_and_page():
