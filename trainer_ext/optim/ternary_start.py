@@ -24,9 +24,12 @@ def starting_step(start: float, steps: int) -> int:
     """Return how many steps of `steps` come before the rounding: `start` itself, or a share of all if below 1.
 
     Raises:
-        UserError: none would be left.
+        UserError: none would be left; or `start` is above 1 and no whole number.
     """
-    first = math.ceil(start * steps) if start < 1 else int(start)
+    if start >= 1 and start % 1:
+        raise UserError(f"--ternary_start {start}: a share below 1, or a whole number of steps.")
+    # 0.07 * 100 is 7.000000000000001, which is 7 steps and no eighth
+    first = math.ceil(round(start * steps, 6)) if start < 1 else int(start)
     if first >= steps:
         raise UserError(
             f"--ternary_start {start:g}: the run has {steps} steps, and none of them would train rounded weights; give "

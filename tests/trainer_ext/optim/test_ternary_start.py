@@ -47,10 +47,19 @@ def test_layers_that_differ_in_it_share_no_input():
 
 
 @pytest.mark.parametrize(
-    ("start", "steps", "expected"), [(0.2, 10, 2), (0.25, 10, 3), (0.999, 1000, 999), (1, 2, 1), (7.0, 8, 7), (0, 5, 0)]
+    ("start", "steps", "expected"),
+    [
+        *((0.2, 10, 2), (0.25, 10, 3), (0.999, 1000, 999), (1, 2, 1), (7.0, 8, 7), (0, 5, 0)),
+        *((0.07, 100, 7), (0.55, 100, 55), (0.071, 100, 8)),  # 7.000000000000001 is 7
+    ],
 )
 def test_shares_and_steps(start, steps, expected):
     assert starting_step(start, steps) == expected
+
+
+def test_a_fraction_above_one_is_refused():
+    with pytest.raises(UserError, match=r"--ternary_start 1\.5: a share below 1, or a whole number of steps\."):
+        starting_step(1.5, 8)
 
 
 @pytest.mark.parametrize(("start", "steps"), [(8, 8), (9, 8), (0.9, 1)])
