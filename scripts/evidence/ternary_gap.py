@@ -6,11 +6,13 @@
 
 A recipe is chosen by the loss on the validation text of its runs; what is reported is the loss on the test text, one
 document a row in windows of the training length, in float32, as `frankenlm evaluate` has it. Written are runs.csv,
-choice.csv (the validation losses of the sweeps that chose) and table.md; what stands in runs.csv is not scored again.
+choice.csv (the validation losses of the sweeps that chose) and table.md; what stands in runs.csv is not scored again,
+if it was scored on the same text.
 """
 
 import argparse
 import csv
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,8 +36,11 @@ from frankenlm.trainer_ext.evaluation.perplexity import perplexity_of_texts
 from frankenlm.trainer_ext.metrics.seeds import paired_difference, plus_minus, summary
 from frankenlm.trainer_ext.presets import parse_run
 
-RECIPE = ("weights", "scale", "learning_rate", "ternary_start", "teacher_weight", "teacher_hidden_weight")
-COLUMNS = ("run", "steps", *RECIPE, "seed", "tokens_seen", "precision", "eval_loss", "test_loss")
+LENGTH = ("steps", "preset", "batch", "precision")  # what a run and its twin have in common
+# of a recipe: what the table has a column for where the cells differ in it
+OTHERS = ("w_scheme", "ternary_training", "embedding_start", "teacher", "teacher_temperature")
+RECIPE = ("weights", "scale", "learning_rate", "ternary_start", "teacher_weight", "teacher_hidden_weight", *OTHERS)
+COLUMNS = ("run", *LENGTH, *RECIPE, "seed", "tokens_seen", "eval_loss", "test_loss", "test_text")
 CHOICE_COLUMNS = ("sweep", "run", "status", "eval_loss")
 GOAL = 0.03  # nats a byte that a low-bit model may lose against its twin
 
@@ -43,7 +48,7 @@ Row = Mapping[str, Any]
 
 
 def read_gap_run(folder: Path) -> dict[str, Any]:
-    """The row of a finished run, its test loss left out.
+    """The row of a finished run, its test loss and text left out.
 
     Raises:
         UserError: the folder holds no finished run.
@@ -53,11 +58,13 @@ def read_gap_run(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     scale = f"group of {config['group_size']}" if config["scale_axis"] == "group" else config["scale_axis"]
     taught = settings.model.teacher is not None
-    return {name: row[name] for name in COLUMNS if name in row} | {
+    return {name: "" if row[name] is None else row[name] for name in COLUMNS if name in row} | {
         "scale": "" if row["weights"] == FULL else scale,
         "ternary_start": settings.training.ternary_start,
         "teacher_weight": settings.model.teacher_weight if taught else 0.0,
         "teacher_hidden_weight": settings.model.teacher_hidden_weight,
+        "teacher": settings.model.teacher or "",
+        "teacher_temperature": settings.model.teacher_temperature if taught else 0.0,
     }
 
 
@@ -68,12 +75,18 @@ def score_run(folder: Path, texts: Sequence[str]) -> float:
     return scored["loss"]
 
 
-def read_scored(path: Path) -> dict[tuple[str, float], float]:
-    """The test losses of an earlier runs.csv by run and validation loss."""
+def text_digest(texts: Sequence[str]) -> str:
+    """What tells a test text from others."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def read_scored(path: Path, text: str) -> dict[tuple[str, float], float]:
+    """The losses that an earlier runs.csv has on the test text of this digest, by run and validation loss."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
-        return {(row["run"], float(row["eval_loss"])): float(row["test_loss"]) for row in csv.DictReader(file)}
+        rows = [row for row in csv.DictReader(file) if row.get("test_text") == text]
+    return {(row["run"], float(row["eval_loss"])): float(row["test_loss"]) for row in rows}
 
 
 def read_choice(path: Path) -> list[dict[str, str]]:
@@ -92,34 +105,43 @@ def read_choice(path: Path) -> list[dict[str, str]]:
 
 
 def cells_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A cell for all runs that differ in their seed alone: losses over seeds, and the gap to the twin's by seed."""
-    grouped: dict[tuple, list[Row]] = {}
-    for row in rows:
-        grouped.setdefault((row["steps"], *(row[name] for name in RECIPE)), []).append(row)
-    twins = {steps: best_twin(rows, steps) for steps, *_ in grouped}
+    """A cell for all runs that agree in `LENGTH` and `RECIPE`: losses over seeds, and the gap to the twin's by seed."""
     cells = []
-    for (steps, *recipe), members in grouped.items():
-        by_seed = {row["seed"]: row["test_loss"] for row in members}
+    for members in by_recipe(rows):
+        by_seed, is_twin = {row["seed"]: row["test_loss"] for row in members}, members[0]["weights"] == FULL
         cells.append(
             {
-                "steps": steps,
-                **dict(zip(RECIPE, recipe, strict=True)),
+                **{name: members[0][name] for name in (*LENGTH, *RECIPE)},
                 "bytes": max(row["tokens_seen"] for row in members),
                 "validation": summary([row["eval_loss"] for row in members]),
                 "test": summary(list(by_seed.values())),
-                "gap": paired_difference(by_seed, twins[steps]) if members[0]["weights"] != FULL else None,
+                "gap": None if is_twin else paired_difference(by_seed, best_twin(rows, members[0])),
             }
         )
     return sorted(cells, key=lambda cell: (cell["steps"], cell["weights"] != FULL, cell["validation"]["mean"]))
 
 
-def best_twin(rows: Sequence[Row], steps: int) -> dict[int, float]:
-    """Test losses by seed of the full-precision runs of a length, at the rate of the lowest mean validation loss."""
-    rates: dict[float, list[Row]] = {}
+def by_recipe(rows: Sequence[Row]) -> list[list[Row]]:
+    """The runs that agree in `LENGTH` and `RECIPE`, together.
+
+    Raises:
+        UserError: two of them have the same seed, so that they differ in what no column tells, or in nothing.
+    """
+    grouped: dict[tuple, dict[int, Row]] = {}
     for row in rows:
-        if row["weights"] == FULL and row["steps"] == steps:
-            rates.setdefault(row["learning_rate"], []).append(row)
-    best = min(rates.values(), key=lambda runs: summary([row["eval_loss"] for row in runs])["mean"], default=[])
+        runs = grouped.setdefault(tuple(row[name] for name in (*LENGTH, *RECIPE)), {})
+        other = runs.setdefault(row["seed"], row)
+        if other is not row:
+            raise UserError(
+                f"--runs: {other['run']} and {row['run']} are both seed {row['seed']} of one recipe: give one of them."
+            )
+    return [list(runs.values()) for runs in grouped.values()]
+
+
+def best_twin(rows: Sequence[Row], run: Row) -> dict[int, float]:
+    """Test losses by seed of a run's full-precision twins, by the recipe of the lowest mean validation loss."""
+    twins = [row for row in rows if row["weights"] == FULL and all(row[name] == run[name] for name in LENGTH)]
+    best = min(by_recipe(twins), key=lambda runs: summary([row["eval_loss"] for row in runs])["mean"], default=[])
     return {row["seed"]: row["test_loss"] for row in best}
 
 
@@ -187,12 +209,17 @@ def report_text(rows: Sequence[Row], choice: Sequence[Mapping[str, str]]) -> str
         }
         for run in choice
     ]
-    tables = "\n\n".join(markdown_table(table) for table in ([shown(cell) for cell in cells], chosen) if table)
+    tables = "\n\n".join(markdown_table(table) for table in (shown(cells), chosen) if table)
     return f"In short:\n\n{lines}\n\n{tables}\n"
 
 
-def shown(cell: Row) -> dict[str, str]:
-    """A cell as a line of the table."""
+def shown(cells: Sequence[Row]) -> list[dict[str, str]]:
+    """The cells as lines of the table, with a column for each of `OTHERS` in which low-bit ones differ."""
+    told = [name for name in OTHERS if len({cell[name] for cell in cells if cell["weights"] != FULL} - {"", 0.0}) > 1]
+    return [{**_shown(cell), **{name: str(cell[name]) for name in told}} for cell in cells]
+
+
+def _shown(cell: Row) -> dict[str, str]:
     gap, taught = cell["gap"], f"{cell['teacher_weight']:g} / {cell['teacher_hidden_weight']:g}"
     return {
         "bytes": f"{cell['bytes']:,}",
@@ -225,18 +252,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output_dir(args.output_dir)
     with user_mistakes():
         rows = [read_gap_run(folder) for folder in args.runs]
+        by_recipe(rows)  # refuses before anything is scored
         choice = [run for path in args.choice for run in read_choice(path)]
         texts = list(iter_texts(load_documents(args.test_dataset)))
-        scored = read_scored(args.output_dir / "runs.csv")
+        text = text_digest(texts)
+        scored = read_scored(args.output_dir / "runs.csv", text)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for row, folder in zip(rows, args.runs, strict=True):
         known = scored.get((row["run"], row["eval_loss"]))
-        row["test_loss"] = score_run(folder, texts) if known is None else known
+        row |= {"test_loss": score_run(folder, texts) if known is None else known, "test_text": text}
     write_csv(args.output_dir / "runs.csv", rows, COLUMNS)
     write_csv(args.output_dir / "choice.csv", choice, CHOICE_COLUMNS)
-    text = report_text(rows, choice)
-    write_text(args.output_dir / "table.md", text)
-    print(text)
+    table = report_text(rows, choice)
+    write_text(args.output_dir / "table.md", table)
+    print(table)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.scripts.evidence.ternary_gap import COLUMNS, cells_of, choice_lines, findings, report_text
-from frankenlm.trainer_ext.common.cli import run_command
+from frankenlm.scripts.evidence.ternary_gap import (
+    COLUMNS,
+    LENGTH,
+    OTHERS,
+    RECIPE,
+    cells_of,
+    choice_lines,
+    findings,
+    report_text,
+)
+from frankenlm.trainer_ext.common.cli import UserError, run_command
 from frankenlm.trainer_ext.sweeps.grid import read_sweep
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES = ROOT / "results" / "samples" / "ternary_gap"
-NUMBERS = ("steps", "seed", "tokens_seen")
+NUMBERS = ("steps", "seed", "tokens_seen", "batch")
+WORDS = ("run", "preset", "weights", "scale", "precision", "w_scheme", "ternary_training", "teacher", "test_text")
 
 
 def row(weights, seed, validation, test, steps=10, **changes):
@@ -28,6 +38,8 @@ def row(weights, seed, validation, test, steps=10, **changes):
         "ternary_start": 0.0,
         "teacher_weight": 0.0,
         "teacher_hidden_weight": 0.0,
+        **{"preset": "legacy-1bit", "batch": 8, "embedding_start": 0.25, "teacher": "", "teacher_temperature": 0.0},
+        **dict.fromkeys(("w_scheme", "ternary_training"), "usual" if low else ""),
         "seed": seed,
         "tokens_seen": 100 * steps,
         "precision": "bf16",
@@ -53,6 +65,24 @@ def test_gaps_are_paired_by_seed_with_the_twin_of_the_same_length():
 def test_the_twin_is_the_one_of_the_best_rate_on_the_validation_text():
     rows = [*twins(1.0), row("full precision", 0, 0.8, 1.3, learning_rate=0.001), row("all low-bit", 0, 1.0, 1.5)]
     assert cells_of(rows)[-1]["gap"]["mean"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("field", [name for name in (*LENGTH, *RECIPE) if name != "weights"])
+def test_runs_that_differ_in_more_than_their_seed_are_cells_of_their_own(field):
+    """And so are those of one seed, none of which replaces the other."""
+    low = [row("all low-bit", seed, 1.0, 1.5) for seed in (0, 1)]
+    assert [cell["test"]["n"] for cell in cells_of(low)] == [2]
+    other = row("all low-bit", 1, 1.0, 1.7, **{field: 40})
+    assert sorted(cell["test"]["n"] for cell in cells_of([*low, other])) == [1, 2]
+    told = report_text([*low, {**other, "run": "other"}], []).splitlines()
+    usual = low[0][field]
+    assert any(f" {field} |" in line for line in told) is (field in OTHERS and usual not in ("", 0.0))
+
+
+@pytest.mark.parametrize("weights", ["all low-bit", "full precision"])
+def test_two_runs_of_one_seed_are_refused(weights):
+    with pytest.raises(UserError, match="--runs: first and second are both seed 1 of one recipe: give one of them"):
+        cells_of([row(weights, 1, 1.0, loss, run=run) for run, loss in (("first", 1.5), ("second", 1.7))])
 
 
 @pytest.mark.parametrize(
@@ -84,8 +114,7 @@ def committed(name):
 
 
 def typed(name, text):
-    kept = ("run", "weights", "scale", "precision")
-    return text if name in kept else int(text) if name in NUMBERS else float(text)
+    return text if name in WORDS else int(text) if name in NUMBERS else float(text)
 
 
 def test_the_committed_card_and_table_are_what_the_rules_make_of_the_committed_rows():
@@ -166,6 +195,12 @@ def test_from_runs_to_a_table(runs, capsys):
     (runs / "report" / "runs.csv").write_text(changed)
     assert run_command(main, [str(word) for word in words]) == 0
     assert "7.5000" in capsys.readouterr().out
+    assert run_command(main, [str(word) for word in (*words, "--runs", runs / "low", runs / "low")]) == 2
+    assert "low and low are both seed 0 of one recipe" in capsys.readouterr().err
+    # scored on another text: nothing of that is kept
+    (runs / "other.jsonl").write_text('{"text": "a dog"}\n{"text": "no cat"}\n')
+    assert run_command(main, [str(word).replace("text.jsonl", "other.jsonl") for word in words]) == 0
+    assert "7.5000" not in capsys.readouterr().out
     (runs / "sweep" / "sweep.csv").write_text("nothing\n1\n")
     assert run_command(main, [str(word) for word in words]) == 2
     assert "no sweep.csv of a sweep (KeyError)" in capsys.readouterr().err
