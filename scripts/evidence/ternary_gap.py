@@ -1,8 +1,8 @@
 """How far are low-bit models from their full-precision twins? Finished runs of a sweep, scored on text that chose none.
 
     frankenlm sweep --config configs/sweeps/ternary_gap.yaml --output_dir runs/ternary_gap
-    python scripts/evidence/ternary_gap.py --runs runs/ternary_gap/*/ --choice runs/ternary_choice/sweep.csv \
-        --test_dataset test.jsonl --output_dir results/samples/ternary_gap
+    python scripts/evidence/ternary_gap.py --runs runs/ternary_twin/*/ runs/ternary_gap/*/ \
+        --choice runs/ternary_choice/sweep.csv --test_dataset test.jsonl --output_dir results/samples/ternary_gap
 
 A recipe is chosen by the loss on the validation text of its runs; what is reported is the loss on the test text, one
 document a row in windows of the training length, in float32, as `frankenlm evaluate` has it. Written are runs.csv,

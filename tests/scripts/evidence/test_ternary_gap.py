@@ -124,6 +124,14 @@ def test_the_committed_card_and_table_are_what_the_rules_make_of_the_committed_r
     assert text in (ROOT / "model_cards" / "legacy_1bit.md").read_text(encoding="utf-8")
 
 
+def test_the_command_of_the_card_is_given_every_run_of_its_table():
+    card = (ROOT / "model_cards" / "legacy_1bit.md").read_text(encoding="utf-8")
+    command = card.partition("python scripts/evidence/ternary_gap.py")[2].partition("```")[0]
+    sweeps = [read_sweep(ROOT / "configs" / "sweeps" / f"ternary_{name}.yaml") for name in ("twin", "choice", "gap")]
+    given = {run.name for sweep in sweeps for run in sweep.runs if f"runs/{sweep.name}/*/" in command}
+    assert {row["run"] for row in committed("runs.csv")} <= given
+
+
 def test_the_runs_that_chose_are_told_against_the_first_with_their_sign():
     runs = {"a,seed=0": "2.0", "b,seed=0": "1.5", "c,seed=0": "", "d,seed=0": "2.25"}
     rows = [{"sweep": "choice", "run": run, "status": "", "eval_loss": loss} for run, loss in runs.items()]
