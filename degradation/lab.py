@@ -295,10 +295,15 @@ class Lab:
             ) from error
 
     @contextlib.contextmanager
-    def session(self, experiment: Experiment) -> Iterator[ExperimentRun]:
-        """Open an experiment to do its cells one by one (`ExperimentRun.cell`), as benchmarks do; one process only."""
-        with self._open(experiment, self._processes()) as store, Signals() as signals:
-            yield self._begin(as_stored(experiment, store), store, signals)
+    def session(self, experiment: Experiment, signals: Signals | None = None) -> Iterator[ExperimentRun]:
+        """Open an experiment to do its cells one by one (`ExperimentRun.cell`), as benchmarks do; one process only.
+
+        Args:
+            signals: of several sessions at a time, which the caller enters; None: of this one alone.
+        """
+        with self._open(experiment, self._processes()) as store, contextlib.ExitStack() as stack:
+            own = signals or stack.enter_context(Signals())
+            yield self._begin(as_stored(experiment, store), store, own)
 
     def _open(self, experiment: Experiment, state: PartialState) -> Store:
         """Open the experiment's files, rank 0 first; what it finds wrong is an error in every process."""

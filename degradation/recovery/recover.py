@@ -16,13 +16,14 @@ from tqdm import tqdm
 from frankenlm.trainer_ext.common.cli import user_mistakes
 
 from ..cells import Cell
-from ..configs import TARGETED
+from ..configs import TARGETED, ExperimentConfig
 from ..lab import Lab
+from ..run.limits import Signals
 from ..run.numbering import renumber
 from ..run.plan import CellPlan, Experiment
 from ..run.runner import ExperimentRun, Subject
 from .settings import Blocks, RecoverySettings, load_text
-from .training import forget_training, held, put_back, train_on
+from .training import forget_training, held, put_back, steps_kept, train_on
 
 logger = logging.getLogger(__name__)
 
@@ -62,31 +63,34 @@ class RecoveryRun:
     runs: step -> the run of its experiment, whose store says what is missing.
     """
 
-    def __init__(self, runs: Mapping[int, ExperimentRun], settings: RecoverySettings, text: str, folder: Path):
-        self.runs, self.settings, self.folder = runs, settings, folder
+    def __init__(
+        self,
+        runs: Mapping[int, ExperimentRun],
+        settings: RecoverySettings,
+        text: str,
+        folder: Path,
+        signals: Signals,
+    ):
+        self.runs, self.settings, self.folder, self.signals = runs, settings, folder, signals
         self.first = runs[0]
         with user_mistakes():
             self.rows = Blocks(text, self.first.loaded.tokenizer, settings.length)
 
     def work(self, progress: tqdm) -> None:
         """Do every cell that misses rows of a step; the model is as it was, afterwards and on errors."""
-        missing = self._missing()
+        missing = missing_of(self.runs)
         with self.first.subject() as subject, put_back(self.first.loaded.model) as restore:
             for cell, steps in missing.items():
                 restore()
                 self._cell(cell, steps, subject, progress)
 
-    def _missing(self) -> dict[Cell, dict[int, CellPlan]]:
-        found: dict[Cell, dict[int, CellPlan]] = {}
-        for step, run in self.runs.items():
-            for plan in run.experiment.pending(run.store.finished):
-                found.setdefault(plan.cell, {})[step] = plan
-        return found
-
     def _cell(self, cell: Cell, steps: Mapping[int, CellPlan], subject: Subject, progress: tqdm) -> None:
         model, config = self.first.loaded.model, self.first.config
         lesion = self.first.damage(cell, subject)
-        folder = self.folder / f"training_{re.sub(r'[^A-Za-z0-9.+-]+', '_', cell.name(config))}"
+        folder = training_folder(self.folder, cell, config)
+        # a checkpoint never goes back: a step that it has passed is only measured by training anew
+        if any(0 < step <= steps_kept(folder) for step in steps):
+            forget_training(folder)
 
         def look(step: int) -> None:
             self.signals.check()
@@ -105,10 +109,27 @@ class RecoveryRun:
                 train_on(model, self.rows, self.settings, config.seed_base + cell.repeat_index, folder, look)
         forget_training(folder)
 
-    @property
-    def signals(self):
-        """Of the run that was opened last: its handler is the one that is called."""
-        return self.runs[max(self.runs)].limit.signals
+
+def missing_of(runs: Mapping[int, ExperimentRun]) -> dict[Cell, dict[int, CellPlan]]:
+    """Return the cells that miss rows, each with what it misses at which steps."""
+    found: dict[Cell, dict[int, CellPlan]] = {}
+    for step, run in runs.items():
+        for plan in run.experiment.pending(run.store.finished):
+            found.setdefault(plan.cell, {})[step] = plan
+    return found
+
+
+def forget_finished(runs: Mapping[int, ExperimentRun], folder: Path) -> None:
+    """Remove checkpoints of cells that miss no row: a run that was killed right behind their last one left them."""
+    missing = missing_of(runs)
+    for cell in runs[0].experiment.cells:
+        if cell not in missing:
+            forget_training(training_folder(folder, cell, runs[0].config))
+
+
+def training_folder(folder: Path, cell: Cell, config: ExperimentConfig) -> Path:
+    """Return where the checkpoints of a cell lie while it is trained."""
+    return folder / f"training_{re.sub(r'[^A-Za-z0-9.+-]+', '_', cell.name(config))}"
 
 
 def recover(lab: Lab, experiment: Experiment, settings: RecoverySettings) -> list[Path]:
@@ -121,18 +142,21 @@ def recover(lab: Lab, experiment: Experiment, settings: RecoverySettings) -> lis
         logger.info("frozen: the units that are removed stay removed")
     text = load_text(settings.text)
     planned = plan_recovery(lab, experiment, settings, text)
+    signals = Signals()  # one for all steps: of several, only the one that was entered last would hear
     with ExitStack() as stack:
-        runs = {step: stack.enter_context(lab.session(each)) for step, each in planned.items()}
+        runs = {step: stack.enter_context(lab.session(each, signals)) for step, each in planned.items()}
+        stack.enter_context(signals)
         for run in runs.values():
             renumber(run.experiment, run.store)
             run.store.refresh()
         folder = runs[0].store.files.journal_dir
         rows = sum(len(p.missing) for run in runs.values() for p in run.experiment.pending(run.store.finished))
         shown = lab.options.progress
+        forget_finished(runs, folder)
         try:
             if rows:
                 with tqdm(total=rows, unit="row", desc=experiment.label, disable=not shown, dynamic_ncols=True) as bar:
-                    RecoveryRun(runs, settings, text, folder).work(bar)
+                    RecoveryRun(runs, settings, text, folder, signals).work(bar)
         finally:
             paths = [run.store.export() for run in runs.values()]
     return paths

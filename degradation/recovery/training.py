@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback, default_data_collator
 
 from frankenlm.trainer_ext.arguments import FrankenTrainingArguments
-from frankenlm.trainer_ext.saving.saved_checkpoints import checkpoint_folders
+from frankenlm.trainer_ext.saving.saved_checkpoints import checkpoint_folders, step_of
 from frankenlm.trainer_ext.trainer import FrankenTrainer
 
 from ..weights.restore import Baseline
@@ -60,6 +60,12 @@ def train_on(
     trainer.add_callback(OnTheWay(look))
     found: Sequence[Path] = checkpoint_folders(folder)
     trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
+
+
+def steps_kept(folder: Path) -> int:
+    """Return after how many steps training would go on; 0 without a checkpoint."""
+    found = checkpoint_folders(folder)
+    return step_of(found[-1]) if found else 0
 
 
 def forget_training(folder: Path) -> None:

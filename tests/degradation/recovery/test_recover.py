@@ -109,6 +109,47 @@ def test_a_stopped_recovery_goes_on_to_the_same_rows(after, carry_out, monkeypat
         assert all(row["attempt"] == 1 for row in found[step])
 
 
+def test_steps_behind_the_newest_checkpoint_are_measured_all_the_same(carry_out, monkeypatch, tmp_path):
+    """More prompts after a stop: steps that are done miss rows again, and the checkpoint is beyond them."""
+    config, append = CONFIG | {"perplexity": False, "levels": (0.6,)}, Store.append
+    fewer = config | {"max_prompts": 1, "levels": (0.0, 0.6)}
+
+    def stop_at_six(self, rows):
+        append(self, rows)
+        if self.files.suffix.endswith("6"):
+            raise Interrupted(signal.SIGTERM, "stopped by the test")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", stop_at_six)
+        with pytest.raises(Interrupted):
+            carry_out("results", fewer)
+    (left,) = (tmp_path / "results").rglob("checkpoint-3")
+    assert {step: len(rows) for step, rows in carry_out("results", CONFIG | {"perplexity": False}).items()} == {
+        0: 4,
+        3: 4,
+        6: 4,
+    }
+    assert not left.parent.exists()
+    left.mkdir(parents=True)  # as killed behind the last row
+    carry_out("results", CONFIG | {"perplexity": False})
+    assert not left.parent.exists()
+
+
+def test_one_signal_is_heard_by_all_steps_and_between_tokens(carry_out, monkeypatch):
+    append, heard = Store.append, []
+
+    def told(self, rows):
+        append(self, rows)
+        heard.append(len(rows))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Store, "append", told)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        carry_out(config=CONFIG | {"perplexity": False, "max_batch_size": 1})
+    assert heard == [1] and signal.getsignal(signal.SIGTERM) is before
+
+
 def test_the_report_draws_what_came_back(tmp_path):
     paths = []
     for step, half in ((0, 0.3), (50, 0.6), (100, 0.9)):
