@@ -48,12 +48,16 @@ class UnitsOfTarget:
 
 @dataclass(frozen=True)
 class UnitPlace:
-    """Units that stand side by side, as the heads of a layer: which they are, and which layer's."""
+    """Units that stand side by side, as the heads of a layer: which they are, and which layer's.
+
+    numbers: of the experts of a layer, where a group lists only some (`mlp_experts#0,3`); empty: all, from 0 on.
+    """
 
     name: str
     layer: int | None
     first: int
     count: int
+    numbers: tuple[int, ...] = ()
 
     @property
     def slots(self) -> slice:
@@ -75,7 +79,8 @@ class UnitTable:
     def name(self, number: int) -> str:
         """Return what a unit is called: `text/layers.3 head 2`."""
         place = next(place for place in self.places if number < place.first + place.count)
-        return f"{place.name} {self.kind} {number - place.first}"
+        inside = number - place.first
+        return f"{place.name} {self.kind} {place.numbers[inside] if place.numbers else inside}"
 
 
 def find_units(group: Group, kind: str) -> UnitTable:
@@ -91,17 +96,17 @@ def find_units(group: Group, kind: str) -> UnitTable:
     targets, places, end = [], [], 0
     for name, members in counts.items():
         # experts in tensors of their own: each adds one to the units of its layer
-        listed = [own.target.expert for own, _ in members if kind == "expert" and own.target.expert is not None]
+        listed = sorted({own.target.expert for own, _ in members if kind == "expert"} - {None})
         sizes = {count for _, count in members}
         if len(sizes) > 1:
             raise ValueError(
                 f"unit={kind!r}: the tensors of {name} have different numbers of them, {sorted(sizes)}: choose a group "
                 "in which they are the same, such as attn_o or mlp_down."
             )
-        count = max(listed) + 1 if listed else sizes.pop()
-        places.append(UnitPlace(name, members[0][0].target.layer, end, count))
+        count = len(listed) or sizes.pop()
+        places.append(UnitPlace(name, members[0][0].target.layer, end, count, tuple(listed)))
         for own, _ in members:
-            first = end + (own.target.expert if listed else 0)
+            first = end + (listed.index(own.target.expert) if listed else 0)
             targets.append(UnitsOfTarget(own.target, own.layout, own.kind, first))
         end += count
     return UnitTable(kind, tuple(targets), tuple(places))

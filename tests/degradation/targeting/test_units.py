@@ -99,6 +99,10 @@ def test_experts_of_stacks_and_of_lists(tiny_model):
     found = without(listed, "mlp_experts", "expert", 3)
     assert found.keys() == {f"model.layers.0.ffn.experts.3.{side}_proj.weight" for side in ("up", "down")}
     assert all(mask.all() for mask in found.values())
+    some = find_units(select_group(listed, "mlp_experts#0,3"), "expert")
+    assert some.count == 8 and [some.name(number)[-8:] for number in range(3)] == ["expert 0", "expert 3", "expert 0"]
+    found = without(listed, "mlp_experts#0,3", "expert", 3)
+    assert found.keys() == {f"model.layers.1.ffn.experts.3.{side}_proj.weight" for side in ("up", "down")}
     # neurons of stacked experts: expert by expert
     gate_up, down = torch.zeros((4, 96, 32), dtype=torch.bool), torch.zeros((4, 32, 48), dtype=torch.bool)
     gate_up[1, [3, 51]], down[1, :, 3] = True, True
