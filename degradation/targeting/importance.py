@@ -58,7 +58,7 @@ def measure_importance(
 def _by_magnitude(baseline: Baseline, table: UnitTable) -> np.ndarray:
     scores = np.zeros(table.count)
     for own, saved in zip(table.targets, baseline_of(baseline, table), strict=True):
-        values = saved.rows.float().cpu()
+        values = saved.rows.float().cpu() + own.layout.gain_offset  # what the model scales by
         scores[own.slots] += unit_sums(own, values**2)
     return np.sqrt(scores)[None].astype(np.float32)
 
@@ -101,7 +101,8 @@ def _by_gradient(model: PreTrainedModel, table: UnitTable, answered: Sequence[An
             for own in table.targets:
                 parameter, gradient = own.target.parameter, gradients[own.target.name]
                 if gradient is not None:
-                    product = (gradient.float() * parameter.detach().float()).cpu().contiguous()
+                    weights = parameter.detach().float() + own.layout.gain_offset
+                    product = (gradient.float() * weights).cpu().contiguous()
                     row[own.slots] += unit_sums(own, own.layout.rows_of(product))
             scores.append(np.abs(row))
     found = np.stack(scores)

@@ -8,6 +8,7 @@ from frankenlm.degradation.answers.rendering import render_prompts
 from frankenlm.degradation.configs import IMPORTANCES
 from frankenlm.degradation.targeting.answered import ANSWER, answer_greedily, answer_loss
 from frankenlm.degradation.targeting.importance import measure_importance
+from frankenlm.degradation.weights.groups import select_group
 from frankenlm.degradation.weights.restore import Baseline
 from frankenlm.degradation.weights.units import find_units
 
@@ -59,6 +60,18 @@ def test_magnitude_is_the_norm_of_the_weights(planted):
     mlp = planted.model.model.layers[1].mlp
     parts = torch.cat([mlp.gate_proj.weight[5], mlp.up_proj.weight[5], mlp.down_proj.weight[:, 5]])
     assert joint[0, 48 + 5] == pytest.approx(float(parts.detach().norm()), rel=1e-5)
+
+
+def test_a_gain_counts_as_what_it_scales_by(tiny_model, asked):
+    """Gemma's norms scale by 1 + w: the gain goes to 0 where w is -1, and that is what a lesion does."""
+    model, answered = tiny_model("gemma3"), asked()
+    found = scores(model, "norm", "element", "magnitude", [])
+    weight = select_group(model, "norm").targets[0].parameter
+    gains = (1 + weight.detach()).abs()
+    assert np.allclose(found[0, : len(gains)], gains, rtol=1e-5)
+    slope = scores(model, "norm", "element", "gradient", answered[:1])
+    (gradient,) = torch.autograd.grad(answer_loss(model, answered[0]), [weight])
+    assert np.allclose(slope[0, : len(gains)], (gradient * gains).abs(), rtol=1e-4, atol=1e-6)
 
 
 def test_gradient_is_what_removing_a_little_changes(planted, asked):
