@@ -208,24 +208,30 @@ def _mean_squares(
 ) -> Iterator[list[np.ndarray]]:
     """Yield, for each prompt, the mean square over tokens of every feature of each carrier, float64 [features]."""
     for each in tqdm(answered, desc="importance", unit="prompt", disable=None if progress else True):
-        sums, tokens = _sums(model, carriers, each, lambda values: values**2)
-        yield [(square / tokens).cpu().numpy() for square in sums]
+        sums, counts = _sums(model, carriers, each, lambda values: values**2)
+        yield [(square / count).cpu().numpy() for square, count in zip(sums, counts, strict=True)]
 
 
 def _sums(
     model: PreTrainedModel, carriers: Sequence[Carrier], answered: Answered, of: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[list[torch.Tensor], int]:
-    """Return the sum over tokens of a function of what each carrier carries, float64 [features], and the tokens."""
+) -> tuple[list[torch.Tensor], list[int]]:
+    """Return, of each carrier, the sum of a function of what it carries, float64 [features], and over how many rows.
+
+    A row is a token, as often as the layer sees it: layers that are shared or looped run several times in a pass.
+    """
     sums: dict[int, torch.Tensor] = {}
+    counts = [0] * len(carriers)
     with ExitStack() as stack:
         for place, carrier in enumerate(carriers):
 
             def add(values: torch.Tensor, place: int = place) -> None:
-                sums[place] = sums.get(place, 0) + of(values.double()).reshape(-1, values.shape[-1]).sum(0)
+                rows = of(values.double()).reshape(-1, values.shape[-1])
+                sums[place] = sums.get(place, 0) + rows.sum(0)
+                counts[place] += len(rows)
 
             stack.enter_context(carrier.watched(add))
         model(input_ids=answered.ids, use_cache=False)
-    return [sums[place] for place in range(len(carriers))], answered.ids.shape[1]
+    return [sums[place] for place in range(len(carriers))], counts
 
 
 # --- ablation
@@ -250,8 +256,9 @@ def _with_means(model, table: UnitTable, answered: Sequence[Answered]) -> Callab
     """Return the context in which a unit carries its mean over all tokens of all prompts."""
     carriers = [Carrier(_carried(table, place)) for place in table.places]
     found = [_sums(model, carriers, each, lambda values: values) for each in answered]
-    tokens = sum(count for _, count in found)
-    means = [sum(parts) / tokens for parts in zip(*(sums for sums, _ in found), strict=True)]
+    totals = [sum(parts) for parts in zip(*(sums for sums, _ in found), strict=True)]
+    rows = [sum(parts) for parts in zip(*(counts for _, counts in found), strict=True)]
+    means = [total / count for total, count in zip(totals, rows, strict=True)]
 
     @contextmanager
     def replaced(table: UnitTable, place: UnitPlace, number: int) -> Iterator[None]:

@@ -109,6 +109,30 @@ def test_activation_is_the_root_mean_square_of_what_is_carried(planted, asked):
     assert values.shape == (3, 4) and (values > 0).all()
 
 
+def test_a_layer_that_runs_several_times_has_the_mean_of_all_its_rows(tiny_model, asked):
+    model = tiny_model("frankenstein", num_loops=2)
+    answered = asked()
+    found = scores(model, "mlp_down", "neuron", "activation", answered)
+    with Baseline(model, "mlp_down") as baseline:
+        layer = baseline.group.targets[0].module
+    carried = []
+    handle = layer.register_forward_pre_hook(lambda _, args: carried.append(args[0][0]))
+    with torch.no_grad():
+        for each in answered:
+            model(each.ids)
+    handle.remove()
+    assert len(carried) == 2 * len(answered)
+    assert np.allclose(found[0, :48], torch.cat(carried[:2]).square().mean(0).sqrt(), rtol=1e-4)
+    ablated = scores(model, "mlp_down", "neuron", "ablation", answered)
+    mean = torch.cat(carried)[:, 7].mean()
+    handle = layer.register_forward_pre_hook(lambda _, args: (args[0].index_fill(-1, torch.tensor([7]), mean),))
+    with torch.no_grad():
+        changed = float(answer_loss(model, answered[0]))
+    handle.remove()
+    with torch.no_grad():
+        assert ablated[0, 7] == pytest.approx(changed - float(answer_loss(model, answered[0])), abs=1e-5)
+
+
 def test_ablation_replaces_by_the_mean_over_tokens(planted, asked):
     model, answered = planted.model, asked()
     found = scores(model, "mlp_down", "neuron", "ablation", answered)
