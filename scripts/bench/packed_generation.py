@@ -52,7 +52,7 @@ def decoder_config(
     )
 
 
-def _random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return tiles of legal codes, int8 weights, scales, or the ones of a norm, of the shape of `like`."""
     if like.dtype == torch.uint8:
         levels = torch.arange(3, dtype=torch.uint8)
@@ -61,7 +61,7 @@ def _random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) ->
     if like.dtype == torch.int8:
         return torch.randint(-127, 128, like.shape, dtype=torch.int8, generator=generator)
     if name.endswith("weight_scale"):
-        return torch.full(like.shape, WEIGHT_SCALE)
+        return torch.full(like.shape, WEIGHT_SCALE, dtype=like.dtype)
     return torch.ones(like.shape, dtype=like.dtype)
 
 
@@ -73,7 +73,7 @@ def write_packed_checkpoint(config: Legacy1BitConfig, folder: Path, seed: int = 
     empty_layers(model, quantization.find_places(model))
     generator = torch.Generator().manual_seed(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: _random_tensor(name, like, generator) for name, like in model.state_dict().items()}
+    tensors = {name: random_tensor(name, like, generator) for name, like in model.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config.quantization_config = quantization.to_dict()
     config.architectures = [type(model).__name__]

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, BitNetConfig, PreTrainedConfig, P
 
 from frankenlm.modeling.packed_model import empty_layers
 from frankenlm.modeling.ternary_config import TernaryConfig
+from frankenlm.scripts.bench.packed_generation import random_tensor
 from frankenlm.scripts.bench.public.shapes import SHAPES, PublicShape
 
 POSITIONS = 4096
-WEIGHT_SCALE = 0.02
 
 
 def config_of(shape: PublicShape, dtype: torch.dtype) -> PreTrainedConfig:
@@ -54,19 +54,6 @@ def quantization_of(shape: PublicShape) -> TernaryConfig:
     )
 
 
-def _random_tensor(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return tiles of legal codes, int8 weights, scales, or the ones of a norm, of the shape of `like`."""
-    if like.dtype == torch.uint8:
-        levels = torch.arange(3, dtype=torch.uint8)
-        legal = sum(plane.flatten() << 2 * g for g, plane in enumerate(torch.meshgrid(*[levels] * 4, indexing="ij")))
-        return legal[torch.randint(len(legal), like.shape, generator=generator)]
-    if like.dtype == torch.int8:
-        return torch.randint(-127, 128, like.shape, dtype=torch.int8, generator=generator)
-    if name.endswith("weight_scale"):
-        return torch.full(like.shape, WEIGHT_SCALE, dtype=like.dtype)
-    return torch.ones(like.shape, dtype=like.dtype)
-
-
 def write_checkpoint(shape: PublicShape, folder: Path, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> None:
     """Write a packed checkpoint of a shape with random weights into a new folder."""
     config = config_of(shape, dtype)
@@ -77,7 +64,7 @@ def write_checkpoint(shape: PublicShape, folder: Path, dtype: torch.dtype = torc
     generator = torch.Generator().manual_seed(seed)
     shared = set(model.all_tied_weights_keys)
     tensors = {
-        name: _random_tensor(name, like, generator) for name, like in model.state_dict().items() if name not in shared
+        name: random_tensor(name, like, generator) for name, like in model.state_dict().items() if name not in shared
     }
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

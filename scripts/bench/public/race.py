@@ -16,17 +16,16 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from frankenlm.modeling.native_ops import native_path
 from frankenlm.scripts.bench.packed_generation import CallRecorder, generation, resident_bytes, seconds_of
 from frankenlm.scripts.bench.public.packed import load
 from frankenlm.scripts.bench.public.shapes import SHAPES
+from frankenlm.scripts.bench.ternary_generate import race
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
 from frankenlm.trainer_ext.common.timing import write_report
 
@@ -94,17 +93,6 @@ class PackedContestant:
         decode = seconds_of(self._many) - prefill
         operators = statistics.median(seconds_of(self._operators) for _ in range(STEPS))
         return {"prefill": prefill, "decode": decode, "operators": operators, "resident_mb": resident_bytes() / 1e6}
-
-
-def race(contestants: dict[str, Callable[[], dict]], threads: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Return the median of every part of every contestant, after one round to warm up."""
-    found = {name: defaultdict(list) for name in contestants}
-    for number in tqdm(range(rounds + 1), desc=f"{threads} thread(s)"):
-        for name, contestant in contestants.items():
-            for part, value in contestant().items():
-                if number:
-                    found[name][part].append(value)
-    return {name: {part: statistics.median(values) for part, values in of.items()} for name, of in found.items()}
 
 
 def rows_of(median: dict[str, dict[str, float]], threads: int, prompt: int, new_tokens: int) -> list[dict]:
