@@ -9,7 +9,7 @@ import numpy
 from ..measures.names import PER_SKILL
 from .columns import MeasuredRows
 from .level_axis import LevelAxis
-from .result_files import ResultFile, common, damage_level, identity, series_key
+from .result_files import ResultFile, common, damage_level, identity, run_of, series_key
 
 # records of a cell, measured by the runner; the first two may stand in rows too
 MODEL_MEASURES = ("perplexity", "log_perplexity", "kl_to_baseline")
@@ -224,4 +224,4 @@ def _name(series: Sequence[Series]) -> None:
             one.label += f", {one.key.method}"
         same = [other for other in near if (other.key.method, other.key.group) == (one.key.method, one.key.group)]
         if len(same) > 1:
-            one.label += f" ({one.key.experiment.rpartition('|')[2]})"
+            one.label += f" ({run_of(one.key.experiment)})"

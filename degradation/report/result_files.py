@@ -136,6 +136,11 @@ def series_key(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
     )
 
 
+def run_of(experiment: str) -> str:
+    """Return the last part of an experiment's id, `name_suffix`: what tells runs of a model and a method apart."""
+    return experiment.rpartition("|")[2]
+
+
 def damage_level(record: Mapping[str, Any]) -> float | None:
     """Return the level of a row, cell or lesion, to 12 digits; None is the baseline, whatever its level is called."""
     level = record["level_value"]

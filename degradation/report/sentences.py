@@ -11,7 +11,7 @@ from .cells_of_series import MODEL_MEASURES, Series
 from .critical import AT_CHANCE, NO_CHANGE, NOT_REACHED, earlier_share
 from .curves import Curve
 from .level_axis import level_text
-from .result_files import ResultFile
+from .result_files import ResultFile, run_of
 
 CERTAIN = 0.975  # share of draws from which an order is called certain
 MANY_CUT = 0.5  # share of undamaged answers
@@ -50,7 +50,7 @@ def _sentences(series: Series, reached: Sequence[Curve], facts: Mapping[str, Any
     """What broke first, and everything else."""
     where = f"{series.key.method} on {series.key.group}"
     if series.label.endswith(")"):
-        where += f" ({series.key.experiment.rpartition('|')[2]})"
+        where += f" ({run_of(series.key.experiment)})"
     if not series.has_baseline:
         return f"{where}: there is no undamaged cell to compare with, so no critical level.", ""
     if len(series.axis.levels) == 1:

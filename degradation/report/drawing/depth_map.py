@@ -9,8 +9,9 @@ import numpy
 
 from ..curves import Curve
 from ..level_axis import level_text
-from ..result_files import common
+from ..result_files import common, run_of
 from .plot_style import GREY, NothingToDraw, Plot, key_columns, of_measure, panels, present, save, series_of
+from .recovery_plot import before_training
 
 WINDOW = re.compile(r"(?P<component>[^@+]+)@(?P<number>\d+)of(?P<count>\d+)")
 
@@ -21,16 +22,27 @@ def window_of_depth(group: str) -> tuple[str, int, int] | None:
     return (match["component"], int(match["number"]), int(match["count"])) if match else None
 
 
+def maps_of(curves: Sequence[Curve]) -> dict[tuple[str, str, int], list[Curve]]:
+    """Return the curves of each map, by method, experiment and number of windows: a place of a map has one curve.
+
+    Of recoveries, those of the damaged model before its training.
+    """
+    found: dict[tuple[str, str, int], list[Curve]] = {}
+    for curve in before_training(curves):
+        key, place = curve.series.key, window_of_depth(curve.series.key.group)
+        if place:
+            found.setdefault((key.method, key.experiment, place[2]), []).append(curve)
+    return found
+
+
 def plot_depth(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
-    """Draw a heat map of component x window for each measure of `names`, at the most severe level that all have."""
-    found = [(window_of_depth(curve.series.key.group), curve) for curve in curves]
-    counts = [place[2] for place, _ in found if place]
-    if not counts:
-        raise NothingToDraw("only runs over windows of depth (--windows, groups with @1of4) have one")
-    windows = max(set(counts), key=counts.count)
-    own = [curve for place, curve in found if place and place[2] == windows]
-    chosen = present(own, names)
-    level = _shared_level(own)
+    """Draw a heat map of component x window for each measure of `names`, at the most severe level that all have.
+
+    Args:
+        curves: of one map; see `maps_of`.
+    """
+    ((key, own),) = maps_of(curves).items()
+    (method, experiment, windows), chosen, level = key, present(own, names), _shared_level(own)
     if not chosen or level is None:
         raise NothingToDraw("the windows have no damaged level in common, or no measure has a value")
     components = common(window_of_depth(curve.series.key.group)[0] for curve in own)
@@ -42,7 +54,7 @@ def plot_depth(curves: Sequence[Curve], names: Sequence[str], folder: Path, name
         folder,
         name,
         [row for measure in chosen for curve in of_measure(own, measure) for row in _rows(curve)],
-        f"Components by depth, {series_of(own)[0].key.method}",
+        f"Components by depth, {method} ({run_of(experiment)})",
         f"Change from the undamaged model when a component is damaged in one of {windows} windows of depth, 1 nearest "
         f"to the input, at level {level_text(level)}. Red is worse. The table holds every level.",
     )

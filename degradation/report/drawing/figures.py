@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ...measures.names import ANSWERS, HEADLINE, RANKED
 from ..curves import Curve, by_task
-from ..result_files import common
-from .depth_map import plot_depth, window_of_depth
+from ..result_files import common, run_of
+from .depth_map import maps_of, plot_depth
 from .plot_style import NothingToDraw, Plot
 from .plots import (
     layer_subset,
@@ -21,7 +21,7 @@ from .plots import (
     plot_skills,
 )
 from .ranking_plot import plot_ranking
-from .recovery_plot import plot_recovery, step_of
+from .recovery_plot import before_training, plot_recovery, step_of
 
 LONGEST = 180  # bytes of a figure's name; with its ending and a scratch name it stays below 255
 
@@ -76,11 +76,7 @@ def _figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path
         yield f"loops and length, {method}", f"answers_{method}", lambda *to, own=own: plot_answers(own, ANSWERS, *to)
         yield f"perplexity, {method}", f"perplexity_{method}", lambda *to, own=own: plot_perplexity(own, *to)
     yield "every repeat", "repeats", lambda *to: plot_repeats(curves, spread, *to)
-    for method in common(curve.series.key.method for curve in curves):
-        own = [curve for curve in curves if curve.series.key.method == method]
-        if not any(window_of_depth(curve.series.key.group) for curve in own):
-            continue
-        yield f"components by depth, {method}", f"depth_{method}", lambda *to, own=own: plot_depth(own, HEADLINE, *to)
+    yield from _depth_figures(curves)
     for method in common(curve.series.key.method for curve in curves):
         own = [curve for curve in curves if curve.series.key.method == method]
         if any(step_of(curve.series.key.experiment) for curve in own):
@@ -92,24 +88,37 @@ def _figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path
     yield from _layer_figures(curves)
 
 
+def _depth_figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path, str], Plot]]]:
+    """A map for each method; where a method has several, for each experiment and number of windows."""
+    maps = maps_of(curves)
+    methods = [method for method, *_ in maps]
+    for (method, experiment, windows), own in maps.items():
+        more = "" if methods.count(method) == 1 else f", {windows} windows ({run_of(experiment)})"
+        yield (
+            f"components by depth, {method}{more}",
+            f"depth_{method}{more}",
+            lambda *to, own=own: plot_depth(own, HEADLINE, *to),
+        )
+
+
 def _layer_figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path, str], Plot]]]:
-    """A heat map for each method and base group; one that says what is missing where no run names layers."""
-    sorts = common(
-        (curve.series.key.method, curve.series.key.group.partition("@")[0])
-        for curve in curves
-        if layer_subset(curve.series.key.group)
-    )
+    """A heat map for each method, base group and experiment; one that says what is missing where no run names layers.
+
+    Of recoveries, the damaged model before its training.
+    """
+    sorts: dict[tuple[str, str, str], list[Curve]] = {}
+    for curve in before_training(curves):
+        key = curve.series.key
+        if layer_subset(key.group):
+            sorts.setdefault((key.method, key.group.partition("@")[0], key.experiment), []).append(curve)
     if not sorts:
         yield "layers by level", "layers", lambda *to: plot_layers(curves, HEADLINE, *to)
-    for method, base in sorts:
-        own = [
-            curve
-            for curve in curves
-            if curve.series.key.method == method and curve.series.key.group.partition("@")[0] == base
-        ]
+    pairs = [pair for *pair, _ in sorts]
+    for (method, base, experiment), own in sorts.items():
+        more = "" if pairs.count([method, base]) == 1 else f" ({run_of(experiment)})"
         yield (
-            f"layers by level, {method} on {base}",
-            f"layers_{method}_{base}",
+            f"layers by level, {method} on {base}{more}",
+            f"layers_{method}_{base}{more}",
             lambda *to, own=own: plot_layers(own, HEADLINE, *to),
         )
 

@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from ...measures.names import PER_SKILL, Measure
 from ..curves import Curve
+from ..result_files import run_of
 from .plot_style import (
     BANDS,
     COLOURS,
@@ -245,14 +246,14 @@ def plot_repeats(curves: Sequence[Curve], measure: str, folder: Path, name: str)
 
 
 def plot_layers(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
-    """Draw a heat map of layer subset x level for runs over several subsets (`@L...`) of one group and method."""
+    """Draw a heat map of layer subset x level for a run over several subsets (`@L...`) of one group and method."""
     found = [(layer_subset(curve.series.key.group), curve) for curve in curves]
     found = [(subset, curve) for subset, curve in found if subset]
     if len({subset for subset, _ in found}) < 2:
         raise NothingToDraw("only runs over several subsets of layers (groups with @L...) have one")
     chosen = present([curve for _, curve in found], names)
     figure, axes = panels(len(chosen), size=(4.3, max(3.1, 0.22 * len(series_of(curves)) + 1)))
-    rows = []
+    rows, key = [], series_of(curves)[0].key
     for panel, measure in zip(axes, chosen, strict=True):
         drawn = sorted(((s, c) for s, c in found if c.measure.name == measure), key=lambda pair: pair[0])
         _heat_map(figure, panel, drawn)
@@ -262,7 +263,7 @@ def plot_layers(curves: Sequence[Curve], names: Sequence[str], folder: Path, nam
         folder,
         name,
         rows,
-        f"Layers by level, {series_of(curves)[0].key.method}",
+        f"Layers by level, {key.method} ({run_of(key.experiment)})",
         "Rows are the damaged layers, first layer on top; columns are the levels.",
     )
 

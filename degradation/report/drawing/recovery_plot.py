@@ -21,6 +21,11 @@ def step_of(experiment: str) -> tuple[str, int] | None:
     return (match["base"], int(match["step"])) if match else None
 
 
+def before_training(curves: Sequence[Curve]) -> list[Curve]:
+    """Return the curves of models that were not trained after the damage: of recoveries, those of step 0."""
+    return [curve for curve in curves if (step_of(curve.series.key.experiment) or ("", 0))[1] == 0]
+
+
 def plot_recovery(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
     """Draw each measure over the steps of training, a line for each group and level; the undamaged model is dashed."""
     found = [curve for curve in curves if step_of(curve.series.key.experiment)]
