@@ -41,6 +41,7 @@ BERT_LAYOUT = {
     "use_bitnet": False,
     "attention_window": None,
     "is_decoder": False,
+    "two_directions": False,
 }
 # BERT's field -> ours
 FIELDS = {

@@ -39,7 +39,8 @@ class FrankensteinConfig(FamilyConfig):
 
     Sizes: `num_hidden_layers` is the logical depth, `num_loops` passes over `num_physical_layers` layers.
     `layer_pattern` names mixers (see mixers.py) and is cycled over the physical layers.
-    Direction: `is_decoder` makes every part causal; parameters are the same either way.
+    Direction: `is_decoder` makes every part causal; parameters are the same either way. `two_directions` lets one
+    parameter set serve both: the head chooses, and tokens are predicted at the position before them either way.
     `norm_style="post"` is BERT's layout: the embedding is normalised too and there is no final norm.
     `head_transform` is BERT's dense-activation-norm before the output matrix.
     `sparse_prediction` computes masked-LM logits at labelled positions only, as ModernBERT does.
@@ -105,6 +106,7 @@ class FrankensteinConfig(FamilyConfig):
     mask_token_id: int | None = None
     # direction
     is_decoder: bool = False
+    two_directions: bool = False
     attention_window: int | None = None
     use_cache: bool = True
     # layers

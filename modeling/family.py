@@ -112,14 +112,18 @@ class FamilyStack:
         cache: StateCache | None,
         want_attentions: bool,
         borders: DocumentBorders | None = None,
+        is_causal: bool | None = None,
     ) -> SequenceContext:
-        """Return what every layer must know of the rows (B, L, R); a cache learns of them here."""
+        """Return what every layer must know of the rows (B, L, R); a cache learns of them here.
+
+        is_causal: the direction, where it is not the configuration's.
+        """
         config = self.config
         return SequenceContext.build(
             batch_size=rows.shape[0],
             length=rows.shape[1],
             device=rows.device,
-            is_causal=config.is_decoder,
+            is_causal=config.is_decoder if is_causal is None else is_causal,
             attention_mask=attention_mask,
             position_ids=position_ids,
             borders=borders,
@@ -254,6 +258,14 @@ def within_documents(
     if kwargs.get("shift_labels") is not None:
         kwargs["shift_labels"] = kwargs["shift_labels"].masked_fill(F.pad(starts[:, 1:], (0, 1)), IGNORED_LABEL)
     return labels.masked_fill(starts, IGNORED_LABEL), kwargs
+
+
+STACK_KEYS = ("output_hidden_states", "output_attentions", "cache", "use_cache", "causal_rows", *BORDER_NAMES)
+
+
+def for_stack(kwargs: dict) -> dict:
+    """Return what of a head's keyword arguments goes on to the stack, which is to return its fields by name."""
+    return {"return_dict": True} | {key: value for key, value in kwargs.items() if key in STACK_KEYS}
 
 
 def head_output(kind: type[ModelOutput], stack: ModelOutput, **own: torch.Tensor | None) -> ModelOutput:

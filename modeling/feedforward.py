@@ -17,6 +17,7 @@ from .checks import check_choice
 from .full_linear import FullPrecisionLinear
 from .mixer_base import ends_branch
 from .norms import at_least_float32
+from .outputs import IGNORED_LABEL
 from .packed_linear import PackedBitLinear
 
 
@@ -200,3 +201,13 @@ def summarize_routers(routers: list[RouterStatistics]) -> dict[str, torch.Tensor
         "router_z_loss": torch.stack([router.z_loss for router in routers]).mean(),
         "expert_load": torch.stack([router.load for router in routers]),
     }
+
+
+def weighted_router_loss(config, outputs, labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+    """Return the router losses as they enter the loss of a batch with these labels.
+
+    With gradient accumulation the Trainer sums the micro-batches' losses, each already divided by the labels of all of
+    them (`num_items_in_batch`); the router losses, means over tokens, get this micro-batch's share of it.
+    """
+    loss = config.router_aux_loss_coef * outputs.aux_loss + config.router_z_loss_coef * outputs.router_z_loss
+    return loss if num_items_in_batch is None else (labels != IGNORED_LABEL).sum() / num_items_in_batch * loss

@@ -17,16 +17,25 @@ from .bert_weights import bert_to_ours, ours_to_bert
 from .bitlinear import linear_factory
 from .cache import StateCache
 from .configuration_frankenstein import FrankensteinConfig
-from .documents import BORDER_NAMES, DocumentBorders, borders_in
+from .documents import DocumentBorders, borders_in
 from .embeddings import EmbeddingConv, FactorizedEmbedding, FactorizedHead
-from .family import FamilyPreTrainedModel, FamilyStack, LanguageModelHead, head_output, within_documents
-from .feedforward import ACTIVATIONS, summarize_routers
+from .family import (
+    STACK_KEYS,
+    FamilyPreTrainedModel,
+    FamilyStack,
+    LanguageModelHead,
+    for_stack,
+    head_output,
+    within_documents,
+)
+from .feedforward import ACTIVATIONS, summarize_routers, weighted_router_loss
 from .frankenstein_block import FrankensteinBlock, make_norm
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
 from .mixers import MIXERS
 from .outputs import IGNORED_LABEL, FrankensteinHeadOutput, FrankensteinModelOutput, FrankensteinSpanOutput
 from .quantizer_ternary import TernaryHfQuantizer  # noqa: F401  its import makes packed checkpoints loadable
 from .task_heads import SequenceClassifier, SpanFinder, TaskHead, TokenClassifier
+from .two_directions import facing, needs_two_passes, read_each_way, those_before
 from .weight_groups import weight_groups
 
 
@@ -90,7 +99,7 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
             conv_depthwise=config.embedding_conv_depthwise,
             num_positions=config.num_positions,
             num_types=config.type_vocab_size,
-            is_causal=config.is_decoder,
+            is_causal=config.is_decoder or config.two_directions,  # one kernel for both
             padding_idx=config.pad_token_id,
             norm=make_norm(config, config.norm_alpha_other) if is_post_norm else None,
             normalize_rms=config.embedding_norm == "rms",
@@ -135,20 +144,28 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
             cache: what earlier calls returned; the inputs are then the tokens that follow.
             use_cache: whether to return one; by default as the config says, but not while training.
             kwargs: other borders of documents: `seq_idx` (B, L), or `cu_seq_lens_q` and `cu_seq_lens_k` (N + 1,) for a
-                batch of one row; see DocumentBorders. No document sees another one.
+                batch of one row; see DocumentBorders. No document sees another one. `causal_rows` (B,) bool, of a model
+                with `two_directions`: which rows are read left to right; by default as `is_decoder` says.
 
         Raises:
             ValueError: both or neither of input_ids and inputs_embeds, an empty sequence, a mask of another shape,
                 more tokens than learned positions, token types the model does not have, a cache that is not its own,
-                or borders of documents that cannot be or contradict each other.
+                borders of documents that cannot be or contradict each other, or causal_rows that cannot be.
         """
         rows = self.look_up(input_ids, inputs_embeds)
         self._check_types(token_type_ids)
-        cache = resolve_cache(self, cache, use_cache)
+        causal_rows = kwargs.pop("causal_rows", None)
+        if needs_two_passes(self.config, causal_rows, len(rows), cache is not None or bool(use_cache)):
+            asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+            texts = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "token_type_ids": token_type_ids}
+            places = {"attention_mask": attention_mask, "position_ids": position_ids}
+            return read_each_way(self.forward, causal_rows, {**texts, **places, **asked, **kwargs})
+        is_causal = self.config.is_decoder if causal_rows is None else bool(causal_rows.all())
+        cache = resolve_cache(self, cache, use_cache if causal_rows is None else False)
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         borders = borders_in(kwargs)
-        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions, borders)
+        context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions, borders, is_causal)
         x = self.embeddings(rows, token_type_ids, context)
         states = [] if want_states else None
         attentions = [] if want_attentions else None
@@ -215,17 +232,10 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
         return self.add_router_losses(loss, predicted, outputs, loss_kwargs.get("num_items_in_batch"))
 
     def add_router_losses(self, loss, labels, outputs, num_items_in_batch):
-        """Add the weighted router losses while training; evaluation reports the task's loss alone.
-
-        With gradient accumulation the Trainer sums the micro-batches' losses, each already divided by the labels of
-        all of them (`num_items_in_batch`); the router losses, means over tokens, get this micro-batch's share of it.
-        """
+        """Add the weighted router losses while training; evaluation reports the task's loss alone."""
         if outputs.aux_loss is None or not self.training:
             return loss
-        router_loss = self.config.router_aux_loss_coef * outputs.aux_loss
-        router_loss = router_loss + self.config.router_z_loss_coef * outputs.router_z_loss
-        share = 1 if num_items_in_batch is None else (labels != IGNORED_LABEL).sum() / num_items_in_batch
-        return loss + share * router_loss
+        return loss + weighted_router_loss(self.config, outputs, labels, num_items_in_batch)
 
 
 class _FrankensteinLanguageModel(LanguageModelHead, _FrankensteinHead):
@@ -252,6 +262,7 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
     task = "ForMaskedLM"
 
     def __init__(self, config: FrankensteinConfig):
+        config = facing(config, is_decoder=False)
         if config.is_decoder:
             raise ValueError(
                 "FrankensteinForMaskedLM needs is_decoder=False; a causal model is FrankensteinForCausalLM."
@@ -270,11 +281,16 @@ class FrankensteinForMaskedLM(_FrankensteinLanguageModel):
         labels: torch.LongTensor | None = None,
         **kwargs,
     ) -> FrankensteinHeadOutput:
-        """As FrankensteinModel; `labels` (B, L) hold the original token where one was masked and -100 elsewhere."""
+        """As FrankensteinModel; `labels` (B, L) hold the original token where one was masked and -100 elsewhere.
+
+        The logits at position i are for token i, also of a model with `two_directions`.
+        """
         outputs = self.model(
-            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **_for_stack(kwargs)
+            input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, **for_stack(kwargs)
         )
         hidden = outputs.last_hidden_state
+        if self.config.two_directions:
+            hidden = those_before(hidden, attention_mask, position_ids, borders_in(kwargs))
         if self.config.sparse_prediction and labels is not None:
             labelled = labels != IGNORED_LABEL
             hidden, labels = hidden[labelled], labels[labelled]
@@ -311,6 +327,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
     task = "ForCausalLM"
 
     def __init__(self, config: FrankensteinConfig):
+        config = facing(config, is_decoder=True)
         if not config.is_decoder:
             raise ValueError("FrankensteinForCausalLM needs is_decoder=True; an encoder is FrankensteinForMaskedLM.")
         super().__init__(config)
@@ -342,7 +359,7 @@ class FrankensteinForCausalLM(CachedGenerationMixin, _FrankensteinLanguageModel)
             inputs_embeds=inputs_embeds,
             cache=cache,
             use_cache=use_cache,
-            **_for_stack(kwargs),
+            **for_stack(kwargs),
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         labels, kwargs = within_documents(labels, kwargs, attention_mask, position_ids)
@@ -381,11 +398,3 @@ class FrankensteinForQuestionAnswering(SpanFinder, _FrankensteinTaskHead):
     """Finds where the answer in a row begins and ends."""
 
     output_class = FrankensteinSpanOutput
-
-
-STACK_KEYS = ("output_hidden_states", "output_attentions", "cache", "use_cache", *BORDER_NAMES)
-
-
-def _for_stack(kwargs: dict) -> dict:
-    """What goes on to the stack, which is to return its fields by name."""
-    return {"return_dict": True} | {key: value for key, value in kwargs.items() if key in STACK_KEYS}

@@ -84,6 +84,7 @@ TRAINING_RANGES: Mapping[str, ArgumentRange] = {
 DATA_RANGES: Mapping[str, ArgumentRange] = {
     "validation_fraction": ArgumentRange(0, 1, above=True, below=True),
     "mlm_probability": ArgumentRange(0, 1, above=True, below=True),
+    "causal_share": ArgumentRange(0, 1, above=True, below=True),
     "split_seed": NOT_NEGATIVE,
     "max_length": ArgumentRange(2),
     "max_documents": ArgumentRange(2),

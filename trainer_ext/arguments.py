@@ -16,6 +16,7 @@ from .argument_ranges import TRAINING_RANGES, check_ranges
 from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
 from .data.blocks import PACKED_DOCUMENTS
+from .data.collators import CAUSAL_SHARE
 from .data.records import RECORD_FORMS
 from .optim.galore import MATRIX_OPTIMIZERS, PROJECTIONS
 from .optim.guard_policy import read_policy
@@ -52,8 +53,8 @@ class DataArguments:
         default="mlm",
         metadata={
             "choices": list(OBJECTIVES),
-            "help": "mlm (bidirectional, fills masks), causal (left to right) or classification (text and label). "
-            "Default: the preset's",
+            "help": "mlm (bidirectional, fills masks), causal (left to right), joint (both, in one parameter set) or "
+            "classification (text and label). Default: the preset's",
         },
     )
     max_length: int = field(default=512, metadata={"help": "tokens per sequence"})
@@ -73,7 +74,18 @@ class DataArguments:
         },
     )
     mlm_probability: float = field(
-        default=0.15, metadata={"help": "share of tokens predicted under mlm (80%% masked, 10%% random, 10%% kept)"}
+        default=0.15,
+        metadata={
+            "help": "share of tokens predicted under mlm, and in the masked rows of joint (80%% masked, 10%% random, "
+            "10%% kept)"
+        },
+    )
+    causal_share: float = field(
+        default=CAUSAL_SHARE,
+        metadata={
+            "help": "share of the rows that --objective joint reads left to right, in (0, 1); the others are masked, "
+            "and predict fewer tokens each"
+        },
     )
     record_form: str = field(
         default="auto",

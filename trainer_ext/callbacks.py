@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import unwrap_peft_model
 
 from .common.signals import CaughtSignals
@@ -244,6 +245,8 @@ def describe(logs: Mapping[str, Any]) -> str:
         parts = [f"eval loss {loss:.4f}", f"perplexity {math.exp(loss):,.1f}" if loss < 50 else ""]
         if "eval_accuracy" in logs:
             parts[1] = f"accuracy {logs['eval_accuracy']:.3f}"
+        if "eval_masked_loss" in logs:
+            parts[1] = f"left to right {logs['eval_causal_loss']:.4f} | masked {logs['eval_masked_loss']:.4f}"
         if "eval_ema_loss" in logs:
             parts.append(f"of the average {logs['eval_ema_loss']:.4f}")
     elif "loss" in logs:
@@ -278,6 +281,34 @@ class MaskingEpochs(TrainerCallback):
         if hasattr(self.collator, "set_epoch"):
             self.collator.set_epoch(epoch)
         self.next_epoch = epoch + 1
+
+
+class LossWindow(TrainerCallback, ExportableState):
+    """Carries the sums since the last log event across an interruption, so that the curves have no seam.
+
+    With several processes it carries rank 0's share, an estimate of the mean.
+    """
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    def state(self) -> dict:
+        loss_sum = 0.0 if self.trainer._tr_loss is None else self.trainer._tr_loss.item()
+        return {
+            "args": {},
+            "attributes": {
+                "loss_sum": loss_sum,
+                "last_logged_step": self.trainer._globalstep_last_logged,
+                "routers": self.trainer.window.export_routers(),
+            },
+        }
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        if saved:
+            self.trainer._tr_loss += saved["attributes"]["loss_sum"]
+            self.trainer._globalstep_last_logged = saved["attributes"]["last_logged_step"]
+            self.trainer.window.restore_routers(saved["attributes"]["routers"], args.device)
 
 
 class ProgressBar(ProgressCallback):

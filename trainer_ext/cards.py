@@ -98,13 +98,25 @@ from transformers import AutoTokenizer, {auto_class}
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 model = {auto_class}.from_pretrained("PATH")
 ```
-"""
+{_other_direction(facts)}"""
+
+
+def _other_direction(facts) -> str:
+    if not OBJECTIVES[facts["objective"]].goes_both_ways:
+        return ""
+    return (
+        "\nThe same weights fill masks: `AutoModelForMaskedLM.from_pretrained` reads both ways, and its logits at "
+        f"position i are for token i, as usual. Trained with {facts['causal_share']:g} of the rows left to right.\n"
+    )
 
 
 def _results(facts) -> str:
     rows = [
         ("loss on held-out text (nats)", _number(facts["eval_loss"])),
+        ("of it, the next token, left to right (nats)", _number(facts["eval_causal_loss"])),
+        ("of it, hidden tokens, read both ways (nats)", _number(facts["eval_masked_loss"])),
         ("perplexity per token, exp of it", _number(facts["eval_perplexity"], 2)),
+        ("loss of the averaged weights, which are in `ema` (nats)", _number(facts["ema_eval_loss"])),
         ("accuracy on held-out documents", _number(facts["eval_accuracy"])),
         ("loss before the first step (nats)", _number(facts["loss_at_init"])),
         ("unigram cross-entropy of the held-out text (nats)", _number(facts["unigram_cross_entropy"])),
@@ -119,8 +131,9 @@ def _comparable(facts) -> str:
     """With which figures of others the perplexity may stand in one table."""
     if facts["eval_perplexity"] is None:
         return ""
-    per_word = "word_perplexity,bits_per_byte" if facts["objective"] == "causal" else "bits_per_byte"
-    named = "per word of the raw text and per byte" if facts["objective"] == "causal" else "per byte"
+    continues = OBJECTIVES[facts["objective"]].continues
+    per_word = "word_perplexity,bits_per_byte" if continues else "bits_per_byte"
+    named = "per word of the raw text and per byte" if continues else "per byte"
     return (
         " A perplexity per token compares with those of models that have the same tokenizer, on the same text in the "
         f"same windows, and with no others; `frankenlm evaluate --metrics {per_word}` measures {named}."

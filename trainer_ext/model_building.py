@@ -70,7 +70,10 @@ def load_model(run: RunSettings, data: PreparedData, auto_model: Callable) -> Pr
     config = opening.read_config(name, option=SAVED, trust_remote_code=trust)
     if hasattr(type(config), "from_preset") and run.data.objective != "classification":
         # one parameter set serves both directions of our families
-        config.is_decoder = run.data.objective == "causal"
+        objective = OBJECTIVES[run.data.objective]
+        config.is_decoder = objective.continues
+        if objective.goes_both_ways:
+            config.two_directions = True
     config = with_labels(config, data.labels)
     with opening.reading(f"{SAVED} {name}", "weights"):
         opening.check_size(auto_model, name, config, f"{SAVED} {name}", trust)
@@ -99,7 +102,7 @@ def with_adapter(run: RunSettings, model: PreTrainedModel) -> torch.nn.Module:
         alpha=settings.lora_alpha,
         dropout=settings.lora_dropout,
         targets=settings.lora_targets,
-        causal=run.data.objective == "causal",
+        causal=OBJECTIVES[run.data.objective].continues,
     )
     learned = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logger.info("LoRA: %s parameters learn, beside %d layers", f"{learned:,}", len(model.targeted_module_names))

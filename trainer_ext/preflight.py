@@ -21,6 +21,7 @@ from .common.opening import read_config
 from .common.shared_memory import check_processes
 from .data.blocks import keeps_documents_apart
 from .data.chat_templates import check_template
+from .data.collators import CAUSAL_SHARE
 from .optim.lora import check_peft, lora_targets
 from .optim.sign_training import SCHEMES as SIGN_SCHEMES
 from .optim.ternary_start import starting_step
@@ -61,6 +62,7 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
     else:
         check_model_name(SAVED, run.model.model_name_or_path)
         config = check_saved_config(run)
+        check_directions(run, config, f"{SAVED} {run.model.model_name_or_path}")
         documents_stay_apart(run)
         if run.model.lora:
             check_lora_base(run, config)
@@ -105,6 +107,8 @@ def check_data_arguments(run: RunSettings) -> None:
                     f"{data.objective}."
                 )
     check_template(data.chat_template)
+    if data.causal_share != CAUSAL_SHARE and not OBJECTIVES[data.objective].goes_both_ways:
+        raise UserError(f"--causal_share {data.causal_share} belongs to --objective joint, not {data.objective}.")
     if data.streaming and run.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps: the length of a stream is not known.")
 
@@ -137,7 +141,7 @@ def check_workers(run: RunSettings) -> None:
 
 def check_config(run: RunSettings) -> None:
     """Check that the preset with the user's changes makes a model of this objective."""
-    wanted = run.data.objective == "causal"
+    wanted = OBJECTIVES[run.data.objective].continues
     given = run.model_fields.get("is_decoder")
     if run.data.objective != "classification" and given is not None and bool(given) != wanted:
         raise UserError(
@@ -146,6 +150,7 @@ def check_config(run: RunSettings) -> None:
         )
     with user_mistakes():
         config = preset_config(run, {})
+    check_directions(run, config, f"--preset {run.model.preset}")
     if not OBJECTIVES[run.data.objective].has_head_for(config):
         known = ", ".join(name for name, objective in OBJECTIVES.items() if objective.has_head_for(config))
         raise UserError(f"--objective {run.data.objective}: {config.model_type} has no such head; it has: {known}.")
@@ -156,6 +161,23 @@ def check_config(run: RunSettings) -> None:
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={config.max_position_embeddings}; add "
             f"--model.max_position_embeddings {run.data.max_length}."
         )
+
+
+def check_directions(run: RunSettings, config: PreTrainedConfig, where: str) -> None:
+    """Raises UserError where --objective joint meets a model that cannot be read both ways, or was told not to be."""
+    if not OBJECTIVES[run.data.objective].goes_both_ways:
+        return
+    fields = config.to_dict()
+    if "two_directions" not in fields:
+        reason = "its slot memory is causal" if fields.get("memory_layers") else "it has no head for both"
+        raise UserError(
+            f"--objective joint: a {config.model_type} ({where}) cannot be read in two directions: {reason}. Every "
+            "mixer of a frankenstein can: take such a preset, or train with --objective causal."
+        )
+    if run.model_fields.get("two_directions") is False:
+        raise UserError("--objective joint needs two_directions=True, but False was given; the objective sets it.")
+    if run.model.lora and not fields["two_directions"]:
+        raise UserError(f"--lora --objective joint: {where} is of one direction, and an adapter leaves it so.")
 
 
 def check_ternary_training(run: RunSettings, config: PreTrainedConfig) -> None:
@@ -207,6 +229,8 @@ def check_teacher(run: RunSettings) -> None:
     if not any(objective.is_head(each) for each in architectures):
         holds = ", ".join(architectures) or "a model of no class that is named"
         raise UserError(f"--teacher {name}: holds {holds}, and --objective {data.objective} has another head.")
+    if objective.goes_both_ways and not config.to_dict().get("two_directions"):
+        raise UserError(f"--teacher {name}: is of one direction, and --objective joint needs one that was trained so.")
     positions = config.to_dict().get("max_position_embeddings")
     if positions is not None and data.max_length > positions:
         raise UserError(f"--teacher {name} has {positions} positions: add --max_length {positions}, or less.")
@@ -335,5 +359,8 @@ def check_same_model(run: RunSettings, checkpoint: Path) -> None:
 def preset_config(run: RunSettings, fields: Mapping[str, Any]) -> PreTrainedConfig:
     """The configuration of the run's preset with the user's changes and `fields`."""
     config_class = CONFIG_MAPPING[read_preset(run.model.preset).model_type]
-    direction = {} if run.data.objective == "classification" else {"is_decoder": run.data.objective == "causal"}
+    objective = OBJECTIVES[run.data.objective]
+    direction = {} if run.data.objective == "classification" else {"is_decoder": objective.continues}
+    if objective.goes_both_ways and "two_directions" in config_class.known_keys():
+        direction["two_directions"] = True
     return config_class.from_preset(run.model.preset, **{**run.model_fields, **direction, **fields})

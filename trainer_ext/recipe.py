@@ -236,7 +236,11 @@ def build_trainer(
     training.eval_on_start = training.eval_on_start or checkpoint is None
     classification = run.data.objective == "classification"
     collator = build_collator(
-        run.data.objective, data.tokenizer, mlm_probability=run.data.mlm_probability, seed=training.seed
+        run.data.objective,
+        data.tokenizer,
+        mlm_probability=run.data.mlm_probability,
+        causal_share=run.data.causal_share,
+        seed=training.seed,
     )
     with needed_packages():
         trainer = FrankenTrainer(
@@ -250,6 +254,7 @@ def build_trainer(
             compute_metrics=accuracy if classification else None,
         )
     trainer.checkpoints.record = RunRecord(run_settings(run), prints)
+    trainer.causal_share = run.data.causal_share
     trainer.take_given_rates = training.allow_inexact_resume
     state = saved_state(checkpoint)
     times = StepTimes(Path(training.output_dir) / TIMING, state and state.global_step).attach(trainer)

@@ -39,6 +39,8 @@ def run_facts(
     """Everything that metrics.json and the model card tell about a finished run."""
     model, state, args = trainer.model, trainer.state, trainer.args
     language_model = run.data.objective != "classification"
+    mixes = OBJECTIVES[run.data.objective].goes_both_ways
+    has_one_loss = language_model and not mixes
     evals = [row for row in rows if "eval_loss" in row]
     best = min(evals, key=lambda row: row["eval_loss"], default=None)
     return {
@@ -51,8 +53,12 @@ def run_facts(
         "device": args.device.type,
         "eval_accuracy": final.get("eval_accuracy"),
         "eval_loss": final["eval_loss"],
+        "causal_share": run.data.causal_share if mixes else None,
         "ema_eval_loss": final.get("eval_ema_loss"),
-        "eval_perplexity": math.exp(final["eval_loss"]) if language_model and final["eval_loss"] < 700 else None,
+        "eval_causal_loss": final.get("eval_causal_loss"),
+        "eval_masked_loss": final.get("eval_masked_loss"),
+        # of a mixture of two losses there is none
+        "eval_perplexity": math.exp(final["eval_loss"]) if has_one_loss and final["eval_loss"] < 700 else None,
         "expert_load": last_expert_load(state.log_history),
         "ln_vocab_size": math.log(model.config.vocab_size) if language_model else None,
         "local_sources": local_sources(run),

@@ -14,16 +14,17 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import unwrap_peft_model
 
 from frankenlm.modeling.outputs import IGNORED_LABEL
 
-from .callbacks import ConsoleLog, EarlyStopping, ProgressBar, SaturationProbe, StepClock, StepWindow
+from .callbacks import ConsoleLog, EarlyStopping, LossWindow, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
+from .data.collators import CAUSAL_SHARE
 from .data.length_sampler import EpochLengthSampler
+from .losses.evaluation_sums import EvaluationSums, rows_of_each_way
 from .losses.loss_conduct import LossConduct, ask_model, smoothing_term
 from .losses.teaching import PROJECTION, Teaching
 from .optim.galore import GaLoreAdamW, beside_adamw, hidden_matrices, muon
@@ -47,7 +48,8 @@ class FrankenTrainer(Trainer):
         eval_collator: collator of the evaluation batches; None uses `data_collator`.
 
     checkpoints: how they are written, and what they tell of the run. take_given_rates: whether a resumed run goes by
-    the learning rate, decay and betas of its arguments where the checkpoint has others.
+    the learning rate, decay and betas of its arguments where the checkpoint has others. causal_share: how much of the
+    evaluation loss, where rows are evaluated in both directions, is of those read left to right.
     """
 
     # Trainer sets these when training begins; they may be asked for before.
@@ -69,7 +71,8 @@ class FrankenTrainer(Trainer):
         self.average: WeightAverage | None = None
         self.teaching: Teaching | None = None
         self.window = StepWindow()
-        self._eval_sums = torch.zeros(2, dtype=torch.float64)  # nats, predicted tokens
+        self._eval_sums = EvaluationSums()
+        self.causal_share = CAUSAL_SHARE
         probes = (SaturationProbe(self.window), LowBitProbe(self.window))
         for callback in (StepClock(self.window), *probes, LossWindow(self), ConsoleLog()):
             self.add_callback(callback)
@@ -236,16 +239,23 @@ class FrankenTrainer(Trainer):
         return output
 
     def _exact_loop(self, *args, metric_key_prefix: str, **kwargs):
-        self._eval_sums.zero_()
+        self._eval_sums = EvaluationSums()
         with self.window.pause(), own_randomness(self.args.seed):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            nats, tokens = self.accelerator.reduce(self._eval_sums.to(self.args.device), "sum").tolist()
-        if tokens:
-            output.metrics[f"{metric_key_prefix}_loss"] = nats / tokens
+            sums = self.accelerator.reduce(self._eval_sums.table.to(self.args.device), "sum").cpu()
+        losses = EvaluationSums(sums).losses(self.causal_share)
+        output.metrics.update({f"{metric_key_prefix}_{name}": loss for name, loss in losses.items()})
         return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """As the base class; also adds the batch to the exact evaluation sums."""
+        """As the base class; also adds the batch to the exact evaluation sums, rows of two directions apart."""
+        if "causal_rows" in inputs:
+            parts = rows_of_each_way(inputs)
+            losses = [self._counted(model, part, True, ignore_keys, row) for row, part in parts.items()]
+            return torch.stack([loss for loss, *_ in losses]).mean(), None, None
+        return self._counted(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _counted(self, model, inputs, prediction_loss_only, ignore_keys, row: int = 0):
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         if loss is not None and "labels" in inputs:
             tokens = self._predicted(inputs["labels"]).ne(IGNORED_LABEL).sum().to(loss.device)
@@ -255,8 +265,7 @@ class FrankenTrainer(Trainer):
             else:
                 weight = tokens
             if weight > 0:
-                nats = loss.double() * weight
-                self._eval_sums += torch.stack([nats, tokens.double()]).cpu()
+                self._eval_sums.add(row, loss.double() * weight, tokens)
         return loss, logits, labels
 
     def _init_training_state(self, max_steps, steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
@@ -358,34 +367,6 @@ class FrankenTrainer(Trainer):
 def _scalar(num_items_in_batch: torch.Tensor | int) -> torch.Tensor | int:
     """The count itself: DataParallel is handed one for each replica."""
     return num_items_in_batch.flatten()[0] if torch.is_tensor(num_items_in_batch) else num_items_in_batch
-
-
-class LossWindow(TrainerCallback, ExportableState):
-    """Carries the sums since the last log event across an interruption, so that the curves have no seam.
-
-    With several processes it carries rank 0's share, an estimate of the mean.
-    """
-
-    def __init__(self, trainer: FrankenTrainer):
-        self.trainer = trainer
-
-    def state(self) -> dict:
-        loss_sum = 0.0 if self.trainer._tr_loss is None else self.trainer._tr_loss.item()
-        return {
-            "args": {},
-            "attributes": {
-                "loss_sum": loss_sum,
-                "last_logged_step": self.trainer._globalstep_last_logged,
-                "routers": self.trainer.window.export_routers(),
-            },
-        }
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        if saved:
-            self.trainer._tr_loss += saved["attributes"]["loss_sum"]
-            self.trainer._globalstep_last_logged = saved["attributes"]["last_logged_step"]
-            self.trainer.window.restore_routers(saved["attributes"]["routers"], args.device)
 
 
 @contextlib.contextmanager

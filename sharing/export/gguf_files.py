@@ -81,6 +81,8 @@ def _reasons(config):
             yield f"{field}={fields[field]} is {what}"
     if fields.get("num_loops", 1) > 1:
         yield f"num_loops={fields['num_loops']} runs layers more than once"
+    if fields.get("two_directions") and not config.is_decoder:
+        yield "two_directions=True predicts a masked token at the position before it, of which it knows nothing"
     if config.is_decoder and (config.head_bias or fields.get("head_transform")):
         yield "its output layer has no bias and no transform (head_bias, head_transform)"
     if fields.get("final_norm_type") not in (None, config.norm_type):

@@ -16,12 +16,20 @@ class Objective:
     """What a model is trained for.
 
     head: the end of its classes' names, e.g. MaskedLM. pipeline: what transformers calls its use. loss: what its
-    evaluation loss is, in words.
+    evaluation loss is, in words. continues: whether it learns the next token, left to right. masks: whether it learns
+    hidden tokens.
     """
 
     head: str
     pipeline: str
     loss: str
+    continues: bool = False
+    masks: bool = False
+
+    @property
+    def goes_both_ways(self) -> bool:
+        """Whether one parameter set learns both."""
+        return self.continues and self.masks
 
     @property
     def auto_class(self) -> str:
@@ -74,8 +82,19 @@ OBJECTIVES = {
         "MaskedLM",
         "fill-mask",
         "cross-entropy of the hidden tokens of held-out text, the same masks at every evaluation",
+        masks=True,
     ),
-    "causal": Objective("CausalLM", "text-generation", "cross-entropy of the next token of held-out text"),
+    "causal": Objective(
+        "CausalLM", "text-generation", "cross-entropy of the next token of held-out text", continues=True
+    ),
+    "joint": Objective(
+        "CausalLM",
+        "text-generation",
+        "cross-entropy of held-out text in the mixture of training: of the next token in --causal_share of the rows, "
+        "of the hidden tokens in the others",
+        continues=True,
+        masks=True,
+    ),
     "classification": Objective(
         "SequenceClassification", "text-classification", "cross-entropy of the label of held-out documents"
     ),

@@ -1,4 +1,4 @@
-"""From rows of token ids to padded batches: masked, causal and classification.
+"""From rows of token ids to padded batches: masked, causal, both at once, and classification.
 
 Masking is a function of (seed, epoch, the row's own ids), not of a generator that is consumed as batches go by:
 
@@ -32,6 +32,8 @@ _EVALUATION = -1  # the epoch of evaluation; training counts from 0
 MASK_SHARE = 0.8  # of the chosen positions: replaced by the mask token (Devlin et al. 2019, arXiv:1810.04805, 3.1)
 RANDOM_SHARE = 0.1  # replaced by a random token; the rest stays as it is
 
+CAUSAL_SHARE = 1 / 8  # of joint training's rows are read left to right
+
 Batch = dict[str, torch.Tensor]
 
 
@@ -40,6 +42,7 @@ def build_collator(
     tokenizer: PreTrainedTokenizerFast,
     *,
     mlm_probability: float = 0.15,
+    causal_share: float = CAUSAL_SHARE,
     seed: int = 0,
     pad_to_multiple_of: int | None = None,
 ) -> Callable[[Sequence[dict]], Batch]:
@@ -50,13 +53,18 @@ def build_collator(
     `input_ids` and `attention_mask` are [B, T] with T the longest row, rounded up to `pad_to_multiple_of`; `labels` are
     [B, T] with -100 where nothing is predicted ([B] for classification). Every collator has `for_evaluation()`.
 
-    mlm_probability: share of the ordinary tokens that are predicted, in (0, 1).
+    `causal_rows`, bool [B], says in joint training which rows are read left to right.
+
+    mlm_probability: share of the ordinary tokens that are predicted, in (0, 1). causal_share: of joint training's rows.
     Raises ValueError where the tokenizer lacks the pad or mask token (`load_tokenizer` adds them).
     """
     check_choice("objective", objective, OBJECTIVES)
     padder = Padder(tokenizer, pad_to_multiple_of)
-    if objective == "mlm":
-        return MaskingCollator(tokenizer, padder, mlm_probability=mlm_probability, seed=seed)
+    masks = OBJECTIVES[objective].masks
+    if masks:
+        both_ways = OBJECTIVES[objective].goes_both_ways
+        masking = MaskingCollator(tokenizer, padder, mlm_probability=mlm_probability, seed=seed, spares_first=both_ways)
+        return JointCollator(masking, causal_share) if both_ways else masking
     return CausalCollator(padder) if objective == "causal" else ClassificationCollator(padder)
 
 
@@ -130,10 +138,18 @@ class MaskingCollator:
 
     Special tokens are neither chosen nor used as random replacements. A row in which chance chooses nothing gets one
     position, so that no batch is without a label (the mean over none would be NaN).
+
+    spares_first: choose no document's first token, for models that predict each at the one before it.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, padder: Padder, *, mlm_probability: float = 0.15, seed: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        padder: Padder,
+        *,
+        mlm_probability: float = 0.15,
+        seed: int = 0,
+        spares_first: bool = False,
     ):
         if not 0 < mlm_probability < 1:
             raise ValueError(f"mlm_probability={mlm_probability} must lie between 0 and 1.")
@@ -142,6 +158,7 @@ class MaskingCollator:
         self.padder = padder
         self.mlm_probability = mlm_probability
         self.seed = seed
+        self.spares_first = spares_first
         self.mask_id = tokenizer.mask_token_id
         self.is_special = torch.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=torch.bool)
         self.is_special[special_token_ids(tokenizer)] = True
@@ -165,17 +182,20 @@ class MaskingCollator:
         return twin
 
     def __call__(self, rows: Sequence[dict]) -> Batch:
-        masked = [self._mask(_ids(row)) for row in rows]
+        masked = [self.mask(row) for row in rows]
         inputs = self.padder.inputs([ids for ids, _ in masked], rows)
         return {**inputs, "labels": self.padder([labels for _, labels in masked], IGNORED_LABEL)}
 
-    def _mask(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def mask(self, row: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (ids with replacements, labels) of one unpadded row, both int64 [T]."""
+        ids = _ids(row)
         generator = torch.Generator().manual_seed(self._row_seed(ids))
         draw, fate = torch.rand(2, len(ids), generator=generator)
         random_ids = torch.randint(len(self.ordinary_ids), (len(ids),), generator=generator)
 
         draw[self.is_special[ids]] = 2.0  # out of reach
+        if self.spares_first:
+            draw[without_first(torch.zeros_like(ids), row.get("seq_lengths", [len(ids)])) == IGNORED_LABEL] = 2.0
         chosen = draw < self.mlm_probability
         if len(ids) and not chosen.any() and draw.min() < 1:
             chosen[draw.argmin()] = True
@@ -184,10 +204,68 @@ class MaskingCollator:
         randomised = chosen & (fate >= MASK_SHARE) & (fate < MASK_SHARE + RANDOM_SHARE)
         return torch.where(randomised, self.ordinary_ids[random_ids], masked), labels
 
-    def _row_seed(self, ids: torch.Tensor) -> int:
+    def draw_of(self, row: dict) -> float:
+        """Return a number in [0, 1) that belongs to the row in this epoch, and is not one of those that mask it."""
+        return (self._row_seed(_ids(row), b"direction") + 2**63) / 2**64
+
+    def _row_seed(self, ids: torch.Tensor, use: bytes = b"") -> int:
         key = np.asarray([self.seed, self.epoch], np.int64).tobytes()
-        digest = hashlib.blake2b(ids.numpy().tobytes(), digest_size=8, key=key).digest()
+        digest = hashlib.blake2b(ids.numpy().tobytes(), digest_size=8, key=key, person=use).digest()
         return int.from_bytes(digest, "little", signed=True)
+
+
+class JointCollator:
+    """GPT-BERT's rows: some are read left to right, the others masked and read both ways, and either way each token is
+    predicted at the one before it; see modeling/two_directions.py.
+
+    Which rows are which is a function of (seed, epoch, row), as masks are. A row without a token that could be masked
+    is read left to right.
+
+    causal_share: of the rows that are read left to right, in (0, 1). A row predicts all its tokens in one way and
+    `mlm_probability` of them in the other, and a loss counts tokens: at an eighth, about as many of either.
+    """
+
+    def __init__(self, masking: MaskingCollator, causal_share: float = CAUSAL_SHARE):
+        if not 0 < causal_share < 1:
+            raise ValueError(f"causal_share={causal_share} must lie between 0 and 1.")
+        self.masking, self.padder, self.causal_share = masking, masking.padder, causal_share
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other masks and directions from now on."""
+        self.masking.set_epoch(epoch)
+
+    def for_evaluation(self) -> "BothWaysCollator":
+        """Return the twin that reads every row both ways."""
+        return BothWaysCollator(self.masking.for_evaluation())
+
+    def __call__(self, rows: Sequence[dict]) -> Batch:
+        read = [(row, self.masking.draw_of(row) < self.causal_share) for row in rows]
+        return joint_batch(self.masking, read)
+
+
+class BothWaysCollator:
+    """Each row twice, first all of them left to right, then all of them masked, the same way every time."""
+
+    def __init__(self, masking: MaskingCollator):
+        self.masking = masking
+
+    def __call__(self, rows: Sequence[dict]) -> Batch:
+        return joint_batch(self.masking, [(row, is_causal) for is_causal in (True, False) for row in rows])
+
+
+def joint_batch(masking: MaskingCollator, read: Sequence[tuple[dict, bool]]) -> Batch:
+    """Return the batch of rows, each with whether it is read left to right, with `causal_rows`, bool [B]."""
+    rows, ids, labels, causal = [], [], [], []
+    for row, is_causal in read:
+        masked, targets = masking.mask(row)
+        if is_causal or bool((targets == IGNORED_LABEL).all()):
+            is_causal, masked = True, _ids(row)
+            targets = without_first(masked, row.get("seq_lengths", [len(masked)]))
+        for values, value in ((rows, row), (ids, masked), (labels, targets), (causal, is_causal)):
+            values.append(value)
+    padder = masking.padder
+    labels = padder(labels, IGNORED_LABEL)
+    return {**padder.inputs(ids, rows), "labels": labels, "causal_rows": torch.tensor(causal)}
 
 
 def _ids(row: dict) -> torch.Tensor:

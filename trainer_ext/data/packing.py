@@ -7,6 +7,8 @@ TRL), and the collator tells the model. One that does not fit into what is left 
                                                         is predicted from, and what evaluation puts before a text
     mlm     [CLS] document [SEP] | [CLS] docu [SEP]     each piece with what the template puts around a text
 
+The rows of joint training are those of causal training.
+
 Without borders, blocks are cut from one long text, and the model reads over the ends of documents:
 
     causal  [bos] document eos [bos] document eos ...   bos only where the tokenizer's own template has it
@@ -110,7 +112,7 @@ def encode_rows(batch: dict[str, list], tokenizer: PreTrainedTokenizerFast, obje
         return_token_type_ids=False,
         verbose=False,
     )["input_ids"]
-    if objective == "causal":
+    if OBJECTIVES[objective].continues:
         end = separator_id(tokenizer, objective)
         begin = begin_ids(tokenizer)
         rows = [[*begin, *row] for row in rows]
@@ -124,7 +126,7 @@ def encode_rows(batch: dict[str, list], tokenizer: PreTrainedTokenizerFast, obje
 
 
 def _is_useful(row: Iterable[int], objective: str, markup: frozenset[int]) -> bool:
-    if objective == "causal":
+    if OBJECTIVES[objective].continues:
         return len(row) >= 2  # the first id is never predicted
     return objective == "classification" or any(int(token) not in markup for token in row)
 
@@ -159,7 +161,7 @@ def encode_pieces(batch: dict[str, list], tokenizer: PreTrainedTokenizerFast, ob
     backend.no_truncation()
     backend.no_padding()
     # The fast variant leaves out offsets, which packing has no use for: up to twice the speed of tokenizer(...).
-    encoded = backend.encode_batch_fast(batch["text"], add_special_tokens=objective == "causal")
+    encoded = backend.encode_batch_fast(batch["text"], add_special_tokens=OBJECTIVES[objective].continues)
     pieces = (encoding.ids for encoding in encoded)
     return {"input_ids": [piece if piece[-1:] == [separator] else [*piece, separator] for piece in pieces]}
 

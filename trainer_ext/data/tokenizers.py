@@ -33,7 +33,8 @@ def load_tokenizer(
     spec: "train" (byte-level BPE learnt from `documents`, at most `vocab_size` entries, 8192 unless given), "bytes"
         (a token per byte, nothing to learn), a local folder with tokenizer files, or a hub name. `documents` is read
         only for "train", once, as it comes.
-    objective: "mlm" (needs a mask), "causal" or "classification"; all need a pad and a document separator.
+    objective: "mlm" and "joint" need a mask, "joint" also what begins a text (`begin_every_text`); all, "causal" and
+        "classification" too, need a pad and a document separator.
 
     pad_is_new: add a pad token where there is none; else the end token pads, for a model whose embedding must not grow.
 
@@ -44,7 +45,9 @@ def load_tokenizer(
     if vocab_size is not None and vocab_size < 1:
         raise ValueError(f"vocab_size={vocab_size} must be at least 1; leave it out for the tokenizer's own size.")
     if spec == "train":
-        tokenizer = train_tokenizer(documents, vocab_size=vocab_size or DEFAULT_VOCAB_SIZE, mask=objective == "mlm")
+        tokenizer = train_tokenizer(
+            documents, vocab_size=vocab_size or DEFAULT_VOCAB_SIZE, mask=OBJECTIVES[objective].masks
+        )
     elif spec == "bytes":
         tokenizer = byte_tokenizer()
     else:
@@ -52,6 +55,8 @@ def load_tokenizer(
     if tokenizer.pad_token is None and not pad_is_new:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.sep_token
     add_special_tokens(tokenizer, objective)
+    if OBJECTIVES[objective].goes_both_ways:
+        begin_every_text(tokenizer)
     if vocab_size is not None and len(tokenizer) > vocab_size:
         raise ValueError(
             f"tokenizer {spec!r} has {len(tokenizer)} entries with its special tokens, more than vocab_size="
@@ -100,7 +105,7 @@ def train_tokenizer(documents: Iterable[str], *, vocab_size: int, mask: bool) ->
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerFast, objective: str) -> int:
-    """Add the pad token, the mask (mlm) and a document separator where they are missing; return how many were added.
+    """Add pad token, mask (mlm, joint) and document separator where they are missing; return how many were added.
 
     The separator is an existing eos or sep; only a tokenizer with neither gets a new eos. A tokenizer that takes markup
     for text (bytes) reads it from then on where it gets a mask, which nobody could write otherwise.
@@ -109,7 +114,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerFast, objective: str) -> in
     by_byte = tokenizer.split_special_tokens
     if tokenizer.pad_token is None:
         wanted["pad_token"] = _added_token(PAD_TOKEN)
-    if objective == "mlm" and tokenizer.mask_token is None:
+    if OBJECTIVES[objective].masks and tokenizer.mask_token is None:
         wanted["mask_token"] = AddedToken(MASK_TOKEN, lstrip=not by_byte, special=True, normalized=False)
         tokenizer.split_special_tokens = False
     if tokenizer.eos_token is None and tokenizer.sep_token is None:
@@ -135,10 +140,28 @@ def begin_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
+def begin_every_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let the tokenizer put its begin token before every text, where it puts nothing there.
+
+    A model of two directions predicts each token at the one before it, a hidden one too: without anything before it,
+    the first token of a text could not be predicted from the others.
+    """
+    begin = begin_id(tokenizer)
+    if tokenizer("a")["input_ids"][:1] != tokenizer("a", add_special_tokens=False)["input_ids"][:1]:
+        return
+    token = tokenizer.convert_ids_to_tokens(begin)
+    template = processors.TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token}:1 $B:1", special_tokens=[(token, begin)]
+    )
+    backend = tokenizer.backend_tokenizer
+    earlier = [] if backend.post_processor is None else [backend.post_processor]
+    backend.post_processor = processors.Sequence([*earlier, template])
+
+
 def separator_id(tokenizer: PreTrainedTokenizerFast, objective: str) -> int:
     """Return the id that stands between packed documents: eos for causal models, sep for the others, else the other."""
     end, sep = tokenizer.eos_token_id, tokenizer.sep_token_id
-    first, second = (end, sep) if objective == "causal" else (sep, end)
+    first, second = (end, sep) if OBJECTIVES[objective].continues else (sep, end)
     chosen = second if first is None else first
     if chosen is None:
         raise ValueError("the tokenizer has neither an eos nor a sep token to separate documents; use load_tokenizer.")

@@ -114,7 +114,7 @@ def load_scorer(
             another class.
     """
     config = read_config(name, trust_remote_code=trust_remote_code, adapters=True)
-    method = choose_method(name, config.architectures or [], method)
+    method = choose_method(name, config.architectures or [], method, both_ways=goes_both_ways(config))
     if one_text and method != "causal":
         raise UserError(f"--one_text: a text is scored as one by causal models; {name!r} is scored by {method}.")
     tokenizer = read_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -160,8 +160,16 @@ def choose_context(name: str, config: PreTrainedConfig, max_length: int | None) 
     return max_length or limit
 
 
-def choose_method(name: str, architectures: list[str], method: str | None) -> str:
-    """The method asked for, if the saved class allows it; by default the one that fits the class."""
+def goes_both_ways(config: PreTrainedConfig) -> bool:
+    """Whether a model is scored left to right and with masks, having learned both in one parameter set."""
+    return bool(config.to_dict().get("two_directions"))
+
+
+def choose_method(name: str, architectures: list[str], method: str | None, both_ways: bool = False) -> str:
+    """The method asked for, if the saved class allows it; by default the one that fits the class.
+
+    both_ways: the model has both heads, whichever was saved.
+    """
     scored = sorted(set(METHODS.values()))
     kinds = {kind for kind in scored for architecture in architectures if OBJECTIVES[kind].is_head(architecture)}
     if not kinds:
@@ -169,7 +177,7 @@ def choose_method(name: str, architectures: list[str], method: str | None) -> st
             f"{name!r} holds {architectures or 'no class'}: only masked and causal language models are scored."
         )
     kind = kinds.pop()
-    if method is not None and METHODS[method] != kind:
+    if method is not None and METHODS[method] != kind and not both_ways:
         fitting = [known for known in METHODS if METHODS[known] == kind]
         raise UserError(
             f"--method {method} does not fit {name!r}, a {OBJECTIVES[kind].head}. Methods for it: {', '.join(fitting)}."
@@ -285,18 +293,21 @@ def _score_masked(
     scorer: Scorer, documents: Dataset, utf8_bytes: int, mlm_probability: float, seed: int
 ) -> tuple[Scores, list[float]]:
     """The masked loss over packed blocks, and the bytes that the scored tokens of each stand for."""
+    both_ways = goes_both_ways(scorer.model.config)
+    objective = "joint" if both_ways else "mlm"  # whose rows are those of causal training
     with user_mistakes():
         rows = prepare_dataset(
             documents,
             scorer.tokenizer,
             max_length=scorer.context_length,
-            objective="mlm",
+            objective=objective,
             document_borders=was_trained_apart(scorer.model),
         )
         counts = count_tokens(rows, len(scorer.tokenizer))
     check_vocabulary(counts.nonzero().flatten().tolist(), vocabulary_of(scorer.model))
-    collator = build_collator("mlm", scorer.tokenizer, mlm_probability=mlm_probability, seed=seed).for_evaluation()
-    batches = DataLoader(rows, batch_size=scorer.batch_size, collate_fn=collator)
+    collator = build_collator(objective, scorer.tokenizer, mlm_probability=mlm_probability, seed=seed)
+    masking = (collator.masking if both_ways else collator).for_evaluation()
+    batches = DataLoader(rows, batch_size=scorer.batch_size, collate_fn=masking)
     with tqdm(batches, unit="batch") as shown:
         scores = masked_lm_scores(scorer.model, shown)
     counts[special_token_ids(scorer.tokenizer)] = 0

@@ -23,6 +23,8 @@ CSV_COLUMNS = (
     "teacher_loss",
     "teacher_hidden_loss",
     "eval_loss",
+    "eval_causal_loss",
+    "eval_masked_loss",
     "eval_ema_loss",
     "eval_accuracy",
     "learning_rate",
