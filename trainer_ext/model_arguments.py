@@ -58,6 +58,13 @@ class ModelArguments:
             "Default: the tokenizer's length (8192 when trained). A larger tokenizer is an error"
         },
     )
+    paired_start: bool = field(
+        default=False,
+        metadata={
+            "help": "fresh weights by name: with the same --seed, twins get the same values in every module of the "
+            "same name and sizes, whatever else they have"
+        },
+    )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "run model code that comes with the checkpoint of --model_name_or_path"}
     )
@@ -121,6 +128,8 @@ class ModelArguments:
     def __post_init__(self):
         self._check_belongs("lora", LORA_FIELDS)
         self._check_belongs("teacher", TEACHER_FIELDS)
+        if self.paired_start and self.model_name_or_path:
+            raise ValueError("--paired_start is for fresh weights, and --model_name_or_path has saved ones: give one.")
         if self.teacher_stage is None:
             return
         check_choice("teacher_stage", self.teacher_stage, TEACHER_STAGES)

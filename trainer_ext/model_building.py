@@ -1,5 +1,6 @@
 """The model of a training run: fresh weights of a preset, or saved ones that go on, with an adapter where asked for."""
 
+import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -35,9 +36,25 @@ def build_model(run: RunSettings, data: PreparedData) -> PreTrainedModel:
         else:
             config = with_labels(preset_config(run, tokenizer_fields(run, data.tokenizer)), data.labels)
             model = auto_model.from_config(config)
+            if run.model.paired_start:
+                start_by_name(model, run.training.seed)
         if run.data.objective == "causal" and "labels" in data.train.column_names:
             stop_at_answers_end(model, data)
         return with_adapter(run, model) if run.model.lora else model
+
+
+@torch.no_grad()
+def start_by_name(model: PreTrainedModel, seed: int) -> None:
+    """Give a model of ours fresh weights anew, those of each module from random numbers of its own name.
+
+    In one stream of numbers, a layer more in one twin would shift what every layer behind it gets. A tied matrix has
+    the numbers of its first name, as where it is not tied. The stream goes on as if nothing had been drawn.
+    """
+    with torch.random.fork_rng(devices=[]):
+        for name, module in reversed(list(model.named_modules())):
+            digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=7).digest()
+            torch.manual_seed(int.from_bytes(digest, "big"))
+            model._init_weights(module)
 
 
 def stop_at_answers_end(model: PreTrainedModel, data: PreparedData) -> None:

@@ -151,11 +151,12 @@ def lead_lines(table: Mapping[str, Any], first_seed: int) -> Iterator[str]:
         shown = bool(difference(table, fair, hybrid, plain)["excludes_zero"])
         yield (
             f"hybrid minus gpt2 is {whole:+.4f} nats of {VALIDATION}, hybrid minus plain attention with the same "
-            f"safeguards {left:+.4f}: {_share_left(whole, left, shown)}"
+            f"safeguards {left:+.4f}: {share_left(whole, left, shown)}"
         )
 
 
-def _share_left(whole: float, left: float, shown: bool) -> str:
+def share_left(whole: float, left: float, shown: bool) -> str:
+    """What is left of a lead over GPT-2 where only the mixers differ; shown: it is more than the spread of seeds."""
     if whole >= 0:
         return "there is no lead over gpt2 to explain."
     if left >= 0:

@@ -3,6 +3,8 @@
 import argparse
 import fnmatch
 import logging
+import math
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,11 +20,13 @@ from ..common.files import replaced_file, write_csv, write_json, write_text
 from ..common.folder_lock import locked_folder
 from ..common.logs import RunLog
 from ..saving.publishing import settle
+from ..sweeps.choice import CHOICE, REPORT
+from ..sweeps.cost import plan_table
 from ..sweeps.figure import plot_sweep
-from ..sweeps.grid import Sweep, SweepRun, read_sweep
+from ..sweeps.grid import Sweep, SweepRun, decision_for, following, read_sweep, reported_runs
 from ..sweeps.run_folder import FINISHED, PlannedRun, plan_run
 from ..sweeps.running import Ending, RunProcesses
-from ..sweeps.table import GROUP, LOSSES, cells_of, edges, page, row_of
+from ..sweeps.table import GROUP, LOSSES, METRICS, STAGE, cells_of, edges, page, row_of, table_of
 
 logger = logging.getLogger("frankenlm.sweep")
 
@@ -38,12 +42,14 @@ def sweep(args: argparse.Namespace) -> None:
     """
     check_numbers(args, least={"jobs": 1})
     asked = read_sweep(args.config, args.set)
-    chosen = chosen_runs(asked, args.only)
     check_output_dir(args.output_dir)
     with RunLog(args.log_level) as log:
-        plan = [plan_run(run, args.output_dir) for run in asked.runs]
+        asked, plan = planned_so_far(asked, args.output_dir)
+        chosen_runs(asked, args.only)
+        for run in later_runs(asked):
+            plan_run(run, args.output_dir)  # a mistake in what is reported is found before anything is chosen
         if args.dry_run:
-            print(plan_table(plan, chosen))
+            print(plan_table(plan, chosen_runs(asked, args.only), len(later_runs(asked))))
             return
         with ExitStack() as held:
             args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -52,9 +58,9 @@ def sweep(args: argparse.Namespace) -> None:
             # again, as another sweep may have worked here until the lock was free
             for run in asked.runs:
                 settle(args.output_dir / run.name)  # checkpoints that a killed run had written whole
-            plan = [plan_run(run, args.output_dir) for run in asked.runs]
+            asked, plan = planned_so_far(asked, args.output_dir)
             processes = RunProcesses(args.jobs, lock)
-            run_missing(args.output_dir, asked, plan, chosen, processes)
+            plan = run_stages(args, asked, plan, processes)
     failed = [planned.run.name for planned in plan if planned.earlier.get("status") == "failed"]
     if processes.signum is not None:
         raise Interrupted(
@@ -68,26 +74,73 @@ def sweep(args: argparse.Namespace) -> None:
         )
 
 
-def chosen_runs(asked: Sweep, only: Sequence[str]) -> set[str]:
+def chosen_runs(asked: Sweep, only: Sequence[str], is_checked: bool = False) -> set[str]:
     """The names of the runs to be made.
 
     Raises:
-        UserError: a pattern of --only that fits none.
+        UserError: a pattern of --only that fits none, unless that `is_checked` already.
     """
     names = [run.name for run in asked.runs]
     for pattern in only:
-        if not fnmatch.filter(names, pattern):
+        if not is_checked and not fnmatch.filter(names, pattern):
             raise UserError(f"--only {pattern!r}: no run is called so.{suggest(pattern, names)} --dry_run lists them.")
     return {name for name in names if not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only)}
 
 
-def plan_table(plan: Sequence[PlannedRun], chosen: set[str]) -> str:
-    """What would be done, a line a run."""
-    states = [planned.state if planned.run.name in chosen else "left out" for planned in plan]
-    lines = [f"{state:<10} {planned.run.name}" for state, planned in zip(states, plan, strict=True)]
-    return "\n".join(
-        [*lines, f"{len(plan)} runs, {len(plan) - states.count(FINISHED) - states.count('left out')} to make"]
-    )
+def planned_so_far(asked: Sweep, output_dir: Path) -> tuple[Sweep, list[PlannedRun]]:
+    """The sweep with all runs that follow from what lies in its folder, and what is to be done about each.
+
+    Raises:
+        UserError: a mistake in the settings of one, or a folder of something else.
+    """
+    while True:
+        plan = [plan_run(run, output_dir) for run in asked.runs]
+        if asked.choice is None:
+            return asked, plan
+        grown = following(asked, found_by(plan, asked.metric))
+        if grown.runs == asked.runs:
+            return asked, plan
+        asked = grown
+
+
+def found_by(plan: Sequence[PlannedRun], metric: str) -> dict[str, float]:
+    """The metric of the runs of a choice, by name; infinitely bad where training gave up."""
+    found = {}
+    for planned in plan:
+        if planned.state == FINISHED:
+            value = planned.facts().get(metric)
+            if value is not None:
+                found[planned.run.name] = value
+        elif planned.gave_up:
+            found[planned.run.name] = -math.inf if METRICS[metric] else math.inf
+    return found
+
+
+def later_runs(asked: Sweep) -> list[SweepRun]:
+    """The runs of seeds that are reported and wait for a choice, at a value that stands for the one chosen."""
+    if asked.choice is None:
+        return []
+    begun = {(run.group, *map(str, varied_beside(asked, run).items())) for run in asked.runs if run.stage == REPORT}
+    waiting = [one for one in asked.entrants if (one.group, *map(str, one.varied.items())) not in begun]
+    return [run for entrant in waiting for run in reported_runs(asked, entrant, asked.choice.values[0])]
+
+
+def varied_beside(asked: Sweep, run: SweepRun) -> dict:
+    """What varies in a run beside the setting that is chosen."""
+    return {key: value for key, value in run.varied.items() if key != asked.choice.setting}
+
+
+def run_stages(
+    args: argparse.Namespace, asked: Sweep, plan: list[PlannedRun], processes: RunProcesses
+) -> list[PlannedRun]:
+    """Make the chosen runs that are not finished, then those that follow from them, until there are none."""
+    while True:
+        run_missing(args.output_dir, asked, plan, chosen_runs(asked, args.only, is_checked=True), processes)
+        grown, plan = planned_so_far(asked, args.output_dir)
+        if processes.signum is not None or grown.runs == asked.runs:
+            write_reports(args.output_dir, grown, plan)
+            return plan
+        asked = grown
 
 
 def finished(plan: Sequence[PlannedRun]) -> int:
@@ -101,15 +154,18 @@ def run_missing(
     missing = [planned for planned in plan if planned.state != FINISHED and planned.run.name in chosen]
     logger.info("%d runs, %d finished, %d to make", len(plan), finished(plan), len(missing))
     write_reports(output_dir, asked, plan)
+    started: dict[str, float] = {}
     with tqdm(total=len(plan), initial=finished(plan), unit="run", desc=asked.name, disable=None) as bar:
 
         def begins(planned: PlannedRun) -> None:
             planned.folder.mkdir(parents=True, exist_ok=True)
+            started[planned.run.name] = time.monotonic()
             logger.info("%s: begins (%s)", planned.run.name, planned.state)
             planned.write("running")
 
         def ends(planned: PlannedRun, ending: Ending) -> None:
-            planned.write(ending.status, ending.message)
+            # of a run that was stopped and goes on, the last part alone
+            planned.write(ending.status, ending.message, time.monotonic() - started[planned.run.name])
             if ending.status == "finished":
                 planned.state = FINISHED
                 bar.update()
@@ -127,36 +183,47 @@ def write_reports(output_dir: Path, asked: Sweep, plan: Sequence[PlannedRun]) ->
     keys = ([GROUP] if any(run.group for run in asked.runs) else []) + asked.axes
     own = [key for key in dict.fromkeys(key for run in asked.runs for key in run.own) if key not in keys]
     rows = [row_of(about(planned.run, keys, own), asked.metric, *results(planned)) for planned in plan]
-    cells = cells_of(rows, keys, asked.metric)
-    lines = edges(cells, keys, asked.metric)
+    told, *before = [
+        cells_of([row for row in rows if row[STAGE] == stage], keys, asked.metric)
+        for stage in (("",) if asked.choice is None else (REPORT, CHOICE))
+    ]
+    lines = decision_lines(asked, plan) if asked.choice else edges(told, keys, asked.metric)
     unmeasured = [row["name"] for row in rows if row["status"] == "finished" and row[asked.metric] is None]
     if unmeasured:
         lines.append(f"{len(unmeasured)} finished runs have no {asked.metric}, such as {unmeasured[0]}")
     columns = [
-        "name",
-        *keys,
-        *own,
-        "seed",
+        *("name", *keys, *own, "seed", *([STAGE] if asked.choice else [])),
         *dict.fromkeys((asked.metric, *LOSSES)),
-        "steps",
-        "seconds",
-        "status",
-        "message",
+        *("steps", "seconds", "status", "message"),
     ]
     write_csv(output_dir / "sweep.csv", [{name: flat(row[name]) for name in columns} for row in rows], columns)
     facts = {"name": asked.name, "metric": asked.metric, "versions": library_versions(), "warnings": lines}
     runs = [{**row, "settings": planned.settings} for row, planned in zip(rows, plan, strict=True)]
-    write_json(output_dir / "sweep.json", {**facts, "runs": runs, "cells": cells})
-    write_text(output_dir / PAGE, page(asked.name, asked.metric, rows, cells, keys, lines))
+    write_json(output_dir / "sweep.json", {**facts, "runs": runs, "cells": told, "choice": before[0] if before else []})
+    text = page(asked.name, asked.metric, rows, told, keys, lines)
+    if before:
+        text += f"\nChosen by seed {asked.choice.seed}:\n\n{table_of(before[0], keys, asked.metric)}\n"
+    write_text(output_dir / PAGE, text)
     with replaced_file(output_dir / "sweep.png") as scratch:
-        plot_sweep(cells, keys, asked.metric, scratch, title=asked.name)
+        plot_sweep(before[0] if before else told, keys, asked.metric, scratch, title=asked.name)
+
+
+def decision_lines(asked: Sweep, plan: Sequence[PlannedRun]) -> list[str]:
+    """A line for each entrant that has no value chosen for it, with the reason."""
+    found, lines = found_by(plan, asked.metric), []
+    for entrant in asked.entrants:
+        decision = decision_for(asked, entrant, found)
+        if decision.chosen is None:
+            named = ", ".join([entrant.group, *(f"{key}={value}" for key, value in entrant.varied.items())]).strip(", ")
+            lines.append(f"{named + ': ' if named else ''}no {asked.choice.setting} is called best: {decision.reason}")
+    return lines
 
 
 def about(run: SweepRun, keys: Sequence[str], own: Sequence[str]) -> dict:
     """Name, settings that vary (those of `base` where a run does not set them), and seed."""
     values = {GROUP: run.group, **run.settings}
     named = {key: plain(values.get(key)) for key in (*keys, *own)}
-    return {"name": run.name, **named, "seed": run.settings.get("seed")}
+    return {"name": run.name, **named, "seed": run.settings.get("seed"), STAGE: run.stage}
 
 
 def flat(value):

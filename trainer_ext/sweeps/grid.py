@@ -10,7 +10,8 @@
     seeds: [0, 1, 2]                     # each of them all
     metric: eval_loss
 
-Settings are those of train.py's flags and of its run.yaml: `learning_rate`, `batch_size`, `model.num_experts`.
+Settings are those of train.py's flags and of its run.yaml: `learning_rate`, `batch_size`, `model.num_experts`; `{seed}`
+in a text is the run's seed. `choice` and `report` let a seed of its own choose a value first: choice.py.
 """
 
 import dataclasses
@@ -28,10 +29,11 @@ from frankenlm.modeling.yaml_text import YamlWord, load_yaml
 
 from ..common.cli import UserError, check_seeds, user_mistakes
 from ..presets import SECTIONS, all_config_fields, as_word, field_names, flat_settings, load_yaml_mapping, to_words
+from .choice import CHOICE, REPORT, Choice, Decision, decide, read_choice
 from .table import METRICS
 
-KEYS = ("name", "base", "grid", "runs", "seeds", "metric")
-MODEL = "model."
+KEYS = ("name", "base", "grid", "runs", "choice", "report", "seeds", "metric")
+MODEL, SEED = "model.", "{seed}"
 # What the sweep itself says to train.py.
 OWN = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "list_presets")
 LONGEST_NAME = 100
@@ -42,7 +44,8 @@ class SweepRun:
     """One training run.
 
     name: of its folder. group: its name under `runs`, "" in the grid. varied: its values in the axes of its grid.
-    own: what it sets beside `base`. settings: everything that train.py is given.
+    own: what it sets beside `base`. settings: everything that train.py is given. stage: one of STAGES, or "" where
+    nothing is chosen.
     """
 
     name: str
@@ -51,6 +54,7 @@ class SweepRun:
     own: Mapping[str, Any]
     settings: Mapping[str, Any]
     seed: int | None
+    stage: str = ""
 
     def words(self) -> list[str]:
         """The settings as words of train.py's command line."""
@@ -60,12 +64,35 @@ class SweepRun:
 
 
 @dataclass(frozen=True)
+class Entrant:
+    """What has a value chosen for it: its name under `runs`, its values in the axes of its grid, all its settings."""
+
+    group: str
+    base: Mapping[str, Any]
+    own: Mapping[str, Any]
+    varied: Mapping[str, Any]
+
+    def run(self, setting: str, value: float, seed: int, stage: str, more: Mapping[str, Any]) -> SweepRun:
+        """The run at a value; `more` are settings of the stage."""
+        chosen = {setting: value}
+        made = _run(self.group, self.base, {**self.own, **chosen, **more}, {**self.varied, **chosen}, seed)
+        return dataclasses.replace(made, stage=stage)
+
+
+@dataclass(frozen=True)
 class Sweep:
-    """The runs of one file; `metric` is a key of metrics.json."""
+    """The runs of one file; `metric` is a key of metrics.json.
+
+    choice, report, seeds, entrants: of a sweep that chooses a value first; its runs grow with what is found.
+    """
 
     name: str
     metric: str
     runs: tuple[SweepRun, ...]
+    choice: Choice | None = None
+    report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    entrants: tuple[Entrant, ...] = ()
 
     @property
     def axes(self) -> list[str]:
@@ -89,18 +116,79 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
         metric = content.get("metric", "eval_loss")
         check_choice(f"--config {path}: metric", metric, METRICS)
         seeds = _seeds(path, content, base)
-        runs = []
+        entrants = []
         for group, own, axes in _groups(path, content):
             if "seed" in axes or ("seed" in own and seeds != [None]):
                 raise UserError(f"--config {path}: seeds stand in 'seeds: [0, 1]', beside grid and runs, not in them.")
             for values in itertools.product(*axes.values()):
                 varied = dict(zip(axes, values, strict=True))
-                runs += [_run(group, base, {**own, **varied}, varied, seed) for seed in seeds]
+                entrants.append(Entrant(group, base, {**own, **varied}, varied))
+        sweep = _choosing(path, content, entrants, seeds, metric)
+        if sweep is not None:
+            runs = sweep.runs
+        else:
+            runs = [_run(one.group, base, one.own, one.varied, seed) for one in entrants for seed in seeds]
     names = [run.name for run in runs]
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--config {path}: two runs are {name!r}: a value stands twice.")
-    return Sweep(str(content.get("name", path.stem)), metric, tuple(runs))
+    name = str(content.get("name", path.stem))
+    return Sweep(name, metric, tuple(runs)) if sweep is None else dataclasses.replace(sweep, name=name)
+
+
+def _choosing(
+    path: Path, content: Mapping[str, Any], entrants: list[Entrant], seeds: list, metric: str
+) -> Sweep | None:
+    """The sweep of a file with a choice, its first runs in it; None of a file without."""
+    if content.get("choice") is None:
+        if content.get("report") is not None:
+            raise UserError(f"--config {path}: report does nothing without a choice.")
+        return None
+    choice = read_choice(str(path), content["choice"])
+    (setting,) = _settings(f"{path}, choice", {choice.setting: choice.values[0]})
+    report = _settings(f"{path}, report", content.get("report"))
+    if seeds == [None] or choice.seed in seeds:
+        raise UserError(f"--config {path}: a choice needs seeds beside its own, {choice.seed}, which are reported.")
+    check_seeds([choice.seed])
+    if setting in report or any(setting in one.own for one in entrants):
+        raise UserError(f"--config {path}: {setting} is what is chosen: leave it out of grid, runs and report.")
+    choice = dataclasses.replace(choice, setting=setting)
+    return following(Sweep("", metric, (), choice, report, tuple(seeds), tuple(entrants)), {})
+
+
+def following(sweep: Sweep, found: Mapping[str, float]) -> Sweep:
+    """The sweep with every run that follows from what is found.
+
+    Args:
+        found: the metric of finished runs by name; infinitely bad where training gave up.
+    """
+    runs = []
+    for entrant in sweep.entrants:
+        decision = decision_for(sweep, entrant, found)
+        runs += [choosing_run(sweep, entrant, value) for value in decision.values]
+        if decision.chosen is not None:
+            runs += reported_runs(sweep, entrant, decision.chosen)
+    return dataclasses.replace(sweep, runs=tuple(runs))
+
+
+def decision_for(sweep: Sweep, entrant: Entrant, found: Mapping[str, float]) -> Decision:
+    """What an entrant's runs of the choice come to."""
+    known: dict[float, float] = {}
+    while True:
+        decision = decide(sweep.choice, known, METRICS[sweep.metric])
+        names = {value: choosing_run(sweep, entrant, value).name for value in decision.values}
+        more = {value: found[name] for value, name in names.items() if name in found and value not in known}
+        if not more:
+            return decision
+        known |= more
+
+
+def choosing_run(sweep: Sweep, entrant: Entrant, value: float) -> SweepRun:
+    return entrant.run(sweep.choice.setting, value, sweep.choice.seed, CHOICE, {})
+
+
+def reported_runs(sweep: Sweep, entrant: Entrant, value: float) -> list[SweepRun]:
+    return [entrant.run(sweep.choice.setting, value, seed, REPORT, sweep.report) for seed in sweep.seeds]
 
 
 def _groups(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, dict, dict]]:
@@ -186,11 +274,16 @@ def _change(word: str) -> tuple[str, Any]:
 
 
 def _run(group: str, base: Mapping, own: Mapping, varied: Mapping, seed: int | None) -> SweepRun:
-    settings = {**base, **own} | ({} if seed is None else {"seed": seed})
+    settings = {key: _of_seed(value, seed) for key, value in {**base, **own}.items()}
+    settings |= {} if seed is None else {"seed": seed}
     parts = [group] if group else []
     parts += [f"{key.removeprefix(MODEL)}={shown(value)}" for key, value in varied.items()]
     parts += [] if seed is None else [f"seed={seed}"]
     return SweepRun(_folder_name(",".join(parts) or "run"), group, varied, own, settings, seed)
+
+
+def _of_seed(value: Any, seed: int | None) -> Any:
+    return value.replace(SEED, str(seed)) if seed is not None and isinstance(value, str) and SEED in value else value
 
 
 def _folder_name(text: str) -> str:

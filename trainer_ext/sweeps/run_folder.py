@@ -28,6 +28,7 @@ from .grid import SweepRun
 logger = logging.getLogger("frankenlm.sweep")
 
 RECORD, CONSOLE = "sweep_run.json", "console.log"
+GAVE_UP = "stopped: "  # how the last line of a run begins that ended by its own decision
 # Settings that decide a result, though a run may change them on its way.
 ALSO = ("dataset", "validation_dataset", "early_stopping_patience", "load_best_model_at_end", "metric_for_best_model")
 # What is to be done about a run: nothing, all of it, the rest of it, all of it once more.
@@ -53,9 +54,14 @@ class PlannedRun:
         quiet = [] if "disable_tqdm" in self.run.settings else ["--disable_tqdm", "true"]
         return [*self.run.words(), "--output_dir", str(self.folder), *quiet, *more.get(self.state, [])]
 
-    def write(self, status: str, message: str = "") -> None:
-        """Leave sweep_run.json. status: running, finished, failed or interrupted."""
-        self.earlier = {"settings": self.settings, "status": status, "message": message}
+    @property
+    def gave_up(self) -> bool:
+        """Whether train.py itself ended the run: its loss or its gradients were beyond repair."""
+        return self.earlier.get("status") == "failed" and self.earlier.get("message", "").startswith(GAVE_UP)
+
+    def write(self, status: str, message: str = "", seconds: float | None = None) -> None:
+        """Leave sweep_run.json. status: running, finished, failed or interrupted; seconds: of the whole process."""
+        self.earlier = {"settings": self.settings, "status": status, "message": message, "process_seconds": seconds}
         write_json(self.folder / RECORD, self.earlier)
 
     def facts(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ METRICS = {
     "peak_memory_mib": False,
 }
 LOSSES = ("train_loss", "eval_loss", "best_eval_loss")
-GROUP = "run"  # the column of the names under `runs`
+GROUP, STAGE = "run", "stage"  # the columns of the names under `runs`, and of what a run is for where there is a choice
 
 
 def is_number(value: Any) -> bool:
@@ -120,6 +120,17 @@ def page(
     """sweep.md: the cells, what to be careful with, and the runs without a result."""
     finished = sum(row["status"] == "finished" for row in rows)
     parts = [f"# {name}", f"{finished} of {len(rows)} runs are finished. {metric}: mean over seeds, 95 % t interval."]
+    parts.append(table_of(cells, keys, metric))
+    if lines:
+        parts.append("\n".join(f"- {line}." for line in lines))
+    failed = [f"- {row['name']}: {' '.join(row['message'].split())}" for row in rows if row["status"] == "failed"]
+    if failed:
+        parts.append("Failed:\n\n" + "\n".join(failed))
+    return "\n\n".join(parts) + "\n"
+
+
+def table_of(cells: Sequence[Mapping], keys: Sequence[str], metric: str) -> str:
+    """The cells as a table of Markdown."""
     header = [*keys, "runs", metric, "interval", ""]
     table = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for cell in cells:
@@ -128,13 +139,7 @@ def page(
         runs = str(cell["n"]) if cell["is_whole"] else f"{cell['n']} of {cell['runs']}"
         shown = ["" if cell[key] is None else _cell(cell[key]) for key in keys]
         table.append("| " + " | ".join([*shown, runs, mean, bounds, "**best**" if cell["best"] else ""]) + " |")
-    parts.append("\n".join(table))
-    if lines:
-        parts.append("\n".join(f"- {line}." for line in lines))
-    failed = [f"- {row['name']}: {' '.join(row['message'].split())}" for row in rows if row["status"] == "failed"]
-    if failed:
-        parts.append("Failed:\n\n" + "\n".join(failed))
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(table)
 
 
 def _cell(value: Any) -> str:

@@ -1,0 +1,121 @@
+"""A value chosen by one seed, never at an end of those tried; it is reported with other seeds and another text."""
+
+import math
+
+import pytest
+
+from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.sweeps.choice import MOST_MORE, Choice, decide
+from frankenlm.trainer_ext.sweeps.grid import following, read_sweep
+
+RATES = Choice("learning_rate", (1e-3, 3e-3, 1e-2), 1000)
+FILE = """
+base: {preset: mini, dataset: builtin, max_steps: 3, model_name_or_path: "first/seed={seed}"}
+runs: {plain: , muon: {matrix_optimizer: muon, grid: {batch_size: [2, 4]}}}
+choice: {setting: learning_rate, values: [1e-3, 3e-3, 1e-2], seed: 1000}
+report: {validation_dataset: test.jsonl}
+seeds: [0, 1]
+"""
+
+
+def bowl(best: float):
+    """Losses by rate with their lowest point at a rate."""
+    return lambda rate: abs(math.log(rate / best))
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (3e-3, (1e-3, 3e-3, 1e-2)),
+        (1e-2, (1e-3, 3e-3, 1e-2, 3e-2)),
+        (1e-1, (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+        (1e-3, (3e-4, 1e-3, 3e-3, 1e-2)),
+    ],
+)
+def test_a_best_value_lies_between_two_others(best, tried):
+    known: dict[float, float] = {}
+    while True:
+        decision = decide(RATES, known)
+        missing = [value for value in decision.values if value not in known]
+        if not missing:
+            break
+        assert decision.chosen is None and "not finished" in decision.reason
+        known |= {value: bowl(best)(value) for value in missing}
+    assert decision.values == tried
+    assert decision.chosen == best and best in decision.values[1:-1]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_without_end_none_is_called_best(sign):
+    known: dict[float, float] = {}
+    for _ in range(20):
+        known |= {value: sign * value for value in decide(RATES, known).values}
+    decision = decide(RATES, known)
+    assert decision.chosen is None and len(decision.values) == len(RATES.values) + MOST_MORE
+    assert ("smallest" if sign == 1 else "largest") in decision.reason
+    assert decide(RATES, {value: -loss for value, loss in known.items()}, more_is_better=True) == decision
+
+
+def test_a_value_at_which_training_gave_up_is_an_end_that_holds():
+    assert decide(RATES, {1e-3: 3.0, 3e-3: 2.0, 1e-2: math.inf}).chosen == 3e-3
+    assert "gave up at every value" in decide(RATES, dict.fromkeys(RATES.values, math.inf)).reason
+
+
+@pytest.fixture
+def read(tmp_path):
+    def read(text: str):
+        path = tmp_path / "rates.yaml"
+        path.write_text(text)
+        return read_sweep(path)
+
+    return read
+
+
+def test_runs_follow_from_what_is_found(read):
+    sweep = read(FILE)
+    assert len(sweep.runs) == 9 and {run.stage for run in sweep.runs} == {"choice"}
+    assert {run.settings["seed"] for run in sweep.runs} == {1000}
+    found = {run.name: bowl(3e-3)(run.settings["learning_rate"]) for run in sweep.runs if run.group == "plain"}
+    later = following(sweep, found)
+    new = [run for run in later.runs if run not in sweep.runs]
+    assert [run.name for run in new] == [f"plain,learning_rate=0.003,seed={seed}" for seed in (0, 1)]
+    assert {run.stage for run in new} == {"report"}
+    assert [run.settings["validation_dataset"] for run in new] == ["test.jsonl"] * 2
+    assert [run.settings["model_name_or_path"] for run in new] == ["first/seed=0", "first/seed=1"]
+    assert all("validation_dataset" not in run.settings for run in sweep.runs)
+    assert following(later, found) == later
+    grown = following(sweep, {name: -loss for name, loss in found.items()})  # worst where it was best
+    assert [run.settings["learning_rate"] for run in grown.runs if run not in sweep.runs] == [3e-2]
+
+
+def test_a_reported_loss_has_no_part_in_the_choice(read):
+    sweep = read(FILE)
+    found = {run.name: bowl(3e-3)(run.settings["learning_rate"]) for run in sweep.runs}
+    later = following(sweep, found)
+    reported = {run.name: -9.0 for run in later.runs if run.stage == "report"}
+    assert reported and following(later, found | reported) == later
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("values: [1e-3, 3e-3, 1e-2]", "values: [1e-3, 3e-3]", "at least 3 numbers above 0"),
+        ("values: [1e-3, 3e-3, 1e-2]", "values: [1e-3, 3e-3, -1]", "at least 3 numbers above 0"),
+        ("values: [1e-3, 3e-3, 1e-2]", "values: [1e-2, 3e-3, 1e-3]", "rising order"),
+        (", seed: 1000}", "}", "seed is missing"),
+        ("seed: 1000", "seed: 1", "needs seeds beside its own, 1"),
+        ("seed: 1000", "sed: 1000", "Did you mean 'seed'"),
+        ("setting: learning_rate", "setting: learning_rat", "Did you mean 'learning_rate'"),
+        ("seeds: [0, 1]", "", "needs seeds beside its own, 1000"),
+        ("choice: {", "choice_: {", "unknown key 'choice_'"),
+        ("{matrix_optimizer: muon,", "{learning_rate: 1,", "learning_rate is what is chosen"),
+        ("report: {v", "report: {learning_rate: 1, v", "learning_rate is what is chosen"),
+        ("report: {validation_dataset", "report: {validation_datase", "Did you mean 'validation_dataset'"),
+        ("choice: {setting: learning_rate, values: [1e-3, 3e-3, 1e-2], seed: 1000}", "", "report does nothing without"),
+    ],
+)
+def test_mistakes_are_one_line(read, old, new, told):
+    assert old in FILE
+    with pytest.raises(UserError, match="rates.yaml") as caught:
+        read(FILE.replace(old, new))
+    assert told in str(caught.value) and "\n" not in str(caught.value)
