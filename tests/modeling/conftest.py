@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from causal_cases import CASES
+from forking import WITHOUT_FRANKENLM, ForkServer
 from frankenlm.modeling import (
     FrankensteinConfig,
     FrankensteinForCausalLM,
@@ -154,3 +155,13 @@ def build_causal(tiny_model):
         return models[case]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory):
+    """Runs code where frankenlm is not installed; the folders it loads from have names of their own."""
+    modules = tmp_path_factory.mktemp("stranger")
+    env = {"HF_MODULES_CACHE": str(modules), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    imports = "import torch, transformers\nfrom transformers import AutoModel, AutoTokenizer, PreTrainedModel\n"
+    with ForkServer(WITHOUT_FRANKENLM + imports, env=env, options=("-W", "error::FutureWarning")) as server:
+        yield server

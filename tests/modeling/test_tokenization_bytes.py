@@ -1,8 +1,5 @@
 """The byte tokenizer: ids are bytes, any text comes back, markup stays apart, and AutoTokenizer opens it alone."""
 
-import subprocess
-import sys
-
 import pytest
 from transformers import AutoTokenizer
 
@@ -19,12 +16,6 @@ TEXTS = (
 )
 
 STRANGER = """
-import sys
-class NoFrankenlm:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "frankenlm":
-            raise ModuleNotFoundError(f"No module named {name!r}")
-sys.meta_path.insert(0, NoFrankenlm())
 from transformers import AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 text = "a <eos> \\U0001f642"
@@ -86,9 +77,7 @@ def test_a_batch_is_padded(tokenizer):
     assert tokenizer("abcdef", truncation=True, max_length=4).input_ids == list(b"abcd")
 
 
-def test_opens_where_the_package_is_missing(saved, tmp_path):
-    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-c", STRANGER, str(saved)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+def test_opens_where_the_package_is_missing(saved, stranger, tmp_path):
+    done = stranger.run(STRANGER, saved, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(saved.glob("*.py"))

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from forking import WITHOUT_FRANKENLM
+
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 PYTHONS = {name: CACHE / f"venv-{name}" / "bin" / "python" for name in ("oldest", "newest")}
 
@@ -34,14 +36,10 @@ for name, model in models.items():
         torch.save({"logits": model(ids).logits,
                     "text": model.generate(ids, max_new_tokens=8, do_sample=False)}, f"{folder}/{name}.pt")
 """
-# An import hook refuses our package, which both environments hold.
-LOAD = """
-import sys
-class NoFrankenlm:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "frankenlm":
-            raise ModuleNotFoundError(f"No module named {name!r}")
-sys.meta_path.insert(0, NoFrankenlm())
+# The hook refuses our package, which both environments hold.
+LOAD = (
+    WITHOUT_FRANKENLM
+    + """
 import torch, transformers
 folder, name, result = sys.argv[1:]
 model = transformers.AutoModelForCausalLM.from_pretrained(f"{folder}/{name}", trust_remote_code=True).eval()
@@ -50,6 +48,7 @@ ids = torch.arange(3, 14)[None]
 with torch.no_grad():
     torch.save({"logits": model(ids).logits, "text": model.generate(ids, max_new_tokens=8, do_sample=False)}, result)
 """
+)
 
 
 def run(python, code, *arguments, modules):

@@ -3,6 +3,7 @@
 One process a surrounding (tests/tools/odd_places.py) runs every command on a tiny model.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from copying_compiler import copying_compiler
+from frankenlm.kernels import build
 from odd_places import torn_reports
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "odd_places.py"
@@ -46,7 +49,8 @@ NO_MOUNTS = why_no_mounts()
 def visit(folder: Path, name: str, options: list[str], changes: dict[str, str | None], mounts: bool = False) -> dict:
     """Run every command in changed surroundings and return the tool's report."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment["FRANKENLM_CXXFLAGS"] = "-O0"  # where no home keeps a library, each process makes one
+    with contextlib.suppress(build.NoCompilerError):  # where no home keeps a library, each process makes one
+        environment["CXX"] = copying_compiler(folder / "copies", build.build())
     for variable in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME", "PYTHONIOENCODING"):
         environment.pop(variable, None)
     environment |= changes | {"MPLCONFIGDIR": str(folder / "mpl"), "HF_MODULES_CACHE": str(folder / "modules")}
