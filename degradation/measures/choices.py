@@ -3,31 +3,13 @@
 import re
 from collections.abc import Sequence
 
+from .speech import ENGLISH, Speech
+
 REACH = 200  # characters behind a statement's opening words in which the answer is looked for
-# in a statement of the answer, the first choice behind these words is the answer
-_STATEMENT = re.compile(
-    r"\b(?:answer|odd one(?: out)?|solution|correct (?:one|choice|option|word))\b[^.\n]{0,60}?"
-    r"(?:\bis\b|\bwould be\b|:|=)|\\boxed",
-    re.IGNORECASE,
-)
-_CONCLUSION = re.compile(r"\b(?:therefore|thus|hence|consequently)\b|(?:^|[.!?,;\n][ \t]*)so\b", re.IGNORECASE)
-DENIAL = re.compile(
-    r"(?:\bnot|n['’]t|\bneither|\bnor|\brather than|\bexcept|\bunlike)(?:\s+(?:a|an|the))?\s*[\"'“‘]?$", re.IGNORECASE
-)
-# these deny all of a list behind them: "unlike violin, flute and drum"
-_DENIAL_OF_ALL = re.compile(r"\b(?:unlike|except|neither)\b[^.!?\n]*$", re.IGNORECASE)
-_LISTED = re.compile(r"\s*(?:,|,?\s*\b(?:and|or|nor)\b)\s*(?:(?:a|an|the)\s+)?[\"'“‘]?", re.IGNORECASE)
-_GOES_ON = re.compile(r"\s*(?:[,.;:!?)]|\b(?:and|or|nor)\b|$)", re.IGNORECASE)  # behind an item of such a list
-_REASON = re.compile(r"\b(?:because|since)\b|,\s+as\b", re.IGNORECASE)
-_NOT_A_NO = r"(?!\s+(?:idea|one|doubt|matter|longer|more|less|such)\b)"  # "no idea" says neither yes nor no
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
-_JOINT = re.compile(r"[\s,;:.)\"'–—-]*(?:and|or)?\s*")  # what parts the items of a list
-_OPENING = re.compile(r"[\s\"'“‘(\[>#-]*(?:(?:it['’]?s|it is|the|a|an|definitely|clearly)\s+)*[\"'“‘(]*", re.IGNORECASE)
-# what may follow a choice that opens a completion as its answer: "Ladder." "Yes, since ..." but not "Ana is taller"
-_STANDS_ALONE = re.compile(r"[\"'”’)]*\s*(?:$|[.!:;\n–—]|-\s|,\s|\(|(?:because|since|as)\b)")
 
 
-def chosen(completion: str, choices: Sequence[str], lettered: bool = False) -> str | None:
+def chosen(completion: str, choices: Sequence[str], lettered: bool = False, speech: Speech = ENGLISH) -> str | None:
     """Return the choice a completion settles on, None if it names none, or several without a verdict.
 
     What decides, in this order: the first choice after the last "the answer is" (or the like); the one that the
@@ -39,29 +21,33 @@ def chosen(completion: str, choices: Sequence[str], lettered: bool = False) -> s
         completion: the answer, possibly with Markdown.
         choices: the words to choose from.
         lettered: whether the choices also go by A, B, C, ..., in their order.
+        speech: how answers are worded in their language.
     """
-    find = _ChoiceFinder(choices, lettered)
+    completion = speech.fold(completion)
+    find = _ChoiceFinder(choices, lettered, speech)
     bold = re.findall(r"\*\*(.+?)\*\*", completion, flags=re.DOTALL)
     text = plain(completion)
     sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
+    claims = [_claim(part, speech) for part in (*sentences[:1], *sentences[-1:])]
     return (
-        find.after(_STATEMENT, text)
+        find.after(speech.statement, text)
         or find.opening(text)
         or _only(find.named(plain("\n".join(bold)), verdict=True))
-        or find.after(_CONCLUSION, text)
+        or find.after(speech.conclusion, text)
         or _only(find.named(text))
-        or next((only for part in (*sentences[:1], *sentences[-1:]) if (only := _only(find.named(_claim(part))))), None)
+        or next((only for part in claims if (only := _only(find.named(part)))), None)
     )
 
 
 class _ChoiceFinder:
     """Finds choices by word, and by letter if they have letters."""
 
-    def __init__(self, choices: Sequence[str], lettered: bool):
-        self.by_word = {choice.casefold(): choice for choice in sorted(choices, key=len, reverse=True)}
+    def __init__(self, choices: Sequence[str], lettered: bool, speech: Speech):
+        self.speech = speech
+        self.by_word = {speech.fold(choice.casefold()): choice for choice in sorted(choices, key=len, reverse=True)}
         names = [chr(ord("A") + place) for place in range(len(choices))] if lettered else []
         self.by_letter = dict(zip(names, choices, strict=False))
-        each = (re.escape(word) + (_NOT_A_NO if word == "no" else "") for word in self.by_word)
+        each = (re.escape(word) + speech.not_behind.get(word, "") for word in self.by_word)
         words = rf"(?<!\w)(?:{'|'.join(each)})(?:e?s)?(?!\w)"
         if not lettered:
             self.anywhere = self.verdict = re.compile(words, re.IGNORECASE)
@@ -80,10 +66,11 @@ class _ChoiceFinder:
         found, denied_until = [], -1
         for match in (self.verdict if verdict else self.anywhere).finditer(text):
             start, end = match.span()
-            joined = denied_until >= 0 and _LISTED.fullmatch(text, denied_until, start)
-            listed = joined and _GOES_ON.match(text, end)
-            if listed or denied(text, start):
-                denied_until = end if listed or _DENIAL_OF_ALL.search(text, max(0, start - 30), start) else -1
+            joined = denied_until >= 0 and self.speech.listed.fullmatch(text, denied_until, start)
+            listed = joined and self.speech.goes_on.match(text, end)
+            if listed or denied(text, start, self.speech):
+                all_of_it = listed or self.speech.denial_of_all.search(text, max(0, start - 30), start)
+                denied_until = end if all_of_it else -1
             else:
                 found.append(self._choice(match[0]))
         return found
@@ -99,24 +86,24 @@ class _ChoiceFinder:
 
     def opening(self, text: str) -> str | None:
         """Return the choice that opens a text and stands alone: no further choice follows it as in a list."""
-        start = _OPENING.match(text).end()
+        start = self.speech.opening.match(text).end()
         first = self.verdict.match(text, start)
         if not first:
             return None
         found, end = self._choice(first[0]), first.end()
         if first[0].upper() in self.by_letter:  # B) shout
             end = re.compile(rf"[).:\s]*(?:{re.escape(found)})?", re.IGNORECASE).match(text, end).end()
-        if not _STANDS_ALONE.match(text, end):
+        if not self.speech.stands_alone.match(text, end):
             return None
         following = self.verdict.search(text, end)
-        return None if following and _JOINT.fullmatch(text, end, following.start()) else found
+        return None if following and self.speech.joint.fullmatch(text, end, following.start()) else found
 
     def _begins_list(self, text: str, first: str) -> bool:
         """Whether a choice goes on to others as in a list that ends the text: A, B, C; but not: A, B is smaller."""
         end = next(match.end() for match in self.verdict.finditer(text) if self._choice(match[0]) == first)
         others = {self._choice(match[0]) for match in self.verdict.finditer(text, end)} - {first}
         rest = self.verdict.sub(" ", text[end:])
-        return bool(others) and re.fullmatch(r"(?:[\s,;:.)\"'–—-]|\b(?:and|or)\b)*", rest) is not None
+        return bool(others) and self.speech.joints.fullmatch(rest) is not None
 
     def _choice(self, found: str) -> str:
         folded = found.casefold()
@@ -126,14 +113,14 @@ class _ChoiceFinder:
         return self.by_letter[folded.split()[-1].upper()]
 
 
-def denied(text: str, place: int) -> bool:
+def denied(text: str, place: int, speech: Speech = ENGLISH) -> bool:
     """Whether the word at a place of a text follows a "not" or the like."""
-    return DENIAL.search(text[max(0, place - 30) : place]) is not None
+    return speech.denial.search(text[max(0, place - 30) : place]) is not None
 
 
-def _claim(sentence: str) -> str:
+def _claim(sentence: str, speech: Speech) -> str:
     """Return a sentence up to its "because", or all of it where that stands first."""
-    claim = _REASON.split(sentence, maxsplit=1)[0]
+    claim = speech.reason.split(sentence, maxsplit=1)[0]
     return claim if claim.strip() else sentence
 
 

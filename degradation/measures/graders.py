@@ -23,6 +23,7 @@ from fractions import Fraction
 from ..prompts import LabPrompt
 from .choices import chosen, denied, plain
 from .numerals import numbers, numbers_in_digits, numbers_in_words, without_remarks
+from .speech import speech_of
 
 CORRECT, WRONG, UNPARSED = "correct", "wrong", "unparsed"
 # what people recite
@@ -82,10 +83,15 @@ def settled_number(text: str, question: str) -> Fraction | None:
 
 def grade_choice(completion: str, prompt: LabPrompt) -> str:
     """Judge by the choice that the completion settles on (`choices.chosen`); "unparsed" where it settles on none."""
-    found = chosen(completion, prompt.choices, lettered=has_letters(prompt))
+    found = settled_choice(completion, prompt)
     if found is None:
         return UNPARSED
     return CORRECT if found == prompt.answer else WRONG
+
+
+def settled_choice(completion: str, prompt: LabPrompt) -> str | None:
+    """Return the choice of a prompt that an answer settles on, None where there is none."""
+    return chosen(completion, prompt.choices, has_letters(prompt), speech_of(prompt.language))
 
 
 def has_letters(prompt: LabPrompt) -> bool:

@@ -7,7 +7,6 @@ that were not finite count: as text up to there, and as an answer that cannot be
 """
 
 import gzip
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -16,9 +15,11 @@ from typing import Any, NamedTuple
 from frankenlm.trainer_ext.metrics.text import distinct, ngrams, repeated_share, require_sacrebleu
 
 from ..prompts import LabPrompt, find_prompt, shipped_units
+from .battery import ERROR_KINDS, error_kind, score
 from .graders import CORRECT, UNPARSED, grade, list_items
+from .languages import Language, language_of
 from .loops import find_loop
-from .text_words import ASSETS, STOPWORDS, content_stems, sentences, word_frequency, words
+from .text_words import ASSETS, latin_words, script, sentences, words
 
 WINDOW = 100  # words, of the moving-window type-token ratio
 NOT_MEASURED = ("oom", "error")  # status of rows without an answer
@@ -59,6 +60,13 @@ ROW_MEASURES: dict[str, Measured] = {
     "correct": Measured("the answer is right; what cannot be read is not", +1, True),
     "unparsed": Measured("nothing in the completion could be an answer", -1, True),
     "grade": Measured("correct, wrong or unparsed (text)"),
+    "score": Measured("score of an answer of a battery, by rules (measures/battery.py)", +1, True),
+    "error_kind": Measured("what kind of error an answer of a battery is, none for none (text)"),
+    **{
+        f"error_{kind.replace(' ', '_')}": Measured(f"the answer of a battery is an error: {kind}", -1, True)
+        for kind in ERROR_KINDS
+        if kind != "none"
+    },
     "list_items": Measured("items of the list"),
     "list_unique": Measured("different items of the list"),
     "list_fulfilled": Measured("different items / items asked for, at most 1", +1, True),
@@ -92,8 +100,9 @@ def measure_row(row: Mapping[str, Any], prompt: LabPrompt | None = None) -> dict
     for name, field in (("tokens", "tokens_generated"), ("mean_logprob", None), ("mean_entropy", None)):
         measured[name] = row.get(field or name)
     measured |= {"words": len(found), "characters": len(text), "gzip_ratio": gzip_ratio(text)}
-    measured |= _repetition(found, text) | _vocabulary(found, text, row["prompt_text"])
-    measured |= _coherence(text, found, row["prompt_text"])
+    language = language_of(prompt.language if prompt else None)
+    measured |= _repetition(found, text) | _vocabulary(found, text, row["prompt_text"], language)
+    measured |= _coherence(text, found, row["prompt_text"], language)
     if prompt is not None:
         failed = row.get("status") == "nan_logits" or row.get("finish_reason") == "nan"
         measured |= _answer(text, prompt, failed)
@@ -166,25 +175,15 @@ def gzip_ratio(text: str) -> float | None:
 # --- vocabulary
 
 
-def _vocabulary(found: Sequence[str], text: str, prompt_text: str) -> dict[str, float | None]:
-    latin = [word for word in found if word.isalpha() or "'" in word]
-    latin = [word for word in latin if script(word[0]) == "LATIN"]
-    frequencies = [word_frequency(word) for word in latin]
-    known = [frequency for frequency in frequencies if frequency is not None]
+def _vocabulary(found: Sequence[str], text: str, prompt_text: str, language: Language) -> dict[str, float | None]:
+    latin = latin_words(found)
+    frequencies = [language.frequency(word) for word in latin]
     return {
         "other_script": other_script_share(text, main_script(prompt_text) or "LATIN"),
-        "unknown_words": 1 - len(known) / len(latin) if latin else None,
-        "word_frequency": mean(known),
-        "lexical_density": mean(word not in STOPWORDS for word in found),
+        "unknown_words": mean(not language.known(word) for word in latin),
+        "word_frequency": mean(frequency for frequency in frequencies if frequency is not None),
+        "lexical_density": mean(word not in language.function_words for word in found),
     }
-
-
-@lru_cache(maxsize=20_000)
-def script(character: str) -> str | None:
-    """Return the script of a letter, as the first word of its Unicode name: LATIN, CYRILLIC, CJK; None for others."""
-    if not character.isalpha():
-        return None
-    return unicodedata.name(character, "UNKNOWN").split()[0]
 
 
 def main_script(text: str) -> str | None:
@@ -201,10 +200,10 @@ def other_script_share(text: str, target: str = "LATIN") -> float | None:
 # --- coherence
 
 
-def _coherence(text: str, found: Sequence[str], prompt_text: str) -> dict[str, float | int | None]:
+def _coherence(text: str, found: Sequence[str], prompt_text: str, language: Language) -> dict[str, float | int | None]:
     parts = sentences(text)
-    stems = [set(content_stems(part)) for part in parts]
-    asked = set(content_stems(words(prompt_text)))
+    stems = [set(language.content_stems(part)) for part in parts]
+    asked = set(language.content_stems(words(prompt_text)))
     answered = set().union(*stems)
     return {
         "sentences": len(parts),
@@ -243,11 +242,20 @@ def _answer(text: str, prompt: LabPrompt, failed: bool) -> dict[str, Any]:
         unique = len(set(items))
         fulfilled = 0.0 if failed else min(1.0, unique / prompt.items)
         return {"list_items": len(items), "list_unique": unique, "list_fulfilled": fulfilled}
+    if prompt.part is not None:
+        return _score(text, prompt, failed)
     verdict = grade(text, prompt)
     if verdict is None:
         return {}
     verdict = UNPARSED if failed else verdict
     return {"grade": verdict, "correct": verdict == CORRECT, "unparsed": verdict == UNPARSED}
+
+
+def _score(text: str, prompt: LabPrompt, failed: bool) -> dict[str, Any]:
+    scored = 0.0 if failed else score(text, prompt)
+    kind = "no answer" if failed else error_kind(text, prompt, scored)
+    kinds = {f"error_{each.replace(' ', '_')}": each == kind for each in ERROR_KINDS if each != "none"}
+    return {"score": scored, "unparsed": kind == "no answer", "error_kind": kind, **kinds}
 
 
 def named_units(text: str, units: Mapping[str, Sequence[str]]) -> list[str]:

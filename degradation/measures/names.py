@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from .measure import CELL_MEASURES, ROW_MEASURES
 
 PER_SKILL = "accuracy/"  # accuracy/math is the accuracy of the sub-skill math
+PER_PART = "score/"  # score/repetition is the score of that part of a battery
+SKILLS = (PER_SKILL, PER_PART)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Measure:
 
 
 CORRECT = "correct"  # the row measure from which accuracies come
+GRADED = ("accuracy", "score")  # over all graded answers; each has a chance level
 # measures the analysis makes itself, beside those of rows and cells
 OWN = (
     Measure("accuracy", "Accuracy", 1, share=True),
@@ -53,6 +56,15 @@ LABELS = {
     "unknown_words": "Unknown words",
     "prompt_overlap": "Prompt words taken up",
     "content_units": "Content units named",
+    "score": "Battery score",
+    "error_no_answer": "Errors: no answer",
+    "error_perseveration": "Errors: perseveration-like",
+    "error_neologism": "Errors: neologism-like",
+    "error_semantic": "Errors: like in meaning",
+    "error_form": "Errors: like in form",
+    "error_unrelated": "Errors: unrelated",
+    "error_wrong": "Errors: the other of yes and no",
+    "error_incomplete": "Errors: incomplete",
     "unparsed": "Answers without an answer in them",
     "lexical_density": "Lexical density",
     "word_frequency": "Word frequency (Zipf)",
@@ -61,6 +73,7 @@ LABELS = {
     "self_bleu_4": "Self-BLEU-4 across prompts",
 }
 MEANINGS = {
+    "score": "mean score of the answers of a battery; score/X is that of the part X",
     "accuracy": "share of the graded questions whose answer is right; accuracy/X is that of the sub-skill X",
     "ended_by_itself": "the model ended its answer before the token limit",
     "cut_off": "the answer was cut off at the token limit",
@@ -71,11 +84,11 @@ MEANINGS = {
     "kl_to_baseline": "mean KL of the next token's distribution from the undamaged model's, on the shipped text",
 }
 # shown first, in this order, where the results have them
-HEADLINE = ("accuracy", "content_units", "looped", "tokens", "unknown_words", "prompt_overlap", "log_perplexity")
+HEADLINE = (*GRADED, "content_units", "looped", "tokens", "unknown_words", "prompt_overlap", "log_perplexity")
 ANSWERS = ("looped", "ended_by_itself", "cut_off", "tokens")
 # what can break beside the sub-skills, and which of it ranks groups
 BREAKS = ("content_units", "looped", "unknown_words", "prompt_overlap", "log_perplexity")
-RANKED = ("accuracy", "content_units", "looped", "log_perplexity")
+RANKED = (*GRADED, "content_units", "looped", "log_perplexity")
 
 
 def known_measures(names: Iterable[str]) -> dict[str, Measure]:
@@ -89,6 +102,9 @@ def known_measures(names: Iterable[str]) -> dict[str, Measure]:
         if name.startswith(PER_SKILL):
             skill = name.removeprefix(PER_SKILL)
             found[name] = Measure(name, f"{skill.capitalize()} accuracy", 1, share=True)
+        elif name.startswith(PER_PART):
+            part = name.removeprefix(PER_PART)
+            found[name] = Measure(name, f"{part.capitalize()} score", 1, share=True)
     return found
 
 

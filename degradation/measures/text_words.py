@@ -6,7 +6,7 @@ Rows carry text only, so what other work counts in tokens is counted in words he
 import math
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -53,11 +53,6 @@ def stem(word: str) -> str:
     if len(word) > 3:
         word = word.removesuffix("e")
     return word[:-1] + "i" if len(word) > 2 and word[-1] == "y" else word
-
-
-def content_stems(found: Iterable[str]) -> list[str]:
-    """Return the stems of the words that are not function words."""
-    return [stem(word) for word in found if word not in STOPWORDS]
 
 
 @cache
@@ -107,3 +102,16 @@ def _bases(word: str) -> list[str]:
         if ending in _DOUBLING and len(rest) > 3 and rest[-1] == rest[-2]:
             found.append(rest[:-1])  # stopped
     return found
+
+
+@lru_cache(maxsize=20_000)
+def script(character: str) -> str | None:
+    """Return the script of a letter, as the first word of its Unicode name: LATIN, CYRILLIC, CJK; None for others."""
+    if not character.isalpha():
+        return None
+    return unicodedata.name(character, "UNKNOWN").split()[0]
+
+
+def latin_words(found: Sequence[str]) -> list[str]:
+    """Return the words that are letters of the Latin script, which word lists may know."""
+    return [word for word in found if (word.isalpha() or "'" in word) and script(word[0]) == "LATIN"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from ..measures.names import PER_SKILL
+from ..measures.names import GRADED, SKILLS
 from .columns import MeasuredRows
 from .level_axis import LevelAxis
 from .result_files import ResultFile, common, damage_level, identity, run_of, series_key
@@ -40,7 +40,7 @@ class Series:
         cells: measure -> (R, L) mean over the cell's rows, NaN where not defined.
         moments: measure -> count, sum, sum of squares of the rows, each (R, L), centred; of measures of rows only.
         rel_l2: (R, L) relative L2 distance of the damaged weights, NaN where not recorded.
-        chance: measure -> chance level of an accuracy.
+        chance: measure -> chance level of an accuracy or score.
         label: a name that no other series of the same model and task has.
     """
 
@@ -137,7 +137,7 @@ def _series(key: SeriesKey, rows: Sequence[Mapping[str, Any]], columns: _Picked,
     for name, values in columns.items():
         series.moments[name] = grid.moments(cells, values)
         series.cells[name] = grid.mean(cells, values)
-        if name == "accuracy" or name.startswith(PER_SKILL):
+        if name in GRADED or name.startswith(SKILLS):
             series.chance[name] = float(chance[numpy.isfinite(values)].mean())
     perplexity = grid.mean(cells, _column(rows, "perplexity"))
     if numpy.isfinite(perplexity).any():

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 from tqdm import tqdm
 
-from ..measures.names import PER_SKILL
+from ..measures.names import GRADED, SKILLS
 from .result_files import damage_level, series_key
 
 Row = Mapping[str, Any]
@@ -116,17 +116,22 @@ def _ending(reason: str | None) -> dict[str, float | None]:
 def add_accuracies(
     columns: dict[str, numpy.ndarray], rows: Sequence[Row], find_prompt: FindPrompt, correct: str
 ) -> numpy.ndarray:
-    """Turn the column `correct` into `accuracy` and `accuracy/<skill>`; return the chance level of each row, (rows,).
+    """Turn the column `correct` into `accuracy` and `accuracy/<skill>`, and give `score` its `score/<part>`.
 
-    Only graded rows count; an answer without anything that could be one is wrong. Chance is that of the prompt's
-    choices, 0 for an open question, NaN for a row without a key.
+    Only graded rows count; an answer without anything that could be one is wrong.
+
+    Returns:
+        The chance level of each row, (rows,): that of the prompt's choices, 0 for an open question, NaN for a row
+        without a key.
     """
     chance = numpy.full(len(rows), numpy.nan)
-    if correct not in columns:
-        return chance
-    right = columns["accuracy"] = columns.pop(correct)
-    for number in numpy.flatnonzero(numpy.isfinite(right)):
-        prompt = find_prompt(rows[number])
-        _column(columns, PER_SKILL + prompt.skill, len(rows))[number] = right[number]
-        chance[number] = prompt.chance or 0.0
+    if correct in columns:
+        columns["accuracy"] = columns.pop(correct)
+    for whole, prefix in zip(GRADED, SKILLS, strict=True):
+        if whole not in columns:
+            continue
+        for number in numpy.flatnonzero(numpy.isfinite(columns[whole])):
+            prompt = find_prompt(rows[number])
+            _column(columns, prefix + prompt.skill, len(rows))[number] = columns[whole][number]
+            chance[number] = prompt.chance or 0.0
     return chance

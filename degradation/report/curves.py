@@ -47,6 +47,13 @@ class Curve:
     def last(self) -> float:
         return float(self.stats["centre"][-1])
 
+    def text_at(self, place: int) -> str:
+        """Return the value at a level with its interval, for a table."""
+        stats, text = self.stats, self.measure.text
+        value, low, high = (text(stats[name][place]) for name in ("centre", "low", "high"))
+        known = numpy.isfinite(stats["low"][place])
+        return f"{value} ({low.removesuffix(' %')}–{high.removesuffix(' %')})" if known else value
+
 
 def make_curves(
     series: Sequence[Series],
@@ -85,6 +92,8 @@ def _curve(series: Series, measure: Measure, draws: int, seed: int) -> Curve:
     else:
         stats = mean_curve(values, counts)
         stats = {"centre": stats.pop("mean"), **stats}
+    if measure.share:  # a widened interval may reach beyond what a share can be
+        stats |= {side: numpy.clip(stats[side], 0.0, 1.0) for side in ("low", "high")}
     # medians have no isotonic mean: perplexity breaks where its logarithm does
     ranked = numpy.log(values) if measure.name in MEDIANS else values
     moments = series.moments.get(measure.name)

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy
 
-from ..measures.names import BREAKS, HEADLINE, PER_SKILL
+from ..measures.names import BREAKS, GRADED, HEADLINE, SKILLS
 from .bootstrap import COVERAGE
 from .curves import Curve
 from .drawing.plot_style import Plot
 from .level_axis import level_text
 from .page import bullets, facts, figure, folded, heading, navigation, page, paragraph, said, table, warning_box
+from .profile import profile_section
 from .result_files import common
 
 SHOWN_SENTENCES = 8
@@ -101,6 +102,7 @@ def _task(name: str, anchor: str, curves: Sequence[Curve], plots: Sequence[Plot]
     body = [heading(2, name, anchor), heading(3, "Critical levels")]
     for method in common(curve.series.key.method for curve in curves):
         body += _critical([curve for curve in curves if curve.series.key.method == method], method)
+    body += profile_section(curves)
     for plot in plots:
         body += [heading(3, plot.title), figure(plot, folder)]
     body.append(heading(3, "Numbers"))
@@ -112,10 +114,10 @@ def _task(name: str, anchor: str, curves: Sequence[Curve], plots: Sequence[Plot]
 
 
 def headline(curves: Sequence[Curve]) -> list[str]:
-    """The measures a short table shows: the headline ones, every sub-skill, and what can break."""
+    """The measures a short table shows: the headline ones, every sub-skill and part, and what can break."""
     there = common(curve.measure.name for curve in curves)
-    skills = sorted(name for name in there if name.startswith(PER_SKILL))
-    wanted = [*HEADLINE[:1], *skills, *HEADLINE[1:], *BREAKS]
+    skills = sorted(name for name in there if name.startswith(SKILLS))
+    wanted = [*GRADED, *skills, *HEADLINE, *BREAKS]
     return [name for name in common(wanted) if name in there]
 
 
@@ -167,16 +169,8 @@ def _levels(curves: Sequence[Curve]) -> str:
             f"{change:.3f}" if numpy.isfinite(change) else "–",
             str(int(series.answers[:, place].sum())),
         ]
-        rows.append([*row, *(_cell(found[name], place) for name in names)])
+        rows.append([*row, *(found[name].text_at(place) for name in names)])
     return table(header, rows, "Mean over the repeats, with the 95 % interval")
-
-
-def _cell(curve: Curve, place: int) -> str:
-    stats, text = curve.stats, curve.measure.text
-    value = text(stats["centre"][place])
-    if not numpy.isfinite(stats["low"][place]):
-        return value
-    return f"{value} ({text(stats['low'][place]).removesuffix(' %')}–{text(stats['high'][place]).removesuffix(' %')})"
 
 
 def _measures(curves: Sequence[Curve]) -> str:

@@ -11,7 +11,7 @@ import numpy
 from frankenlm.trainer_ext.common.files import finite, write_csv, write_text
 
 from ..measures.measure import measure_cell, measure_row
-from ..measures.names import BREAKS, CORRECT, PER_SKILL, RANKED, Measure, known_measures, meaning
+from ..measures.names import BREAKS, CORRECT, RANKED, SKILLS, Measure, known_measures, meaning
 from ..prompts import find_prompt, load_prompts
 from .bootstrap import CONFIDENCE, DRAWS, SEED
 from .cells_of_series import Series, all_rows, build_series
@@ -19,6 +19,7 @@ from .columns import FindPrompt, MeasureCell, MeasureRow, add_accuracies, measur
 from .curves import Curve, by_task, make_curves
 from .drawing.figures import draw_all, figure_names
 from .drawing.plot_style import DIGITS, curve_rows, key_columns
+from .profile import profiles
 from .result_files import ResultFile, common, read_results
 from .sections import build_page
 from .sentences import NOT_SHOWN, multiplicity, ranking, warnings, what_broke_first
@@ -121,8 +122,8 @@ def measure_file(path: str | Path, output: str | Path, **options) -> Path:
 
 
 def row_table(analysis: Analysis) -> list[dict[str, Any]]:
-    """Return what each row is, and its measures; skills stay out, they repeat `accuracy`."""
-    names = [name for name in analysis.columns if not name.startswith(PER_SKILL)]
+    """Return what each row is, and its measures; skills and parts stay out, they repeat `accuracy` and `score`."""
+    names = [name for name in analysis.columns if not name.startswith(SKILLS)]
     identity = ("row_key", "experiment_id", "param_group_name", "level_value", "repeat_index", "prompt_id")
     columns = {name: analysis.columns[name].tolist() for name in names}
     return [
@@ -171,6 +172,7 @@ def facts(analysis: Analysis) -> dict[str, Any]:
             for one in analysis.series
         ],
         "rankings": rankings(analysis),
+        "profiles": profiles(analysis.curves),
         "curves": [curve_record(curve) for curve in analysis.curves],
         "not_shown": [multiplicity(analysis.curves), *NOT_SHOWN],
         "runs": {file.path.name: provenance(file) for file in analysis.files},
@@ -178,9 +180,9 @@ def facts(analysis: Analysis) -> dict[str, Any]:
 
 
 def breaking(curves: Sequence[Curve], series: Series) -> list[str]:
-    """The measures of a series that take part in "what broke first": those of BREAKS, and every sub-skill."""
+    """The measures of a series that take part in "what broke first": those of BREAKS, every sub-skill and part."""
     there = [curve.measure.name for curve in _of(curves, series)]
-    skills = sorted(name for name in there if name.startswith(PER_SKILL))
+    skills = sorted(name for name in there if name.startswith(SKILLS))
     return [*skills, *(name for name in BREAKS if name in there)]
 
 

@@ -17,6 +17,7 @@ from frankenlm.degradation.measures.numerals import numbers
 from frankenlm.degradation.measures.text_words import words
 from frankenlm.degradation.prompts import (
     FOLDER,
+    PARTS,
     PROMPT_SETS,
     LabPrompt,
     find_prompt,
@@ -26,7 +27,7 @@ from frankenlm.degradation.prompts import (
     shipped_units,
 )
 
-COUNTS = {"dreams_it": 38, "iq_it": 65, "cookie_theft_it": 20, "smoke": 4}
+COUNTS = {"dreams_it": 38, "iq_it": 65, "cookie_theft_it": 20, "battery_en": 80, "battery_es": 80, "smoke": 4}
 SKILLS = {
     "dreams_it": {"bare": 8, "detailed": 8, "person": 6, "theme": 6, "emotion": 4, "sense": 3, "listener": 3},
     "iq_it": {"math": 25, "language": 15, "logic": 12, "factual": 8, "creativity": 5},
@@ -41,8 +42,12 @@ SKILLS = {
         "blind reader": 2,
     },
 }
+PROFILE = dict.fromkeys(PARTS, 20)
+SKILLS |= {"battery_en": PROFILE, "battery_es": PROFILE}
 ALL = [prompt for name in PROMPT_SETS for prompt in load_prompts(name)]
-GRADED = [prompt for prompt in ALL if prompt.grader in ("number", "choice", "alias")]
+# their items are test_battery_items.py's
+OTHERS = [prompt for prompt in ALL if prompt.part is None]
+GRADED = [prompt for prompt in OTHERS if prompt.grader in ("number", "choice", "alias")]
 IQ = load_prompts("iq_it")
 
 
@@ -67,8 +72,9 @@ def test_a_set_by_its_numbers(name):
 def test_texts():
     assert len({" ".join(words(prompt.text)) for prompt in ALL}) == len(ALL)
     for prompt in ALL:
-        assert prompt.text.isascii() and len(prompt.text) <= 200, prompt.text
-        assert prompt.text == prompt.text.strip() and prompt.text[0].isupper() and "  " not in prompt.text
+        assert prompt.text.isascii() or prompt.language == "es", prompt.text
+        assert len(prompt.text) <= 200, prompt.text
+        assert prompt.text == prompt.text.strip() and prompt.text.lstrip("¿")[0].isupper() and "  " not in prompt.text
         assert prompt.text[-1] in ".?" or has_letters(prompt), prompt.text
     for prompt in load_prompts("dreams_it"):
         assert "dream" in prompt.text.casefold()
@@ -273,6 +279,9 @@ def test_a_file_of_ones_own(tmp_path):
     assert load_prompts(str(path)) == (first, second)
 
 
+CHOOSE = '{"text": "x or y?", "grader": "choice", "choices": ["x", "y"], "answer": "x", '
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -284,6 +293,14 @@ def test_a_file_of_ones_own(tmp_path):
         ('{"text": "a", "grader": "number"}', "needs an answer"),
         ('{"text": "a", "grader": "choice", "answer": "z", "choices": ["x"]}', "must be one of the choices"),
         ('{"text": "a", "grader": "list"}', "needs items"),
+        ('{"text": "a", "grader": "connected", "items": 3}', "needs an answer"),
+        ('{"text": "a", "grader": "connected", "answer": [["x"]]}', "needs items"),
+        ('{"text": "a", "grader": "connected", "items": 3, "answer": ["x"]}', "a list of things"),
+        ('{"text": "a", "grader": "repetition", "answer": "?"}', "the text to repeat"),
+        ('{"text": "a", "language": "esp"}', "language='esp'.*es"),
+        ('{"text": "a", "kinds": ["form"]}', "say what each of the choices"),
+        (CHOOSE + '"kinds": ["target", "shape"]}', "kinds='shape'.*semantic"),
+        (CHOOSE + '"kinds": ["form", "target"]}', "target must be the kind of 'x' alone"),
         ("[1]", "JSON object"),
         ('{"text": ', r"line 1: not JSON \(Expecting value"),
         ("", "holds no prompt"),

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ...measures.names import ANSWERS, HEADLINE, RANKED
+from ...measures.names import ANSWERS, HEADLINE, PER_PART, PER_SKILL, RANKED
 from ..curves import Curve, by_task
 from ..result_files import common, run_of
 from .depth_map import maps_of, plot_depth
@@ -20,6 +20,7 @@ from .plots import (
     plot_repeats,
     plot_skills,
 )
+from .profile_plot import plot_profile
 from .ranking_plot import plot_ranking
 from .recovery_plot import before_training, plot_recovery, step_of
 
@@ -33,7 +34,7 @@ def draw_all(curves: Sequence[Curve], folder: Path) -> tuple[dict[tuple[str, str
     names = figure_names(curves)
     for (model, task), chosen in by_task(curves).items():
         drawn[model, task] = []
-        for title, name, draw in _figures(chosen):
+        for title, name, draw in figures_of(chosen):
             try:
                 drawn[model, task].append(draw(folder, names[model, task, name]))
             except NothingToDraw as reason:
@@ -48,7 +49,7 @@ def figure_names(curves: Sequence[Curve]) -> dict[tuple[str, str, str], str]:
     """
     found: dict[tuple[str, str, str], str] = {}
     for (model, task), chosen in by_task(curves).items():
-        for _, name, _ in _figures(chosen):
+        for _, name, _ in figures_of(chosen):
             text = f"{model}_{task}_{name}"
             stem = slug(text)
             if len(stem.encode()) > LONGEST or stem in found.values():
@@ -58,7 +59,7 @@ def figure_names(curves: Sequence[Curve]) -> dict[tuple[str, str, str], str]:
     return found
 
 
-def _figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path, str], Plot]]]:
+def figures_of(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path, str], Plot]]]:
     """The figures of one task: title, name of the file, and what draws it."""
     spread = next((name for name in RANKED if any(c.measure.name == name for c in curves)), RANKED[0])
     yield "vulnerability ranking", "ranking", lambda *to: plot_ranking(curves, RANKED, *to)
@@ -70,7 +71,7 @@ def _figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path
             lambda *to, own=own: plot_levels(own, HEADLINE, *to),
         )
     yield "all groups over relative L2", "rel_l2", lambda *to: plot_common_axis(curves, HEADLINE, *to)
-    yield "accuracy by sub-skill", "skills", lambda *to: plot_skills(curves, *to)
+    yield from _skill_figures(curves)
     for method in common(curve.series.key.method for curve in curves):
         own = [curve for curve in curves if curve.series.key.method == method]
         yield f"loops and length, {method}", f"answers_{method}", lambda *to, own=own: plot_answers(own, ANSWERS, *to)
@@ -99,6 +100,17 @@ def _depth_figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable
             f"depth_{method}{more}",
             lambda *to, own=own: plot_depth(own, HEADLINE, *to),
         )
+
+
+def _skill_figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path, str], Plot]]]:
+    """The profile and the parts of a battery; sub-skills of all other prompts."""
+    there = [curve.measure.name for curve in curves]
+    is_battery = any(name.startswith(PER_PART) for name in there)
+    if is_battery:
+        yield "profile by level", "profile", lambda *to: plot_profile(curves, *to)
+        yield "score by part", "parts", lambda *to: plot_skills(curves, PER_PART, *to)
+    if not is_battery or any(name.startswith(PER_SKILL) for name in there):
+        yield "accuracy by sub-skill", "skills", lambda *to: plot_skills(curves, PER_SKILL, *to)
 
 
 def _layer_figures(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Path, str], Plot]]]:

@@ -14,7 +14,7 @@ import numpy
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from ...measures.names import PER_SKILL, Measure
+from ...measures.names import PER_PART, PER_SKILL, Measure
 from ..curves import Curve
 from ..result_files import run_of
 from .plot_style import (
@@ -41,6 +41,19 @@ from .plot_style import (
 
 PERPLEXITIES = ("perplexity", "kl_to_baseline")
 MOST_PANELS = 16
+# what is missing without it, title and caption of a figure of sub-skills or parts
+BY_SKILL = {
+    PER_SKILL: (
+        "none of the prompts has an answer key",
+        "Accuracy by sub-skill",
+        "Share of graded questions answered right; an answer without an answer in it counts as wrong.",
+    ),
+    PER_PART: (
+        "no prompt belongs to a battery",
+        "Score by part",
+        "Mean score of the answers of each part of the battery, by rules.",
+    ),
+}
 
 
 def plot_levels(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
@@ -134,11 +147,16 @@ def _common_ticks(panel, curves: Sequence[Curve]) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
 
 
-def plot_skills(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
-    """Draw the accuracy of every sub-skill over the level, a panel for each series; dotted: chance."""
-    skills = sorted({c.measure.name for c in curves if c.measure.name.startswith(PER_SKILL)})
+def plot_skills(curves: Sequence[Curve], prefix: str, folder: Path, name: str) -> Plot:
+    """Draw a measure of every sub-skill or part over the level, a panel for each series; dotted: chance.
+
+    Args:
+        prefix: of the measures, one of `BY_SKILL`.
+    """
+    missing, title, caption = BY_SKILL[prefix]
+    skills = sorted({c.measure.name for c in curves if c.measure.name.startswith(prefix)})
     if not skills:
-        raise NothingToDraw("none of the prompts has an answer key")
+        raise NothingToDraw(missing)
     series = [one for one in series_of(curves) if any(skill in one.cells for skill in skills)]
     colours = dict(zip(skills, COLOURS * 4, strict=False))
     _check_panels(len(series))
@@ -147,7 +165,7 @@ def plot_skills(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
     for panel, one in zip(axes, series, strict=True):
         for curve in curves:
             if curve.series is one and curve.measure.name in skills:
-                skill = curve.measure.name.removeprefix(PER_SKILL)
+                skill = curve.measure.name.removeprefix(prefix)
                 colour = colours[curve.measure.name]
                 draw_curve(panel, one.axis.positions, curve, Look(colour, "o", "-", skill), len(skills) <= 2)
                 if curve.chance:
@@ -162,9 +180,8 @@ def plot_skills(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
         folder,
         name,
         rows,
-        "Accuracy by sub-skill",
-        "Share of graded questions answered right; an answer without an answer in it counts as wrong. "
-        "Dotted: what guessing among the choices gives, in the colour of its sub-skill.",
+        title,
+        f"{caption} Dotted: what guessing among the choices gives, in its colour.",
     )
 
 

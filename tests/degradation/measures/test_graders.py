@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 
+from frankenlm.degradation.measures.battery import SCORES
 from frankenlm.degradation.measures.choices import chosen, plain
 from frankenlm.degradation.measures.graders import GRADERS, grade, grade_alias, has_letters, list_items
 from frankenlm.degradation.measures.numerals import numbers, numbers_in_digits, numbers_in_words
@@ -11,7 +12,7 @@ from frankenlm.degradation.prompts import GRADER_NAMES, LabPrompt, load_prompts
 
 
 def test_tables_agree():
-    assert set(GRADERS) == set(GRADER_NAMES) - {"list"}
+    assert {*GRADERS, *SCORES, "list"} == set(GRADER_NAMES)
 
 
 # --- numbers

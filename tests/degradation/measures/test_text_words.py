@@ -6,6 +6,7 @@ import math
 import pytest
 
 import make_wordlist
+from frankenlm.degradation.measures.languages import ENGLISH
 from frankenlm.degradation.measures.measure import (
     measure_row,
     perplexity_text,
@@ -13,7 +14,6 @@ from frankenlm.degradation.measures.measure import (
 from frankenlm.degradation.measures.text_words import (
     ASSETS,
     STOPWORDS,
-    content_stems,
     sentences,
     stem,
     word_counts,
@@ -71,7 +71,7 @@ def test_stems_meet():
     ):
         assert len({stem(form) for form in forms.split()}) == 1, forms
     assert len(set(map(stem, ("dream", "drum", "glass", "class", "bus", "thing", "ring")))) == 7
-    assert content_stems(["the", "dogs", "of", "dog"]) == ["dog", "dog"]
+    assert ENGLISH.content_stems(["the", "dogs", "of", "dog"]) == ["dog", "dog"]
 
 
 def test_word_frequencies():
