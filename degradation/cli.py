@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,11 +34,13 @@ from .flags import (
     experiments_of,
     options_of,
     with_underscores,
+    words_of,
 )
 from .recovery.command import recover_command, recover_flags
 
 if TYPE_CHECKING:
     from .configs import ExperimentConfig
+    from .harness import Harness
     from .lab import Lab
     from .run.plan import Experiment
 
@@ -69,6 +72,11 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
         help="at the end, write one report of all experiments (default folder: report in --output_dir)",
     )
     parser.add_argument("--rebuild", action="store_true", help="make a lost journal anew from the JSON file")
+    parser.add_argument(
+        "--lm_eval", nargs="+", metavar="TASK", help="tasks of lm-evaluation-harness, measured in every cell"
+    )
+    parser.add_argument("--lm_eval_path", metavar="FOLDER", help="with --lm_eval: folder of tasks of your own")
+    parser.add_argument("--lm_eval_limit", type=int, metavar="N", help="with --lm_eval: the first N documents of each")
     add_log_flag(parser)
     add_experiment_flags(parser)
 
@@ -83,8 +91,11 @@ def run_command(args: argparse.Namespace) -> None:
         report = Path(args.output_dir) / "report" if args.report is True else args.report and Path(args.report)
         if report:
             check_output_dir(report)
-        lab = Lab(args.model, options_of(args))
+        harness = harness_of(args)
+        lab = Lab(args.model, replace(options_of(args), harness=harness))
         experiments = planned(lab, configs, windows=args.windows is not None)
+        for experiment in experiments if harness else ():
+            harness.check(experiment, lab.processes)
     with lab.one_bar(experiments):
         paths, failures = run_all(experiments, args, lab)
     if report and paths and is_main_process():
@@ -93,6 +104,17 @@ def run_command(args: argparse.Namespace) -> None:
         print(write_report(paths, report, workers=workers_for(paths)))
     if failures:
         raise failures[0] if len(experiments) == 1 else SomeFailed(len(failures), len(experiments))
+
+
+def harness_of(args: argparse.Namespace) -> "Harness | None":
+    """Return the tasks that --lm_eval names; None without."""
+    if args.lm_eval is None:
+        if args.lm_eval_path is not None or args.lm_eval_limit is not None:
+            raise UserError("--lm_eval_path and --lm_eval_limit say how --lm_eval finds its tasks: give that too.")
+        return None
+    from .harness import Harness
+
+    return Harness(words_of("lm_eval", args.lm_eval), args.lm_eval_path, args.lm_eval_limit)
 
 
 def planned(lab: "Lab", configs: Sequence["ExperimentConfig"], windows: bool) -> list["Experiment"]:

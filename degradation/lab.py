@@ -24,6 +24,7 @@ from .configs import ExperimentConfig
 from .damage.methods import MethodOptions, check_method
 from .damage.quant4 import check_requantise, is_4bit
 from .errors import MemoryStop
+from .harness import Harness, cells_to_visit
 from .records.manifest import ExperimentFiles
 from .records.store import Store
 from .run.identity import adapter_of, code_of, config_of, known_as, read_generation, reading_identity
@@ -58,6 +59,7 @@ class RunOptions:
 
     wait_lock: wait for another process that works on the experiment. on_conflict: stop, new-suffix or archive, where
     rows of another configuration lie under the same name. rebuild: take rows that the journal has lost from the JSON.
+    harness: tasks of lm-evaluation-harness that probe every cell.
     """
 
     output_dir: str | os.PathLike = "results"
@@ -71,6 +73,7 @@ class RunOptions:
     on_conflict: str = "stop"
     rebuild: bool = False
     progress: bool = True
+    harness: Harness | None = None
 
 
 class Lab:
@@ -247,7 +250,7 @@ class Lab:
             warn_of_other_prompts(experiment, store)
         state.wait_for_everyone()
         store.refresh()  # what was renumbered has new attempts, which later ones must exceed
-        plans = experiment.pending(store.finished)
+        plans = cells_to_visit(self.options.harness, experiment, store)
         state.wait_for_everyone()  # nobody writes before all have read: every process has the same plans
         rows = sum(len(plan.missing) for plan in plans)
         if self._bar is not None and self._bar.total:
@@ -286,7 +289,8 @@ class Lab:
         try:
             with user_mistakes():  # what only the weights can tell
                 loaded = self._load(experiment.config)
-                return ExperimentRun(experiment, loaded, store, make_policy(experiment, loaded), signals)
+                policy = make_policy(experiment, loaded)
+                return ExperimentRun(experiment, loaded, store, policy, signals, self.options.harness)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -8,6 +8,7 @@ from .measure import CELL_MEASURES, ROW_MEASURES
 PER_SKILL = "accuracy/"  # accuracy/math is the accuracy of the sub-skill math
 PER_PART = "score/"  # score/repetition is the score of that part of a battery
 SKILLS = (PER_SKILL, PER_PART)
+PER_TASK = "lm_eval/"  # lm_eval/piqa/acc is that metric of a task of lm-evaluation-harness, of whole cells
 
 
 @dataclass(frozen=True)
@@ -110,5 +111,7 @@ def known_measures(names: Iterable[str]) -> dict[str, Measure]:
 
 def meaning(name: str) -> str | None:
     """Return what a measure is, in words; None for one that the shipped tables do not have."""
+    if name.startswith(PER_TASK):
+        return "what lm-evaluation-harness says of this task and metric"
     known = {**ROW_MEASURES, **CELL_MEASURES}
     return MEANINGS.get(name) or (known[name].meaning if name in known else None)

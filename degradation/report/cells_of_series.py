@@ -8,6 +8,7 @@ import numpy
 
 from ..measures.names import GRADED, SKILLS
 from .columns import MeasuredRows
+from .harness_tasks import task_values
 from .level_axis import LevelAxis
 from .result_files import ResultFile, common, damage_level, identity, run_of, series_key
 
@@ -202,7 +203,8 @@ def _add_records(series: Sequence[Series], files: Sequence[ResultFile]) -> None:
             grid = _Grid(one.axis, one.repeats)
             for record in file.cells:
                 if (record["degradation_method"], record["param_group_name"]) == (one.key.method, one.key.group):
-                    _put(one, grid.place(record), {name: record.get(name) for name in MODEL_MEASURES})
+                    found = {name: record.get(name) for name in MODEL_MEASURES} | task_values(record)
+                    _put(one, grid.place(record), found)
             for record in file.lesions:
                 place = grid.place(record)
                 if (record["method"], record["group"]) == (one.key.method, one.key.group) and place is not None:

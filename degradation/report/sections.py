@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from ..measures.names import BREAKS, GRADED, HEADLINE, SKILLS
+from ..measures.names import BREAKS, GRADED, HEADLINE, PER_TASK, SKILLS
 from .bootstrap import COVERAGE
 from .curves import Curve
 from .drawing.plot_style import Plot
@@ -117,7 +117,8 @@ def headline(curves: Sequence[Curve]) -> list[str]:
     """The measures a short table shows: the headline ones, every sub-skill and part, and what can break."""
     there = common(curve.measure.name for curve in curves)
     skills = sorted(name for name in there if name.startswith(SKILLS))
-    wanted = [*GRADED, *skills, *HEADLINE, *BREAKS]
+    tasks = sorted(name for name in there if name.startswith(PER_TASK))
+    wanted = [*GRADED, *skills, *tasks, *HEADLINE, *BREAKS]
     return [name for name in common(wanted) if name in there]
 
 

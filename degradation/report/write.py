@@ -11,7 +11,7 @@ import numpy
 from frankenlm.trainer_ext.common.files import finite, write_csv, write_text
 
 from ..measures.measure import measure_cell, measure_row
-from ..measures.names import BREAKS, CORRECT, RANKED, SKILLS, Measure, known_measures, meaning
+from ..measures.names import BREAKS, CORRECT, PER_TASK, RANKED, SKILLS, Measure, known_measures, meaning
 from ..prompts import find_prompt, load_prompts
 from .bootstrap import CONFIDENCE, DRAWS, SEED
 from .cells_of_series import Series, all_rows, build_series
@@ -19,6 +19,7 @@ from .columns import FindPrompt, MeasureCell, MeasureRow, add_accuracies, measur
 from .curves import Curve, by_task, make_curves
 from .drawing.figures import draw_all, figure_names
 from .drawing.plot_style import DIGITS, curve_rows, key_columns
+from .harness_tasks import task_measures
 from .profile import profiles
 from .result_files import ResultFile, common, read_results
 from .sections import build_page
@@ -71,7 +72,7 @@ def analyse(
     measured = measure_rows(rows, measure, find, measure_texts, workers, progress)
     chance = add_accuracies(measured.columns, rows, find, CORRECT)
     series = build_series(rows, measured, chance, files)
-    measures = known_measures(measured.columns)
+    measures = known_measures(measured.columns) | task_measures(cell for file in files for cell in file.cells)
     curves = make_curves(series, measures, draws, seed, progress)
     return Analysis(
         files, rows, measured.columns, series, curves, measures, warnings(files, series, curves), draws, seed
@@ -180,10 +181,11 @@ def facts(analysis: Analysis) -> dict[str, Any]:
 
 
 def breaking(curves: Sequence[Curve], series: Series) -> list[str]:
-    """The measures of a series that take part in "what broke first": those of BREAKS, every sub-skill and part."""
+    """The measures of a series that take part in "what broke first": of BREAKS, every sub-skill, part and task."""
     there = [curve.measure.name for curve in _of(curves, series)]
     skills = sorted(name for name in there if name.startswith(SKILLS))
-    return [*skills, *(name for name in BREAKS if name in there)]
+    tasks = sorted(name for name in there if name.startswith(PER_TASK))
+    return [*skills, *tasks, *(name for name in BREAKS if name in there)]
 
 
 def rankings(analysis: Analysis) -> list[dict[str, Any]]:

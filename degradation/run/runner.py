@@ -64,11 +64,18 @@ class ExperimentRun:
     """One experiment on a loaded model, of which the store says what is missing."""
 
     def __init__(
-        self, experiment: Experiment, loaded: Loaded, store: Store, policy: MemoryPolicy, signals: Signals
+        self,
+        experiment: Experiment,
+        loaded: Loaded,
+        store: Store,
+        policy: MemoryPolicy,
+        signals: Signals,
+        harness: Any = None,
     ) -> None:
+        """harness: `harness.Harness`, whose tasks are measured in every cell; None: none."""
         self.experiment, self.config, self.loaded, self.store = experiment, experiment.config, loaded, store
         self.limit = RunLimit(policy, signals)
-        self.policy = policy
+        self.policy, self.harness = policy, harness
         self.expected: dict[int, int] = {}  # prompt -> tokens of its last answer
         self.rendering = experiment.rendering or render_experiment(experiment, loaded.tokenizer, loaded.processor)
         # masked models have no defaults of their own
@@ -224,6 +231,10 @@ class ExperimentRun:
         }
         known = self.store.known_cell(record) or {}
         record |= {name: known.get(name) for name in SCORES if record[name] is None}  # measured in an earlier run
+        probed = known.get("lm_eval")
+        if self.harness is not None:
+            probed = self.harness.measure(self.loaded, probed)
+        record |= {} if probed is None else {"lm_eval": probed}
         # before the rows and again behind them: once the last row is there, nobody comes back for the scores
         self.store.append_lesion(lesion)
         self.store.append_cell(record)

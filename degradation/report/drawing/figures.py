@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ...measures.names import ANSWERS, HEADLINE, PER_PART, PER_SKILL, RANKED
+from ...measures.names import ANSWERS, HEADLINE, PER_PART, PER_SKILL, PER_TASK, RANKED
 from ..curves import Curve, by_task
 from ..result_files import common, run_of
 from .depth_map import maps_of, plot_depth
@@ -19,6 +19,7 @@ from .plots import (
     plot_perplexity,
     plot_repeats,
     plot_skills,
+    plot_tasks,
 )
 from .profile_plot import plot_profile
 from .ranking_plot import plot_ranking
@@ -70,6 +71,13 @@ def figures_of(curves: Sequence[Curve]) -> Iterable[tuple[str, str, Callable[[Pa
             f"levels_{method}",
             lambda *to, own=own: plot_levels(own, HEADLINE, *to),
         )
+        tasks = sorted({curve.measure.name for curve in own if curve.measure.name.startswith(PER_TASK)})
+        if tasks:
+            yield (
+                f"tasks over the level, {method}",
+                f"tasks_{method}",
+                lambda *to, own=own, tasks=tasks: plot_tasks(own, tasks, *to),
+            )
     yield "all groups over relative L2", "rel_l2", lambda *to: plot_common_axis(curves, HEADLINE, *to)
     yield from _skill_figures(curves)
     for method in common(curve.series.key.method for curve in curves):

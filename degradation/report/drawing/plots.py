@@ -198,6 +198,13 @@ def plot_answers(curves: Sequence[Curve], names: Sequence[str], folder: Path, na
     return Plot(plot.name, f"Loops and length, {series_of(curves)[0].key.method}", caption, plot.png, plot.csv)
 
 
+def plot_tasks(curves: Sequence[Curve], names: Sequence[str], folder: Path, name: str) -> Plot:
+    """Draw the tasks of lm-evaluation-harness over the level; a line for each group of one method."""
+    plot = plot_levels(curves, names, folder, name)
+    title = f"Tasks of lm-evaluation-harness, {series_of(curves)[0].key.method}"
+    return Plot(plot.name, title, plot.caption, plot.png, plot.csv)
+
+
 def plot_perplexity(curves: Sequence[Curve], folder: Path, name: str) -> Plot:
     """Draw perplexity (median, logarithmic) and KL to the undamaged model over the level of one method."""
     chosen = present(curves, PERPLEXITIES)
