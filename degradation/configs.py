@@ -94,7 +94,9 @@ class ExperimentConfig:
     """
 
     config_name: str = _option("custom", "name of the configuration this one started from")
-    prompts: str = _option("smoke", "prompt set: smoke, dreams_it, iq_it, cookie_theft_it, or a JSONL file")
+    prompts: str = _option(
+        "smoke", "prompt set: smoke, dreams_it, iq_it, cookie_theft_it, battery_en, battery_es, or a JSONL file"
+    )
     prompt_group: str | None = _option(None, "name of the task in the rows (default: that of the prompt set)")
     max_prompts: int | None = _option(None, "use only the first so many prompts")
     image: str | None = _option(None, "picture shown with every prompt: a file, or kitchen for the drawn one")
@@ -360,6 +362,10 @@ CONFIGS: dict[str, ExperimentConfig] = {
             name_suffix="cookie_theft",
             image="kitchen",
             max_seq_length=1024,
+        ),
+        *(
+            ExperimentConfig(config_name=name, prompts=name, name_suffix=name, max_new_tokens=128)
+            for name in ("battery_en", "battery_es")
         ),
         ExperimentConfig(config_name="smoke", levels=(0.0, 0.1), n_rep=2, max_new_tokens=8, max_batch_size=4),
     )

@@ -22,6 +22,7 @@ from frankenlm.trainer_ext.common.cli import UserError, one_line
 
 from .answers.requests import is_out_of_memory
 from .errors import MemoryStop
+from .likelihood_tasks import likelihood_tasks, sets_with_choices
 from .records.store import Store
 from .run.plan import CellPlan, Experiment
 from .weights.loading import Loaded
@@ -34,7 +35,8 @@ class Harness:
     """Some tasks, found and loaded before any model is.
 
     Args:
-        names: of tasks, groups or tags; of a group every task is reported.
+        names: of tasks, groups or tags, of which every task is reported; or of a shipped prompt set with choices,
+            whose questions are then read by likelihood (likelihood_tasks.py).
         folder: with tasks of one's own, looked at first; where it has them all, the harness's thousand are not read.
         limit: use only the first so many documents of each task.
 
@@ -48,12 +50,18 @@ class Harness:
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"--lm_eval_path {folder}: there is no such folder.")
         self.limit = limit
-        self.manager = _manager(names, folder)
-        self.tasks = self._loaded(names)
+        own = [name for name in names if name in sets_with_choices()]
+        others = [name for name in names if name not in own]
+        self.manager = _manager(others, folder)
+        self.tasks = self._loaded(others) | {
+            task: made for name in own for task, made in likelihood_tasks(name).items()
+        }
         self._model: tuple[int, Any] | None = None
 
     def _loaded(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the tasks by name, with their data."""
+        if not names:
+            return {}
         try:
             return dict(self.manager.load(list(names))["tasks"])
         except Exception as error:  # whatever a task's own code and the libraries of data sets raise
@@ -141,6 +149,8 @@ def _manager(names: Sequence[str], folder: str | Path | None) -> Any:
     except ImportError as error:
         raise UserError("--lm_eval needs the package lm_eval: pip install 'frankenlm[eval]'.") from error
     with quiet():
+        if not names:
+            return TaskManager(include_defaults=False)
         if folder is not None:
             own = TaskManager(include_path=str(folder), include_defaults=False)
             if set(names) <= set(own.all_tasks):
@@ -148,7 +158,9 @@ def _manager(names: Sequence[str], folder: str | Path | None) -> Any:
         manager = TaskManager(include_path=None if folder is None else str(folder))
     for name in names:
         if name not in manager.all_tasks:
-            raise UserError(f"--lm_eval {name}: there is no such task.{suggest(name, manager.all_tasks)}")
+            raise UserError(
+                f"--lm_eval {name}: there is no such task.{suggest(name, [*manager.all_tasks, *sets_with_choices()])}"
+            )
     return manager
 
 
