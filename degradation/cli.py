@@ -30,16 +30,17 @@ from .flags import (
     add_experiment_flags,
     add_log_flag,
     add_model_flags,
+    add_store_flags,
     check_command,
     experiments_of,
     options_of,
+    planned,
     with_underscores,
     words_of,
 )
 from .recovery.command import recover_command, recover_flags
 
 if TYPE_CHECKING:
-    from .configs import ExperimentConfig
     from .harness import Harness
     from .lab import Lab
     from .run.plan import Experiment
@@ -57,13 +58,7 @@ MANY_BYTES = 30_000_000  # of results: about 10,000 rows, ten seconds of measuri
 def run_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     parser.add_argument("--output_dir", default="results", help="folder of results and logs (default: results)")
-    parser.add_argument("--wait_lock", action="store_true", help="wait while another process works on the experiment")
-    parser.add_argument(
-        "--on_conflict",
-        choices=["stop", "new-suffix", "archive"],
-        default="stop",
-        help="where rows of another configuration lie under the same name (default: stop)",
-    )
+    add_store_flags(parser)
     parser.add_argument(
         "--report",
         nargs="?",
@@ -71,7 +66,6 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="at the end, write one report of all experiments (default folder: report in --output_dir)",
     )
-    parser.add_argument("--rebuild", action="store_true", help="make a lost journal anew from the JSON file")
     parser.add_argument(
         "--lm_eval", nargs="+", metavar="TASK", help="tasks of lm-evaluation-harness, measured in every cell"
     )
@@ -115,29 +109,6 @@ def harness_of(args: argparse.Namespace) -> "Harness | None":
     from .harness import Harness
 
     return Harness(words_of("lm_eval", args.lm_eval), args.lm_eval_path, args.lm_eval_limit)
-
-
-def planned(lab: "Lab", configs: Sequence["ExperimentConfig"], windows: bool) -> list["Experiment"]:
-    """Return the experiments; of windows of the depth, those in which the model has the group.
-
-    Raises:
-        ValueError: a mistake, or no window has the group.
-    """
-    from .weights.groups import NothingThere
-
-    experiments, empty = [], []
-    for config in configs:
-        try:
-            experiments.append(lab.plan(config))
-        except NothingThere:
-            if not windows:
-                raise
-            empty.append(config.group)
-    if empty and not experiments:
-        raise ValueError(f"--windows: the model has nothing of {empty[0].partition('@')[0]} in any of them.")
-    if empty:
-        logger.warning("left out, for nothing of the group lies there: %s", ", ".join(dict.fromkeys(empty)))
-    return experiments
 
 
 def run_all(
@@ -298,8 +269,7 @@ def import_command(args: argparse.Namespace) -> None:
     with user_mistakes():
         check_output_dir(args.output_dir)
         lab = Lab(args.model, options_of(args))
-        experiments = [lab.plan(config) for config in configs]
-        for experiment in experiments:
+        for experiment in planned(lab, configs, windows=args.windows is not None):
             count = lab.adopt(experiment, path)
             print(
                 f"{experiment.config.method}, {experiment.config.group}: {count.adopted} rows adopted, {count.known} "

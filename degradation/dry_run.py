@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from frankenlm.trainer_ext.common.cli import UserError, check_new_file, user_mistakes
 from frankenlm.trainer_ext.common.files import write_json
 
-from .flags import add_experiment_flags, add_model_flags, experiments_of, options_of
+from .flags import add_experiment_flags, add_model_flags, experiments_of, options_of, planned
 from .records.row_keys import load_json
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def dry_run_command(args: argparse.Namespace) -> None:
         refuse_foreign("--report", Path(args.report), ESTIMATES)
     with user_mistakes():
         lab = Lab(args.model, options_of(args))
-        experiments = [lab.plan(config) for config in configs]
+        experiments = planned(lab, configs, windows=args.windows is not None)
         estimates = [
             dry_run(
                 args.model,

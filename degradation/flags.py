@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import fields
@@ -14,7 +15,10 @@ from frankenlm.trainer_ext.common.cli import UserError
 from .configs import CONFIGS, VARIANTS, ExperimentConfig, get_config
 
 if TYPE_CHECKING:
-    from .lab import RunOptions
+    from .lab import Lab, RunOptions
+    from .run.plan import Experiment
+
+logger = logging.getLogger(__name__)
 
 # one experiment for each combination of these
 LISTS = ("config", "method", "group", "prompts")
@@ -94,6 +98,17 @@ def add_log_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_store_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait_lock", action="store_true", help="wait while another process works on the experiment")
+    parser.add_argument(
+        "--on_conflict",
+        choices=["stop", "new-suffix", "archive"],
+        default="stop",
+        help="where rows of another configuration lie under the same name (default: stop)",
+    )
+    parser.add_argument("--rebuild", action="store_true", help="make a lost journal anew from the JSON file")
+
+
 def options_of(args: argparse.Namespace) -> "RunOptions":
     """Return the options of a run that a command has flags for; the others are as they are by default."""
     from .lab import RunOptions
@@ -161,6 +176,29 @@ def experiments_of(args: argparse.Namespace) -> list[ExperimentConfig]:
         raise UserError(str(error)) from error
     refuse_equal(configs)
     return configs
+
+
+def planned(lab: "Lab", configs: Sequence[ExperimentConfig], windows: bool) -> list["Experiment"]:
+    """Return the experiments; of windows of the depth, those in which the model has the group.
+
+    Raises:
+        ValueError: a mistake, or no window has the group.
+    """
+    from .weights.groups import NothingThere
+
+    experiments, empty = [], []
+    for config in configs:
+        try:
+            experiments.append(lab.plan(config))
+        except NothingThere:
+            if not windows:
+                raise
+            empty.append(config.group)
+    if empty and not experiments:
+        raise ValueError(f"--windows: the model has nothing of {empty[0].partition('@')[0]} in any of them.")
+    if empty:
+        logger.warning("left out, for nothing of the group lies there: %s", ", ".join(dict.fromkeys(empty)))
+    return experiments
 
 
 def methods_and_groups(args: argparse.Namespace) -> list[tuple[str | None, str | None]]:

@@ -22,7 +22,7 @@ from .answers.requests import is_out_of_memory
 from .cells import cell_levels
 from .configs import ExperimentConfig
 from .damage.methods import MethodOptions, check_method
-from .damage.quant4 import check_requantise, is_4bit
+from .damage.quant4 import check_requantise
 from .errors import MemoryStop
 from .harness import Harness, cells_to_visit
 from .records.manifest import ExperimentFiles
@@ -31,12 +31,20 @@ from .run.identity import adapter_of, code_of, config_of, known_as, read_generat
 from .run.legacy import LegacyCount, adopt_legacy, match_legacy, read_legacy
 from .run.limits import Signals, make_policy
 from .run.numbering import as_stored, renumber, warn_of_other_prompts
-from .run.plan import Experiment, read_inputs, render_experiment
+from .run.plan import Experiment, prompts_of_importance, read_inputs, render_experiment, why_repeats_are_equal
 from .run.run_facts import run_facts
 from .run.runner import ExperimentRun
 from .weights.fingerprint import fingerprint_model, fingerprint_name
 from .weights.loading import Loaded, check_model, load_model, location, wrap_model
-from .weights.model_checks import attention_of, check_inputs, fills_masks, read_tokenizer, resolve_device
+from .weights.model_checks import (
+    attention_of,
+    check_given,
+    check_group,
+    check_inputs,
+    fills_masks,
+    read_tokenizer,
+    resolve_device,
+)
 from .weights.parameter_index import unwrap
 
 logger = logging.getLogger(__name__)
@@ -80,7 +88,7 @@ class Lab:
     """A model, by name or loaded, and the experiments on it.
 
     Args:
-        model: hub name or folder; or a loaded model, then with its tokenizer (and processor for pictures).
+        model: hub name or folder; or a loaded model, then with its tokenizer (and processor for pictures): `given`.
     """
 
     def __init__(
@@ -92,8 +100,8 @@ class Lab:
         processor: Any = None,
     ):
         self.options = options
-        self._given = None if isinstance(model, str) else wrap_model(model, tokenizer, processor)
-        self.name = model if isinstance(model, str) else self._given.name
+        self.given = None if isinstance(model, str) else wrap_model(model, tokenizer, processor)
+        self.name = model if isinstance(model, str) else self.given.name
         self._loaded: tuple[tuple, Loaded] | None = None
         self._renderings: dict[tuple, Rendering] = {}
         self._bar: tqdm | None = None  # over several experiments
@@ -112,10 +120,6 @@ class Lab:
             for level in cell_levels(config):
                 check_requantise(config.method, level, config.force_requantise)
         found, weights, tokenizer, processor, reading = self._given_model(config) or self._named_model(config)
-        if config.method == "uni_quant" and not (config.do_sample or config.legacy_rng) and config.n_rep > 1:
-            logger.warning(
-                "uni_quant draws nothing and the answers are greedy: all %d repeats will be the same", config.n_rep
-            )
         experiment = Experiment(config, known_as(self.name), found, weights, *inputs, reading=reading)
         self._files(experiment).check_names()
         if not (experiment.fills_masks or reading["stop_ids"]):
@@ -123,7 +127,13 @@ class Lab:
                 f"model {self.name}: neither its generation config nor its tokenizer names an end-of-sequence token, "
                 "so no answer would end: set eos_token_id in generation_config.json."
             )
-        return dataclasses.replace(experiment, rendering=self._rendered(experiment, tokenizer, processor))
+        rendering = self._rendered(experiment, tokenizer, processor)
+        why = why_repeats_are_equal(config, len(prompts_of_importance(experiment, rendering, tokenizer)))
+        if why and config.n_rep > 1:
+            logger.warning(
+                "%s, and the answers are greedy: all %d repeats will be the same; n_rep=1 is enough", why, config.n_rep
+            )
+        return dataclasses.replace(experiment, rendering=rendering)
 
     def _rendered(self, experiment: Experiment, tokenizer: Any, processor: Any) -> Rendering:
         """Return the prompts as the model reads them; experiments that ask the same share one rendering."""
@@ -140,13 +150,14 @@ class Lab:
 
     def _given_model(self, config: ExperimentConfig) -> tuple | None:
         """Return configuration, fingerprint, tokenizer, processor, identity of a model in memory, if there is one."""
-        if self._given is None:
+        if self.given is None:
             return None
-        model, tokenizer = self._given.model, self._given.tokenizer
-        processor = self._given.processor if config.image is not None else None
+        model, tokenizer = self.given.model, self.given.tokenizer
+        processor = self.given.processor if config.image is not None else None
         check_given(model, config)
         found = config_of(model)
         check_inputs(self.name, found, config)
+        check_group(self.name, model, found, config)
         inner, masked = unwrap(model), fills_masks(found)
         generation = GenerationConfig() if masked else inner.generation_config
         reading = reading_identity(
@@ -181,7 +192,7 @@ class Lab:
         """Take rows of the original program's JSON file into an experiment; see `legacy.adopt_legacy`."""
         rows = read_legacy(file)
         match_legacy(rows, file, experiment.planned_rows())  # what is wrong with them is told before a folder is made
-        with self._open(experiment, self._processes()) as store:
+        with self._open(experiment, self._processes(), self.options.on_conflict) as store:
             experiment = as_stored(experiment, store)
             renumber(experiment, store)
             count = adopt_legacy(rows, file, store, experiment.planned_rows())
@@ -199,7 +210,7 @@ class Lab:
         state = self._processes()
         self.in_step = state.num_processes == 1
         # signals last: while it waits for the lock, a process may be ended like any other
-        with self._open(experiment, state) as store, Signals() as signals:
+        with self._open(experiment, state, self.options.on_conflict) as store, Signals() as signals:
             # another suffix than asked for, after on_conflict="new-suffix"
             config = experiment.config | {"name_suffix": store.files.suffix}
             experiment = as_stored(dataclasses.replace(experiment, config=config), store)
@@ -235,7 +246,7 @@ class Lab:
 
     def _processes(self) -> PartialState:
         """What the launcher started; accelerate takes processes without GPUs for one unless it is told."""
-        device = self._given.device.type if self._given else resolve_device(self.options.device).type
+        device = self.given.device.type if self.given else resolve_device(self.options.device).type
         state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
         if self.options.device_map is not None and state.num_processes > 1:
             raise UserError(
@@ -302,19 +313,21 @@ class Lab:
     def session(self, experiment: Experiment, signals: Signals | None = None) -> Iterator[ExperimentRun]:
         """Open an experiment to do its cells one by one (`ExperimentRun.cell`), as benchmarks do; one process only.
 
+        Rows of another configuration stop it, whatever `on_conflict` says: the caller knows what moves with them.
+
         Args:
             signals: of several sessions at a time, which the caller enters; None: of this one alone.
         """
-        with self._open(experiment, self._processes()) as store, contextlib.ExitStack() as stack:
+        with self._open(experiment, self._processes(), "stop") as store, contextlib.ExitStack() as stack:
             own = signals or stack.enter_context(Signals())
             yield self._begin(as_stored(experiment, store), store, own)
 
-    def _open(self, experiment: Experiment, state: PartialState) -> Store:
+    def _open(self, experiment: Experiment, state: PartialState, on_conflict: str) -> Store:
         """Open the experiment's files, rank 0 first; what it finds wrong is an error in every process."""
         store, problem = None, None
         if state.is_main_process:
             try:
-                store = self._open_store(experiment, state)
+                store = self._open_store(experiment, state, on_conflict)
             except Exception as error:
                 if state.num_processes == 1:
                     raise
@@ -327,13 +340,15 @@ class Lab:
             raise problem
         if store is None:
             try:
-                store = self._open_store(experiment, state, suffix)
+                store = self._open_store(experiment, state, on_conflict, suffix)
             except Exception as error:
                 tell_alone(state.process_index, error)
                 raise
         return store
 
-    def _open_store(self, experiment: Experiment, state: PartialState, suffix: str | None = None) -> Store:
+    def _open_store(
+        self, experiment: Experiment, state: PartialState, on_conflict: str, suffix: str | None = None
+    ) -> Store:
         options = self.options
         with user_mistakes():  # what lies in the folder, and may not be written or is in the way
             return Store.open(
@@ -346,13 +361,13 @@ class Lab:
                 rank=state.process_index,
                 world_size=state.num_processes,
                 wait_lock=options.wait_lock,
-                on_conflict=options.on_conflict,
+                on_conflict=on_conflict,
                 rebuild=options.rebuild,
             )
 
     def _load(self, config: ExperimentConfig) -> Loaded:
-        if self._given is not None:
-            return self._given
+        if self.given is not None:
+            return self.given
         key = tuple(dataclasses.asdict(config)[name] for name in LOADING_FIELDS) + (config.image is not None,)
         if config.load_4bit and config.quant_target_mode == "dense_original":
             key += (config.group,)  # its weights are left out of the quantisation while loading
@@ -365,17 +380,6 @@ class Lab:
 def tell_alone(rank: int, error: BaseException) -> None:
     """Say how a process other than rank 0 ends: only that one prints a command's end, and may know of nothing."""
     logger.error("process %d stops: %s", rank, one_line(error))
-
-
-def check_given(model: PreTrainedModel, config: ExperimentConfig) -> None:
-    """Raise ValueError where a model in memory is not loaded as the experiment says: its rows would not be true."""
-    if str(model.dtype).removeprefix("torch.") != config.dtype:
-        raise ValueError(f"dtype={config.dtype!r}, but the model given computes in {model.dtype}: set dtype to that.")
-    in_4bit = any(is_4bit(module) for module in model.modules())
-    if in_4bit != config.load_4bit:
-        raise ValueError(
-            f"load_4bit={config.load_4bit}, but the model given has {'' if in_4bit else 'no '}4-bit layers."
-        )
 
 
 def run_experiment(

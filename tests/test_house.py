@@ -48,7 +48,8 @@ ARROWS = {
     | {f"degradation.{room}" for room in ("answers", "cells", "configs", "damage", "errors", "measures", "prompts")}
     | {"degradation.offloaded", "degradation.records", "degradation.targeting", "degradation.weights"},
     "degradation.recovery": FOUNDATION
-    | {f"degradation.{room}" for room in ("cells", "configs", "flags", "lab", "run", "weights")}
+    | {f"degradation.{room}" for room in ("cells", "configs", "damage", "errors", "flags", "lab", "offloaded")}
+    | {f"degradation.{room}" for room in ("records", "run", "weights")}
     | {f"trainer_ext.{room}" for room in ("arguments", "data", "saving", "trainer")},
     "degradation.report": FOUNDATION
     | {f"degradation.{room}" for room in ("configs", "errors", "measures", "prompts", "records")},

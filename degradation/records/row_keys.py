@@ -105,8 +105,9 @@ ROW_FIELDS: dict[str, Field] = {
     "noise_coupling": Field("string", "ours", "whether the levels of a repeat share one field of noise"),
     "quant_target_mode": Field("string", "ours", "how 4-bit weights are damaged"),
     "tied_policy": Field("string", "ours", "which side of tied embeddings is damaged"),
-    "is_baseline": Field("boolean", "ours", "whether nothing was damaged"),
-    "damage_rel_l2": Field("number", "ours", "relative L2 distance of the damaged weights", nullable=True),
+    "is_baseline": Field("boolean", "ours", "whether nothing was damaged; recover trains such a model like the others"),
+    "damage_rel_l2": Field("number", "ours", "relative L2 distance of the damaged weights; of recover, before its "
+                                             "training", nullable=True),
     "rank": Field("integer", "ours", "process that wrote the row", minimum=0),
 }
 # fmt: on

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from frankenlm.trainer_ext.common.cli import UserError, check_output_dir, user_mistakes
 
-from ..flags import add_experiment_flags, add_log_flag, add_model_flags, experiments_of, options_of
+from ..flags import (
+    add_experiment_flags,
+    add_log_flag,
+    add_model_flags,
+    add_store_flags,
+    experiments_of,
+    options_of,
+    planned,
+)
 
 FLAGS = {
     "text": "--train_text",
@@ -33,6 +41,7 @@ def recover_flags(parser: argparse.ArgumentParser) -> None:
         kind = {"text": str, "learning_rate": float}.get(name, int)
         parser.add_argument(flag, dest=f"recovery_{name}", type=kind, metavar="VALUE", help=HELP[name])
     parser.add_argument("--train_damaged", action="store_true", help="train the damaged elements too (default: held)")
+    add_store_flags(parser)
     add_log_flag(parser)
     add_experiment_flags(parser)
 
@@ -55,7 +64,8 @@ def recover_command(args: argparse.Namespace) -> None:
         lab = Lab(args.model, options_of(args))
         if lab.processes > 1:
             raise UserError(f"recover: {lab.processes} processes were started; start one.")
-        experiments = [lab.plan(config | {"perplexity_per_repeat": True}) for config in configs]
+        configs = [config | {"perplexity_per_repeat": True} for config in configs]
+        experiments = planned(lab, configs, windows=args.windows is not None)
         for experiment in experiments:
             plan_recovery(lab, experiment, settings, text)
     logs = Path(args.output_dir) / "logs"

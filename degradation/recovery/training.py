@@ -1,4 +1,4 @@
-"""Training a damaged model with FrankenTrainer, from where it was stopped, its damaged elements held where asked."""
+"""Training a damaged model with FrankenTrainer, from where it was stopped."""
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,6 @@ from frankenlm.trainer_ext.arguments import FrankenTrainingArguments
 from frankenlm.trainer_ext.saving.saved_checkpoints import checkpoint_folders, step_of
 from frankenlm.trainer_ext.trainer import FrankenTrainer
 
-from ..weights.restore import Baseline
 from .settings import RecoverySettings
 
 
@@ -71,30 +70,6 @@ def steps_kept(folder: Path) -> int:
 def forget_training(folder: Path) -> None:
     """Remove the checkpoints of a cell that is done."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def held(baseline: Baseline, frozen: bool) -> Iterator[None]:
-    """Keep the damaged elements of a group at their damaged values while the rest is trained."""
-    handles = []
-    if frozen:
-        for saved in baseline.saved:
-            changed = (saved.rows.to(saved.live.device) != saved.live).contiguous()
-            handles.append(saved.target.parameter.register_hook(_without(saved.layout, changed)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _without(layout, changed: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    def hook(gradient: torch.Tensor) -> torch.Tensor:
-        kept = gradient.clone(memory_format=torch.contiguous_format)
-        layout.rows_of(kept).masked_fill_(changed, 0)
-        return kept
-
-    return hook
 
 
 @contextmanager

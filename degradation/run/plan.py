@@ -19,7 +19,7 @@ from ..answers.rendering import Rendering, file_sha256, load_picture, render_pro
 from ..answers.sampling import occurrences, sampling_key
 from ..answers.text_probe import window_of
 from ..cells import Cell, level_places, make_cells
-from ..configs import ExperimentConfig, level_key
+from ..configs import TARGETED, ExperimentConfig, level_key
 from ..prompts import LabPrompt, load_prompts, picture_path
 from ..records.row_keys import config_hash, row_key
 from ..weights.families import SKIPS_POSITIONS
@@ -295,6 +295,45 @@ def render_experiment(experiment: Experiment, tokenizer: Any, processor: Any = N
             f"positions of {experiment.model_name}: {way_out}."
         )
     return rendering
+
+
+def prompts_of_importance(experiment: Experiment, asked: Rendering, tokenizer: Any) -> list[tuple[int, ...]]:
+    """Return the token ids of the prompts that importance is measured on; none where it is asked of no prompt.
+
+    Args:
+        asked: the experiment's own prompts, which are taken where it names no others.
+
+    Raises:
+        ValueError: one is longer than max_seq_length, or the model has no position left for an answer to it.
+    """
+    config, limit = experiment.config, experiment.positions
+    if config.method not in TARGETED or config.importance == "magnitude":
+        return []
+    if config.importance_prompts is not None:
+        asked = render(config, load_prompts(config.importance_prompts), tokenizer, None, experiment.fills_masks)
+    prompts = [row.ids for row in asked.prompts]
+    longest = max(map(len, prompts))
+    if limit is not None and longest >= limit:
+        raise ValueError(
+            f"importance_prompts={config.importance_prompts!r}: a prompt has {longest} tokens, which leaves none of "
+            f"the {limit} positions of {experiment.model_name} for an answer: shorten it."
+        )
+    return prompts
+
+
+def why_repeats_are_equal(config: ExperimentConfig, prompts: int) -> str | None:
+    """Return why all repeats of an experiment would be the same; None where they may differ.
+
+    Args:
+        prompts: how many importance is measured on.
+    """
+    if config.do_sample and config.top_k != 1:
+        return None
+    if config.method == "uni_quant" and not config.legacy_rng:
+        return "uni_quant draws nothing"
+    if config.method == "targeted" and not config.shuffle_importance and (config.unit == "element" or prompts < 2):
+        return f"importance={config.importance!r} of unit={config.unit!r} has no prompts that repeats could draw"
+    return None
 
 
 WHERE_FIELDS = ("group", "level", "level_index", "prompt_id", "repeat_index")

@@ -9,18 +9,16 @@ from ..answers.rendering import Rendering
 from ..cells import Cell
 from ..damage.chosen import Chosen
 from ..errors import ConfigConflict
-from ..prompts import load_prompts
 from ..records.store import Store
 from ..targeting.answered import answer_greedily
 from ..targeting.choosing import Ranking, chosen_of, removed, told
 from ..targeting.importance import measure_importance
 from ..targeting.stored import kept_scores
 from ..weights.loading import Loaded
-from ..weights.model_checks import check_targeting
 from ..weights.restore import Baseline
 from ..weights.units import find_units
 from .identity import stop_ids
-from .plan import Experiment, render
+from .plan import Experiment, prompts_of_importance
 
 # of an experiment's fields, those that scores depend on
 SCORED_FIELDS = ("dtype", "load_4bit", "quant_type", "double_quant", "quant_target_mode", "tied_policy", "norm_gain")
@@ -33,7 +31,6 @@ class RunTargets:
         self.experiment, self.loaded, self.store, self.baseline = experiment, loaded, store, baseline
         self.config = experiment.config
         self._rendering = rendering
-        check_targeting(self.config, baseline.group, loaded.name, experiment.model_config)
         self.table = find_units(baseline.group, self.config.unit)
         scores, self.digest = kept_scores(
             Path(store.files.results_dir), experiment.short_name, self._identity(), self._measure
@@ -44,13 +41,7 @@ class RunTargets:
     @cached_property
     def prompts(self) -> list[tuple[int, ...]]:
         """The token ids of the prompts that importance is measured on."""
-        config, rendering = self.config, self._rendering
-        if config.importance == "magnitude":
-            return []
-        if config.importance_prompts is not None:
-            prompts = load_prompts(config.importance_prompts)
-            rendering = render(config, prompts, self.loaded.tokenizer, None, self.experiment.fills_masks)
-        return [row.ids for row in rendering.prompts]
+        return prompts_of_importance(self.experiment, self._rendering, self.loaded.tokenizer)
 
     def _identity(self) -> dict[str, Any]:
         config, experiment = self.config, self.experiment
@@ -64,7 +55,7 @@ class RunTargets:
     def _measure(self):
         model, loaded = self.loaded.model, self.loaded
         stops = frozenset(stop_ids(model.generation_config, loaded.tokenizer)) if self.prompts else frozenset()
-        answered = answer_greedily(model, self.prompts, stops)
+        answered = answer_greedily(model, self.prompts, stops, self.experiment.positions)
         return measure_importance(
             model, self.baseline, self.table, self.config.importance, answered, progress=self.store.rank == 0
         )

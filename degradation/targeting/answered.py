@@ -22,13 +22,18 @@ class Answered:
 
 @torch.no_grad()
 def answer_greedily(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: frozenset[int]
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: frozenset[int], positions: int | None = None
 ) -> list[Answered]:
-    """Return each prompt with the model's likeliest tokens behind it, up to ANSWER, a stop token among them."""
+    """Return each prompt with the model's likeliest tokens behind it, up to ANSWER, a stop token among them.
+
+    Args:
+        positions: how many tokens the model has positions for, more than any prompt's; answers end there.
+    """
     found = []
     for prompt in prompts:
         ids = torch.tensor([list(prompt)], device=input_device(model))
-        while ids.shape[1] < len(prompt) + ANSWER:
+        end = len(prompt) + ANSWER if positions is None else min(len(prompt) + ANSWER, positions)
+        while ids.shape[1] < end:
             token = model(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1).to(ids.device)
             ids = torch.cat([ids, token[:, None]], dim=1)
             if int(token) in stop_ids:

@@ -27,6 +27,7 @@ from frankenlm.trainer_ext.common.cli import UserError, check_model_name, one_li
 from frankenlm.trainer_ext.common.opening import reading
 
 from ..configs import DTYPES, TARGETED, ExperimentConfig
+from ..damage.quant4 import is_4bit
 from .families import OVERFLOWS_FLOAT16
 from .groups import NothingThere, select_group
 from .targets import Group
@@ -77,10 +78,26 @@ def check_model(name: str, config: ExperimentConfig, options: LoadOptions) -> Ch
     check_inputs(name, found, config)
     read_tokenizer(name, config.image is not None, options.trust_remote_code)
     empty = empty_model(found, options.trust_remote_code)
-    group = group_of(empty, name, config)
-    check_unit(config, group)
-    check_targeting(config, group, name, found)
+    check_group(name, empty, found, config)
     return Checked(found, attention_of(empty))
+
+
+def check_given(model: PreTrainedModel, config: ExperimentConfig) -> None:
+    """Raise ValueError where a model in memory is not loaded as the experiment says: its rows would not be true."""
+    if str(model.dtype).removeprefix("torch.") != config.dtype:
+        raise ValueError(f"dtype={config.dtype!r}, but the model given computes in {model.dtype}: set dtype to that.")
+    in_4bit = any(is_4bit(module) for module in model.modules())
+    if in_4bit != config.load_4bit:
+        raise ValueError(
+            f"load_4bit={config.load_4bit}, but the model given has {'' if in_4bit else 'no '}4-bit layers."
+        )
+
+
+def check_group(name: str, model: PreTrainedModel, model_config: PreTrainedConfig, config: ExperimentConfig) -> None:
+    """Raise ValueError where a model, with weights or without, lacks the group or units that are to be damaged."""
+    group = group_of(model, name, config)
+    check_unit(config, group)
+    check_targeting(config, group, name, model_config)
 
 
 def attention_of(model: PreTrainedModel) -> str | None:

@@ -7,7 +7,8 @@ Damage is always computed from the saved values, never from what is in the model
 written in place: tied weights and hooks stay valid, addresses do not change.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from frankenlm.trainer_ext.common.checks import check_choice
 
 from ..configs import TARGETED, level_key
 from ..damage import lesion_sums as lesions
-from ..damage.blocks import for_each
+from ..damage.blocks import compare_rows, for_each
 from ..damage.chosen import Chosen
 from ..damage.layout import Layout
 from ..damage.methods import DEFAULTS, Level, MethodOptions, check_request, is_baseline
-from ..damage.noise import field_key
+from ..damage.noise import Key, field_key
 from ..damage.quant4 import QUANT_TARGET_MODES, check_requantise, is_4bit, make_dense
 from ..offloaded import is_offloaded, take_over
 from .checkpoint_map import CheckpointMap, checkpoint_folder
@@ -188,7 +189,8 @@ def apply_damage(
         check_damage(baseline, method, level, options)
         if (method in TARGETED) != (chosen is not None):
             raise ValueError(f"method {method!r} {'needs' if chosen is None else 'takes no'} chosen units.")
-        parts = _damage_all(baseline, method, level, seed, repeat_index, options, chosen)
+        draws = draws_of(baseline, method, level, seed, repeat_index, options, chosen)
+        parts = _damage_all(baseline, method, level, options, draws)
     tensors = []
     for saved, (sums, levels, more) in zip(baseline.saved, parts, strict=True):
         numbers = lesions.describe(sums, levels)
@@ -214,7 +216,17 @@ def check_damage(baseline: Baseline, method: str, level: Level, options: MethodO
         check_request(method, options, saved.layout, saved.summary)
 
 
-def _damage_all(
+@dataclass(frozen=True)
+class Draws:
+    """What the damage of one target depends on besides its values: its field of noise, with legacy_rng torch's
+    generator, or of a method of TARGETED the units that are removed."""
+
+    key: Key = (0, 0)
+    generator: torch.Generator | None = None
+    chosen: Chosen | None = None
+
+
+def draws_of(
     baseline: Baseline,
     method: str,
     level: float,
@@ -222,22 +234,37 @@ def _damage_all(
     repeat_index: int,
     options: MethodOptions,
     chosen: Mapping[str, Chosen] | None,
-) -> list[tuple]:
+) -> Iterator[tuple[Saved | SavedPacked, Draws]]:
+    """Yield each kept target with its draws in a cell; a generator goes on from one target to the next."""
     generators: dict[torch.device, torch.Generator] = {}
     own_level = level_key(level) if options.noise_coupling == "independent" else None
-    parts = []
     for saved in baseline.saved:
         if chosen is not None:
-            own = chosen[saved.target.label]
-            sums, levels = saved.damage(method, level, options, (0, 0), baseline.threads, own)
+            yield saved, Draws(chosen=chosen[saved.target.label])
         elif options.legacy_rng:
             device = saved.target.parameter.device
             if device not in generators:
                 generators[device] = torch.Generator(device).manual_seed(seed + repeat_index)
-            sums, levels = saved.damage_legacy(method, level, generators[device], baseline.threads)
+            yield saved, Draws(generator=generators[device])
         else:
-            key = field_key(seed, repeat_index, method, saved.target.canonical, own_level)
-            sums, levels = saved.damage(method, level, options, key, baseline.threads)
+            yield saved, Draws(field_key(seed, repeat_index, method, saved.target.canonical, own_level))
+
+
+def distance(baseline: Baseline) -> float | None:
+    """Return how far the weights in the model are from the undamaged ones now, relative L2; None if not finite."""
+    sums = [compare_rows(saved.rows, saved.live, saved.layout, threads=baseline.threads) for saved in baseline.saved]
+    return lesions.total(sums, [None] * len(sums))["rel_l2"]
+
+
+def _damage_all(baseline: Baseline, method: str, level: float, options: MethodOptions, draws: Iterable) -> list[tuple]:
+    parts = []
+    for saved, drawn in draws:
+        if drawn.generator is not None:
+            sums, levels = saved.damage_legacy(method, level, drawn.generator, baseline.threads)
+        elif drawn.chosen is not None:
+            sums, levels = saved.damage(method, level, options, drawn.key, baseline.threads, drawn.chosen)
+        else:
+            sums, levels = saved.damage(method, level, options, drawn.key, baseline.threads)
         more = {"extremes_dropped": saved.dropped_extremes()} if method == "ablation" else {}
         parts.append((sums, levels, more))
     return parts

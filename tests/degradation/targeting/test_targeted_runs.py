@@ -118,6 +118,61 @@ def test_with_shuffled_importance_targeted_and_random_lesions_agree(repeats, car
     assert ((a["low"] <= b["high"]) & (b["low"] <= a["high"]))[1:].all()
 
 
+EQUAL = {"importance": "magnitude", "do_sample": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        (EQUAL, True),
+        (EQUAL | {"do_sample": True, "top_k": 1}, True),
+        ({"max_prompts": 1, "do_sample": False}, True),
+        ({"unit": "element", "do_sample": False}, True),
+        (EQUAL | {"do_sample": True}, False),
+        (EQUAL | {"n_rep": 1}, False),
+        (EQUAL | {"method": "matched"}, False),
+        (EQUAL | {"shuffle_importance": True}, False),
+        ({"do_sample": False}, False),
+    ],
+)
+def test_repeats_that_cannot_differ_are_told_with_a_way_out(changes, warned, planted, caplog):
+    base = {"method": "targeted", "group": "attn_o", "unit": "head", "levels": (0, 1), "dtype": "float32", "n_rep": 3}
+    lab = Lab(planted.model, tokenizer=planted.tokenizer)
+    lab.plan(get_config("smoke") | base | {"prompts": str(planted.prompts)} | changes)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text for text in said if "all 3 repeats will be the same; n_rep=1 is enough" in text] == said
+    assert len(said) == warned
+
+
+def test_importance_reads_no_further_than_the_model_has_positions(tiny_model, tiny_tokenizer, tmp_path):
+    model, tokenizer = tiny_model("gpt2", n_layer=1, n_positions=49), tiny_tokenizer()
+    lab = Lab(model, RunOptions(output_dir=tmp_path, progress=False), tokenizer=tokenizer)
+    path = tmp_path / "prompts.jsonl"
+    config = get_config("smoke") | {
+        "method": "targeted",
+        "group": "attn_o",
+        "unit": "head",
+        "levels": (0, 1),
+        "n_rep": 1,
+        "dtype": "float32",
+        "max_new_tokens": 2,
+        "perplexity": False,
+        "prompts": str(path),
+    }
+    # the template takes 16 tokens
+    path.write_text(json.dumps({"text": "x" * 29}) + "\n", encoding="utf-8")  # 4 positions left for an answer
+    rows = rows_of(lab.run(lab.plan(config)))
+    assert {row["tokens_prompt_rendered"] for row in rows} == {45} and len(rows) == 2
+    path.write_text(json.dumps({"text": "say a"}) + "\n", encoding="utf-8")
+    others = tmp_path / "others.jsonl"
+    others.write_text(json.dumps({"text": "x" * 33}) + "\n", encoding="utf-8")  # none
+    with pytest.raises(ValueError, match="a prompt has 49 tokens, which leaves none of the 49 positions"):
+        lab.plan(config | {"importance_prompts": str(others)})
+    others.write_text(json.dumps({"text": "x" * 600}) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="more than max_seq_length=512"):
+        lab.plan(config | {"importance_prompts": str(others)})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -130,8 +185,9 @@ def test_with_shuffled_importance_targeted_and_random_lesions_agree(repeats, car
         ({"importance_prompts": "drems_it"}, "Did you mean 'dreams_it'"),
     ],
 )
-def test_what_cannot_be_is_told_before_the_model_is_loaded(changes, message, tiny_dir, tmp_path):
+def test_what_cannot_be_is_told_before_the_model_is_loaded(changes, message, tiny_dir, tiny_model, tiny_tokenizer):
+    """Of a model by its name, and of one in memory before a folder is made for its rows."""
     base = {"method": "targeted", "group": "attn_o", "unit": "head", "levels": (0, 1), "dtype": "float32"}
-    lab = Lab(str(tiny_dir("llama")), RunOptions(output_dir=tmp_path))
-    with pytest.raises(ValueError, match=message):
-        lab.plan(get_config("smoke") | (base | changes))
+    for lab in (Lab(str(tiny_dir("llama"))), Lab(tiny_model("llama"), tokenizer=tiny_tokenizer())):
+        with pytest.raises(ValueError, match=message):
+            lab.plan(get_config("smoke") | (base | changes))
