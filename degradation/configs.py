@@ -58,10 +58,11 @@ METHOD_OPTIONS = frozenset(
 )
 # Fields that say how the work is done, not what comes out: changing them is no conflict with rows that exist. The
 # picture counts by its content, not by where it lies (run/plan.py).
-ONLY_TARGETED = ("importance", "importance_prompts", "shuffle_importance")  # these count for methods of TARGETED
+ONLY_TARGETED = ("importance", "shuffle_importance")  # these count for methods of TARGETED
 NOT_IN_HASH = frozenset(
     {
         *ONLY_TARGETED,
+        "importance_prompts",  # what counts is the scores, whose digest stands in every lesion
         "config_name",
         "name_suffix",
         "group",
@@ -238,7 +239,9 @@ class ExperimentConfig:
     def result_fields(self) -> dict[str, Any]:
         """Return the fields that decide what a row holds, apart from its cell and prompt."""
         names = [f.name for f in fields(self) if f.name not in NOT_IN_HASH]
-        return {name: getattr(self, name) for name in (*names, *(ONLY_TARGETED if self.method in TARGETED else ()))}
+        found = {name: getattr(self, name) for name in (*names, *(ONLY_TARGETED if self.method in TARGETED else ()))}
+        # the first rows of such methods were keyed by the name of the prompts too, which is none by default
+        return found | ({"importance_prompts": None} if self.method in TARGETED else {})
 
 
 def level_key(level: float | int | None) -> str:

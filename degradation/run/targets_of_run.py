@@ -68,8 +68,8 @@ class RunTargets:
             if mine and record.get("importance", self.digest) != self.digest:
                 raise ConfigConflict(
                     f"the importance of {config.group} is not the one by which the rows that are there were made: put "
-                    "its file importance_*.safetensors back, go on with the prompts of then, or choose another "
-                    "name_suffix (prompts of importance_prompts, named from the start, stay when others are added)."
+                    "its file importance_*.safetensors back, name a file of the prompts of then by importance_prompts, "
+                    "or choose another name_suffix."
                 )
 
     def chosen(self, cell: Cell) -> tuple[Mapping[str, Chosen] | None, Mapping[str, Any]]:

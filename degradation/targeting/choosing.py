@@ -82,7 +82,8 @@ def told(table: UnitTable, marks: np.ndarray) -> Mapping[str, object]:
     for place in table.places:
         here = int(marks[place.slots].sum())
         if here:
-            key = "-" if place.layer is None else str(place.layer)
+            # towers have layers of equal numbers, and names that tell no layer are told whole
+            key = str(place.layer) if place.layer is not None and place.name.startswith("text/") else place.name
             layers[key] = layers.get(key, 0) + here
     return {
         "units": len(numbers),

@@ -4,7 +4,10 @@ A head, a neuron or an expert is one unit in all tensors of its layer that belon
 the gate, one of the up and a column of the down projection.
 """
 
+import os
 import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,12 +92,13 @@ def find_units(group: Group, kind: str) -> UnitTable:
     Raises:
         ValueError: the group has none of that kind, or its tensors have different numbers of them.
     """
-    counts: dict[str, list[tuple[UnitsOfTarget, int]]] = {}
+    together: dict[str, list[Target]] = {}
     for target in group.targets:
-        own = UnitsOfTarget(target, layout_of(target), _kind_in(target, kind), 0)
-        counts.setdefault(_place_of(target, kind), []).append((own, own.count))
+        together.setdefault(_place_of(target, kind), []).append(target)
     targets, places, end = [], [], 0
-    for name, members in counts.items():
+    for name, sharing in _apart(together, kind):
+        found = (UnitsOfTarget(target, layout_of(target), _kind_in(target, kind), 0) for target in sharing)
+        members = [(own, own.count) for own in found]
         # experts in tensors of their own: each adds one to the units of its layer
         listed = sorted({own.target.expert for own, _ in members if kind == "expert"} - {None})
         sizes = {count for _, count in members}
@@ -125,6 +129,31 @@ def _kind_in(target: Target, kind: str) -> str:
     if kind == "expert" and target.expert is None and not stack:
         raise ValueError(f"unit='expert': {target.label} is no expert; choose group mlp_experts, without numbers.")
     return kind
+
+
+def _apart(together: Mapping[str, Sequence[Target]], kind: str) -> Iterator[tuple[str, Sequence[Target]]]:
+    """Yield places, those parted in which a part stands twice, as its output projections: these are of two layers.
+
+    Names of modules say which layer a tensor is of only where they are the usual ones; `blocks.first.attn` is not.
+    """
+    for name, targets in together.items():
+        if max(Counter(_part_in(target, kind) for target in targets).values()) == 1:
+            yield name, targets
+            continue
+        paths = [target.canonical.split(".") for target in targets]
+        same = len(os.path.commonprefix(paths))
+        parts: dict[str, list[Target]] = {}
+        for target, path in zip(targets, paths, strict=True):
+            parts.setdefault(".".join(path[: same + 1]), []).append(target)
+        yield from _apart(parts, kind)
+
+
+def _part_in(target: Target, kind: str) -> tuple:
+    """Return what a tensor is in its place: the part of which there is one for each unit."""
+    if kind not in JOINT:
+        return (target.label,)
+    tail = target.canonical.split(".")[-2:] if kind == "expert" else ()  # up, gate and down are of one group there
+    return target.group, target.part, target.expert, *tail
 
 
 def _place_of(target: Target, kind: str) -> str:

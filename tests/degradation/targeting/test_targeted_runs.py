@@ -105,6 +105,19 @@ def test_other_scores_under_the_same_rows_are_a_conflict(carry_out, tmp_path, mo
         carry_out("targeted", n_rep=3)
 
 
+def test_more_prompts_extend_a_run_whose_importance_prompts_are_named(carry_out, planted, tmp_path):
+    """By a file of any name: what counts is the scores, by which the rows that are there were made."""
+    carry_out("targeted", n_rep=1, levels=(0, 1), max_prompts=2)
+    with pytest.raises(ConfigConflict, match="name a file of the prompts of then by importance_prompts"):
+        carry_out("targeted", n_rep=1, levels=(0, 1), max_prompts=3)
+    first = tmp_path / "first.jsonl"
+    first.write_text("".join(planted.prompts.read_text(encoding="utf-8").splitlines(True)[:2]), encoding="utf-8")
+    rows, _ = carry_out("targeted", n_rep=1, levels=(0, 1), max_prompts=3, importance_prompts=str(first))
+    assert len(rows) == 6 and all(row["attempt"] == 1 for row in rows)
+    with pytest.raises(ConfigConflict, match="importance"):
+        carry_out("targeted", n_rep=2, levels=(0, 1), max_prompts=3, importance_prompts="smoke")
+
+
 @pytest.mark.parametrize("repeats", [pytest.param(8), pytest.param(40, marks=pytest.mark.slow)])
 def test_with_shuffled_importance_targeted_and_random_lesions_agree(repeats, carry_out):
     """The scores then say nothing, so the two curves lie within each other's intervals."""

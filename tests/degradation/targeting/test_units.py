@@ -8,6 +8,7 @@ from frankenlm.degradation.configs import TARGETED
 from frankenlm.degradation.targeting.choosing import Ranking, chosen_of, removed, told
 from frankenlm.degradation.weights.groups import select_group
 from frankenlm.degradation.weights.restore import Baseline, apply_damage
+from frankenlm.degradation.weights.targets import Group, Target
 from frankenlm.degradation.weights.units import find_units
 
 
@@ -129,6 +130,57 @@ def test_single_elements(tiny_model):
 def test_units_that_are_not_there(group, unit, message, tiny_model):
     with pytest.raises(ValueError, match=message):
         find_units(select_group(tiny_model("llama"), group), unit)
+
+
+def of_names(*names, group, shape=(8, 8), **fields):
+    """A group of tensors of some names: what a model of unusual modules has."""
+    root = torch.nn.Module()
+    targets = [Target(name, f"text/{name}", root, shape, 64, group=group, **fields) for name in names]
+    return Group(group, tuple(targets))
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "group", "places"),
+    [
+        (("net.first.attn.o.weight", "net.second.attn.o.weight"), "head", "attn_o", ("net.first", "net.second")),
+        (("stack.layer_3.attn.o", "stack.layer_4.attn.o"), "head", "attn_o", ("stack.layer_3", "stack.layer_4")),
+        (("a.b.up_one", "a.b.up_two", "a.c.up_one"), "neuron", "mlp_up", ("a.b.up_one", "a.b.up_two", "a.c")),
+        (
+            [
+                f"stack.layers.{layer}.moe.experts.{n}.{m}.weight"
+                for layer in (0, 1)
+                for n in (0, 1)
+                for m in ("u", "d")
+            ],
+            "expert",
+            "mlp_experts",
+            ("stack.layers.0", "stack.layers.1"),
+        ),
+        (
+            (
+                "layers.3.self_attn.o_proj.weight",
+                "layers.3.cross_attn.o_proj.weight",
+                "layers.4.self_attn.o_proj.weight",
+            ),
+            "head",
+            "attn_o",
+            ("layers.3.self_attn", "layers.3.cross_attn", "layers.4"),
+        ),
+    ],
+)
+def test_no_unit_lies_in_two_layers_whatever_modules_are_called(names, kind, group, places):
+    table = find_units(of_names(*names, group=group, head_dim=2, head_axis=1), kind)
+    assert [place.name for place in table.places] == [f"text/{place}" for place in places]
+    each = {"head": 4, "neuron": 8, "expert": 2}[kind]
+    assert table.count == each * len(places)
+    owners = {}
+    for own in table.targets:
+        place = next(place for place in table.places if place.first <= own.first < place.first + place.count)
+        owners.setdefault(place.name, []).append(own.target.canonical)
+    assert sum(map(len, owners.values())) == len(names)
+    assert all(name.startswith(place) for place, found in owners.items() for name in found)
+    said = told(table, marks(table, 0, table.count - 1))["units_by_layer"]
+    assert sum(said.values()) == 2 and len(said) == 2
 
 
 # --- choosing
