@@ -6,6 +6,7 @@ causal one, what it writes when it goes on with held-out documents (BLEU, repeti
     python scripts/evaluate.py --model runs/mini --dataset test.jsonl --method pseudo --max_documents 20
     python scripts/evaluate.py --model gpt2 --dataset test.jsonl --metrics perplexity,bits_per_byte --stride 256
     python scripts/evaluate.py --model gpt2 --dataset wiki.test.raw.txt --one_text --metrics perplexity,word_perplexity
+    python scripts/evaluate.py --model runs/joint --dataset builtin --minimal_pairs
     python scripts/evaluate.py --model runs/infinito --dataset builtin --metrics bleu,repetition --temperature 0
 
 Compare models with different tokenizers by bits per byte, or by perplexity per word. `--one_text` reads all of the text
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from frankenlm.trainer_ext.common.cli import OneLineParser, run_command
 from frankenlm.trainer_ext.common.flags import add_log_flag, add_model_flags
 from frankenlm.trainer_ext.evaluation.flags import METHODS, METRICS, NEW_TOKENS, PROMPT_TOKENS, add_text_flags
+from frankenlm.trainer_ext.evaluation.minimal_pairs import PAIRS, PHENOMENA
 from frankenlm.trainer_ext.generation.sampling import DEFAULT_TEMPERATURE
 from frankenlm.trainer_ext.metrics.bootstrap import DRAWS
 
@@ -60,6 +62,15 @@ def build_parser() -> OneLineParser:
         type=int,
         default=DRAWS,
         help=f"drawings of documents behind the intervals; 0: none (default: {DRAWS})",
+    )
+    add(
+        "--minimal_pairs",
+        type=int,
+        nargs="?",
+        const=PAIRS,
+        metavar="COUNT",
+        help="also ask which of two English sentences is the grammatical one, so many pairs for each of "
+        f"{len(PHENOMENA)} phenomena (without a number: {PAIRS}); left to right, by pseudo-log-likelihood, or both",
     )
     written = parser.add_argument_group("texts that a causal model writes")
     written.add_argument(

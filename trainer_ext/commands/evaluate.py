@@ -20,6 +20,7 @@ from ..data.builtin_text import BUILTIN_NAMES
 from ..evaluation import reporting
 from ..evaluation.continuations import Beginning, choose_lengths, continue_documents, find_beginnings
 from ..evaluation.flags import SCORED, TEXT_METRICS, TOKENIZED
+from ..evaluation.pair_scores import make_pairs_to_score, pair_scorers, score_pairs
 from ..evaluation.reporting import MeasuredSplit
 from ..evaluation.scored_text import check_split_flags, load_split_texts, parse_splits
 from ..evaluation.scoring import Scorer, fitting_metrics, load_scorer, parse_metrics, score, tokenized_measures
@@ -59,15 +60,20 @@ def evaluate(args: argparse.Namespace) -> None:
                 one_text=args.one_text,
             )
             metrics = fitting_metrics(metrics, scorer.method, asked_for_all=args.metrics == "all")
+            pairs = [] if args.minimal_pairs is None else make_pairs_to_score(args.minimal_pairs, args.seed)
+            asked = pair_scorers(scorer, args.model, trust_remote_code=args.trust_remote_code) if pairs else {}
             plans = {name: plan_texts(args, name, scorer, documents, metrics) for name, documents in texts.items()}
         measured = [measure_text(args, name, scorer, documents, metrics) for name, documents in texts.items()]
+        preferences = {
+            mode: score_pairs(each, pairs, draws=args.bootstrap_iters, seed=args.seed) for mode, each in asked.items()
+        }
         failure = None
         try:
             for split in measured:
                 write_texts(args.model, scorer, plans[split.name], metrics, split)
         except Failed as error:  # what was scored before is worth its report
             failure = error
-        report = make_report(args, scorer, metrics, measured)
+        report = make_report(args, scorer, metrics, measured, preferences)
 
     print(reporting.text_table(redact(args.model), report))
     write_reports(args, report)
@@ -118,11 +124,16 @@ def measure_text(
 
 
 def make_report(
-    args: argparse.Namespace, scorer: Scorer, metrics: Sequence[str], measured: Sequence[MeasuredSplit]
+    args: argparse.Namespace,
+    scorer: Scorer,
+    metrics: Sequence[str],
+    measured: Sequence[MeasuredSplit],
+    preferences: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the report tells: see evaluation/report.schema.json."""
+    drawn = {"draws": args.bootstrap_iters, "seed": args.seed}
     return {
-        **reporting.describe(measured, metrics, draws=args.bootstrap_iters, seed=args.seed),
+        **reporting.describe(measured, metrics, preferences=preferences, **drawn),
         "context_length": scorer.context_length,
         "dataset": public_name(args.dataset),
         "device": args.device,
@@ -214,6 +225,7 @@ def check_arguments(args: argparse.Namespace, splits: Sequence[str]) -> None:
             "max_documents": 1,
             "max_length": 2,
             "stride": 1,
+            "minimal_pairs": 1,
             "continuations": 1,
             "prompt_tokens": 1,
             "max_new_tokens": 1,

@@ -51,8 +51,17 @@ class MeasuredSplit:
     continuations: dict[str, Any] | None = None
 
 
-def describe(measured: Sequence[MeasuredSplit], metrics: Sequence[str], *, draws: int, seed: int) -> dict[str, Any]:
+def describe(
+    measured: Sequence[MeasuredSplit],
+    metrics: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
+    preferences: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Return metrics, bootstrap, splits and gaps of a report: measures with intervals, and what they differ by.
+
+    preferences: what was made of minimal pairs, for each way of asking.
 
     A gap is the value of a split less that of the first one; its interval is drawn from both, each by itself.
     """
@@ -63,6 +72,7 @@ def describe(measured: Sequence[MeasuredSplit], metrics: Sequence[str], *, draws
     first, of_first = measured[0], drawn[0]
     return {
         "metrics": list(metrics),
+        "minimal_pairs": preferences or None,
         "bootstrap": {"confidence": CONFIDENCE, "draws": draws, "seed": seed, "unit": first.unit} if draws else None,
         "splits": {
             split.name: {
@@ -151,7 +161,30 @@ def text_table(model: str, report: Mapping[str, Any]) -> str:
         for label, cells in lines[1:]
     ]
     head = " " * (first + 2) + "".join(f"{cell:>{width}}" for cell, width in zip(heads, widths, strict=True))
-    return "\n".join([lines[0][0], head, *table])
+    return "\n".join([lines[0][0], head, *table, *_pairs_text(report)])
+
+
+def pair_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row for all of --minimal_pairs together and each phenomenon: its name, how many pairs, and the accuracy in each
+    way of asking."""
+    modes = report["minimal_pairs"] or {}
+    names = next(iter(modes.values()), {})
+    return [
+        [name, str(entry["pairs"]), *(_figure(scores[name]) for scores in modes.values())]
+        for name, entry in names.items()
+    ]
+
+
+def _pairs_text(report: Mapping[str, Any]) -> list[str]:
+    if not report["minimal_pairs"]:
+        return []
+    table = [["minimal pairs", "pairs", *report["minimal_pairs"]], *pair_rows(report)]
+    widths = [max(map(len, column)) + 2 for column in zip(*table, strict=True)]
+    return [
+        f"  {row[0]:<{widths[0]}}"
+        + "".join(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
+        for row in table
+    ]
 
 
 def csv_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -206,6 +239,12 @@ def markdown_report(report: Mapping[str, Any], figure: str) -> str:
             [[name, *(format_value(split.get(count)) for count in COUNTED)] for name, split in splits.items()],
         ),
     ]
+    if report["minimal_pairs"]:
+        heads = ["minimal pairs", "pairs", *report["minimal_pairs"]]
+        told = (
+            "The share of pairs whose grammatical sentence is the likelier; 0.5 is a guess. Intervals are over pairs."
+        )
+        lines += ["", *markdown_table(heads, pair_rows(report)), "", told]
     boot = report["bootstrap"]
     if boot is not None:
         lines += [
