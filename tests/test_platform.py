@@ -49,6 +49,7 @@ FACTS = {
     "transformers:Trainer._issue_warnings_after_load": "trainer.py says which missing keys matter",
     "transformers:PreTrainedConfig._attn_implementation": "our models ask which attention runs",
     "transformers:PreTrainedConfig._commit_hash": "fingerprint.py records which revision was damaged",
+    "transformers:Trainer._remove_unused_columns": "trainer.py keeps the lengths of packed documents",
     "transformers:Trainer._get_train_sampler": "trainer.py repeats the order of batches by length on resume",
     "transformers:Trainer._finalize_training": "safe_checkpoints.py ends a run without deleting what others wrote",
     "transformers:Trainer._save_optimizer_and_scheduler": "trainer.py adds the average of the weights",

@@ -205,6 +205,16 @@ class FrankenTrainer(Trainer):
             self._loss_shifts_labels = self._conduct.shifts
         return super()._get_num_items_in_batch(batch_samples, device)
 
+    def _remove_unused_columns(self, dataset, description: str | None = None):
+        """As the base class, but the lengths of packed documents stay: no forward names them, and the collator makes of
+        them what keeps the documents apart.
+        """
+        kept = super()._remove_unused_columns(dataset, description)
+        if "seq_lengths" in dataset.column_names and "seq_lengths" not in kept.column_names:
+            others = [name for name in dataset.column_names if name not in {"seq_lengths", *kept.column_names}]
+            return dataset.remove_columns(others)
+        return kept
+
     def _get_train_sampler(self, train_dataset=None):
         """As the base class, but batching by length repeats its order when a run is resumed."""
         sampler = super()._get_train_sampler(train_dataset)

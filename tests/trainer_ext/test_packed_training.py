@@ -18,6 +18,7 @@ from trl import SFTConfig, SFTTrainer
 
 from frankenlm.modeling import FrankensteinConfig, Legacy1BitConfig
 from frankenlm.modeling.mixers import MIXERS
+from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
 from frankenlm.trainer_ext.data.collators import build_collator
 from frankenlm.trainer_ext.data.packing import prepare_dataset
 from frankenlm.trainer_ext.data.tokenizers import train_tokenizer
@@ -160,3 +161,23 @@ def test_packed_by_trl(family, tokenizer, tmp_path):
         return trained(trainer)
 
     assert_same_training(run(True), run(False), ROUNDED.get(family, TOLERANCE))
+
+
+def test_our_trainer_keeps_documents_apart(tokenizer, tmp_path):
+    """FrankenTrainer by its defaults, as `frankenlm train` makes it: the same as with a document a row."""
+    runs = []
+    for packing in (True, False):
+        rows = prepare_dataset(
+            datasets.Dataset.from_dict({"text": TEXTS}),
+            tokenizer,
+            max_length=400,
+            packing=packing,
+            objective="causal",
+            cache_dir=tmp_path,
+        )
+        arguments = FrankenTrainingArguments(**options(tmp_path, len(TEXTS)), eval_strategy="no", gradient_guard=False)
+        collator = build_collator("causal", tokenizer)
+        model = model_of("frankenstein", tokenizer)
+        runs.append(trained(FrankenTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)))
+        assert len(rows) == (1 if packing else len(TEXTS))
+    assert_same_training(*runs)
