@@ -14,7 +14,7 @@ from .trainer_ext.common.cli import EXIT_FAILED, EXIT_USER_MISTAKE, run_command
 # Verbs that are not their file's name.
 NAMES = {"analyze_run": "analyze"}
 # The packages that a verb needs, as an extra of setup.cfg, where they are not those of most.
-EXTRAS = {"serve": "serve", "export": "export"}
+EXTRAS = {"app": "app", "serve": "serve", "export": "export"}
 
 
 def verbs() -> dict[str, Path]:

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub's library reads i
 
 PLATFORM = Path(__file__).with_name("test_platform.py")
 # Begun first, so that no process ends with one of them while the others have nothing left to do.
-LONG = frozenset({"test_fuzz.py", "test_kill.py", "test_environments.py", "test_build.py", "test_train_launched.py"})
+LONG = frozenset({"test_fuzz.py", "test_kill.py", "test_environments.py", "test_train_launched.py"})
 BROKEN = pytest.StashKey[bool]()  # a fact about another library no longer holds
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from forking import ForkServer
+
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("modeling", "trainer_ext", "degradation", "kernels", "scripts")
 
@@ -84,9 +86,20 @@ def package(tmp_path) -> Path:
     return folder
 
 
+def environment_of(package: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(package.parent), "HF_HUB_OFFLINE": "1"}
+
+
 def run(package: Path, *words: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(package.parent), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *words], cwd=package.parent, env=environment, capture_output=True, text=True)
+    command, environment = [sys.executable, "-m", "frankenlm", *words], environment_of(package)
+    return subprocess.run(command, cwd=package.parent, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def use():
+    """use(package, code) runs code with a package, in a process of its own."""
+    with ForkServer("import torch, transformers\nfrom transformers import LlamaForCausalLM, Trainer") as server:
+        yield lambda package, code: server.run(code, cwd=package.parent, env=environment_of(package))
 
 
 def insert(path: Path, line: str, addition: str) -> None:
@@ -98,27 +111,27 @@ def insert(path: Path, line: str, addition: str) -> None:
 
 def test_a_command_is_a_file(package):
     (package / "scripts" / "count.py").write_text(COMMAND.lstrip())
-    assert "  count      Count the words of a file\n" in run(package, "-m", "frankenlm").stdout
+    assert "  count      Count the words of a file\n" in run(package).stdout
     (package.parent / "text").write_text("one two three")
-    done = run(package, "-m", "frankenlm", "count", "--file", "text")
+    done = run(package, "count", "--file", "text")
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
-    done = run(package, "-m", "frankenlm", "count", "--file", "none")
+    done = run(package, "count", "--file", "none")
     assert (done.returncode, done.stderr) == (2, "error: --file none: no such file.\n")
 
 
-def test_a_measure_of_texts_is_a_function_and_its_line(package):
+def test_a_measure_of_texts_is_a_function_and_its_line(package, use):
     file = package / "trainer_ext" / "metrics" / "text.py"
     insert(file, "# --- diversity, across texts\n", MEASURE.lstrip("\n"))
     line = '    "length": TextMeasure(("mean_length",), lambda written: mean_length(written.tokens)),\n'
     insert(file, '    "vocabulary": TextMeasure(\n', line)
-    done = run(package, "-c", USE_MEASURE)
+    done = use(package, USE_MEASURE)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_damage_method_is_a_function_and_a_line_in_two_tables(package):
+def test_a_damage_method_is_a_function_and_a_line_in_two_tables(package, use):
     file = package / "degradation" / "damage" / "methods.py"
     insert(file, 'LEGACY_METHODS = ("mult_gauss", "ablation")\n', METHOD.lstrip("\n"))
     insert(file, '"add_gauss": add_gauss}\n', '"mult_sign": mult_sign, ')
     insert(package / "degradation" / "configs.py", "}\nDTYPES = (", '    "mult_sign": Scale("s", "signs s"),\n')
-    done = run(package, "-c", USE_METHOD)
+    done = use(package, USE_METHOD)
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ HELP = [
     "frankenlm suite --help",
     "frankenlm analyze --help",
     "frankenlm check --help",
+    "frankenlm app --help",
 ]
 
 
@@ -53,7 +54,8 @@ def test_a_verb_runs_and_mistakes_are_told(capsys, monkeypatch):
     assert command.main(["evalute"]) == 2
     assert capsys.readouterr().err == (
         "error: unknown verb 'evalute'. Did you mean 'evaluate'? "
-        "Known: analyze, check, compare, degrade, evaluate, export, generate, pack, push, serve, suite, sweep, train.\n"
+        "Known: analyze, app, check, compare, degrade, evaluate, export, generate, pack, push, serve, suite, sweep, "
+        "train.\n"
     )
     assert command.main(["pack", "--modl", "x"]) == 2
     assert "error: " in capsys.readouterr().err

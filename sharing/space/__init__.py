@@ -1,1 +1,1 @@
-"""The page that app.py opens: one file a tab."""
+"""The page that `frankenlm app` opens: one file a tab."""

@@ -11,6 +11,7 @@ from frankenlm.trainer_ext.common.cli import UserError, user_mistakes
 from ..live.models import KINDS
 
 KEYS = ("model", "kind")
+SHIPPED = Path(__file__).with_name("models.yaml")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+import pytest
+
+from forking import ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -213,13 +215,20 @@ def insert(path: Path, *pairs: tuple[str, str]) -> None:
     path.write_text(text)
 
 
-def run(code: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "used\n", done.stderr[-2000:]
+@pytest.fixture(scope="module")
+def use():
+    """use(code, folder) runs code with the package in a folder, in a process of its own."""
+
+    def use(code: str, folder: Path) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
+        done = server.run(code, cwd=folder, env=environment)
+        assert done.returncode == 0 and done.stdout == "used\n", done.stderr[-2000:]
+
+    with ForkServer("import torch, transformers\nfrom transformers import AutoModel, PreTrainedModel") as server:
+        yield use
 
 
-def test_a_mixer_is_a_file_and_its_line(tmp_path):
+def test_a_mixer_is_a_file_and_its_line(use, tmp_path):
     modeling = copy_of_modeling(tmp_path)
     (modeling / "mixer_running_mean.py").write_text(MIXER.lstrip())
     insert(
@@ -227,10 +236,10 @@ def test_a_mixer_is_a_file_and_its_line(tmp_path):
         ("from .mixer_retention import Retention\n", "from .mixer_running_mean import RunningMean\n"),
         ('    "ode": OdeBlock,\n', '    "running_mean": RunningMean,\n'),
     )
-    run(USE_MIXER, tmp_path)
+    use(USE_MIXER, tmp_path)
 
 
-def test_a_family_is_two_files_and_its_line(tmp_path):
+def test_a_family_is_two_files_and_its_line(use, tmp_path):
     modeling = copy_of_modeling(tmp_path)
     (modeling / "configuration_bag.py").write_text(CONFIGURATION.lstrip())
     (modeling / "modeling_bag.py").write_text(FAMILY.lstrip())
@@ -244,4 +253,4 @@ def test_a_family_is_two_files_and_its_line(tmp_path):
         ),
         ("InfinitoPreTrainedModel, Legacy1BitPreTrainedModel", ", BagPreTrainedModel"),
     )
-    run(USE_FAMILY, tmp_path)
+    use(USE_FAMILY, tmp_path)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def app():
-    from frankenlm import app
+    from frankenlm.scripts import app
 
     return app
 

@@ -1,13 +1,14 @@
 """Odd command lines and damaged models, for every command: no traceback, no hang, no lost file.
 
-One process a command (tests/tools/fuzz_command.py), seeded; two at a time. The slow test takes other seeds and more of
-each.
+One process goes through all of them (tests/tools/fuzz_command.py), seeded. The slow test takes other seeds and more of
+each, and a process for each command.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +17,24 @@ import pytest
 import fuzz_command
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
-COMMANDS = ("train", "evaluate", "generate", "compare", "pack", "degrade", "app")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "generate",
+    "compare",
+    "pack",
+    "degrade",
+    "app",
+    "serve",
+    "push",
+    "export model",
+    "suite",
+)
 LINES = 84  # in all
 
 
-def fuzz(command: str, folder: Path, *options: object) -> dict:
-    """Lay out a scratch folder of its own for one command, run the fuzzer there, and return its report."""
+def fuzz(commands: Sequence[str], folder: Path, *options: object) -> dict[str, dict]:
+    """Run the fuzzer in one process, with a scratch folder for each command, and return the reports."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -30,16 +43,10 @@ def fuzz(command: str, folder: Path, *options: object) -> dict:
         "GRADIO_SERVER_PORT": "0",
         "HF_DATASETS_CACHE": str(folder / "datasets"),
     }
-    script = [sys.executable, str(TOOLS / "fuzz_command.py"), command, str(folder), *map(str, options)]
-    done = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=3600)
-    assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+    script = [sys.executable, TOOLS / "fuzz_command.py", *commands, "--scratch", folder, *options]
+    done = subprocess.run([str(word) for word in script], capture_output=True, text=True, env=environment, timeout=3600)
+    assert done.returncode == 0, f"{commands}: {done.stderr[-2000:]}"
     return json.loads(done.stdout)
-
-
-def fuzz_all(folder: Path, *options: object) -> dict[str, dict]:
-    with ThreadPoolExecutor(2) as pool:
-        reports = pool.map(lambda command: fuzz(command, folder / command, *options), COMMANDS)
-        return dict(zip(COMMANDS, reports, strict=True))
 
 
 def check(reports: dict[str, dict], lines: int) -> None:
@@ -52,13 +59,15 @@ def check(reports: dict[str, dict], lines: int) -> None:
 
 
 def test_odd_lines_and_damaged_models_end_in_one_line(tmp_path):
-    check(fuzz_all(tmp_path, "--seed", 0, "--lines", -(-LINES // len(COMMANDS)), "--damages", 2), LINES)
+    check(fuzz(COMMANDS, tmp_path, "--seed", 0, "--lines", -(-LINES // len(COMMANDS)), "--damages", 2), LINES)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_many_odd_lines_and_damages(tmp_path, seed):
-    check(fuzz_all(tmp_path, "--seed", seed, "--lines", 300, "--damages", 60), 2100)
+    with ThreadPoolExecutor(2) as pool:
+        each = pool.map(lambda name: fuzz([name], tmp_path, "--seed", seed, "--lines", 300, "--damages", 60), COMMANDS)
+        check({name: report for reports in each for name, report in reports.items()}, 300 * len(COMMANDS))
 
 
 def test_the_fuzzer_finds_faults(tmp_path, monkeypatch):

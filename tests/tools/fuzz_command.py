@@ -1,6 +1,6 @@
-"""Give one command many odd command lines and damaged models, in one process; report its faults as JSON on stdout.
+"""Give commands many odd command lines and damaged models, in one process; report their faults as JSON on stdout.
 
-    python tests/tools/fuzz_command.py evaluate SCRATCH --seed 0 --lines 60 --damages 60
+    python tests/tools/fuzz_command.py evaluate pack --scratch FOLDER --seed 0 --lines 60 --damages 60
 
 The flags come from the command's own parser. Each line is a line that would work with one to three odd values put in,
 or with a model one of whose files is damaged (damages.py). A fault is: an exception that leaves the command, an exit
@@ -33,8 +33,12 @@ ODD = [
     "null", "true", "[]", "{}", '{"a": NaN}', "a" * 300, "../../x", "/dev/null", "~nobody/x", "x\ny",
     "caf\u00e9 \U0001f600", "\udcff", "'; rm -rf .", "%s%n", "--help", "\u2028", "0x10", "1_000", "\u0663",
 ]  # fmt: skip
-LOADING = ("train", "evaluate", "generate", "compare", "pack", "run", "groups", "dry-run")  # a model
-LAB = ("run", "groups", "dry-run", "measure", "report", "export", "import-legacy")
+LAB = ("run", "recover", "groups", "dry-run", "measure", "report", "export", "import-legacy")
+LOADING = ("train", "evaluate", "generate", "compare", "pack", "run", "recover", "groups", "dry-run",
+           "serve", "push", "export model")  # fmt: skip
+# Where the work of a command is that is no module of trainer_ext.commands.
+WORK = {"serve": "sharing.server.serving", "push": "sharing.hub.command", "export model": "sharing.export.exporting",
+        "app": "sharing.space.allowed"} | dict.fromkeys(LAB, "degradation.lab")  # fmt: skip
 
 
 class TooLong(BaseException):
@@ -73,15 +77,22 @@ def lay_out(scratch: Path) -> None:
 
 
 def command_of(name: str) -> Callable[[list[str]], object]:
-    """Return main(argv) of a script, app.py or a verb of the lab; what it imports late is not what is timed."""
-    script = "degrade" if name in LAB else name
-    if name != "app":
-        work = "degradation.lab" if name in LAB else f"trainer_ext.commands.{name}"
-        importlib.import_module(f"frankenlm.{work}")
-    module = importlib.import_module("frankenlm.app" if name == "app" else f"frankenlm.scripts.{script}")
+    """Return main(argv) of a script or a verb of the lab; what it imports late is not what is timed."""
+    work = importlib.import_module(f"frankenlm.{WORK.get(name, f'trainer_ext.commands.{name}')}")
+    if name == "serve":
+        work.run = end_at_once
+    script = "degrade" if name in LAB else name.partition(" ")[0]
+    module = importlib.import_module(f"frankenlm.scripts.{script}")
     if name in LAB:
         return lambda argv: module.main([name, *argv])
     return module.main
+
+
+def end_at_once(engines, listening, key) -> None:
+    """In place of a server, which would not end: the models are open and the address is taken."""
+    listening.close()
+    for engine in engines.values():
+        engine.close(timeout=0)
 
 
 def base_of(name: str, scratch: Path) -> list[str]:
@@ -102,9 +113,19 @@ def base_of(name: str, scratch: Path) -> list[str]:
         "compare": ["--models", model, model, "--prompts", prompts, "--max_new_tokens", "2",
                     "--output_dir", scratch / "out" / "compared"],
         "pack": ["--model", model, "--output", scratch / "out" / "packed"],
+        "serve": [model, "--port", "0", "--threads", "1"],
+        "push": [model, "me/x", "--license", "mit", "--dry_run"],
+        "export model": [model, "--format", "torch", "--output", scratch / "out" / "exported"],
+        "suite": ["--output_dir", scratch / "out" / "suite", "--tasks", "memorization", "--mixers", "retnet",
+                  "--hidden_sizes", "16", "--learning_rates", "0.01", "--seeds", "0", "--steps", "1",
+                  "--batch_size", "2", "--test_rows", "2", "--threads", "1"],
         "app": ["--model", scratch / "precious" / "nothing"],  # a page that starts would not end
         "run": ["--config", "smoke", "--model", model, "--group", "mlp_only", "--method", "ablation", "--levels", "0",
                 "--n_rep", "1", "--max_new_tokens", "1", "--output_dir", scratch / "out" / "lab"],
+        "recover": ["--config", "smoke", "--model", model, "--group", "mlp_only", "--method", "ablation",
+                    "--levels", "0", "--n_rep", "1", "--max_new_tokens", "1", "--train_text", prompts, "--steps", "1",
+                    "--every", "1", "--train_batch", "1", "--train_length", "8",
+                    "--output_dir", scratch / "out" / "recovered"],
         "groups": ["--model", model],
         "dry-run": ["--config", "smoke", "--model", model, "--group", "mlp_only", "--max_new_tokens", "1",
                     "--report", scratch / "out" / "estimate.json"],
@@ -203,6 +224,10 @@ class Fuzzer:
 
     def __init__(self, name: str, scratch: Path, seed: int):
         self.scratch, self.chance = scratch, random.Random(f"{name} {seed}")
+        if not (scratch / "precious").is_dir():
+            lay_out(scratch)
+        os.makedirs(scratch / "out", exist_ok=True)
+        os.chdir(scratch / "out")
         self.verbs = LAB if name == "degrade" else (name,)
         self.mains = {verb: command_of(verb) for verb in self.verbs}
         self.flags = {verb: flags_of(self.mains[verb]) for verb in self.verbs}
@@ -244,23 +269,21 @@ class Fuzzer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command")
-    parser.add_argument("scratch", type=Path)
+    parser.add_argument("commands", nargs="+")
+    parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lines", type=int, default=50)
     parser.add_argument("--damages", type=int, default=0)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    scratch = args.scratch.resolve()
-    if not (scratch / "precious").is_dir():
-        lay_out(scratch)
-    os.makedirs(scratch / "out", exist_ok=True)
-    os.chdir(scratch / "out")
-    fuzzer = Fuzzer(args.command, scratch, args.seed)
-    fuzzer.odd_lines(args.lines)
-    fuzzer.damaged_models(args.damages)
-    flags = sum(map(len, fuzzer.flags.values()))
-    json.dump({"flags": flags, "codes": fuzzer.codes, "faults": fuzzer.faults}, sys.__stdout__)
+    reports = {}
+    for name in args.commands:
+        fuzzer = Fuzzer(name, args.scratch.resolve() / name, args.seed)
+        fuzzer.odd_lines(args.lines)
+        fuzzer.damaged_models(args.damages)
+        flags = sum(map(len, fuzzer.flags.values()))
+        reports[name] = {"flags": flags, "codes": fuzzer.codes, "faults": fuzzer.faults}
+    json.dump(reports, sys.__stdout__)
 
 
 if __name__ == "__main__":
