@@ -92,9 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     texts = {name: "\n".join(rows) + "\n" for name, rows in lines.items()}
     for name, text in texts.items():
         if hashlib.sha256(text.encode()).hexdigest() != DIGESTS[name]:
-            raise Failed(
-                f"{PACKAGE}=={VERSION} gives another {name}.jsonl than the one that the tables were made with."
-            )
+            raise Failed(f"{PACKAGE}=={VERSION} gives another {name}.jsonl than the tables were made with.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name, rows in lines.items():
         write_text(args.output_dir / f"{name}.jsonl", texts[name])

@@ -175,6 +175,44 @@ def test_dry_run_and_only(sweep, grid, tmp_path, capsys):
     assert "Did you mean 'learning_rate=0.1,seed=1'" in capsys.readouterr().err
 
 
+CHOICE = {"choice": {"setting": "learning_rate", "values": [0.1, 0.2, 0.4], "seed": 9}, "grid": None}
+
+
+def test_a_choice_grows_and_its_seeds_follow(sweep, grid, tmp_path, capsys):
+    """The stand-in's loss is its rate: the smallest is always the best, until training gives up below 0.1."""
+    out, file = tmp_path / "out", grid([0], **CHOICE, seeds=[0, 1], report={"per_device_eval_batch_size": 3})
+    assert sweep(file, "--dry_run") == 0
+    assert "3 runs, 3 to make, and 2 more when a value is chosen" in capsys.readouterr().out
+    assert sweep(file) == 0
+    told = capsys.readouterr().out
+    assert "- no learning_rate is called best: 0.0125 is the smallest of 6 values" in told and "**best**" not in told
+    assert {row["stage"] for row in rows(tmp_path)} == {"choice"} and len(rows(tmp_path)) == 6
+    assert sweep(file, "--only", "*seed=0") == 2  # no such run as long as nothing is chosen
+    for name in ("0.05", "0.025", "0.0125"):
+        folder = out / f"learning_rate={name},seed=9"
+        for left in ("metrics.json", "training.csv"):
+            (folder / left).unlink()
+        record = json.loads((folder / "sweep_run.json").read_text())
+        record |= {"status": "failed", "message": "stopped: not healthy"}
+        (folder / "sweep_run.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert sweep(file, "--dry_run") == 0
+    told = capsys.readouterr().out
+    assert "new        learning_rate=0.1,seed=1" in told and "by the 3 finished: about 0 minutes are left" in told
+    before = snapshot(out)
+    assert sweep(file) == 0
+    assert before.items() <= snapshot(out).items()  # what gave up is an answer, and is not tried again
+    made = {(row["learning_rate"], row["seed"]): row for row in rows(tmp_path)}
+    assert made["0.1", "0"]["stage"] == "report" and made["0.1", "0"]["eval_loss"] == "0.1"
+    assert "| 0.1 | 2 | 0.1000 | 0.1000 to 0.1000 | **best** |" in (out / "sweep.md").read_text()
+
+
+def test_a_mistake_in_what_is_reported_is_told_before_the_choice(sweep, grid, tmp_path, capsys):
+    file = grid([0], **CHOICE, seeds=[0], report={"per_device_eval_batch_size": 0})
+    assert sweep(file) == 2 and "learning_rate=0.1,seed=0: --per_device_eval_batch_size" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_settings_and_other_files_are_told(sweep, grid, tmp_path, capsys):
     file = grid([0.1])
     assert sweep(file) == 0

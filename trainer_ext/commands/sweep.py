@@ -61,7 +61,9 @@ def sweep(args: argparse.Namespace) -> None:
             asked, plan = planned_so_far(asked, args.output_dir)
             processes = RunProcesses(args.jobs, lock)
             plan = run_stages(args, asked, plan, processes)
-    failed = [planned.run.name for planned in plan if planned.earlier.get("status") == "failed"]
+    failed = [
+        planned.run.name for planned in plan if planned.earlier.get("status") == "failed" and not is_answer(planned)
+    ]
     if processes.signum is not None:
         raise Interrupted(
             processes.signum, f"{finished(plan)} of {len(plan)} runs are finished; the same command goes on"
@@ -111,7 +113,7 @@ def found_by(plan: Sequence[PlannedRun], metric: str) -> dict[str, float]:
             value = planned.facts().get(metric)
             if value is not None:
                 found[planned.run.name] = value
-        elif planned.gave_up:
+        elif is_answer(planned):
             found[planned.run.name] = -math.inf if METRICS[metric] else math.inf
     return found
 
@@ -143,6 +145,11 @@ def run_stages(
         asked = grown
 
 
+def is_answer(planned: PlannedRun) -> bool:
+    """Whether a run without a result is one all the same: a value at which training gave up."""
+    return planned.run.stage == CHOICE and planned.gave_up
+
+
 def finished(plan: Sequence[PlannedRun]) -> int:
     return sum(planned.state == FINISHED for planned in plan)
 
@@ -151,7 +158,11 @@ def run_missing(
     output_dir: Path, asked: Sweep, plan: Sequence[PlannedRun], chosen: set[str], processes: RunProcesses
 ) -> None:
     """Make the chosen runs that are not finished; after each, the reports tell how far the sweep is."""
-    missing = [planned for planned in plan if planned.state != FINISHED and planned.run.name in chosen]
+    missing = [
+        planned
+        for planned in plan
+        if planned.state != FINISHED and not is_answer(planned) and planned.run.name in chosen
+    ]
     logger.info("%d runs, %d finished, %d to make", len(plan), finished(plan), len(missing))
     write_reports(output_dir, asked, plan)
     started: dict[str, float] = {}
@@ -187,7 +198,7 @@ def write_reports(output_dir: Path, asked: Sweep, plan: Sequence[PlannedRun]) ->
         cells_of([row for row in rows if row[STAGE] == stage], keys, asked.metric)
         for stage in (("",) if asked.choice is None else (REPORT, CHOICE))
     ]
-    lines = decision_lines(asked, plan) if asked.choice else edges(told, keys, asked.metric)
+    lines = call_best(asked, plan, before[0]) if asked.choice else edges(told, keys, asked.metric)
     unmeasured = [row["name"] for row in rows if row["status"] == "finished" and row[asked.metric] is None]
     if unmeasured:
         lines.append(f"{len(unmeasured)} finished runs have no {asked.metric}, such as {unmeasured[0]}")
@@ -208,11 +219,17 @@ def write_reports(output_dir: Path, asked: Sweep, plan: Sequence[PlannedRun]) ->
         plot_sweep(before[0] if before else told, keys, asked.metric, scratch, title=asked.name)
 
 
-def decision_lines(asked: Sweep, plan: Sequence[PlannedRun]) -> list[str]:
-    """A line for each entrant that has no value chosen for it, with the reason."""
+def call_best(asked: Sweep, plan: Sequence[PlannedRun], cells: Sequence[dict]) -> list[str]:
+    """Mark the cells of the values that are chosen; a line for each entrant that has none, with the reason."""
     found, lines = found_by(plan, asked.metric), []
+    for cell in cells:
+        cell["best"] = False
     for entrant in asked.entrants:
         decision = decision_for(asked, entrant, found)
+        own = {**({GROUP: entrant.group} if entrant.group else {}), **entrant.varied}
+        for cell in cells:
+            if cell[asked.choice.setting] == decision.chosen and all(cell[key] == plain(own[key]) for key in own):
+                cell["best"] = True
         if decision.chosen is None:
             named = ", ".join([entrant.group, *(f"{key}={value}" for key, value in entrant.varied.items())]).strip(", ")
             lines.append(f"{named + ': ' if named else ''}no {asked.choice.setting} is called best: {decision.reason}")
