@@ -41,7 +41,7 @@ def marked(line: str):
 
 
 def test_the_page_has_its_blocks():
-    assert set(FILES) == {"small.yaml", "rates.yaml", "chat.jsonl", "lora.yaml"}
+    assert set(FILES) == {"small.yaml", "rates.yaml", "chosen.yaml", "chat.jsonl", "lora.yaml"}
     assert FIRST.startswith("frankenlm train") and len(COMMANDS) > 15
     assert {kind for kind, _, _ in BLOCKS} == {"bash", "yaml", "json", "python"}
     for verb in ("train", "evaluate", "sweep", "analyze"):
