@@ -76,15 +76,21 @@ PanelSpace panel_space(int8_t* memory, const TernaryWeight& w) {
   return {memory, offset, offset + kPanelTokens * w.groups(), {}, {}};
 }
 
-int32_t sum_of_block(const int8_t* codes) {
+// The sum of `blocks` blocks of codes, `stride` bytes from each other.
+int32_t sum_of_blocks(const int8_t* codes, long stride, long blocks) {
 #if defined(__SSE2__)
   const __m128i offset = _mm_set1_epi8(static_cast<char>(0x80)), zero = _mm_setzero_si128();
-  const __m128i positive = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)), offset);
-  const __m128i halves = _mm_sad_epu8(positive, zero);
-  return _mm_cvtsi128_si32(_mm_add_epi32(halves, _mm_srli_si128(halves, 8))) - static_cast<int32_t>(128 * kBlock);
+  __m128i halves = zero;
+  for (long b = 0; b < blocks; ++b) {
+    const __m128i block = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + b * stride));
+    halves = _mm_add_epi32(halves, _mm_sad_epu8(_mm_xor_si128(block, offset), zero));
+  }
+  const int32_t positive = _mm_cvtsi128_si32(_mm_add_epi32(halves, _mm_srli_si128(halves, 8)));
+  return positive - static_cast<int32_t>(128 * kBlock * blocks);
 #else
   int32_t sum = 0;
-  for (long i = 0; i < kBlock; ++i) sum += codes[i];
+  for (long b = 0; b < blocks; ++b)
+    for (long i = 0; i < kBlock; ++i) sum += codes[b * stride + i];
   return sum;
 #endif
 }
@@ -182,9 +188,8 @@ void fill_group_offsets(const int8_t* codes, long tokens, long blocks, long grou
                         int32_t* halves) {
   for (long first = 0; first < blocks; first += group_blocks, offset += tokens, halves += tokens)
     for (long m = 0; m < tokens; ++m) {
-      int32_t sum = 0;
-      for (long b = first; b < std::min(first + group_blocks, blocks); ++b)
-        sum += sum_of_block(codes + (b * tokens + m) * kBlock);
+      const int8_t* group = codes + (first * tokens + m) * kBlock;
+      const int32_t sum = sum_of_blocks(group, tokens * kBlock, std::min(group_blocks, blocks - first));
       offset[m] = -sum;
       const int16_t two[2] = {static_cast<int16_t>(-sum / 2), static_cast<int16_t>(-sum - -sum / 2)};
       std::memcpy(halves + m, two, sizeof(two));
