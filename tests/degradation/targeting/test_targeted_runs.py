@@ -17,16 +17,16 @@ from small_runs import essence, rows_of
 
 @pytest.fixture
 def carry_out(planted, tmp_path):
-    """carry_out(method, **changes) -> the rows of an experiment on the planted model, and its lesions."""
+    """carry_out(method, **changes) -> the rows of an experiment on a planted model, and its lesions."""
 
-    def run(method, folder="results", **changes):
+    def run(method, folder="results", of=planted, **changes):
         config = get_config("smoke") | {
             "dtype": "float32",
             "method": method,
-            "group": "attn_o",
-            "unit": "head",
+            "group": of.group,
+            "unit": of.kind,
             "levels": (0, 1, 2),
-            "prompts": str(planted.prompts),
+            "prompts": str(of.prompts),
             "do_sample": False,
             "n_rep": 3,
             "perplexity": False,
@@ -34,7 +34,7 @@ def carry_out(planted, tmp_path):
             **changes,
         }
         path = run_experiment(
-            config, model=planted.model, tokenizer=planted.tokenizer, output_dir=tmp_path / folder, progress=False
+            config, model=of.model, tokenizer=of.tokenizer, output_dir=tmp_path / folder, progress=False
         )
         written = (path.with_suffix(".journal") / "lesions.jsonl").read_text(encoding="utf-8")
         return rows_of(path), [json.loads(line)["row"] for line in written.splitlines()]
@@ -50,13 +50,31 @@ def accuracy(rows, repeats, levels):
     return found / (len(rows) / repeats / levels)
 
 
-@pytest.mark.parametrize("importance", ["gradient", "ablation"])
-def test_the_targeted_lesion_finds_the_planted_head_and_random_ones_do_not(importance, carry_out, planted):
-    rows, lesions = carry_out("targeted", importance=importance)
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("circuit", "importance"),
+    [
+        ("planted", "gradient"),
+        ("planted_expert", "ablation"),
+        pytest.param("planted", "ablation", marks=SLOW),
+        pytest.param("planted_expert", "gradient", marks=SLOW),
+        pytest.param("trained_head", "gradient", marks=SLOW),
+        pytest.param("trained_head", "ablation", marks=SLOW),
+        pytest.param("trained_expert", "ablation", marks=SLOW),
+    ],
+)
+def test_the_targeted_lesion_finds_what_carries_the_task_and_random_ones_do_not(
+    circuit, importance, carry_out, request
+):
+    """One head, or one expert; as many others of its layer are drawn, and what they leave is whole."""
+    planted = request.getfixturevalue(circuit)
+    rows, lesions = carry_out("targeted", of=planted, importance=importance)
     assert (accuracy(rows, 3, 3)[:, 0] == 1).all() and accuracy(rows, 3, 3)[:, 1].max() < 0.5
     cut = [lesion for lesion in lesions if lesion["level_value"] == 1]
     assert all(lesion["units_named"] == [planted.name] and lesion["units_by_layer"] == {"1": 1} for lesion in cut)
-    others, drawn = carry_out("matched", importance=importance, n_rep=8, levels=(0, 1))
+    others, drawn = carry_out("matched", of=planted, importance=importance, n_rep=8, levels=(0, 1))
     hits = [lesion["units_named"] == [planted.name] for lesion in drawn if lesion["level_value"] == 1]
     assert len(hits) - sum(hits) > 0
     assert (accuracy(others, 8, 2)[:, 1][~np.array(hits)] == 1).all()
