@@ -64,6 +64,18 @@ def build_parser() -> OneLineParser:
         help=f"drawings of documents behind the intervals; 0: none (default: {DRAWS})",
     )
     add(
+        "--reference_tokenizer",
+        metavar="NAME",
+        help="also tell the perplexity per token of this tokenizer, such as gpt2: the same nats over its tokens",
+    )
+    add(
+        "--dynamic_evaluation",
+        type=float,
+        metavar="RATE",
+        help="also score the text while the model learns from it, a window behind, by gradient descent at this rate; "
+        "told apart from the other figures, and the weights are left as they were (causal models)",
+    )
+    add(
         "--minimal_pairs",
         type=int,
         nargs="?",

@@ -2,11 +2,13 @@
 
 import argparse
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 import frankenlm.modeling  # noqa: F401  registers our architectures with the AutoModel classes
 
@@ -15,15 +17,24 @@ from ..common.checkpoints import check_device, check_sacrebleu, default_device
 from ..common.cli import Failed, UserError, check_model_name, check_new_file, check_numbers, user_mistakes
 from ..common.files import replaced_file, write_csv, write_json, write_text
 from ..common.logs import RunLog
+from ..common.opening import read_tokenizer
 from ..common.redaction import public_name, redact
 from ..data.builtin_text import BUILTIN_NAMES
 from ..evaluation import reporting
 from ..evaluation.continuations import Beginning, choose_lengths, continue_documents, find_beginnings
 from ..evaluation.flags import SCORED, TEXT_METRICS, TOKENIZED
-from ..evaluation.pair_scores import make_pairs_to_score, pair_scorers, score_pairs
+from ..evaluation.pair_scores import ids_of_pairs, make_pairs_to_score, pair_scorers, score_pairs
 from ..evaluation.reporting import MeasuredSplit
 from ..evaluation.scored_text import check_split_flags, load_split_texts, parse_splits
-from ..evaluation.scoring import Scorer, fitting_metrics, load_scorer, parse_metrics, score, tokenized_measures
+from ..evaluation.scoring import (
+    Scorer,
+    fitting_metrics,
+    learning_measures,
+    load_scorer,
+    parse_metrics,
+    score,
+    tokenized_measures,
+)
 from ..generation.sampling import Sampling
 from ..metrics.text import TEXT_MEASURES, measure_written
 
@@ -60,10 +71,23 @@ def evaluate(args: argparse.Namespace) -> None:
                 one_text=args.one_text,
             )
             metrics = fitting_metrics(metrics, scorer.method, asked_for_all=args.metrics == "all")
+            check_causal_flags(args, scorer)
+            reference = None
+            if args.reference_tokenizer is None:
+                metrics = [name for name in metrics if name != "reference_perplexity"]
+            else:
+                trust = args.trust_remote_code
+                reference = read_tokenizer(
+                    args.reference_tokenizer, option="--reference_tokenizer", trust_remote_code=trust
+                )
             pairs = [] if args.minimal_pairs is None else make_pairs_to_score(args.minimal_pairs, args.seed)
             asked = pair_scorers(scorer, args.model, trust_remote_code=args.trust_remote_code) if pairs else {}
+            for each in asked.values():
+                ids_of_pairs(each, pairs)  # a sentence too long is told before anything is scored
             plans = {name: plan_texts(args, name, scorer, documents, metrics) for name, documents in texts.items()}
-        measured = [measure_text(args, name, scorer, documents, metrics) for name, documents in texts.items()]
+        measured = [
+            measure_text(args, name, scorer, documents, metrics, reference) for name, documents in texts.items()
+        ]
         preferences = {
             mode: score_pairs(each, pairs, draws=args.bootstrap_iters, seed=args.seed) for mode, each in asked.items()
         }
@@ -79,6 +103,15 @@ def evaluate(args: argparse.Namespace) -> None:
     write_reports(args, report)
     if failure is not None:
         raise failure
+
+
+def check_causal_flags(args: argparse.Namespace, scorer: Scorer) -> None:
+    """Raises UserError for what is measured of causal models alone, asked of another; or without what it needs."""
+    for name in ("dynamic_evaluation", "reference_tokenizer"):
+        if getattr(args, name) is not None and scorer.method != "causal":
+            raise UserError(f"--{name}: is of causal models; {args.model!r} is scored by {scorer.method}.")
+    if args.reference_tokenizer is None and "reference_perplexity" in args.metrics:
+        raise UserError("--metrics reference_perplexity needs --reference_tokenizer NAME, such as gpt2.")
 
 
 def chosen_splits(args: argparse.Namespace) -> list[str]:
@@ -107,17 +140,28 @@ def load_texts(args: argparse.Namespace, splits: Sequence[str]) -> dict[str, Dat
 
 
 def measure_text(
-    args: argparse.Namespace, name: str, scorer: Scorer, documents: Dataset, metrics: Sequence[str]
+    args: argparse.Namespace,
+    name: str,
+    scorer: Scorer,
+    documents: Dataset,
+    metrics: Sequence[str],
+    reference: PreTrainedTokenizerBase | None = None,
 ) -> MeasuredSplit:
     """Measure what is measured on the text itself: likelihood and accuracy, and what it is in tokens."""
     split = MeasuredSplit(name, {"documents": len(documents)})
     if any(metric in SCORED for metric in metrics):
         logger.info("scoring %d documents of %s (%s), %s", len(documents), args.dataset, name, scorer.method)
-        scored = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed)
+        scored = score(scorer, documents, mlm_probability=args.mlm_probability, seed=args.seed, reference=reference)
         split.facts |= scored.facts
         split.measures |= scored.measures()
         split.summed += scored.summed
         split.unit = scored.unit
+    if args.dynamic_evaluation is not None:
+        rate = args.dynamic_evaluation
+        split.facts["dynamic_evaluation"] = {
+            "rate": rate,
+            "measures": learning_measures(scorer, documents, rate, reference),
+        }
     if any(metric in TOKENIZED for metric in metrics):
         split.measures |= tokenized_measures(scorer, documents)
     return split
@@ -140,6 +184,7 @@ def make_report(
         "method": scorer.method,
         "model": public_name(args.model),
         "one_text": args.one_text,
+        "reference_tokenizer": public_name(args.reference_tokenizer) if args.reference_tokenizer else None,
         "parameters": scorer.model.num_parameters(),
         "schema_version": reporting.SCHEMA_VERSION,
         "stride": scorer.stride,
@@ -233,6 +278,9 @@ def check_arguments(args: argparse.Namespace, splits: Sequence[str]) -> None:
         between=("mlm_probability", "validation_fraction"),
         seeds=("seed", "split_seed"),
     )
+    rate = args.dynamic_evaluation
+    if rate is not None and not 0 < rate < math.inf:
+        raise UserError(f"--dynamic_evaluation {rate}: must be a positive learning rate, such as 1e-3.")
     Sampling(temperature=args.temperature).check()
     check_device(args.device)
     if args.one_text:

@@ -11,9 +11,10 @@ SCORED = {
     "perplexity": ("perplexity",),
     "bits_per_byte": ("bits_per_byte",),
     "word_perplexity": ("word_perplexity",),
+    "reference_perplexity": ("reference_perplexity",),
     "accuracy": ("top_1_accuracy", "top_3_accuracy", "top_5_accuracy"),
 }
-CAUSAL_ONLY = ("word_perplexity",)
+CAUSAL_ONLY = ("word_perplexity", "reference_perplexity")
 # on the text in the model's tokens, without the model:
 TOKENIZED = {"text": ("text_unique_per_100", "text_unknown_share", "text_vocabulary_coverage")}
 # of texts that a causal model writes: continuations.py

@@ -57,13 +57,11 @@ def make_pairs_to_score(count: int, seed: int) -> list[Pair]:
         return make_pairs(count, seed)
 
 
-def score_pairs(scorer: Scorer, pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Return the accuracy in each phenomenon, and in all of them, with the interval over pairs, as reports have it.
-
-    A pair whose sentences are equally likely counts half: that is what a guess would have.
+def ids_of_pairs(scorer: Scorer, pairs: Sequence[Pair]) -> list[list[int]]:
+    """Return the ids of the sentences, good, bad, good, ...
 
     Raises:
-        UserError: the sentences do not fit into the model.
+        UserError: a sentence does not fit into the model, or has tokens that it has no embedding for.
     """
     sentences = [sentence for pair in pairs for sentence in (pair.good, pair.bad)]
     ids = list(token_ids(scorer.tokenizer, Dataset.from_dict({"text": sentences}), vocabulary_of(scorer.model)))
@@ -72,6 +70,18 @@ def score_pairs(scorer: Scorer, pairs: Sequence[Pair], *, draws: int, seed: int)
             f"--minimal_pairs: a sentence has {max(map(len, ids))} tokens, and the model sees {scorer.context_length} "
             "at once: raise --max_length."
         )
+    return ids
+
+
+def score_pairs(scorer: Scorer, pairs: Sequence[Pair], *, draws: int, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the accuracy in each phenomenon, and in all of them, with the interval over pairs, as reports have it.
+
+    A pair whose sentences are equally likely counts half: that is what a guess would have.
+
+    Raises:
+        UserError: see `ids_of_pairs`.
+    """
+    ids = ids_of_pairs(scorer, pairs)
     nats = score_sequences(scorer, ids).sums[:, NATS].reshape(-1, 2)  # good, bad
     right = (nats[:, 0] < nats[:, 1]) + 0.5 * (nats[:, 0] == nats[:, 1])
     names = np.array([pair.phenomenon for pair in pairs])

@@ -21,12 +21,14 @@ UNITS = {
     "bits_per_byte": "bits per byte",
     "perplexity": "perplexity (per token)",
     "word_perplexity": "perplexity per word",
+    "reference_perplexity": "perplexity per token of the reference",
 }
-COUNTED = ("documents", "tokens", "words", "bytes")
+COUNTED = ("documents", "tokens", "words", "reference_tokens", "bytes")
 # panel of the figure -> measures that share a scale; every measure of --metrics stands in one
 FIGURE_PANELS = {
     **{name: measures for name, measures in PANELS.items() if name not in ("parameters", "tokens per second")},
     "perplexity per word": METRICS["word_perplexity"],
+    "perplexity per token of the reference": METRICS["reference_perplexity"],
     "top-k accuracy": METRICS["accuracy"],
     "distinct tokens": ("distinct_tokens",),
     "longest repeat (tokens)": ("longest_repeat",),
@@ -161,7 +163,18 @@ def text_table(model: str, report: Mapping[str, Any]) -> str:
         for label, cells in lines[1:]
     ]
     head = " " * (first + 2) + "".join(f"{cell:>{width}}" for cell, width in zip(heads, widths, strict=True))
-    return "\n".join([lines[0][0], head, *table, *_pairs_text(report)])
+    return "\n".join([lines[0][0], head, *table, *dynamic_lines(report), *_pairs_text(report)])
+
+
+def dynamic_lines(report: Mapping[str, Any]) -> list[str]:
+    """What the model scores while it learns from the text, a line for each split where that was asked for."""
+    lines = []
+    for name, split in report["splits"].items():
+        learned = split.get("dynamic_evaluation")
+        if learned is not None:
+            figures = ", ".join(f"{UNITS[each]} {format_value(value)}" for each, value in learned["measures"].items())
+            lines.append(f"  {name}, learning from the text behind each window (rate {learned['rate']:g}): {figures}")
+    return lines
 
 
 def pair_rows(report: Mapping[str, Any]) -> list[list[str]]:
@@ -239,6 +252,9 @@ def markdown_report(report: Mapping[str, Any], figure: str) -> str:
             [[name, *(format_value(split.get(count)) for count in COUNTED)] for name, split in splits.items()],
         ),
     ]
+    if dynamic_lines(report):
+        lines += ["", "Dynamic evaluation, the figures of other weights than those that were saved:", ""]
+        lines += [f"- {line.strip()}" for line in dynamic_lines(report)]
     if report["minimal_pairs"]:
         heads = ["minimal pairs", "pairs", *report["minimal_pairs"]]
         told = (

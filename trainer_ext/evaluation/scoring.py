@@ -36,6 +36,7 @@ from ..data.tokenizers import begin_id, special_token_ids
 from ..metrics.bootstrap import Summed
 from ..metrics.language import TOKENS, Scores, causal_scores, masked_lm_scores, pseudo_scores
 from ..metrics.text import vocabulary_use
+from .dynamic import dynamic_scores
 from .flags import CAUSAL_ONLY, METHODS, METRICS, TEXT_METRICS
 
 logger = logging.getLogger("frankenlm.scoring")
@@ -200,17 +201,25 @@ class ScoredText:
         return {name: value for each in self.summed for name, value in each.values().items()}
 
 
-def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: int) -> ScoredText:
+def score(
+    scorer: Scorer,
+    documents: Dataset,
+    *,
+    mlm_probability: float,
+    seed: int,
+    reference: PreTrainedTokenizerBase | None = None,
+) -> ScoredText:
     """Score the documents: loss, perplexity, bits_per_byte and accuracies; how much was scored, how, and how fast.
 
     Of a causal model also word_perplexity and words, the runs of text between blanks: figures that compare models of
-    different tokenizers. Under `mlm` only a sample of the tokens is scored; `bytes` is then that sample's share.
+    different tokenizers; `reference`, such a tokenizer, adds reference_perplexity. Under `mlm` only a sample of the
+    tokens is scored; `bytes` is then that sample's share.
 
     Raises:
         UserError: no token of the text can be scored, or one that the model has no embedding for.
     """
     start = time.perf_counter()
-    words = None
+    words, others = None, None
     if scorer.method == "mlm":
         scores, utf8_bytes = _score_masked(scorer, documents, count_bytes(documents), mlm_probability, seed)
     else:
@@ -220,20 +229,48 @@ def score(scorer: Scorer, documents: Dataset, *, mlm_probability: float, seed: i
         utf8_bytes = [len(text.encode()) for text in iter_texts(documents)]
         if scorer.method == "causal":
             words = [len(text.split()) for text in iter_texts(documents)]
+            others = None if reference is None else count_by(reference, documents)
     seconds = time.perf_counter() - start
     if not scores.tokens:
         raise UserError(f"--method {scorer.method}: the text has no token to score; give more text.")
     facts = {
         "tokens": scores.tokens,
         **({} if words is None else {"words": sum(words)}),
+        **({} if others is None else {"reference_tokens": sum(others)}),
         "bytes": max(1, round(sum(utf8_bytes))),
         "context_length": scorer.context_length,
         "stride": scores.stride or scorer.context_length,
         "seconds": round(seconds, 2),
         "tokens_per_second": round(scores.tokens / seconds, 1),
     }
-    summed = (scores.likelihood(utf8_bytes, words if words is None or sum(words) else None), scores.accuracy())
+    words = words if words is None or sum(words) else None
+    summed = (scores.likelihood(utf8_bytes, words, others), scores.accuracy())
     return ScoredText(facts, summed, "row" if scorer.method == "mlm" else "document")
+
+
+def count_by(tokenizer: PreTrainedTokenizerBase, documents: Dataset) -> list[int]:
+    """How many tokens each document has by another tokenizer, without special ones."""
+    return [
+        len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in iter_texts(documents)
+    ]
+
+
+def learning_measures(scorer: Scorer, documents: Dataset, rate: float, reference=None) -> dict[str, float | None]:
+    """Return the measures of `Scores.likelihood` in dynamic evaluation; see dynamic.py.
+
+    Raises:
+        UserError: weights that cannot learn, or a rate at which the loss is no longer finite.
+    """
+    ids = token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model))
+    windows = {"context_length": scorer.context_length, "stride": scorer.stride}
+    with user_mistakes(), tqdm(ids, desc="learning", total=len(documents), unit="document") as sequences:
+        start = begin_id(scorer.tokenizer)
+        scores = dynamic_scores(scorer.model, sequences, rate=rate, start_token_id=start, **windows)
+    texts = list(iter_texts(documents))
+    words = [len(text.split()) for text in texts]
+    others = None if reference is None else count_by(reference, documents)
+    utf8_bytes = [len(text.encode()) for text in texts]
+    return dict(scores.likelihood(utf8_bytes, words if sum(words) else None, others).values())
 
 
 def was_trained_apart(model: PreTrainedModel) -> bool:

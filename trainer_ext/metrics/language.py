@@ -65,23 +65,35 @@ class Scores:
 
         return Summed(self.sums, finish, upper=1.0)
 
-    def likelihood(self, utf8_bytes: Sequence[float], words: Sequence[int] | None = None) -> Summed:
+    def likelihood(
+        self,
+        utf8_bytes: Sequence[float],
+        words: Sequence[int] | None = None,
+        other_tokens: Sequence[int] | None = None,
+    ) -> Summed:
         """Return loss (nats a token), perplexity, bits_per_byte and, with `words`, word_perplexity.
 
-        See perplexity_report; None where no token was scored. utf8_bytes, words: of each text, N of them.
+        With `other_tokens`, those of another tokenizer, also reference_perplexity, which spreads the same nats over
+        them: exactly 2 ** (bits_per_byte * bytes / other_tokens).
+
+        See perplexity_report; None where no token was scored. utf8_bytes, words, other_tokens: of each text, N of them.
         """
-        names = ["loss", "perplexity", "bits_per_byte", *(["word_perplexity"] if words is not None else [])]
-        lengths = [utf8_bytes] if words is None else [utf8_bytes, words]
+        units = {"word_perplexity": words, "reference_perplexity": other_tokens}
+        units = {name: counts for name, counts in units.items() if counts is not None}
+        names = ["loss", "perplexity", "bits_per_byte", *units]
+        lengths = [utf8_bytes, *units.values()]
 
         def finish(sums: np.ndarray) -> dict[str, float | None]:
-            nats, tokens, size, *count = sums.tolist()
+            nats, tokens, size, *counts = sums.tolist()
             if tokens < 1 or size <= 0:
                 return dict.fromkeys(names)
-            report = perplexity_report(nats, round(tokens), size, *map(round, count))
-            return {"loss": report.pop("loss_nats"), **{name: report.get(name) for name in names[1:]}}
+            report = perplexity_report(nats, round(tokens), size)
+            of_units = zip(units, counts, strict=True)
+            report |= {name: perplexity_of(nats / count) if count else None for name, count in of_units}
+            return {"loss": report.pop("loss_nats"), **{name: report[name] for name in names[1:]}}
 
         parts = np.column_stack([self.sums[:, : TOKENS + 1], *lengths])
-        return Summed(parts, finish, logarithms=("perplexity", "word_perplexity"))
+        return Summed(parts, finish, logarithms=("perplexity", *units))
 
 
 def token_ranks(logits: torch.Tensor, answers: torch.Tensor, most: int = TOP[-1]) -> torch.Tensor:
@@ -150,10 +162,10 @@ def perplexity_report(
     """
     if tokens < 1 or utf8_bytes <= 0:
         raise ValueError(f"nothing was scored: tokens={tokens}, utf8_bytes={utf8_bytes}; both must be positive.")
-    of_words = {"word_perplexity": _perplexity(total_nats / words), "words": words} if words else {}
+    of_words = {"word_perplexity": perplexity_of(total_nats / words), "words": words} if words else {}
     return {
         "loss_nats": total_nats / tokens,
-        "perplexity": _perplexity(total_nats / tokens),
+        "perplexity": perplexity_of(total_nats / tokens),
         "bits_per_byte": total_nats / math.log(2) / utf8_bytes,
         "tokens": tokens,
         "bytes": utf8_bytes,
@@ -161,7 +173,8 @@ def perplexity_report(
     }
 
 
-def _perplexity(nats: float) -> float:
+def perplexity_of(nats: float) -> float:
+    """Return exp(nats), or inf beyond the largest float."""
     return math.inf if nats >= math.log(torch.finfo(torch.double).max) else math.exp(nats)
 
 
@@ -195,7 +208,7 @@ def causal_scores(
     windows = (
         (text, *window)
         for text, sequence in enumerate(sums.counting(sequences))
-        for window in _windows([*start, *sequence], context_length, stride)
+        for window in windows_of([*start, *sequence], context_length, stride)
     )
     with _scoring(model):
         for batch in _batches(windows, batch_size):
@@ -206,7 +219,7 @@ def causal_scores(
     return Scores(sums.table(), context_length, stride)
 
 
-def _windows(ids: Sequence[int], context_length: int, stride: int) -> Iterator[tuple[Sequence[int], int]]:
+def windows_of(ids: Sequence[int], context_length: int, stride: int) -> Iterator[tuple[Sequence[int], int]]:
     """Yield (ids of a window, index in it of the first token to score). Token 0 of the text is never scored.
 
     A window is an input of at most context_length tokens with the token behind it, which the last of them predicts.

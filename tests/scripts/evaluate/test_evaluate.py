@@ -258,3 +258,32 @@ def test_documents_are_packed_as_the_run_of_a_model_did(facts, apart, tmp_path):
         (tmp_path / "metrics.json").write_text(json.dumps(facts))
     config = FrankensteinConfig(name_or_path=str(tmp_path))
     assert was_trained_apart(SimpleNamespace(config=config)) is apart
+
+
+def test_what_is_told_apart(evaluate, causal, held_out, tmp_path):
+    report, plain = tmp_path / "report.json", tmp_path / "plain.json"
+    words = ["--model", causal, "--dataset", held_out, "--metrics", "loss,bits_per_byte,reference_perplexity"]
+    words += ["--reference_tokenizer", causal, "--max_length", 64]
+    more = ["--dynamic_evaluation", "0.01", "--minimal_pairs", "1"]
+    assert evaluate(*words, *more, "--report", report) == evaluate(*words, "--report", plain) == 0
+    facts, untouched = read(report), read(plain)
+    assert facts["loss"] == untouched["loss"] and "dynamic_evaluation" not in untouched
+    assert facts["dynamic_evaluation"]["rate"] == 0.01
+    assert 0 < abs(facts["dynamic_evaluation"]["measures"]["loss"] - facts["loss"]) < 1
+    assert facts["reference_tokens"] == facts["tokens"]  # its own tokenizer
+    assert facts["reference_perplexity"] == pytest.approx(math.exp(facts["loss"]))
+    assert facts["minimal_pairs"].keys() == {"causal"} and untouched["minimal_pairs"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--dynamic_evaluation", "0"], "--dynamic_evaluation 0.0: must be a positive learning rate"),
+        (["--dynamic_evaluation", "0.1"], "--dynamic_evaluation: is of causal models"),
+        (["--reference_tokenizer", "gpt2"], "--reference_tokenizer: is of causal models"),
+        (["--minimal_pairs", "0"], "--minimal_pairs 0"),
+    ],
+)
+def test_what_masked_models_are_not_asked(evaluate, unbroken, held_out, words, message, capsys):
+    assert evaluate("--model", unbroken, "--dataset", held_out, "--metrics", "loss", *words) == 2
+    assert message in capsys.readouterr().err

@@ -12,13 +12,13 @@ from frankenlm.modeling import InfinitoForCausalLM
 from frankenlm.trainer_ext.metrics.language import (
     Scores,
     _ranks_by_comparing,
-    _windows,
     causal_scores,
     masked_lm_scores,
     perplexity_report,
     pseudo_scores,
     token_ranks,
     unigram_cross_entropy,
+    windows_of,
 )
 from tiny_infinito import tiny_infinito
 
@@ -88,16 +88,16 @@ def test_report_refuses_nothing(tokens, size):
 
 
 def test_windows_by_hand():
-    assert list(_windows(list(range(10)), 4, 2)) == [
+    assert list(windows_of(list(range(10)), 4, 2)) == [
         ([0, 1, 2, 3, 4], 1),
         ([2, 3, 4, 5, 6], 3),
         ([4, 5, 6, 7, 8], 3),
         ([5, 6, 7, 8, 9], 4),  # the last one is as full as the others
     ]
-    assert list(_windows(list(range(6)), 4, 4)) == [([0, 1, 2, 3, 4], 1), ([1, 2, 3, 4, 5], 4)]
-    assert list(_windows([5, 6], 4, 2)) == [([5, 6], 1)]
-    assert list(_windows([5], 4, 2)) == []
-    assert list(_windows([], 4, 2)) == []
+    assert list(windows_of(list(range(6)), 4, 4)) == [([0, 1, 2, 3, 4], 1), ([1, 2, 3, 4, 5], 4)]
+    assert list(windows_of([5, 6], 4, 2)) == [([5, 6], 1)]
+    assert list(windows_of([5], 4, 2)) == []
+    assert list(windows_of([], 4, 2)) == []
 
 
 def test_causal_by_hand():

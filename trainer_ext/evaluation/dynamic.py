@@ -1,0 +1,87 @@
+"""Dynamic evaluation: a causal model goes on learning from the text that it is scored on, a window behind.
+
+Krause et al. 2017, "Dynamic Evaluation of Neural Sequence Models", arXiv:1709.07432, section 3, with plain gradient
+descent: every window is scored with the weights of before, and only then moves them by -rate times the gradient of its
+mean loss. No token is ever predicted by weights that have seen it, but the figure is that of another model than the
+saved one, and stands apart from it. (The paper's RMS scaling and decay towards the trained weights are left out.)
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..metrics.language import NATS, TOKENS, Scores, windows_of
+
+
+def dynamic_scores(
+    model: torch.nn.Module,
+    sequences: Iterable[Sequence[int]],
+    *,
+    rate: float,
+    context_length: int,
+    stride: int,
+    start_token_id: int | None = None,
+) -> Scores:
+    """Score sequences of token ids window by window, learning behind each; afterwards the weights are what they were.
+
+    The windows are those of `causal_scores`, one at a time and in order; what was learned of a text is kept for the
+    next one. Dropout stays off. Of the ranks nothing is counted: the columns behind the second are 0.
+
+    Raises:
+        ValueError: no weight of the model has a gradient, or they are no longer finite: the rate is too high.
+    """
+    start = [] if start_token_id is None else [start_token_id]
+    table = []
+    with own_weights(model) as weights:
+        for sequence in sequences:
+            row = np.zeros(5)
+            for ids, first in windows_of([*start, *sequence], context_length, stride):
+                nats, tokens = _learn_from(model, weights, ids, first, rate)
+                row[[NATS, TOKENS]] += nats, tokens
+            table.append(row)
+    return Scores(np.array(table), context_length, stride)
+
+
+def _learn_from(model, weights: list[torch.nn.Parameter], ids: Sequence[int], first: int, rate: float):
+    """Score the tokens of a window from index `first` on, then move the weights; return nats and tokens."""
+    row = torch.as_tensor([list(ids)], device=weights[0].device)
+    logits = model(input_ids=row[:, :-1]).logits[0, first - 1 :].float()
+    losses = F.cross_entropy(logits, row[0, first:], reduction="none")
+    gradients = torch.autograd.grad(losses.mean(), weights, allow_unused=True)
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                weight.sub_(rate * gradient)
+    nats = losses.detach().double().sum().item()
+    if not np.isfinite(nats):
+        raise ValueError(f"--dynamic_evaluation {rate}: the loss is no longer finite; lower the rate.")
+    return nats, len(losses)
+
+
+@contextmanager
+def own_weights(model: torch.nn.Module) -> Iterator[list[torch.nn.Parameter]]:
+    """Yield the weights, in evaluation mode and with gradients; at the end they have their values of before again.
+
+    Raises:
+        ValueError: there are none to learn: the model is packed or quantised.
+    """
+    weights = [weight for weight in model.parameters() if weight.is_floating_point()]
+    if not weights or any(hasattr(module, "is_packed_layer") for module in model.modules()):
+        raise ValueError("--dynamic_evaluation: packed weights cannot learn; give the checkpoint they were made from.")
+    before = [(weight.detach().clone(), weight.requires_grad) for weight in weights]
+    was_training = model.training
+    model.eval()
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield weights
+    finally:
+        model.train(was_training)
+        with torch.no_grad():
+            for weight, (value, needed) in zip(weights, before, strict=True):
+                weight.copy_(value)
+                weight.requires_grad_(needed)
