@@ -65,6 +65,13 @@ class DataArguments:
             "length (always so in classification)"
         },
     )
+    random_offsets: bool = field(
+        default=False,
+        metadata={
+            "help": "cut the packed blocks at other places in every epoch, so that a token stands at another place of "
+            "its block each time (causal and joint)"
+        },
+    )
     packed_documents: str = field(
         default="auto",
         metadata={

@@ -111,10 +111,11 @@ def _other_direction(facts) -> str:
 
 
 def _results(facts) -> str:
+    mixes = OBJECTIVES[facts["objective"]].goes_both_ways
     rows = [
         ("loss on held-out text (nats)", _number(facts["eval_loss"])),
-        ("of it, the next token, left to right (nats)", _number(facts["eval_causal_loss"])),
-        ("of it, hidden tokens, read both ways (nats)", _number(facts["eval_masked_loss"])),
+        ("of it, the next token, left to right (nats)", _number(facts["eval_causal_loss"] if mixes else None)),
+        ("of it, hidden tokens, read both ways (nats)", _number(facts["eval_masked_loss"] if mixes else None)),
         ("perplexity per token, exp of it", _number(facts["eval_perplexity"], 2)),
         ("loss of the averaged weights, which are in `ema` (nats)", _number(facts["ema_eval_loss"])),
         ("accuracy on held-out documents", _number(facts["eval_accuracy"])),

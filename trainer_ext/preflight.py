@@ -15,6 +15,7 @@ from transformers import (
 from frankenlm.modeling import read_preset
 
 from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_ranges
+from .arguments import DataArguments
 from .common.cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
 from .common.objectives import OBJECTIVES
 from .common.opening import read_config
@@ -109,8 +110,24 @@ def check_data_arguments(run: RunSettings) -> None:
     check_template(data.chat_template)
     if data.causal_share != CAUSAL_SHARE and not OBJECTIVES[data.objective].goes_both_ways:
         raise UserError(f"--causal_share {data.causal_share} belongs to --objective joint, not {data.objective}.")
+    if data.random_offsets:
+        check_random_offsets(data)
     if data.streaming and run.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps: the length of a stream is not known.")
+
+
+def check_random_offsets(data: DataArguments) -> None:
+    """Raises UserError where --random_offsets has no cuts to move: they are those of packed blocks that follow each
+    other, without what a template puts around a masked one."""
+    clash = None
+    if not OBJECTIVES[data.objective].continues:
+        clash = f"--objective {data.objective}", "train causal or joint"
+    elif not data.packing:
+        clash = "--no_packing", "leave one of them out"
+    elif data.streaming:
+        clash = "--streaming", "a stream's blocks are seen once, and have no places"
+    if clash is not None:
+        raise UserError(f"--random_offsets and {clash[0]} exclude each other: {clash[1]}.")
 
 
 def documents_stay_apart(run: RunSettings) -> bool:

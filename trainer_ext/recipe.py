@@ -30,6 +30,7 @@ from .common.folder_lock import locked_folder
 from .data.chat import prepare_conversations
 from .data.chat_templates import set_chat_template
 from .data.collators import build_collator
+from .data.offsets import with_random_offsets
 from .data.splits import (
     count_tokens,
     has_messages,
@@ -242,14 +243,20 @@ def build_trainer(
         causal_share=run.data.causal_share,
         seed=training.seed,
     )
+    rows, training_collator = data.train, collator
+    if run.data.random_offsets:
+        with user_mistakes():
+            rows, training_collator = with_random_offsets(
+                rows, collator, data.tokenizer, max_length=run.data.max_length, seed=training.seed
+            )
     with needed_packages():
         trainer = FrankenTrainer(
             model=model,
             args=training,
-            train_dataset=data.train,
+            train_dataset=rows,
             eval_dataset=data.validation,
             processing_class=data.tokenizer,
-            data_collator=collator,
+            data_collator=training_collator,
             eval_collator=collator.for_evaluation(),
             compute_metrics=accuracy if classification else None,
         )
@@ -259,7 +266,7 @@ def build_trainer(
     state = saved_state(checkpoint)
     times = StepTimes(Path(training.output_dir) / TIMING, state and state.global_step).attach(trainer)
     csv_log = CsvLog(Path(training.output_dir) / "training.csv", state)
-    callbacks = [MaskingEpochs(collator), csv_log, stop]
+    callbacks = [MaskingEpochs(training_collator), csv_log, stop]
     if training.early_stopping_patience is not None:
         callbacks.append(EarlyStopping(training.early_stopping_patience))
     if hasattr(model, "set_exploration"):

@@ -55,8 +55,7 @@ def run_facts(
         "eval_loss": final["eval_loss"],
         "causal_share": run.data.causal_share if mixes else None,
         "ema_eval_loss": final.get("eval_ema_loss"),
-        "eval_causal_loss": final.get("eval_causal_loss"),
-        "eval_masked_loss": final.get("eval_masked_loss"),
+        **loss_by_direction(run, final),
         # of a mixture of two losses there is none
         "eval_perplexity": math.exp(final["eval_loss"]) if has_one_loss and final["eval_loss"] < 700 else None,
         "expert_load": last_expert_load(state.log_history),
@@ -88,6 +87,17 @@ def run_facts(
         "validation_tokens": unigram.validation_tokens if unigram else None,
         "versions": library_versions(),
         "vocab_size": model.config.vocab_size,
+    }
+
+
+def loss_by_direction(run: RunSettings, final: Mapping[str, float]) -> dict[str, float | None]:
+    """The losses left to right and of hidden tokens; of a run that learned one of them, that is its loss."""
+    objective = OBJECTIVES[run.data.objective]
+    if objective.goes_both_ways:
+        return {name: final[name] for name in ("eval_causal_loss", "eval_masked_loss")}
+    return {
+        "eval_causal_loss": final["eval_loss"] if objective.continues else None,
+        "eval_masked_loss": final["eval_loss"] if objective.masks else None,
     }
 
 

@@ -24,6 +24,7 @@ from .callbacks import ConsoleLog, EarlyStopping, LossWindow, ProgressBar, Satur
 from .common.redaction import without_secrets
 from .data.collators import CAUSAL_SHARE
 from .data.length_sampler import EpochLengthSampler
+from .data.offsets import PLACE
 from .losses.evaluation_sums import EvaluationSums, rows_of_each_way
 from .losses.loss_conduct import LossConduct, ask_model, smoothing_term
 from .losses.teaching import PROJECTION, Teaching
@@ -206,14 +207,11 @@ class FrankenTrainer(Trainer):
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def _remove_unused_columns(self, dataset, description: str | None = None):
-        """As the base class, but the lengths of packed documents stay: no forward names them, and the collator makes of
-        them what keeps the documents apart.
+        """As the base class, but what no forward names and the collator needs stays: the lengths of packed documents,
+        which keep them apart, and the numbers of rows whose cuts move.
         """
-        kept = super()._remove_unused_columns(dataset, description)
-        if "seq_lengths" in dataset.column_names and "seq_lengths" not in kept.column_names:
-            others = [name for name in dataset.column_names if name not in {"seq_lengths", *kept.column_names}]
-            return dataset.remove_columns(others)
-        return kept
+        kept = {*super()._remove_unused_columns(dataset, description).column_names, "seq_lengths", PLACE}
+        return dataset.remove_columns([name for name in dataset.column_names if name not in kept])
 
     def _get_train_sampler(self, train_dataset=None):
         """As the base class, but batching by length repeats its order when a run is resumed."""
