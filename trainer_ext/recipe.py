@@ -30,7 +30,7 @@ from .common.folder_lock import locked_folder
 from .data.chat import prepare_conversations
 from .data.chat_templates import set_chat_template
 from .data.collators import build_collator
-from .data.offsets import with_random_offsets
+from .data.epochs import with_random_offsets
 from .data.splits import (
     count_tokens,
     has_messages,

@@ -23,8 +23,7 @@ from frankenlm.modeling.outputs import IGNORED_LABEL
 from .callbacks import ConsoleLog, EarlyStopping, LossWindow, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
 from .data.collators import CAUSAL_SHARE
-from .data.length_sampler import EpochLengthSampler
-from .data.offsets import PLACE
+from .data.epochs import PLACE, EpochLengthSampler
 from .losses.evaluation_sums import EvaluationSums, rows_of_each_way
 from .losses.loss_conduct import LossConduct, ask_model, smoothing_term
 from .losses.teaching import PROJECTION, Teaching

@@ -8,7 +8,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
-from frankenlm.trainer_ext.data.length_sampler import EpochLengthSampler
+from frankenlm.trainer_ext.data.epochs import EpochLengthSampler
 from frankenlm.trainer_ext.trainer import own_randomness
 
 VOCAB = 40

@@ -91,8 +91,9 @@ def test_every_split_has_its_own_documents(reported, model, parts):
 
 def test_all_metrics_are_measured(reported):
     report, _ = reported
-    names = {measure for measures in METRICS.values() for measure in measures}
-    assert set(report["metrics"]) == set(METRICS)
+    asked = set(METRICS) - {"reference_perplexity"}  # which needs a tokenizer to be named
+    names = {measure for metric in asked for measure in METRICS[metric]}
+    assert set(report["metrics"]) == asked
     for split in report["splits"].values():
         assert set(split["measures"]) == names
     assert value(report, "train", "perplexity") == pytest.approx(math.exp(value(report, "train", "loss")))

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from frankenlm.trainer_ext.data.collators import build_collator
-from frankenlm.trainer_ext.data.offsets import PLACE, with_random_offsets
+from frankenlm.trainer_ext.data.epochs import PLACE, with_random_offsets
 from frankenlm.trainer_ext.data.packing import prepare_dataset
 from frankenlm.trainer_ext.data.tokenizers import load_tokenizer
 

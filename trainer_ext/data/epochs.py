@@ -1,4 +1,5 @@
-"""Packed blocks that are cut elsewhere in every epoch, so that no token keeps the context that its block leaves it.
+"""What changes from epoch to epoch, and is the same again in a run that goes on: the order of batches by length, and
+where packed blocks are cut, so that no token keeps the context that its block leaves it.
 
 The blocks in their order are one long text; in epoch e all cuts move by an offset that (seed, e) decides. Row i is then
 the end of block i and the beginning of block i + 1, every token stands in one row, and the last row ends with what the
@@ -13,12 +14,29 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .packing import template_ids
 from .tokenizers import begin_id
 
 # The column with a row's number; the Trainer must leave it, as it does `seq_lengths`.
 PLACE = "place"
+
+
+class EpochLengthSampler(LengthGroupedSampler):
+    """Batches by length, in an order that depends on (seed, epoch) alone; accelerate calls `set_epoch`."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
 
 
 def with_random_offsets(
