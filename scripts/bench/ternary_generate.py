@@ -34,6 +34,7 @@ from frankenlm.scripts.bench.packed_generation import (
     seconds_of,
     write_packed_checkpoint,
 )
+from frankenlm.scripts.bench.public.peer_process import PeerProcess
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
 from frankenlm.trainer_ext.common.timing import write_report
 
@@ -54,29 +55,14 @@ def gated_width(feedforward: int) -> int:
     return width
 
 
-class Llama:
-    """scripts/bench/llamacpp_peer.py in a process of its own."""
-
-    def __init__(self, python: Path, folder: Path, sizes: dict[str, int]):
-        sizes = {name: size for name, size in sizes.items() if name != "feedforward"} | {
-            "ffn": gated_width(sizes["feedforward"])
-        }
-        file = folder / ("_".join(map(str, sizes.values())) + ".gguf")
-        words = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
-        command = [str(python), str(Path(__file__).with_name("llamacpp_peer.py")), str(file), *words]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def time(self, **request) -> dict[str, float]:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"llamacpp_peer.py ended with exit code {self._process.wait()}.")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+def llama_of(python: Path, folder: Path, sizes: dict[str, int]) -> PeerProcess:
+    """Start scripts/bench/llamacpp_peer.py, which makes a model of these sizes in a folder."""
+    sizes = {name: size for name, size in sizes.items() if name != "feedforward"} | {
+        "ffn": gated_width(sizes["feedforward"])
+    }
+    file = folder / ("_".join(map(str, sizes.values())) + ".gguf")
+    words = [word for name, value in sizes.items() for word in (f"--{name}", value)]
+    return PeerProcess(python, Path(__file__).with_name("llamacpp_peer.py"), file, *words)
 
 
 class Torch:
@@ -189,7 +175,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict]]:
     if not arguments.no_twins:
         models = twins(decoder_config(**sizes, positions=POSITIONS, ternary=False))
         contestants |= {name: Torch(model, arguments.prompt, TWIN_TOKENS).time for name, model in models.items()}
-    llama = Llama(arguments.llama_python, arguments.work_dir, sizes) if arguments.llama_python else None
+    llama = llama_of(arguments.llama_python, arguments.work_dir, sizes) if arguments.llama_python else None
     rows, steps = [], []
     for threads in arguments.threads:
         torch.set_num_threads(threads)

@@ -55,6 +55,8 @@ class Converter:
     def __init__(self, model: PreTrainedModel, store: TensorStore, plan: LayerPlan):
         self._model, self._store, self._plan = model, store, plan
         self._twin_of = {source: target for target, source in tied_layers(model)}
+        # of layers with groups, until all are seen and one format is chosen: their names and their scales
+        self._group_scales: list[tuple[list[str], torch.Tensor]] = []
         self.done = Converted()
 
     def write(self, folder: Path, shard_bytes: int) -> dict[str, int]:
@@ -71,11 +73,17 @@ class Converter:
             ShardWriter(folder, names, shard_bytes) as writer,
             tqdm(total=total, unit="B", unit_scale=True, desc="packing", disable=None, leave=False) as bar,
         ):
+
+            def add(output: str, dtype: torch.dtype, shape: tuple[int, ...], tensors: Iterator[torch.Tensor]) -> None:
+                writer.add(output, dtype, shape, tensors)
+                sizes[output] = dtype.itemsize * torch.Size(shape).numel()
+
             for name in wanted:
-                for output, dtype, shape, tensors in self._outputs(name):
-                    writer.add(output, dtype, shape, tensors)
-                    sizes[output] = dtype.itemsize * torch.Size(shape).numel()
+                for output in self._outputs(name):
+                    add(*output)
                 bar.update(self._store.tensors[name].nbytes if name in self._store.tensors else 0)
+            for output in self._packed_group_scales():
+                add(*output)
         self._say_what_stayed(sizes)
         if self.done.rounding:
             logger.warning(
@@ -156,12 +164,15 @@ class Converter:
                 ) from error
             yield self._dense(f"{layer}.weight")
             return
-        scale = self._packed_scale(layer, weight)
+        names = [layer, *self._twins(layer)]
+        self.done.group_sizes |= dict.fromkeys(names, weight.group_size)
+        self.done.kinds |= dict.fromkeys(names, weight.kind)
         yield _whole(f"{layer}.weight", weight.tiles)
-        for name in (layer, *self._twins(layer)):
-            self.done.group_sizes[name] = weight.group_size
-            self.done.kinds[name] = weight.kind
-            yield _whole(f"{name}.weight_scale", scale)
+        if weight.group_size is not None:
+            self._group_scales.append((names, _narrowed(weight.scale)))
+            return
+        for name in names:
+            yield _whole(f"{name}.weight_scale", weight.scale)
 
     def _leave(self, layer: str) -> None:
         """Note the linear layers that a weight belongs to as not ternary."""
@@ -190,27 +201,27 @@ class Converter:
         scale = self._store.read(f"{layer}.weight_scale") if self._plan.bitnet[layer] else None
         return bias_from_bitnet(bias, scale, self._plan.linear_class)
 
-    def _packed_scale(self, layer: str, weight: TernaryWeight) -> torch.Tensor:
-        if weight.group_size is None:
-            return weight.scale
-        if self.done.scale_dtype is None:
-            self.done.scale_dtype = self._choose_dtype(layer, weight.scale)
-        dtype = SCALE_DTYPES[self.done.scale_dtype]
-        error = _rounding(weight.scale, dtype)
-        if error > COARSEST:
+    def _packed_group_scales(self) -> Iterator:
+        """In the checkpoint's one format: bfloat16 where it is exact, else the one that rounds the worst less."""
+        if not self._group_scales:
+            return
+        worst = {
+            name: max((_rounding(scale.float(), SCALE_DTYPES[name]), layers[0]) for layers, scale in self._group_scales)
+            for name in ("bfloat16", "float16")
+        }
+        coarse, fine = worst["bfloat16"][0], worst["float16"][0]
+        chosen = "bfloat16" if coarse == 0 or coarse < fine else "float16"
+        self.done.scale_dtype, (self.done.rounding, layer) = chosen, worst[chosen]
+        if self.done.rounding > COARSEST:
+            scale = next(scale for layers, scale in self._group_scales if layers[0] == layer).float()
             raise ValueError(
-                f"{layer}.weight: its scales from {weight.scale[weight.scale > 0].min():g} to {weight.scale.max():g} "
-                f"do not fit into {self.done.scale_dtype}. Save the checkpoint in bfloat16 first."
+                f"{layer}.weight: its scales from {scale[scale > 0].min():g} to {scale.max():g} fit into neither "
+                f"bfloat16 nor float16; --modules_to_not_convert {layer} leaves it dense."
             )
-        self.done.rounding = max(self.done.rounding, error)
-        return pack_group_scales(weight.scale, dtype)
-
-    def _choose_dtype(self, layer: str, scale: torch.Tensor) -> str:
-        """The format of the values themselves; of float32, which has no room here, the closer one."""
-        stored = self._store.tensors[self._stored_name(layer)].stored
-        if stored in ("BF16", "F16"):
-            return "bfloat16" if stored == "BF16" else "float16"
-        return min(("float16", "bfloat16"), key=lambda name: _rounding(scale, SCALE_DTYPES[name]))
+        for layers, scale in self._group_scales:
+            packed = pack_group_scales(scale.float(), SCALE_DTYPES[chosen])
+            for name in layers:
+                yield _whole(f"{name}.weight_scale", packed)
 
     def _int8(self, layer: str) -> Iterator:
         """The codes go to the file as they are made; the scales follow."""
@@ -264,6 +275,12 @@ class Converter:
 
 def _whole(name: str, tensor: torch.Tensor) -> tuple:
     return name, tensor.dtype, tuple(tensor.shape), iter([tensor])
+
+
+def _narrowed(scale: torch.Tensor) -> torch.Tensor:
+    """Return scales in the first format that holds them exactly: those of a whole model wait in memory."""
+    formats = (torch.bfloat16, torch.float16)
+    return next((scale.to(dtype) for dtype in formats if _rounding(scale, dtype) == 0), scale)
 
 
 def _rounding(scale: torch.Tensor, dtype: torch.dtype) -> float:

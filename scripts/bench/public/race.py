@@ -11,7 +11,6 @@ another with FRANKENLM_TERNARY_PATH, as when an engine's build has only AVX2. Ne
 """
 
 import argparse
-import json
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import torch
 from frankenlm.modeling.native_ops import native_path
 from frankenlm.scripts.bench.packed_generation import CallRecorder, generation, resident_bytes, seconds_of
 from frankenlm.scripts.bench.public.packed import load
+from frankenlm.scripts.bench.public.peer_process import PeerProcess
 from frankenlm.scripts.bench.public.shapes import SHAPES
 from frankenlm.scripts.bench.ternary_generate import race
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, run_command, user_mistakes
@@ -39,28 +39,9 @@ FEW = 1  # tokens of the short generation
 STEPS = 8  # single decoding steps a round
 
 
-class EngineContestant:
-    """engine_peer.py in a process of its own."""
-
-    def __init__(self, python: Path, peer: str, shape: str, folder: Path):
-        script = Path(__file__).with_name("engine_peer.py")
-        command = [str(python), str(script), *PEERS[peer], shape, str(folder)]
-        self._peer = peer
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-
-    def time(self, **request) -> dict[str, float]:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise UserError(f"{self._peer} ended with exit code {self._process.wait()}; run engine_peer.py by itself.")
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+def engine_of(python: Path, peer: str, shape: str, folder: Path) -> PeerProcess:
+    """Start engine_peer.py with a model of this shape."""
+    return PeerProcess(python, Path(__file__).with_name("engine_peer.py"), *PEERS[peer], shape, folder)
 
 
 def is_ours(operator: str) -> bool:
@@ -143,7 +124,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[dict]]:
     engines = {}
     if arguments.engines_python:
         engines = {
-            peer: EngineContestant(arguments.engines_python, peer, arguments.shape, arguments.work_dir)
+            peer: engine_of(arguments.engines_python, peer, arguments.shape, arguments.work_dir)
             for peer in arguments.peers
         }
     before = resident_bytes()

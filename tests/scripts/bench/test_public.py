@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from frankenlm.modeling.native_ops import native_code_runs
 from frankenlm.modeling.quantizer_ternary import packed_layers
 from frankenlm.scripts.bench.public import race
 from frankenlm.scripts.bench.public.packed import load, write_checkpoint
+from frankenlm.scripts.bench.public.peer_process import PeerProcess
 from frankenlm.scripts.bench.public.shapes import SHAPES
-from frankenlm.trainer_ext.common.cli import run_command
+from frankenlm.trainer_ext.common.cli import UserError, run_command
 
 FOLDER = Path(race.__file__).parent
 
@@ -87,3 +89,24 @@ def test_rows_of_the_other_engine_begin_with_scales(monkeypatch, kind):
 def test_mistakes(words, message, capsys):
     assert run_command(race.main, words) != 0
     assert message in capsys.readouterr().err
+
+
+ADDS = """
+import json, sys
+for line in sys.stdin:
+    numbers = json.loads(line)
+    if "end" in numbers:
+        sys.exit(7)
+    print(json.dumps({"sum": sum(numbers.values()), "words": len(sys.argv[1:])}), flush=True)
+"""
+
+
+def test_a_peer_answers_until_it_ends(tmp_path):
+    script = tmp_path / "adds.py"
+    script.write_text(ADDS)
+    peer = PeerProcess(Path(sys.executable), script, "a", 2)
+    assert peer.time(a=1, b=2.5) == {"sum": 3.5, "words": 2} and peer.time(a=1)["sum"] == 1
+    for _ in range(2):  # it is told, too, of one that had ended before
+        with pytest.raises(UserError, match=r"adds\.py ended with exit code 7; run it by itself"):
+            peer.time(end=1)
+    peer.close()

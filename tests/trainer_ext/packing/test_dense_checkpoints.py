@@ -140,6 +140,22 @@ def test_float32_scales_are_rounded_and_that_is_said(pack, tmp_path, capsys):
     torch.testing.assert_close(weight, model.model.layers[0].mlp.up_proj.weight, rtol=2**-11, atol=0)
 
 
+@pytest.mark.parametrize("small", ["up_proj", "down_proj"])
+def test_the_format_of_scales_is_that_of_all_layers(small, pack, tmp_path):
+    """One layer's scales are closer in float16, which has no room for the other's, whichever of them comes first."""
+    model = make_ternary(small_model("llama", **TINY), 32)
+    mlp = model.model.layers[0].mlp
+    with torch.no_grad():
+        for name in ("up_proj", "down_proj"):
+            mlp.get_submodule(name).weight.mul_(2.0**-40 if name == small else 1.0003)
+    saved(model, tmp_path / "dense")
+    packed = AutoModelForCausalLM.from_pretrained(pack(tmp_path / "dense"))
+    assert packed.config.quantization_config.scale_dtype == "bfloat16"
+    for name in ("up_proj", "down_proj"):
+        found = packed.model.layers[0].mlp.get_submodule(name).dequantized_weight()
+        torch.testing.assert_close(found, mlp.get_submodule(name).weight, rtol=2**-8, atol=0)
+
+
 def test_layers_left_dense(pack, tmp_path):
     model = make_ternary(small_model("llama", **SMALL), "row", ends=True)
     torch.nn.init.normal_(model.model.layers[1].mlp.down_proj.weight)
@@ -230,7 +246,7 @@ NORM = "model.norm.weight"
         (tensors(lambda state: state.pop(UP)), [], f"the checkpoint lacks {UP}"),
         (tensors(lambda state: state.update({UP: state[UP][:-1].clone()})), [], f"{UP} is (159, 96) in the checkpoint"),
         (tensors(lambda state: state.update({"more": torch.ones(1)})), [], "no place for more"),
-        (tensors(lambda state: state[UP].mul_(torch.tensor(2.0**-40))), [], "do not fit into float16. Save"),
+        (tensors(lambda state: state[UP].mul_(2.0**-130)), [], "fit into neither bfloat16 nor float16"),
         (change("num_hidden_layers", 2), [], "the checkpoint lacks model.layers.1.self_attn.q_proj.weight"),
         (change("hidden_size", 48), [], "in the checkpoint; its configuration asks for (96, 48)"),
         (lambda folder: None, ["--modules_to_not_convert", "up_projs"], "no 'up_projs'. Did you mean 'up_proj'"),
