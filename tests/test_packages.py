@@ -169,16 +169,16 @@ def test_the_locks_torch_gives_way_to_the_one_that_is_asked_for(tmp_path):
 def test_a_clone_is_the_package_from_the_folder_it_lies_in(tmp_path):
     """Python finds the clone itself there, not the package inside, and would make it an empty namespace."""
     (tmp_path / "frankenlm").symlink_to(ROOT)
-    code = "import frankenlm, frankenlm.modeling, frankenlm.kernels.ops; print(frankenlm.__version__)"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", "import frankenlm; print(frankenlm.__version__)"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+    code = (
+        "import frankenlm; from importlib.util import find_spec; print(frankenlm.__version__); "
+        "print(*(find_spec(f'frankenlm.{name}').origin for name in ('modeling', 'kernels.ops')), sep='\\n')"
     )
-    assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr  # nothing installed: -S
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr
+    command = [sys.executable, "-S", "-c", code]  # -S: nothing is installed
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    version, *found = done.stdout.splitlines()
+    assert version[0].isdigit()
+    assert [Path(path).resolve() for path in found] == [ROOT / "modeling/__init__.py", ROOT / "kernels/ops.py"]
 
 
 def test_the_wheel_is_the_product_and_its_command_runs_anywhere(tmp_path):

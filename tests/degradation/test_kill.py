@@ -174,7 +174,7 @@ def kill_at_random_times(ask, unbroken, tmp_path, workload, kills, seed):
 
 
 def test_at_random_times(ask, unbroken, tmp_path):
-    kill_at_random_times(ask, unbroken, tmp_path, "experiment", 25, seed=0)
+    kill_at_random_times(ask, unbroken, tmp_path, "experiment", 10, seed=0)
 
 
 @pytest.mark.slow

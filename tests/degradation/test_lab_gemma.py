@@ -13,6 +13,7 @@ LOADS = {
     "bf16": {"dtype": "bfloat16"},
     "4bit": {"dtype": "bfloat16", "load_4bit": True},
 }
+WALK = (("gemma3", "bf16"), ("gemma3_mm", "fp32"), ("gemma3_mm", "4bit"))
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,14 @@ def wide_gemma(tiny_model, tiny_tokenizer, tiny_processor, tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*MatMul4Bit.*")
-@pytest.mark.parametrize("load", LOADS)
-@pytest.mark.parametrize("name", ["gemma3", "gemma3_mm"])
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        pytest.param(name, load, marks=[] if (name, load) in WALK else [pytest.mark.slow])
+        for name in ("gemma3", "gemma3_mm")
+        for load in LOADS
+    ],
+)
 def test_gemma3_goes_through_the_three_configurations(name, load, wide_gemma, tmp_path):
     """From the saved folder; pictures where the model takes them; the damaged level differs from the baseline."""
     for config_name in CONFIGS:

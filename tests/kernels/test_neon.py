@@ -56,7 +56,8 @@ def run(program, processor: str, *arguments: str, **environment: str) -> subproc
 @pytest.mark.parametrize(
     ("processor", "problems"),
     [
-        ("neoverse-n1", 2200),
+        ("neoverse-n1", 700),
+        pytest.param("neoverse-n1", 2200, marks=pytest.mark.slow),
         ("cortex-a53", 100),
         pytest.param("cortex-a53", 2200, marks=pytest.mark.slow),
         pytest.param("max", 2200, marks=pytest.mark.slow),

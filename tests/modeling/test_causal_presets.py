@@ -81,8 +81,14 @@ def test_no_preset_looks_ahead(preset, ids, enliven):
             assert difference[:, t:].max() > 0.1, t
 
 
-@every_preset
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(
+    ("preset", "beams"),
+    [
+        pytest.param(preset, beams, marks=[] if beams == (1, 3)[number % 2] else [pytest.mark.slow])
+        for number, preset in enumerate(sorted(SHRUNK))
+        for beams in (1, 3)
+    ],
+)
 def test_every_preset_generates_alike_with_cache_without_and_alone(preset, beams, ids, enliven):
     model, prompts = build(preset, enliven), ids[:, :11]
     mask = torch.ones_like(prompts)
@@ -102,8 +108,8 @@ def batch(text, rows, generator):
 
 
 def slow_unless_causal(preset, precision):
-    """The other presets learn as encoders in test_training.py; as decoders they are a longer proof."""
-    is_quick = preset.startswith(("infinito", "legacy")) and precision == "fp32"
+    """One of each family; the other presets learn as encoders in test_training.py, or are larger of the same."""
+    is_quick = preset in ("infinito-small", "legacy-1bit") and precision == "fp32"
     return pytest.param(preset, precision, marks=() if is_quick else pytest.mark.slow)
 
 

@@ -126,6 +126,7 @@ class RecurrentEncoderTest(Common, unittest.TestCase):
         super().test_batching_equivalence()
 
 
+@pytest.mark.slow  # its mixers are those of the encoder above
 class RecurrentDecoderTest(Common, unittest.TestCase):
     all_model_classes = DECODERS
     has_attentions = False
@@ -145,6 +146,7 @@ class RecurrentDecoderTest(Common, unittest.TestCase):
             super().test_model_get_set_embeddings()
 
 
+@pytest.mark.slow  # as an encoder like the others; what a field does is in the contract tests
 class FieldEncoderTest(Common, unittest.TestCase):
     all_model_classes = ENCODERS
     has_attentions = False  # the field is evaluated several times a layer and shows no weights
@@ -164,6 +166,7 @@ class RememberingDecoderTest(Common, unittest.TestCase):
     }
 
 
+@pytest.mark.slow  # one more decoder by attention; what loops do is in test_loops.py
 class LoopedDecoderTest(Common, unittest.TestCase):
     all_model_classes = DECODERS
     fields = {

@@ -251,7 +251,7 @@ def test_the_ternary_table_is_straight_through():
 # --- training
 
 
-@pytest.mark.parametrize("kind", ["legacy", "modern"])
+@pytest.mark.parametrize("kind", [pytest.param("legacy", marks=pytest.mark.slow), "modern"])
 def test_learns_a_batch_by_heart(kind, tokens):
     torch.manual_seed(0)
     model = Legacy1BitForCausalLM(tiny_legacy(kind, hidden_size=64, intermediate_size=128)).train()

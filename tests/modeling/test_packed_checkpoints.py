@@ -143,7 +143,7 @@ def test_number_formats(name, dtype, build, tmp_path):
         assert torch.equal(logits(model.to(dtype)), logits(loaded)), "cast after loading is not cast while loading"
 
 
-@pytest.mark.parametrize("name", ["mixers", "legacy", "legacy_plain_ends"])
+@pytest.mark.parametrize("name", [pytest.param("mixers", marks=pytest.mark.slow), "legacy", "legacy_plain_ends"])
 def test_greedy_text_is_the_same(name, build):
     model = build(name)
     prompts = [IDS, torch.tensor([[5, 9, 11]]), torch.tensor([[7]])]

@@ -189,20 +189,25 @@ def one_batch(tokens, is_decoder):
     return ids.masked_fill(hidden, MASK), ids.masked_fill(~hidden, -100)
 
 
-QUICK_NORMS = ("derf", "rms_norm")  # one that bounds its input, one that divides it
+def crossed(norms, quick):
+    """Every mixer, in both directions, under every norm; the quick tests take one of two norms in turn."""
+    cases = []
+    for number, mixer in enumerate([*sorted(MIXERS), "titan_memory"]):
+        for is_decoder, direction in enumerate(("encoder", "decoder")):
+            for norm in norms:
+                slow = norm != quick[(number + is_decoder) % 2]
+                marks = [pytest.mark.slow] if slow else []
+                cases.append(pytest.param(mixer, bool(is_decoder), norm, id=f"{norm}-{direction}-{mixer}", marks=marks))
+    return pytest.mark.parametrize(("mixer", "is_decoder", "norm"), cases)
 
 
-@pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
-@pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
-@pytest.mark.parametrize("norm", [n if n in QUICK_NORMS else pytest.param(n, marks=pytest.mark.slow) for n in NORMS])
+@crossed(NORMS, ("derf", "rms_norm"))  # one that bounds its input, one that divides it
 def test_overfits_one_batch(mixer, is_decoder, norm, tiny_model, tokens):
     model = tiny_model(mixer, norm, is_decoder, **FOR_TINY)
     assert learn_by_heart(model, *one_batch(tokens, is_decoder), target=0.1) < 0.1
 
 
-@pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
-@pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
-@pytest.mark.parametrize("norm", ["dynamic_tanh", "rms_norm"])
+@crossed(("dynamic_tanh", "rms_norm"), ("dynamic_tanh", "rms_norm"))
 def test_ternary_overfits_one_batch(mixer, is_decoder, norm, tiny_model, tokens):
     model = tiny_model(mixer, norm, is_decoder, use_bitnet=True, ode_bitnet=True, **FOR_TINY)
     assert learn_by_heart(model, *one_batch(tokens, is_decoder), target=0.5) < 0.5
@@ -217,7 +222,9 @@ def test_every_scheme_overfits_one_batch(norm, scheme, tiny_model, tokens):
     assert learn_by_heart(model, *one_batch(tokens, True), target=0.5) < 0.5
 
 
-@pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
+@pytest.mark.parametrize(
+    "is_decoder", [pytest.param(False, id="encoder"), pytest.param(True, id="decoder", marks=pytest.mark.slow)]
+)
 def test_bf16_steps_without_nan(is_decoder, tiny_model, text_bytes):
     options = {"num_experts": 4, "factorized_embedding_dim": 16, "embedding_conv_kernel": 3, "vocab_size": VOCAB}
     model = tiny_model(HYBRID_PATTERN, "derf", is_decoder, lively=False, **options).train()

@@ -126,11 +126,21 @@ def save_bitnet(folder, linear_class, mode, *, tie=False, dtype=torch.float32, c
     return folder
 
 
+KINDS = [("bitlinear", "offline"), ("autobitlinear", "offline"), ("autobitlinear", "online")]
+DTYPES = (torch.float32, torch.bfloat16)
+# Each value of each of the four once; the slow tests cross them.
+WALK = [(*KINDS[0], False, torch.float32), (*KINDS[1], True, torch.bfloat16), (*KINDS[2], False, torch.bfloat16)]
+
+
 @pytest.mark.parametrize(
-    ("linear_class", "mode"), [("bitlinear", "offline"), ("autobitlinear", "offline"), ("autobitlinear", "online")]
+    ("linear_class", "mode", "tie", "dtype"),
+    [
+        pytest.param(*case, marks=[] if case in WALK else [pytest.mark.slow])
+        for case in (
+            (*kind, tie, dtype) for kind in KINDS for tie in (False, True) for dtype in (torch.float32, torch.bfloat16)
+        )
+    ],
 )
-@pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bitnet_checkpoints_both_ways(linear_class, mode, tie, dtype, pack, tmp_path):
     folder = save_bitnet(tmp_path / "bitnet", linear_class, mode, tie=tie, dtype=dtype)
     with warnings.catch_warnings():
@@ -153,9 +163,7 @@ def test_bitnet_checkpoints_both_ways(linear_class, mode, tie, dtype, pack, tmp_
             torch.testing.assert_close(after[name], tensor, rtol=0 if exact else 2e-7, atol=0, msg=name)
 
 
-@pytest.mark.parametrize(
-    ("linear_class", "mode"), [("bitlinear", "offline"), ("autobitlinear", "offline"), ("autobitlinear", "online")]
-)
+@pytest.mark.parametrize(("linear_class", "mode"), KINDS)
 def test_llamas_with_bitnet_layers(linear_class, mode, pack, tmp_path):
     """As Falcon-E and Falcon3-1.58bit are."""
     folder = save_bitnet(tmp_path / "llama", linear_class, mode, dtype=torch.bfloat16, config_class=LlamaConfig)

@@ -210,7 +210,7 @@ def test_a_long_text_keeps_predictions_at_equal_steps(masked, reader):
     assert torch.allclose(probe.undamaged[: len(expected)], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["bert", pytest.param("roberta", marks=pytest.mark.slow), "frankenstein"])
 def test_a_whole_experiment(name, masked, reader, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "perplexity_text", lambda: perplexity_text()[:200])
     model = masked(name)

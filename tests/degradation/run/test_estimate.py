@@ -191,10 +191,10 @@ def test_the_largest_phase_of_generating():
 @pytest.mark.parametrize(
     ("name", "dtype", "group", "new", "perplexity"),
     [
-        ("llama", "float32", "mlp_only", 16, False),
+        pytest.param("llama", "float32", "mlp_only", 16, False, marks=pytest.mark.slow),
         ("llama", "bfloat16", "attn_only", 48, False),
         ("gemma3", "float32", "embed_only", 16, True),
-        ("gemma3", "bfloat16", "mlp_only", 24, False),
+        pytest.param("gemma3", "bfloat16", "mlp_only", 24, False, marks=pytest.mark.slow),
         ("gpt2", "float32", "attn_only", 16, False),
         ("phi3", "float32", "mlp_only", 16, True),
     ],

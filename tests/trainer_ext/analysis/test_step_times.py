@@ -151,7 +151,9 @@ def test_a_resumed_run_goes_on_with_the_rows_up_to_its_checkpoint(tmp_path, cloc
     assert totals(tmp_path) == before and before["forward"] == 4.0
 
 
-@pytest.mark.parametrize("damage", ["missing", "step,seconds\n1,2\n", "cut"])
+@pytest.mark.parametrize(
+    "damage", ["missing", *(pytest.param(text, marks=pytest.mark.slow) for text in ("step,seconds\n1,2\n", "cut"))]
+)
 def test_a_resumed_run_tells_that_earlier_times_are_lost(tmp_path, caplog, damage):
     whole = {"eval_strategy": "no", "guarded": False}
     make_trainer(tmp_path, **whole).train()

@@ -31,7 +31,10 @@ def verdicts(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["mini --set is_decoder=true", "infinito", "legacy-1bit", "frankenstein --set num_loops=1 num_hidden_layers=4"],
+    [
+        *("infinito", "legacy-1bit", "frankenstein --set num_loops=1 num_hidden_layers=4"),
+        pytest.param("mini --set is_decoder=true", marks=pytest.mark.slow),
+    ],
 )
 def test_ours_break_nothing(name, tmp_path, capsys):
     """Ternary weights and a choice of experts jump with rounding, which is no fault."""

@@ -196,8 +196,8 @@ def test_streaming_reads_no_further_than_it_must(tmp_path, load, byte_level):
 def test_streaming_takes_constant_memory(tmp_path, load):
     path = tmp_path / "a.jsonl"
     with open(path, "w") as file:
-        for number in range(20_000):
-            file.write(json.dumps({"text": f"{number} " + "x" * 1000}) + "\n")
+        for number in range(5_000):
+            file.write(json.dumps({"text": f"{number} " + "x" * 4000}) + "\n")
     train = load(path, streaming=True)["train"]
     tracemalloc.start()
     try:
@@ -205,7 +205,7 @@ def test_streaming_takes_constant_memory(tmp_path, load):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert count > 18_000
+    assert count > 4_500
     assert peak < path.stat().st_size / 10
 
 

@@ -210,6 +210,11 @@ def check_losses(model, conduct, classes, tmp_path, smoothing):
     assert evaluated == pytest.approx(loss_by_hand(model, rows, conduct.shifts, 0.0), rel=2e-4)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[pytest.mark.slow] if "another name" in name else []) for name in MODELS],
+    indirect=True,
+)
 def test_smoothed_training_and_unsmoothed_evaluation(case, tmp_path):
     check_losses(*case, tmp_path, SMOOTHING)
 

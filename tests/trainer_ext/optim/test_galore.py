@@ -109,8 +109,11 @@ def galore_of(model, bits=32):
     )
 
 
-@pytest.mark.parametrize("bits", [32, 8])
-@pytest.mark.parametrize("family", ["frankenstein", "legacy"])
+@pytest.mark.parametrize(
+    ("family", "bits"),
+    [("frankenstein", 8), ("legacy", 32)]
+    + [pytest.param(*case, marks=pytest.mark.slow) for case in (("frankenstein", 32), ("legacy", 8))],
+)
 def test_resumes_to_the_bit_and_holds_tensors_only(family, bits):
     whole = tiny(family).eval()
     optimizer = galore_of(whole, bits)

@@ -27,13 +27,17 @@ from guarded_runs import (
 ROOT = Path(__file__).resolve().parents[3]
 
 
-# The two that differ in both run every time; the slow tests cross them.
-CROSSED = [
-    pytest.param(1, False, id="1-fp32"),
-    pytest.param(4, True, id="4-bf16"),
-    pytest.param(1, True, id="1-bf16", marks=pytest.mark.slow),
-    pytest.param(4, False, id="4-fp32", marks=pytest.mark.slow),
-]
+# Each trainer once, in settings that differ in both; the slow tests cross them.
+QUICK = {("plain", 1, False), ("ours", 4, True)}
+every_run = pytest.mark.parametrize(
+    ("kind", "accumulation", "bf16"),
+    [
+        pytest.param(kind, accumulation, bf16, marks=[] if (kind, accumulation, bf16) in QUICK else [pytest.mark.slow])
+        for kind in KINDS
+        for accumulation in (1, 4)
+        for bf16 in (False, True)
+    ],
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +45,7 @@ def rows():
     return batches(4 * 2 * (STEPS + 1))
 
 
-@pytest.mark.parametrize(("accumulation", "bf16"), CROSSED)
-@pytest.mark.parametrize("kind", KINDS)
+@every_run
 def test_a_healthy_run_is_what_it_was(rows, tmp_path, accumulation, bf16, kind):
     options = {"accumulation": accumulation, "bf16": bf16, "dropout": 0.1, "kind": kind}
     guarded, plain = Run(tmp_path, rows, **options), Run(tmp_path, rows, policy=False, **options)
@@ -51,8 +54,7 @@ def test_a_healthy_run_is_what_it_was(rows, tmp_path, accumulation, bf16, kind):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-@pytest.mark.parametrize(("accumulation", "bf16"), CROSSED)
-@pytest.mark.parametrize("kind", KINDS)
+@every_run
 def test_nan_that_does_not_come_again_leaves_no_trace(rows, tmp_path, accumulation, bf16, kind):
     options = {"accumulation": accumulation, "bf16": bf16, "kind": kind}
     hit, clean = Run(tmp_path, rows, plant=gradient_fault(math.nan, 1), **options), Run(tmp_path, rows, **options)
@@ -61,8 +63,7 @@ def test_nan_that_does_not_come_again_leaves_no_trace(rows, tmp_path, accumulati
 
 
 @pytest.mark.parametrize("value", [math.nan, pytest.param(-math.inf, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("accumulation", "bf16"), CROSSED)
-@pytest.mark.parametrize("kind", KINDS)
+@every_run
 def test_a_batch_that_stays_bad_is_as_if_it_had_not_been_seen(rows, tmp_path, accumulation, bf16, value, kind):
     options = {"accumulation": accumulation, "bf16": bf16, "dropout": 0.1, "kind": kind}
     hit = Run(tmp_path, rows, plant=gradient_fault(value, ALWAYS), **options)

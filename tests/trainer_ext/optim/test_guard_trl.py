@@ -60,7 +60,7 @@ def run(kind: str, folder, plant=None):
 
 
 @pytest.mark.filterwarnings("default")  # TRL's own warnings are its own
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("kind", ["sft", pytest.param("dpo", marks=pytest.mark.slow)])
 def test_trl_trains_on_through_nan(kind, tmp_path):
     clean, _ = run(kind, tmp_path)
     once, guard = run(kind, tmp_path, gradient_fault(math.nan, 1))
