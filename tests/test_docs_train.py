@@ -27,17 +27,11 @@ FILES = {name: text for _, name, text in BLOCKS if name}
 COMMANDS = [line for kind, _, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 FIRST, LAUNCH = COMMANDS[0], "accelerate launch"
 
-# Commands like others that are always tried.
-ALIKE = (
-    *("other", "texts", "stream", "unguarded", "muon", "board", "rates --jobs", "galore", "average", "tracked"),
-    "later",
-)
-
 
 def marked(line: str):
-    """A command as a parameter; slow where it is like others."""
-    slow = any(f"--output_dir runs/{name}" in line for name in ALIKE)
-    return pytest.param(line, id=line[10:40], marks=[pytest.mark.slow] if slow else [])
+    """A command as a parameter; slow where it trains anew, as the page's first run and the one that goes on do."""
+    trains = re.search(r"(train|sweep) .*--output_dir", line) and not re.search("--(resume_from|dry_run)", line)
+    return pytest.param(line, id=line[10:40], marks=[pytest.mark.slow] if trains else [])
 
 
 def test_the_page_has_its_blocks():

@@ -280,6 +280,7 @@ def test_documents_compile_into_one_graph(names, is_decoder, form, tiny_model):
     assert distance(actual, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_compiled_memories_keep_documents_apart(build_infinito):
     torch.compiler.reset()
     model, packed = build_infinito(), PackedRows(pads=PADS)

@@ -30,6 +30,7 @@ QUICK = {
     "in the middle of rotation": ("remove", 30, 1.0),
     "inside metrics.json": ("text", -2, 0.5),
 }
+ALIKE = {"in the middle of rotation", "inside metrics.json"}
 SLOW = 20
 
 
@@ -104,7 +105,9 @@ def check_the_end(whole, folder):
     check_nothing_is_torn(folder)
 
 
-@pytest.mark.parametrize("where", QUICK)
+@pytest.mark.parametrize(
+    "where", [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in QUICK]
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(ask, runs, tmp_path, where):
     words, whole, calls, _ = runs("masked")
     call, number, part = QUICK[where]
