@@ -27,7 +27,8 @@ def single_thread():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.set_num_threads(1)  # again: a command that ran in this process may have set its own number
-    torch.manual_seed(0)
+    # without a device, torch.manual_seed costs a note of who asked for each kind that there is none of
+    (torch.manual_seed if torch.cuda.is_available() else torch.default_generator.manual_seed)(0)
 
 
 def pytest_collection_modifyitems(items):

@@ -129,8 +129,14 @@ def test_a_window_counts_tokens_whatever_their_positions(positions, build_causal
 # --- generate
 
 
-@every_case
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(
+    ("case", "beams"),
+    [
+        pytest.param(case, beams, marks=[] if beams == (1, 3)[number % 2] else [pytest.mark.slow])
+        for number, case in enumerate(CASES)
+        for beams in (1, 3)
+    ],
+)
 def test_generation_with_cache_without_cache_and_alone(case, beams, build_causal, tokens):
     model, prompts = build_causal(case), tokens(3, 9)
     mask = padded(prompts, (5, 2, 0))
