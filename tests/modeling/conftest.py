@@ -15,6 +15,8 @@ from frankenlm.modeling import (
     InfinitoForCausalLM,
     Legacy1BitForCausalLM,
 )
+from frankenlm.modeling.mixers import MIXERS
+from frankenlm.modeling.norms import NORMS
 from tiny_infinito import tiny_infinito
 from tiny_legacy import tiny_legacy
 
@@ -39,6 +41,22 @@ TINY = {
 
 # Mixers that are another one with something switched on; tests that walk the table of mixers walk these too.
 VARIANTS = {"titan_memory": ("titan_attn", {"use_titan_memory": True, "memory_chunk": 8})}
+
+WALKED = [*sorted(MIXERS), *VARIANTS]
+
+
+def crossed() -> list:
+    """Mixers x norms x directions; the quick tests have every two of the three together, the slow ones the rest."""
+    return [
+        pytest.param(
+            *(mixer, norm, is_decoder),
+            id=f"{('encoder', 'decoder')[is_decoder]}-{norm}-{mixer}",
+            marks=[pytest.mark.slow] if (row + column + is_decoder) % 2 else [],
+        )
+        for row, mixer in enumerate(WALKED)
+        for column, norm in enumerate(sorted(NORMS))
+        for is_decoder in (False, True)
+    ]
 
 
 def _tiny_config(mixer="standard_attn", norm="layer_norm", is_decoder=False, **overrides):

@@ -9,17 +9,16 @@ from frankenlm.modeling import FrankensteinForSequenceClassification
 from frankenlm.modeling.mixers import MIXERS
 from frankenlm.modeling.norms import NORMS
 
+from .conftest import WALKED, crossed
+
 C = 8  # chunk_size of the tiny models
 LENGTH = 2 * C + 5
 HYBRID = ("retnet", "titan_attn", "mamba", "ode")
 
-every_mixer = pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
+every_mixer = pytest.mark.parametrize("mixer", WALKED)
 every_norm = pytest.mark.parametrize("norm", sorted(NORMS))
 every_direction = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
-
-
-def every_case(test):
-    return every_mixer(every_norm(every_direction(test)))
+every_case = pytest.mark.parametrize(("mixer", "norm", "is_decoder"), crossed())
 
 
 def logits_and_states(model, ids, **inputs):

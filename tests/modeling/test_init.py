@@ -3,19 +3,13 @@
 import pytest
 import torch
 
-from frankenlm.modeling.mixers import MIXERS
-from frankenlm.modeling.norms import NORMS
+from .conftest import crossed
 
 LENGTH = 21
 HYBRID = ("retnet", "titan_attn", "mamba", "ode", "sigmoid_attn", "standard_attn")
 
-every_mixer = pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
-every_norm = pytest.mark.parametrize("norm", sorted(NORMS))
 every_direction = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
-
-
-def every_case(test):
-    return every_mixer(every_norm(every_direction(test)))
+every_case = pytest.mark.parametrize(("mixer", "norm", "is_decoder"), crossed())
 
 
 def logits(model, ids, **inputs):
