@@ -23,6 +23,7 @@ NORM_NAMES = ("derf", "dynamic_tanh", "layer_norm", "rms_norm")
 NEEDS = (
     ("ode_bitnet", True, "use_bitnet", True),
     ("bitnet_head", True, "use_bitnet", True),
+    ("memory_merge", "normalized", "use_titan_memory", True),
 )
 # Names of the seed project; `num_layers` counts physical layers and is handled apart.
 ALIASES = {
@@ -45,7 +46,9 @@ class FrankensteinConfig(FamilyConfig):
     `head_transform` is BERT's dense-activation-norm before the output matrix.
     `sparse_prediction` computes masked-LM logits at labelled positions only, as ModernBERT does.
     `qk_norm=None` means: on in sigmoid attention, off elsewhere.
-    `use_titan_memory` adds a delta memory to Titan attention, scanned `memory_chunk` tokens at a time.
+    `use_titan_memory` adds a delta memory to Titan attention, scanned `memory_chunk` tokens at a time. Its read gate
+    starts at sigmoid(`memory_read_bias`); the attention's heads join it as they are, or by `memory_merge` "normalized",
+    as the memory's do.
 
     Raises:
         ValueError: a value outside its choices, or a combination that cannot be built; the message says which.
@@ -61,6 +64,7 @@ class FrankensteinConfig(FamilyConfig):
         "final_norm_type": (None, *NORM_NAMES),
         "position_type": ("none", "learned", "rope"),
         "embedding_norm": (None, "rms"),
+        "memory_merge": ("plain", "normalized"),
         "retnet_decay": ("linspace", "paper"),
         "ode_solver": ("euler", "rk4"),
     }
@@ -74,6 +78,7 @@ class FrankensteinConfig(FamilyConfig):
         **dict.fromkeys(("rope_theta", "hope_base", "hope_damping"), POSITIVE),
         **dict.fromkeys(("hope_layer_scale", "router_aux_loss_coef", "router_z_loss_coef"), NOT_NEGATIVE),
         **dict.fromkeys(("norm_alpha_attn", "norm_alpha_other", "hope_rho", "factorized_embedding_dim"), ANY),
+        "memory_read_bias": ANY,
         "activation_bits": BITS,
         "group_size": ANY,
     }
@@ -138,6 +143,8 @@ class FrankensteinConfig(FamilyConfig):
     hope_layer_scale: float | int = 0.05
     use_titan_memory: bool = False
     memory_chunk: int = 32
+    memory_read_bias: float | int = -1.0
+    memory_merge: str = "plain"
     qk_norm: bool | None = None
     # retention and state space
     retention_heads: int | None = None

@@ -77,6 +77,20 @@ class FamilyPreTrainedModel(LoadsClearly, PreTrainedModel):
             if isinstance(module, FamilyStack):
                 module.scan_backend = scan_backend
 
+    def set_training_window(self, attention_window: int | None) -> None:
+        """Let attention reach so many tokens back (and ahead) in training mode, whatever the configuration says.
+
+        A checkpoint does not keep the choice, evaluation mode has no part in it, and None takes it back.
+
+        Raises:
+            ValueError: a window without tokens.
+        """
+        if attention_window is not None and attention_window < 1:
+            raise ValueError(f"attention_window={attention_window} must be positive, or None for the configuration's.")
+        for module in self.modules():
+            if isinstance(module, FamilyStack):
+                module.training_window = attention_window
+
     def no_weight_decay_names(self) -> set[str]:
         """Return the parameters that must not decay: all vectors and scalars, and what the family says."""
         return {name for name, parameter in self.named_parameters() if not self.decays(name, parameter)}
@@ -90,6 +104,7 @@ class FamilyStack:
     """What happens to the inputs before the first layer; the stack has `embeddings`, a FactorizedEmbedding."""
 
     scan_backend = "torch"
+    training_window: int | None = None
 
     def look_up(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         """Return rows of the token table (B, L, R): those of `input_ids`, or the ones given in their place.
@@ -119,6 +134,7 @@ class FamilyStack:
         is_causal: the direction, where it is not the configuration's.
         """
         config = self.config
+        drawn = self.training_window if self.training else None
         return SequenceContext.build(
             batch_size=rows.shape[0],
             length=rows.shape[1],
@@ -127,7 +143,7 @@ class FamilyStack:
             attention_mask=attention_mask,
             position_ids=position_ids,
             borders=borders,
-            attention_window=config.attention_window,
+            attention_window=config.attention_window if drawn is None else drawn,
             attn_implementation=config._attn_implementation,
             keep_weights=want_attentions and config._attn_implementation == "eager",
             scan_backend=self.scan_backend,

@@ -15,10 +15,10 @@ from transformers import initialization as init
 from .attention_blocks import MASKED_QUERIES, Block, end_mask
 from .bitlinear import LinearFactory, apply_together, linear_factory
 from .context import SequenceContext
-from .delta_memory import DeltaMemory
+from .delta_memory import READ_BIAS, DeltaMemory
 from .mixer_base import Mixer, ends_branch
 from .native_ops import attend_step, attends_natively
-from .norms import RMSNorm, at_least_float32, full_precision
+from .norms import RMSNorm, at_least_float32, full_precision, rms_normalize
 from .positions import (
     HopeRates,
     apply_rotary,
@@ -152,6 +152,7 @@ class TitanAttention(StandardAttention):
 
     Without `use_hope` it is StandardAttention. Logits and position factors are computed in at least float32.
     `use_memory` adds a delta memory, which also remembers what lies beyond an attention window; see delta_memory.py.
+    With `normalize_attention` the attention's heads are RMS-normalised, as the memory's are, before they are added up.
     """
 
     def __init__(
@@ -166,10 +167,13 @@ class TitanAttention(StandardAttention):
         hope_layer_scale: float = 0.05,
         use_memory: bool = False,
         memory_chunk: int = 32,
+        memory_read_bias: float = READ_BIAS,
+        normalize_attention: bool = False,
         **attention_options,
     ):
         super().__init__(hidden_size, num_heads, **attention_options)
-        self.memory = DeltaMemory(hidden_size, num_heads, memory_chunk) if use_memory else None
+        self.memory = DeltaMemory(hidden_size, num_heads, memory_chunk, memory_read_bias) if use_memory else None
+        self.normalize_attention = normalize_attention
         self.use_hope = use_hope
         self.carries_position = self.carries_position or use_hope or use_memory
         self.hope_damping = hope_damping
@@ -188,6 +192,8 @@ class TitanAttention(StandardAttention):
             "hope_layer_scale": config.hope_layer_scale,
             "use_memory": config.use_titan_memory,
             "memory_chunk": config.memory_chunk,
+            "memory_read_bias": config.memory_read_bias,
+            "normalize_attention": config.memory_merge == "normalized",
         }
 
     def rates(self, logical_layer_idx: int) -> HopeRates:
@@ -199,6 +205,7 @@ class TitanAttention(StandardAttention):
         q, k, v = self.heads(x)
         heads, weights = self.attend(q, k, v, context, logical_layer_idx, evaluation)
         if self.memory is not None:
+            heads = rms_normalize(heads) if self.normalize_attention else heads
             heads = heads + self.memory(x, q, k, v, context, context.state(logical_layer_idx))
         return self.merge(heads), weights if context.keep_weights else None
 

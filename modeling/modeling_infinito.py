@@ -1,8 +1,10 @@
-"""Infinito: a causal post-norm transformer with a slot memory per row of text.
+"""Infinito: a causal transformer with a slot memory per row of text.
 
 Read top to bottom: the block, the family's base class, the stack, the language model, the other heads.
-A block is x = norm1(x + attention(x)); x = norm2(x + ffn(x)); norm_f ends the stack. At the input of each layer of
-`memory_layers` a slot memory (slot_memory.py) adds what it reads; in training, noise follows each block.
+A block is x = norm1(x + attention(x)); x = norm2(x + ffn(x)), or with `norm_style` "pre" x += attention(norm1(x));
+x += ffn(norm2(x)); norm_f ends the stack. Each layer of `memory_layers` has a memory: in its attention, which reads
+slots beside its window (attention_slots.py), or, by `memory_type` "slots", at its input (slot_memory.py). In training,
+noise follows each block.
 Shapes: B batch, L length, D hidden, V vocabulary, S memory slots.
 """
 
@@ -20,6 +22,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import can_return_tuple
 
+from .attention_slots import MemoryRead
 from .cache import StateCache
 from .configuration_infinito import InfinitoConfig
 from .context import SequenceContext
@@ -29,11 +32,18 @@ from .exploration import ExplorationNoise
 from .family import CausalHead, FamilyPreTrainedModel, FamilyStack, head_output
 from .feedforward import FeedForward
 from .generation import CachedGenerationMixin, resolve_cache, takes_old_cache_name
-from .mixer_attention import StandardAttention
+from .infinito_memories import (
+    MemoryState,
+    check_shuffling,
+    make_attention,
+    make_memories,
+    read_apart,
+    remember,
+    starting_states,
+    summarise_memories,
+)
 from .norms import build_norm
 from .outputs_infinito import InfinitoCausalLMOutput, InfinitoModelOutput
-from .slot_memory import SlotMemory
-from .slot_memory_state import SlotMemoryState
 from .task_heads import SequenceClassifier, SpanFinder, TaskHead, TokenClassifier
 from .weight_groups import weight_groups
 
@@ -41,15 +51,10 @@ from .weight_groups import weight_groups
 class InfinitoBlock(GradientCheckpointingLayer):
     """One layer: attention and a feed-forward, each followed by the norm of the sum."""
 
-    def __init__(self, config: InfinitoConfig):
+    def __init__(self, config: InfinitoConfig, layer_idx: int):
         super().__init__()
-        self.attention = StandardAttention(
-            config.hidden_size,
-            config.num_attention_heads,
-            position_type=config.position_type,
-            attention_dropout=config.attention_dropout,
-            use_bias=config.use_bias,
-        )
+        self.is_post_norm = config.norm_style == "post"
+        self.attention = make_attention(config, layer_idx)
         self.norm1 = build_norm("layer_norm", config.hidden_size, eps=config.layer_norm_eps)
         self.ffn = FeedForward(
             config.hidden_size, config.intermediate_size, config.hidden_act, use_bias=config.use_bias
@@ -58,13 +63,22 @@ class InfinitoBlock(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: torch.Tensor, context: SequenceContext, layer_idx: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Map x (B, L, D) to the next x, and the attention weights or None."""
-        delta, weights = self.attention(x, context, layer_idx)
-        x = self.norm1(self.add(x, delta))
-        x = self.norm2(self.add(x, self.ffn(x)))
-        return context.zero_pads(x), weights
+        self, x: torch.Tensor, context: SequenceContext, layer_idx: int, memory: MemoryRead | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, MemoryRead | None]:
+        """Map x (B, L, D) to the next x, the attention weights or None, and what became of a memory in its attention.
+
+        With `memory`, the attention reads slots beside its window, and has no weights to show.
+        """
+        normed, weights = x if self.is_post_norm else self.norm1(x), None
+        if memory is None:
+            delta, weights = self.attention(normed, context, layer_idx)
+        else:
+            delta, memory = self.attention(normed, context, layer_idx, memory)
+        x = self.add(x, delta)
+        if self.is_post_norm:
+            x = self.norm1(x)
+            return context.zero_pads(self.norm2(self.add(x, self.ffn(x)))), weights, memory
+        return context.zero_pads(self.add(x, self.ffn(self.norm2(x)))), weights, memory
 
     def add(self, x: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         return x + self.dropout(delta) if self.training else x + delta
@@ -87,7 +101,10 @@ class InfinitoPreTrainedModel(FamilyPreTrainedModel):
     degradation_groups = weight_groups(r"attention\.") | {
         "memory": [r"text/memories\.\d+\.[qkvo]_proj\.weight"],
         "memory_read": [r"text/memories\.\d+\.(?:q_proj|o_proj|gate)\.weight"],
-        "memory_write": [r"text/memories\.\d+\.(?:k_proj|v_proj|pooling|importance)\.weight"],
+        "memory_write": [
+            r"text/memories\.\d+\.(?:k_proj|v_proj|pooling|importance)\.weight",
+            r"text/layers\.\d+\.attention\.importance\.weight",
+        ],
     }
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
@@ -113,14 +130,15 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
         self.embeddings = FactorizedEmbedding(
             config.vocab_size,
             config.hidden_size,
+            conv_kernel=config.embedding_conv_kernel,
+            conv_depthwise=config.embedding_conv_depthwise,
             num_positions=config.num_positions,
             is_causal=config.is_decoder,
             padding_idx=config.pad_token_id,
             dropout=config.dropout,
         )
-        self.layers = nn.ModuleList(InfinitoBlock(config) for _ in range(config.num_hidden_layers))
-        # by the layer they act on
-        self.memories = nn.ModuleDict({str(layer): _make_memory(config) for layer in sorted(config.memory_layers)})
+        self.layers = nn.ModuleList(InfinitoBlock(config, index) for index in range(config.num_hidden_layers))
+        self.memories = make_memories(config)
         self.exploration = ExplorationNoise(
             config.exploration_sigma, config.exploration_schedule, config.exploration_seed
         )
@@ -138,7 +156,7 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         cache: StateCache | None = None,
         use_cache: bool | None = None,
-        memory_state: Sequence[SlotMemoryState] | None = None,
+        memory_state: Sequence[MemoryState] | None = None,
         use_memory: bool | None = None,
         shuffle_memory: bool = False,
         output_memory_reads: bool = False,
@@ -175,122 +193,40 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
         """
         rows = self.look_up(input_ids, inputs_embeds)
         cache = resolve_cache(self, cache, use_cache)
-        memories = self.memories if use_memory is None or use_memory else {}
-        states = self._starting_states(memories, memory_state, cache, rows)
+        states = starting_states(self.config, use_memory, memory_state, cache, rows.shape[0], rows.device)
         if shuffle_memory:
-            self._check_shuffling(memories, rows.shape[0])
+            check_shuffling(bool(states), rows.shape[0])
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         context = self.make_context(rows, attention_mask, position_ids, cache, want_attentions, borders_in(kwargs))
         x = self.embeddings(rows, None, context)
         hidden_states, attentions, reads = [x], [], []
         for index, layer in enumerate(self.layers):
-            name = str(index)
-            if name in memories:
-                x, states[name], read = memories[name](
-                    x,
-                    context.mask,
-                    states[name],
-                    shuffle=shuffle_memory,
-                    keep_reads=output_memory_reads,
-                    document_ids=context.document_ids,
-                )
-                _remember(states[name], context, index)
-                reads.append(read)
-            x, weights = layer(x, context=context, layer_idx=index)
+            memory = MemoryRead(states[index], shuffle_memory, output_memory_reads) if index in states else None
+            if memory is not None and self.memories:
+                x, memory = read_apart(self.memories[str(index)], x, context, memory)
+                x, weights, _ = layer(x, context=context, layer_idx=index)
+            else:
+                x, weights, memory = layer(x, context=context, layer_idx=index, memory=memory)
+            if memory is not None:
+                states[index] = memory.state
+                remember(memory.state, context, index)
+                reads.append(memory.reads)
             x = self.exploration(x)
             hidden_states.append(x)
             attentions.append(weights)
         x = hidden_states[-1] = context.zero_pads(self.norm_f(x))
         keeps_graph = self.training or not torch.is_grad_enabled()  # without gradients there is nothing to cut off
-        new_states = tuple(states[name] if keeps_graph else states[name].detach() for name in memories)
+        new_states = tuple(state if keeps_graph else state.detach() for state in states.values() if state is not None)
         return InfinitoModelOutput(
             last_hidden_state=x,
             cache=cache,
             hidden_states=tuple(hidden_states) if want_states else None,
-            attentions=tuple(weights for weights in attentions if weights is not None) if want_attentions else None,
+            attentions=(tuple(attentions) if context.keep_weights else ()) if want_attentions else None,
             memory_state=new_states or None,
-            memory_stats=_summarise_memories(new_states),
-            memory_reads=tuple(reads) if memories and output_memory_reads else None,
+            memory_stats=summarise_memories(new_states),
+            memory_reads=tuple(reads) if states and output_memory_reads else None,
         )
-
-    def _check_shuffling(self, memories, batch_size):
-        if not memories:
-            raise ValueError("shuffle_memory=True needs the memory: leave out use_memory=False, or set memory_layers.")
-        if batch_size < 2:
-            raise ValueError("shuffle_memory=True lets each row read another row's memory: give at least two rows.")
-
-    def _starting_states(self, memories, memory_state, cache, rows) -> dict[str, SlotMemoryState | None]:
-        """Return the state of each memory before the new tokens, by layer; None where a text starts."""
-        is_continued = cache is not None and cache.seen_tokens is not None
-        if memory_state is not None:
-            if not memories:
-                raise ValueError("memory_state is given, but the memory is off: use_memory=False, or no memory_layers.")
-            if is_continued:
-                raise ValueError(
-                    "memory_state is given beside a filled cache, which holds the memory's state already: "
-                    "leave one of them out."
-                )
-            return self._checked_states(memories, memory_state, rows.shape[0], rows.device)
-        states = {name: _recall(cache, int(name)) if is_continued else None for name in self.memories}
-        if is_continued and any((states[name] is None) == (name in memories) for name in states):
-            raise ValueError(
-                f"use_memory={bool(memories)} differs from the calls that filled the cache: it stays the same "
-                "for all the tokens of a text."
-            )
-        return {name: states[name] for name in memories}
-
-    def _checked_states(self, memories, memory_state, batch_size, device):
-        if not isinstance(memory_state, Sequence) or any(not hasattr(state, "tokens_read") for state in memory_state):
-            raise ValueError(
-                f"memory_state is a {type(memory_state).__name__}, expected a SlotMemoryState per memory layer: pass "
-                "output.memory_state as it came."
-            )
-        if len(memory_state) != len(memories):
-            raise ValueError(
-                f"memory_state holds {len(memory_state)} states, but memory_layers={self.config.memory_layers} needs "
-                f"{len(memories)}: pass output.memory_state as it came."
-            )
-        config = self.config
-        for index, state in enumerate(memory_state):
-            name = f"memory_state[{index}]"
-            state.check(name, batch_size, config.memory_slots, config.memory_dim, config.memory_segment, device)
-        return dict(zip(memories, memory_state, strict=True))
-
-
-def _make_memory(config: InfinitoConfig) -> SlotMemory:
-    return SlotMemory(
-        config.hidden_size,
-        num_slots=config.memory_slots,
-        width=config.memory_dim,
-        num_heads=config.memory_heads,
-        segment=config.memory_segment,
-        decay=config.memory_decay,
-    )
-
-
-def _remember(state: SlotMemoryState, context: SequenceContext, layer_idx: int) -> None:
-    """Put a memory's state into the layer's entry of the cache, if there is one."""
-    entry = context.state(layer_idx)
-    if entry is not None:
-        entry.tensors = {f"memory.{name}": tensor for name, tensor in state.tensors().items()}
-
-
-def _recall(cache: StateCache, layer_idx: int) -> SlotMemoryState | None:
-    """Return the state that a layer's entry holds; None when it was filled without memory."""
-    tensors = cache.layers[layer_idx].tensors
-    if not tensors:
-        return None
-    return SlotMemoryState(**{name.removeprefix("memory."): tensor for name, tensor in tensors.items()})
-
-
-def _summarise_memories(states: tuple[SlotMemoryState, ...]) -> dict[str, torch.Tensor] | None:
-    if not states:
-        return None
-    statistics = [state.statistics() for state in states]
-    if len(statistics) == 1:
-        return statistics[0]
-    return {name: torch.stack([each[name] for each in statistics]).mean(0) for name in statistics[0]}
 
 
 class InfinitoForCausalLM(CausalHead, CachedGenerationMixin, InfinitoPreTrainedModel):
@@ -314,7 +250,7 @@ class InfinitoForCausalLM(CausalHead, CachedGenerationMixin, InfinitoPreTrainedM
         cache: StateCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        memory_state: Sequence[SlotMemoryState] | None = None,
+        memory_state: Sequence[MemoryState] | None = None,
         use_memory: bool | None = None,
         shuffle_memory: bool = False,
         output_memory_reads: bool = False,

@@ -9,7 +9,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from .cache import StateCache
-from .slot_memory_state import SlotMemoryState
+from .infinito_memories import MemoryState
 
 
 @dataclass
@@ -18,20 +18,21 @@ class InfinitoModelOutput(ModelOutput):
     last_hidden_state: (B, L, D), zero at pads.
     cache: the cache, when one is kept; it holds the memory's state too.
     hidden_states: layers + 1 tensors (B, L, D): the embedding, each layer's output, the last one normalised.
-    attentions: (B, H, L, T) of each layer, for eager attention.
-    memory_state: one SlotMemoryState per memory layer, to be passed back as `memory_state`; None without memory. In
-        training it hangs on the graph (detach() it to cut it off), otherwise it is detached.
-    memory_stats: (B,) floats without gradient, mean over memory layers: slots_used, mean_importance, rotation,
-        null_mass (see SlotMemoryState.statistics); None without memory.
+    attentions: (B, H, L, T) of each layer, for eager attention; None for a layer whose attention reads slots.
+    memory_state: one SlotMemoryState or AttentionSlotsState per memory layer, to be passed back as `memory_state`; None
+        without memory, and from an exported program with attention slots. In training it hangs on the graph (detach()
+        it to cut it off), otherwise it is detached.
+    memory_stats: (B,) floats without gradient, mean over memory layers: slots_used, mean_importance, rotation, and
+        null_mass or utilisation and slot_mass (see `statistics` of the state); None without memory.
     memory_reads: when asked for, (B, L, S + 1) per memory layer: each token's read mass per slot, averaged over heads,
-        the null slot last; zero at pads.
+        what no slot gets last (the null slot, or the window); zero at pads.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
     cache: StateCache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    memory_state: tuple[SlotMemoryState, ...] | None = None
+    memory_state: tuple[MemoryState, ...] | None = None
     memory_stats: dict[str, torch.FloatTensor] | None = None
     memory_reads: tuple[torch.FloatTensor, ...] | None = None
 
@@ -49,6 +50,6 @@ class InfinitoCausalLMOutput(ModelOutput):
     cache: StateCache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    memory_state: tuple[SlotMemoryState, ...] | None = None
+    memory_state: tuple[MemoryState, ...] | None = None
     memory_stats: dict[str, torch.FloatTensor] | None = None
     memory_reads: tuple[torch.FloatTensor, ...] | None = None

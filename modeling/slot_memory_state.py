@@ -3,15 +3,16 @@
 Shapes: B batch, S slots, W slot width, F = 2 W + 1 contents of a token (key, value, importance).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
+from .row_state import RowState
+
 
 @dataclass(frozen=True)
-class SlotMemoryState:
+class SlotMemoryState(RowState):
     """What one memory layer remembers of each row; every tensor has the batch first and is never changed in place.
 
     Attributes:
@@ -80,34 +81,6 @@ class SlotMemoryState:
         contents = {name: F.pad(getattr(self, name), (0, 0, 0, count)) for name in ("keys", "values")}
         return replace(self, **per_slot, **contents)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors by name."""
-        return dict(self.__dict__)
-
-    def detach(self) -> "SlotMemoryState":
-        """Return the state cut off from the graph that made it."""
-        return SlotMemoryState(**{name: tensor.detach() for name, tensor in self.tensors().items()})
-
-    def select(self, rows: torch.Tensor) -> "SlotMemoryState":
-        """Return the state of the rows `rows` (N,) int64, in that order; a row may come more than once."""
-        return SlotMemoryState(**{name: tensor.index_select(0, rows) for name, tensor in self.tensors().items()})
-
-    def where(self, rows: torch.Tensor, other: "SlotMemoryState") -> "SlotMemoryState":
-        """Return this state in the rows where `rows` (B,) bool is True, and `other` elsewhere."""
-        theirs = other.tensors()
-        return SlotMemoryState(
-            **{
-                name: torch.where(rows.view(-1, *[1] * (tensor.ndim - 1)), tensor, theirs[name])
-                for name, tensor in self.tensors().items()
-            }
-        )
-
-    @classmethod
-    def join(cls, states: Sequence["SlotMemoryState"]) -> "SlotMemoryState":
-        """Return the rows of all states in one."""
-        tensors = [state.tensors() for state in states]
-        return cls(**{name: torch.cat([each[name] for each in tensors]) for name in tensors[0]})
-
     def statistics(self) -> dict[str, torch.Tensor]:
         """Return (B,) floats that describe the row so far: plain statistics of the memory's use.
 
@@ -123,16 +96,16 @@ class SlotMemoryState:
             "null_mass": self.null_mass / self.tokens_read.clamp_min(1),
         }
 
-    def check(self, name: str, batch_size: int, num_slots: int, width: int, segment: int, device: torch.device) -> None:
-        """Raise ValueError unless the state fits a batch, a memory of this size, and the device."""
-        expected = (batch_size, num_slots, width)
+    def check(self, name: str, batch_size: int, config, device: torch.device) -> None:
+        """Raise ValueError unless the state fits a batch, a model of this configuration, and the device."""
+        expected = (batch_size, config.memory_slots, config.memory_dim)
         if self.keys.device != device:
             raise ValueError(f"{name} lies on {self.keys.device}, the model on {device}: move it there.")
         count = int(self.count.max())
-        if count >= segment:
+        if count >= config.memory_segment:
             raise ValueError(
-                f"{name} has {count} tokens in its open segment, but memory_segment={segment}: it comes from a model "
-                "of another memory_segment."
+                f"{name} has {count} tokens in its open segment, but memory_segment={config.memory_segment}: it comes "
+                "from a model of another memory_segment."
             )
         if self.keys.shape != expected:
             raise ValueError(

@@ -5,7 +5,7 @@ never. Sentinels that mean something stay: max_steps -1 (go by epochs), max_grad
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,3 +111,18 @@ def check_ranges(settings: Any, ranges: Mapping[str, ArgumentRange]) -> None:
         value = getattr(settings, name)
         if value is not None and not allowed.takes(value):
             raise ValueError(f"--{name} {value}: must be {allowed}.")
+
+
+def check_window_range(given: Sequence[int] | None, is_compiled: bool) -> None:
+    """Check the ends of --attention_window_range; None is not set.
+
+    Raises:
+        ValueError: not two, in order, from 1; or a compiled model, which every new window would compile again.
+    """
+    if given is None:
+        return
+    if len(given) != 2 or not 1 <= given[0] <= given[1]:
+        shown = " ".join(map(str, given))
+        raise ValueError(f"--attention_window_range {shown}: give the smallest and the largest window, such as 64 256.")
+    if is_compiled:
+        raise ValueError("--attention_window_range and --torch_compile: every window would be compiled; leave one out.")

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from frankenlm.modeling.checks import check_choice
 
-from .argument_ranges import TRAINING_RANGES, check_ranges
+from .argument_ranges import TRAINING_RANGES, check_ranges, check_window_range
 from .common.objectives import OBJECTIVES
 from .data.articles import JOIN_ARTICLES
 from .data.blocks import PACKED_DOCUMENTS
@@ -259,6 +259,13 @@ class FrankenTrainingArguments(TrainingArguments):
             "evaluations and checkpoints are of the rounded weights all the while"
         },
     )
+    attention_window_range: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "train every step with an attention window of its own, drawn from these two numbers and between, "
+            "as 64 256, by --seed and step; evaluations have the model's own window"
+        },
+    )
     logging_steps: float = field(
         default=10, metadata={"help": "steps between two log lines and rows of training.csv; a share of the run if < 1"}
     )
@@ -292,6 +299,7 @@ class FrankenTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         check_ranges(self, TRAINING_RANGES)
+        check_window_range(self.attention_window_range, self.torch_compile)
         if self.early_stopping_patience is not None:
             self._prepare_early_stopping()
         self._check_ternary_training()

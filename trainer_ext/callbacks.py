@@ -6,6 +6,7 @@ Each callback has one task. `StepWindow` collects what belongs into the next log
 import contextlib
 import logging
 import math
+import random
 import signal
 import sys
 import time
@@ -215,6 +216,27 @@ class ExplorationSchedule(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         model.set_exploration(state.global_step / state.max_steps)
+
+
+class DrawnWindow(TrainerCallback):
+    """Trains every step with an attention window of its own, so that a memory has to serve what a long one would see.
+
+    The window is drawn evenly from `lowest` to `highest` by the seed and the step alone: the same in every process, and
+    when training is resumed. Evaluations in between have the configured one.
+    """
+
+    def __init__(self, lowest: int, highest: int, seed: int):
+        self.lowest, self.highest, self.seed = lowest, highest, seed
+
+    def draw(self, step: int) -> int:
+        """Return the window of a step, counted from 0."""
+        return random.Random(f"attention window {self.seed} {step}").randint(self.lowest, self.highest)
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        model.set_training_window(self.draw(state.global_step))
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        model.set_training_window(None)
 
 
 def final_norm(model: torch.nn.Module) -> torch.nn.Module | None:

@@ -65,6 +65,11 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
         config = check_saved_config(run)
         check_directions(run, config, f"{SAVED} {run.model.model_name_or_path}")
         documents_stay_apart(run)
+        if training.attention_window_range is not None and not keeps_documents_apart(config):
+            raise UserError(
+                f"--attention_window_range: {SAVED} {run.model.model_name_or_path} is a {config.model_type}; models of "
+                "frankenlm alone can change their window."
+            )
         if run.model.lora:
             check_lora_base(run, config)
     if is_main_process():

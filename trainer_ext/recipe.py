@@ -24,7 +24,7 @@ from transformers import (
 from .analysis.step_times import StepTimes
 from .analysis.timing_file import FILE as TIMING
 from .arguments import FrankenTrainingArguments
-from .callbacks import EarlyStopping, ExplorationSchedule, MaskingEpochs, SignalStop
+from .callbacks import DrawnWindow, EarlyStopping, ExplorationSchedule, MaskingEpochs, SignalStop
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
 from .data.chat import prepare_conversations
@@ -271,6 +271,8 @@ def build_trainer(
         callbacks.append(EarlyStopping(training.early_stopping_patience))
     if hasattr(model, "set_exploration"):
         callbacks.append(ExplorationSchedule())
+    if training.attention_window_range is not None:
+        callbacks.append(DrawnWindow(*training.attention_window_range, training.seed))
     if training.learning_rate_drop < 1 or training.weight_decay_share < 1:
         callbacks.append(TwoStages(training.learning_rate_drop, training.weight_decay_share))
     if training.ternary_start:

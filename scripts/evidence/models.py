@@ -1,6 +1,7 @@
 """The models that the memory evidence compares, each sized to one parameter budget.
 
-    infinito-small   the preset; memory-off is the same model, told not to use its memory
+    infinito-small   the preset with the slot memory at its third layer's input; memory-off is the same model, told not
+                     to use its memory
     hybrid           a causal Mini: retention, Titan attention, Mamba-2 and a one-step Euler ODE block in six layers
     attention        the hybrid's baseline: its six mixers replaced by plain softmax attention, all else the same
     gpt2             transformers' GPT2LMHeadModel, without Mini's safeguards: no unigram output bias, no norm and no
@@ -62,7 +63,10 @@ class Variant:
 
 
 def infinito_config(shape: Shape, special_ids: Mapping[str, int]) -> InfinitoConfig:
-    """The preset infinito-small without dropout; at the full shape every other field keeps its value."""
+    """The preset infinito-small without dropout, with the memory at a layer's input that it had before attention slots.
+
+    At the full shape every other field keeps its value.
+    """
     return InfinitoConfig.from_preset(
         "infinito-small",
         vocab_size=shape.vocab_size,
@@ -71,6 +75,8 @@ def infinito_config(shape: Shape, special_ids: Mapping[str, int]) -> InfinitoCon
         intermediate_size=4 * shape.hidden_size,
         max_position_embeddings=shape.positions,
         attention_window=shape.attention_window,
+        memory_type="slots",
+        memory_layers=[2],
         memory_dim=shape.hidden_size // 4,
         dropout=0.0,
         attention_dropout=0.0,

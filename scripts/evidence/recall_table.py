@@ -6,7 +6,7 @@ its reach; the same trunk with attention over the whole row is the ceiling, with
 
 import csv
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -53,33 +53,48 @@ def titan(task: RecallTask, *, window: int | None, memory: bool = False) -> Fran
     )
 
 
-def infinito(task: RecallTask, *, window: int | None, segment: int | None = None) -> InfinitoForCausalLM:
-    """Infinito's trunk; with `segment`, a slot memory at the input of its second layer, never short of slots."""
-    memory = {"memory_layers": [1], "memory_segment": segment} if segment else {"memory_layers": []}
+def infinito(
+    task: RecallTask, *, window: int | None, memory: Mapping[str, str | int] | None = None, **fields: str | int
+) -> InfinitoForCausalLM:
+    """Infinito's trunk; `memory` are fields of one, by default at its second layer, with a slot for every token."""
+    with_memory = {"memory_layers": [1], **memory} if memory else {"memory_layers": []}
     return InfinitoForCausalLM(
         InfinitoConfig(
             vocab_size=task.vocab_size,
             max_position_embeddings=task.length,
             attention_window=window,
-            memory_slots=task.length,
             memory_dim=32,
             memory_heads=2,
             exploration_sigma=0.0,
             tie_word_embeddings=True,
-            **memory,
+            **{"memory_slots": task.length, **with_memory},
+            **fields,
             **SHARED,
         )
     )
 
 
+# Embeddings that each see their predecessor too, as titan's, and norms before the branches: without either, 290 steps
+# teach this trunk nothing, whatever it can see.
+pre_norm = partial(infinito, norm_style="pre", embedding_conv_kernel=2)
+SLOTS = {"memory_type": "attention_slots", "memory_layers": [0, 1], "memory_segment": 8, "memory_decay": 1.0}
 MODELS: dict[str, Callable[[RecallTask], PreTrainedModel]] = {
     "titan, window": partial(titan, window=WINDOW),
     "titan, window, delta memory": partial(titan, window=WINDOW, memory=True),
     "titan, whole row": partial(titan, window=None),
     "infinito, window": partial(infinito, window=WINDOW),
-    "infinito, window, slot memory, segments of 16": partial(infinito, window=WINDOW, segment=16),
-    "infinito, window, slot memory, segments of 1": partial(infinito, window=WINDOW, segment=1),
+    "infinito, window, slot memory, segments of 16": partial(infinito, window=WINDOW, memory={"memory_segment": 16}),
+    "infinito, window, slot memory, segments of 1": partial(infinito, window=WINDOW, memory={"memory_segment": 1}),
     "infinito, whole row": partial(infinito, window=None),
+    "infinito pre-norm, window": partial(pre_norm, window=WINDOW),
+    "infinito pre-norm, window, slot memory, segments of 1": partial(
+        pre_norm, window=WINDOW, memory={"memory_segment": 1}
+    ),
+    "infinito pre-norm, window, attention memory, 96 slots": partial(pre_norm, window=WINDOW, memory=SLOTS),
+    "infinito pre-norm, window, attention memory, 32 slots": partial(
+        pre_norm, window=WINDOW, memory={**SLOTS, "memory_slots": 32}
+    ),
+    "infinito pre-norm, whole row": partial(pre_norm, window=None),
 }
 
 

@@ -23,6 +23,9 @@ TINY = {
     "exploration_sigma": 0.0,
 }
 
+# seven slots in each head, of which a text of 34 tokens replaces many
+ATTENTION_SLOTS = {"memory_type": "attention_slots", "attention_window": 5, "memory_slots": 7}
+
 
 def tiny_infinito(**fields):
     return InfinitoConfig(**TINY | fields)

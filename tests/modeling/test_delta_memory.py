@@ -205,6 +205,32 @@ def test_the_memory_is_added_to_the_heads_of_the_attention(is_decoder, tiny_mode
     torch.testing.assert_close(difference, expected, atol=1e-9, rtol=0)
 
 
+def loudness(tiny_model, tokens, **fields):
+    """The rms of what the memory of a fresh layer adds to the heads of the attention, over theirs."""
+    model = tiny_model("titan_memory", "rms_norm", True, lively=False, **fields)
+    mixer, heads = model.model.layers[0].mixer, {}
+    mixer.memory.register_forward_hook(lambda module, args, output: heads.update(memory=output))
+    mixer.o_proj.register_forward_hook(lambda module, args, output: heads.update(both=args[0]))
+    with torch.no_grad():
+        model(tokens(2, 21))
+    memory = heads["memory"].transpose(1, 2).flatten(2)
+    return (memory.square().mean() / (heads["both"] - memory).square().mean()).sqrt().item()
+
+
+def test_a_fresh_memory_is_as_loud_as_its_configuration_says(tiny_model, tokens):
+    assert loudness(tiny_model, tokens) > 5
+    assert loudness(tiny_model, tokens, memory_read_bias=-4.0) < 1
+    gate = torch.tensor(-1.0).sigmoid().item()  # both branches have a root mean square of 1
+    assert loudness(tiny_model, tokens, memory_merge="normalized") == pytest.approx(gate, rel=0.1)
+
+
+def test_what_merges_nothing_is_refused():
+    with pytest.raises(ValueError, match="memory_merge=normalized does nothing without use_titan_memory=True"):
+        FrankensteinConfig(memory_merge="normalized")
+    with pytest.raises(ValueError, match=r"memory_merge='normalised' is not known\. Did you mean 'normalized'"):
+        FrankensteinConfig(memory_merge="normalised", use_titan_memory=True)
+
+
 def test_memory_chunk_does_not_matter(tiny_model, tokens):
     outputs = []
     for chunk in (1, 4, 21, 64):

@@ -12,6 +12,7 @@ from frankenlm.modeling.scan_delta import delta_scan_chunked
 from frankenlm.modeling.scan_linear import linear_scan_chunked
 from packed_rows import FORMS, LENGTHS, PADS, PackedRows, distance
 from slot_memories import assert_same_state
+from tiny_infinito import ATTENTION_SLOTS
 
 every_mixer = pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
 every_direction = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
@@ -130,9 +131,10 @@ def test_a_classifier_refuses_packed_rows(form, tiny_config):
     assert model(packed.ids, position_ids=torch.arange(packed.ids.shape[1])[None]).logits.shape == (1, 3)
 
 
-def test_a_memory_of_another_row_is_refused(build_infinito):
+@pytest.mark.parametrize("fields", [{}, ATTENTION_SLOTS], ids=["slots", "attention_slots"])
+def test_a_memory_of_another_row_is_refused(fields, build_infinito):
     with pytest.raises(ValueError, match="shuffle_memory=True"):
-        build_infinito()(shuffle_memory=True, **PackedRows(pads=PADS).inputs("seq_idx"))
+        build_infinito(**fields)(shuffle_memory=True, **PackedRows(pads=PADS).inputs("seq_idx"))
 
 
 # --- the loss
@@ -332,8 +334,9 @@ def test_documents_may_begin_in_a_later_call(case, cuts, tiny_model):
     assert cache.seen_tokens.tolist() == [13, 8]
 
 
-def test_memories_begin_in_a_later_call_too(build_infinito):
-    model, packed = build_infinito(), PackedRows(pads=PADS)
+@pytest.mark.parametrize("fields", [{}, ATTENTION_SLOTS], ids=["slots", "attention_slots"])
+def test_memories_begin_in_a_later_call_too(fields, build_infinito):
+    model, packed = build_infinito(**fields), PackedRows(pads=PADS)
     positions = packed.borders("position_ids")["position_ids"]
     cache, pieces = model.new_cache(), []
     with torch.no_grad():
@@ -347,8 +350,9 @@ def test_memories_begin_in_a_later_call_too(build_infinito):
         assert_same_state(state, other)
 
 
-def test_the_memory_returned_is_that_of_the_last_document(build_infinito):
-    model, packed = build_infinito(), PackedRows(pads=PADS)
+@pytest.mark.parametrize("fields", [{}, ATTENTION_SLOTS], ids=["slots", "attention_slots"])
+def test_the_memory_returned_is_that_of_the_last_document(fields, build_infinito):
+    model, packed = build_infinito(**fields), PackedRows(pads=PADS)
     carried = model(PackedRows(([6], [6])).ids).memory_state
     with torch.no_grad():
         output = model(output_memory_reads=True, **packed.inputs("seq_idx"))

@@ -19,6 +19,7 @@ from frankenlm.modeling.mixers import MIXERS
 from frankenlm.modeling.norms import NORMS
 from frankenlm.modeling.quantizer_ternary import pack_model
 from packed_rows import FORMS, PADS, PackedRows, assert_apart, distance, gradients
+from tiny_infinito import ATTENTION_SLOTS
 
 every_mixer = pytest.mark.parametrize("mixer", [*sorted(MIXERS), "titan_memory"])
 every_direction = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
@@ -134,9 +135,10 @@ def test_documents_stay_apart_in_every_preset(name, enliven):
 
 @pytest.mark.parametrize("slots", [2, 5, 40])
 @pytest.mark.parametrize("is_training", [False, True])
-def test_documents_have_memories_of_their_own(slots, is_training, build_infinito):
+@pytest.mark.parametrize("fields", [{}, {**ATTENTION_SLOTS, "memory_segment": 2}], ids=["slots", "attention_slots"])
+def test_documents_have_memories_of_their_own(slots, is_training, fields, build_infinito):
     """Few slots are overwritten within a document; many would hold all the documents of a row."""
-    model = build_infinito(memory_slots=slots).train(is_training)
+    model = build_infinito(**fields | {"memory_slots": slots}).train(is_training)
     for form in FORMS:
         assert_apart(model, form, 1e-10)
 

@@ -1,12 +1,15 @@
 """Infinito as a model: presets, causality, padding, gradients, saving."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from frankenlm.modeling import InfinitoConfig, InfinitoForCausalLM, InfinitoModel, preset_files
-from tiny_infinito import SEGMENT, VOCAB, assert_same, tiny_infinito
+from tiny_infinito import ATTENTION_SLOTS, SEGMENT, VOCAB, assert_same, tiny_infinito
+
+every_type = pytest.mark.parametrize("fields", [{}, ATTENTION_SLOTS], ids=["slots", "attention_slots"])
 
 # --- presets and configuration
 
@@ -14,10 +17,11 @@ from tiny_infinito import SEGMENT, VOCAB, assert_same, tiny_infinito
 @pytest.mark.parametrize(
     ("name", "fields", "count"),
     [
-        ("infinito", {}, 71_085_651),
-        ("infinito", {"tie_word_embeddings": True, "head_bias": False}, 45_303_810),
-        ("infinito", {"memory_layers": []}, 71_085_651 - 132_610),
-        ("infinito-small", {}, 1_997_954),
+        ("infinito", {}, 70_965_353),
+        ("infinito", {"tie_word_embeddings": True, "head_bias": False}, 45_183_512),
+        ("infinito", {"memory_layers": []}, 70_965_353 - 3 * 8 * 513),
+        ("infinito", {"memory_type": "slots", "memory_layers": [3]}, 71_085_651),  # as it was
+        ("infinito-small", {}, 1_982_216),
     ],
 )
 def test_parameter_count(name, fields, count):
@@ -33,8 +37,13 @@ def test_parameter_count(name, fields, count):
         ({"memory_layers": [6]}, r"memory_layers=\[6\] names layer 6, but num_hidden_layers=6 gives layers 0\.\.5"),
         ({"memory_layers": [-1]}, "names layer -1"),
         ({"memory_layers": [2, 2]}, r"memory_layers=\[2, 2\] names a layer twice"),
-        ({"is_decoder": False}, r"memory_layers=\[3\] needs is_decoder=True"),
-        ({"memory_heads": 5}, "memory_heads=5 must divide memory_dim=64"),
+        ({"is_decoder": False}, r"memory_layers=\[1, 3, 5\] needs is_decoder=True"),
+        ({"memory_type": "slots", "memory_heads": 5}, "memory_heads=5 must divide memory_dim=64"),
+        ({"memory_type": "slot"}, r"memory_type='slot' is not known\. Did you mean 'slots'\?"),
+        ({"attention_window": None}, "memory_type='attention_slots' needs an attention_window"),
+        ({"memory_slots": 63}, "memory_slots=63 must be at least memory_segment=64"),
+        ({"norm_style": "prenorm"}, "norm_style='prenorm' is not known"),
+        ({"embedding_conv_depthwise": True}, "does nothing without an embedding_conv_kernel"),
         ({"memory_slots": 0}, "memory_slots=0 must be positive"),
         ({"memory_decay": 0.0}, r"memory_decay=0\.0 must lie in \(0, 1\]"),
         ({"exploration_schedule": "cosin"}, r"exploration_schedule='cosin' is not known\. Did you mean 'cosine'\?"),
@@ -85,9 +94,8 @@ def test_starts_at_the_uniform_loss_and_every_part_is_initialised():
     model = InfinitoForCausalLM(InfinitoConfig.from_preset("infinito-small")).eval()
     ids = torch.randint(8192, (2, 64))
     assert abs(model(ids, labels=ids).loss.item() - math.log(8192)) < 0.3
-    memory = model.model.memories["2"]
-    assert memory.o_proj.weight.eq(0).all() and memory.gate.bias.eq(0).all()
-    assert 0.015 < memory.k_proj.weight.std() < 0.025 and 0.015 < memory.pooling.weight.std() < 0.025
+    votes = model.model.layers[1].attention.importance
+    assert 0.015 < votes.weight.std() < 0.025 and votes.bias.eq(2).all()
     branch_end = model.model.layers[0].ffn.down_proj.weight.std().item()
     assert branch_end == pytest.approx(0.02 / (2 * 4) ** 0.5, rel=0.05)
 
@@ -117,9 +125,9 @@ def test_learns_a_batch_by_heart(tokens):
 
 
 @pytest.mark.parametrize("at", [1, SEGMENT - 1, SEGMENT, SEGMENT + 1, 6 * SEGMENT, 33])
-@pytest.mark.parametrize("slots", [5, 20])
-def test_the_future_is_not_seen(build_infinito, tokens, at, slots):
-    model, ids = build_infinito(memory_slots=slots), tokens(2, 34)
+@pytest.mark.parametrize("fields", [{"memory_slots": 5}, {"memory_slots": 20}, ATTENTION_SLOTS], ids=str)
+def test_the_future_is_not_seen(build_infinito, tokens, at, fields):
+    model, ids = build_infinito(**fields), tokens(2, 34)
     changed = torch.cat([ids[:, :at], (ids[:, at:] + 1) % VOCAB], dim=1)
     with torch.no_grad():
         before, after = model(ids).logits, model(changed).logits
@@ -127,15 +135,17 @@ def test_the_future_is_not_seen(build_infinito, tokens, at, slots):
     assert not torch.equal(before[:, at:], after[:, at:])
 
 
-def test_rows_do_not_meet(build_infinito, tokens):
-    model, ids = build_infinito(), tokens(4, 34)
+@every_type
+def test_rows_do_not_meet(build_infinito, tokens, fields):
+    model, ids = build_infinito(**fields), tokens(4, 34)
     with torch.no_grad():
         assert_same(model(ids[1:2]).logits, model(ids).logits[1:2])
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_padding_changes_nothing(build_infinito, tokens, attention):
-    model, ids, pads = build_infinito(attn_implementation=attention), tokens(2, 34), 7
+@every_type
+def test_padding_changes_nothing(build_infinito, tokens, attention, fields):
+    model, ids, pads = build_infinito(attn_implementation=attention, **fields), tokens(2, 34), 7
     filler = tokens(2, pads, seed=3)
     mask = torch.ones(2, 34 + pads, dtype=torch.long)
     with torch.no_grad():
@@ -164,19 +174,64 @@ def test_gradients_reach_the_memory(build_infinito, tokens, memory_layers):
         assert parameter.grad.abs().max() > 1e-6, name
 
 
+def test_gradients_reach_the_importance_where_slots_are_replaced(build_infinito, tokens):
+    for length, learns in ((34, True), (ATTENTION_SLOTS["attention_window"] + ATTENTION_SLOTS["memory_slots"], False)):
+        model, ids = build_infinito(**ATTENTION_SLOTS), tokens(2, length)
+        model(ids, labels=ids).loss.backward()
+        for layer in model.model.layers[1:]:
+            assert bool(layer.attention.importance.weight.grad.abs().max() > 1e-6) == learns
+            assert layer.attention.k_proj.weight.grad.abs().max() > 1e-6
+
+
+def test_gradient_checkpointing_changes_nothing(build_infinito, tokens):
+    gradients, ids = [], tokens(2, 34)
+    for checkpoints in (False, True):
+        model = build_infinito(**ATTENTION_SLOTS).train()
+        if checkpoints:
+            model.activation_checkpointing_enable()
+        model(ids, labels=ids).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert_same(gradients[0], gradients[1])
+
+
+def test_a_window_of_training_is_not_that_of_evaluation(build_infinito, tokens):
+    model, ids = build_infinito(**ATTENTION_SLOTS), tokens(2, 34)
+    with torch.no_grad():
+        usual = model(ids).logits
+        model.set_training_window(9)
+        assert torch.equal(model(ids).logits, usual)
+        drawn = model.train()(ids).logits
+        model.set_training_window(None)
+        assert torch.equal(model(ids).logits, usual)
+        model.config.attention_window = 9
+        assert torch.equal(model.eval()(ids).logits, drawn)
+    with pytest.raises(ValueError, match="attention_window=0 must be positive"):
+        model.set_training_window(0)
+
+
 # --- saving
 
 
-def test_round_trip(build_infinito, tokens, tmp_path):
+def test_a_configuration_without_a_memory_type_has_the_memory_there_was_before(tmp_path):
+    InfinitoForCausalLM(tiny_infinito()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("memory_type") == "slots"
+    path.write_text(json.dumps(config))
+    assert list(InfinitoForCausalLM.from_pretrained(tmp_path).model.memories) == ["1", "2"]
+
+
+@every_type
+def test_round_trip(build_infinito, tokens, tmp_path, fields):
     ids = tokens(2, 20)
     for tied in (False, True):
-        model = build_infinito(dtype=torch.float32, tie_word_embeddings=tied)
+        model = build_infinito(dtype=torch.float32, tie_word_embeddings=tied, **fields)
         model.save_pretrained(tmp_path / str(tied))
         loaded = InfinitoForCausalLM.from_pretrained(tmp_path / str(tied))
         assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
         assert (loaded.lm_head.decoder.weight is loaded.model.embeddings.embed_tokens.weight) == tied
         half = InfinitoForCausalLM.from_pretrained(tmp_path / str(tied), dtype=torch.bfloat16).eval()
         output = half(ids)
-        assert output.logits.dtype == torch.bfloat16 and output.memory_state[0].keys.dtype == torch.float32
-    weights = InfinitoForCausalLM(tiny_infinito()).state_dict()
+        assert output.logits.dtype == torch.bfloat16 and output.memory_state[0].importance.dtype == torch.float32
+    weights = InfinitoForCausalLM(tiny_infinito(**fields)).state_dict()
     assert not [name for name in weights if "state" in name or "slot" in name], "the memory must not be saved"

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from causal_cases import state_bytes
-from tiny_infinito import assert_same, left_padded
+from tiny_infinito import ATTENTION_SLOTS, assert_same, left_padded
 
 
 @pytest.mark.parametrize("sizes", [[1] * 30, [10, 1, 1, 7, 11], [3, 27]], ids=str)
-@pytest.mark.parametrize("fields", [{}, {"attention_window": 5}, {"memory_slots": 20}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"attention_window": 5}, {"memory_slots": 20}, ATTENTION_SLOTS], ids=str)
 def test_a_text_in_pieces_is_the_text(build_infinito, tokens, sizes, fields):
     model, ids = build_infinito(**fields), tokens(3, 30)
     mask = left_padded(ids, (5, 1, 0))
@@ -25,11 +25,18 @@ def test_a_text_in_pieces_is_the_text(build_infinito, tokens, sizes, fields):
         assert_same(output.memory_stats[name], value)
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"use_memory": False}, {"attention_window": 4}], ids=str)
-def test_generation_with_cache_is_generation_without(build_infinito, tokens, beams, options):
-    options = dict(options)
-    model = build_infinito(attention_window=options.pop("attention_window", None))
+@pytest.mark.parametrize(
+    ("fields", "options", "beams"),
+    [
+        *((fields, {}, beams) for fields in ({}, {"attention_window": 4}) for beams in (1, 3)),
+        *(({}, {"use_memory": False}, beams) for beams in (1, 3)),
+        (ATTENTION_SLOTS, {}, 3),
+        (ATTENTION_SLOTS, {"use_memory": False}, 1),
+    ],
+    ids=str,
+)
+def test_generation_with_cache_is_generation_without(build_infinito, tokens, beams, fields, options):
+    model = build_infinito(**fields)
     prompts = tokens(3, 9)
     options = options | {
         "attention_mask": left_padded(prompts, (5, 0, 2)),
@@ -43,17 +50,18 @@ def test_generation_with_cache_is_generation_without(build_infinito, tokens, bea
     assert len({tuple(row) for row in cached[:, 9:].tolist()}) > 1
 
 
-def test_shuffled_generation_with_cache_is_generation_without(build_infinito, tokens):
-    model, prompts = build_infinito(), tokens(3, 9)
+@pytest.mark.parametrize("fields", [{}, ATTENTION_SLOTS], ids=str)
+def test_shuffled_generation_with_cache_is_generation_without(build_infinito, tokens, fields):
+    model, prompts = build_infinito(**fields), tokens(3, 9)
     options = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
     cached = model.generate(prompts, shuffle_memory=True, **options)
     assert torch.equal(cached, model.generate(prompts, shuffle_memory=True, use_cache=False, **options))
     assert not torch.equal(cached, model.generate(prompts, **options))
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_generation_takes_a_carried_memory(build_infinito, tokens, beams):
-    model, prompts = build_infinito(), tokens(2, 6)
+@pytest.mark.parametrize(("fields", "beams"), [({}, 1), ({}, 3), (ATTENTION_SLOTS, 3)], ids=str)
+def test_generation_takes_a_carried_memory(build_infinito, tokens, beams, fields):
+    model, prompts = build_infinito(**fields), tokens(2, 6)
     state = model(tokens(2, 30, seed=7)).memory_state
     options = {
         "attention_mask": torch.ones_like(prompts),
@@ -109,14 +117,15 @@ def test_everything_that_generate_can_return(build_infinito, tokens, beams):
         assert [weights.shape[-2:] for weights in attentions] == [(length, min(5 + step, 6))] * depth
 
 
-def test_decoding_needs_no_more_memory_for_longer_texts(build_infinito, tokens):
-    model = build_infinito(attention_window=8, max_position_embeddings=300)
-    ids, cache, sizes = tokens(2, 300), model.new_cache(), [0]
+@pytest.mark.parametrize("fields", [{}, {**ATTENTION_SLOTS, "memory_layers": [0, 1, 2]}], ids=str)
+def test_decoding_needs_no_more_memory_for_longer_texts(build_infinito, tokens, fields):
+    model = build_infinito(**{"attention_window": 8, "max_position_embeddings": 90, **fields})
+    ids, cache, sizes = tokens(2, 90), model.new_cache(), [0]
     with torch.no_grad():
-        for step in range(300):
+        for step in range(90):
             model(ids[:, step : step + 1], cache=cache)
             sizes.append(state_bytes(cache))
-    assert sizes[100] == sizes[300] > 0
+    assert sizes[30] == sizes[90] > 0
 
 
 def test_no_assisted_decoding_with_memory(build_infinito):

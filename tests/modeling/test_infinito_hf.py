@@ -82,3 +82,10 @@ class InfinitoTest(Common, unittest.TestCase):
 class TiedRoomyInfinitoTest(Common, unittest.TestCase):
     all_model_classes = (*HEADS, *OTHER_HEADS)
     fields = {"tie_word_embeddings": True, "memory_slots": 8, "attention_window": 3}
+
+
+@pytest.mark.slow
+class AttentionSlotsTest(Common, unittest.TestCase):
+    has_attentions = False  # a layer whose attention reads slots has none to show
+    all_model_classes = (*HEADS, *OTHER_HEADS)
+    fields = {"memory_type": "attention_slots", "attention_window": 2, "norm_style": "pre", "embedding_conv_kernel": 2}

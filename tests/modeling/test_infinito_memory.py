@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from frankenlm.modeling import InfinitoConfig, InfinitoForCausalLM
-from tiny_infinito import SEGMENT, VOCAB, assert_same, left_padded, tiny_infinito
+from tiny_infinito import ATTENTION_SLOTS, SEGMENT, VOCAB, assert_same, left_padded, tiny_infinito
+
+every_type = pytest.mark.parametrize("fields", [{}, ATTENTION_SLOTS], ids=["slots", "attention_slots"])
 
 # --- what the memory tells
 
@@ -25,19 +27,38 @@ def test_statistics_and_reads(build_infinito, tokens):
     assert model(ids).memory_reads is None
 
 
-def test_the_preset_uses_its_memory_after_16_tokens():
-    model = InfinitoForCausalLM(InfinitoConfig.from_preset("infinito-small")).eval()
+def test_attention_slots_say_how_they_are_used(build_infinito, tokens):
+    model, ids = build_infinito(**ATTENTION_SLOTS), tokens(3, 34)
+    output = model(ids, output_memory_reads=True)
+    assert [reads.shape for reads in output.memory_reads] == [(3, 34, 8)] * 2
+    assert {name: value.shape for name, value in output.memory_stats.items()} == dict.fromkeys(
+        ("slots_used", "mean_importance", "rotation", "utilisation", "slot_mass"), (3,)
+    )
+    assert output.memory_stats["slots_used"].eq(7).all()
+    assert_same(output.memory_stats["rotation"], torch.tensor([(34 - 4 - 7) / 7] * 3, dtype=torch.float64))
+    in_window = torch.stack([reads[..., -1].mean(1) for reads in output.memory_reads]).mean(0)
+    assert_same(output.memory_stats["slot_mass"], 1 - in_window)
+    assert not any(value.requires_grad for value in output.memory_stats.values())
+
+
+def test_the_preset_uses_its_memory_behind_its_window():
+    config = InfinitoConfig.from_preset("infinito-small")
+    model, window = InfinitoForCausalLM(config).eval(), config.attention_window
     with torch.no_grad():
-        used = [model(torch.arange(length)[None]).memory_stats["slots_used"].item() for length in (15, 16, 32)]
-    assert used == [0, 1, 2]
+        used = [
+            model(torch.arange(length)[None]).memory_stats["slots_used"].item() for length in (window - 1, window + 2)
+        ]
+    assert used == [0, 3]
 
 
+@every_type
 @pytest.mark.parametrize("off", [{"use_memory": False}, {"memory_layers": []}])
-def test_memory_off_is_the_model_without_memory(build_infinito, tokens, off):
-    model, ids = build_infinito(), tokens(2, 34)
-    without = InfinitoForCausalLM(tiny_infinito(memory_layers=[])).double().eval()
+def test_memory_off_is_the_model_without_memory(build_infinito, tokens, off, fields):
+    model, ids = build_infinito(**fields), tokens(2, 34)
+    without = InfinitoForCausalLM(tiny_infinito(**fields | {"memory_layers": []})).double().eval()
     missing = without.load_state_dict(model.state_dict(), strict=False)
-    assert not missing.missing_keys and all("memories" in name for name in missing.unexpected_keys)
+    assert not missing.missing_keys
+    assert all("memories" in name or "importance" in name for name in missing.unexpected_keys)
     expected = without(ids, labels=ids)
     output = (model if "use_memory" in off else without)(ids, labels=ids, use_memory=False)
     assert torch.equal(output.logits, expected.logits) and torch.equal(output.loss, expected.loss)
@@ -89,9 +110,12 @@ def test_memory_reads_go_on_where_the_last_window_ended(build_infinito, tokens):
 
 
 @pytest.mark.parametrize("cuts", [(1,), (SEGMENT,), (9, 30), (13, 14, 15)], ids=str)
-def test_windows_with_carried_memory_are_one_text(build_infinito, tokens, cuts):
-    """With attention on the token itself and no positions, memory is all that connects tokens."""
-    model, ids = build_infinito(attention_window=1), tokens(3, 40)
+@pytest.mark.parametrize(
+    "fields", [{"attention_window": 1}, {**ATTENTION_SLOTS, "memory_layers": [0, 1, 2]}], ids=["slots", "attention"]
+)
+def test_windows_with_carried_memory_are_one_text(build_infinito, tokens, cuts, fields):
+    """Without positions, and with attention on the token itself or carried on too, memory connects all tokens."""
+    model, ids = build_infinito(**fields), tokens(3, 40)
     mask = left_padded(ids, (0, 3, 6))
     with torch.no_grad():
         model.model.embeddings.embed_positions.weight.zero_()
@@ -107,8 +131,9 @@ def test_windows_with_carried_memory_are_one_text(build_infinito, tokens, cuts):
         assert (forgetful - logits[-1])[0].abs().max() > 1e-3
 
 
-def test_state_hangs_on_the_graph_in_training_only(build_infinito, tokens):
-    model, ids = build_infinito(), tokens(2, 10)
+@every_type
+def test_state_hangs_on_the_graph_in_training_only(build_infinito, tokens, fields):
+    model, ids = build_infinito(**fields), tokens(2, 10)
     assert not model(ids).memory_state[0].keys.requires_grad
     state = model.train()(ids).memory_state
     assert state[0].keys.requires_grad
@@ -122,8 +147,9 @@ def test_state_hangs_on_the_graph_in_training_only(build_infinito, tokens):
         (lambda state: [each.select(torch.tensor([0])) for each in state], r"memory_state\[0\] holds keys of shape"),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused(build_infinito, tokens, change, message):
-    model, ids = build_infinito(), tokens(2, 10)
+@every_type
+def test_a_state_that_does_not_fit_is_refused(build_infinito, tokens, change, message, fields):
+    model, ids = build_infinito(**fields), tokens(2, 10)
     state = model(ids).memory_state
     with pytest.raises(ValueError, match=message):
         model(ids, memory_state=change(state))
@@ -134,13 +160,20 @@ def test_a_state_of_another_kind_or_segment_is_refused(build_infinito, tokens):
     state = build_infinito(memory_segment=16)(tokens(2, 30)).memory_state
     with pytest.raises(ValueError, match="has 14 tokens in its open segment, but memory_segment=4"):
         model(ids, memory_state=state)
+    slots = build_infinito(**ATTENTION_SLOTS)
+    with pytest.raises(ValueError, match="SlotMemoryState, expected a AttentionSlotsState per memory layer"):
+        slots(ids, memory_state=state)
+    with pytest.raises(ValueError, match="has 3 tokens since its last ranking, but memory_segment=2"):
+        state = slots(tokens(2, 11)).memory_state
+        build_infinito(**ATTENTION_SLOTS | {"memory_segment": 2})(ids, memory_state=state)
     for wrong in (state[0], {"keys": state[0].keys}, [state[0].keys, state[0].keys]):
         with pytest.raises(ValueError, match="expected a SlotMemoryState per memory layer"):
             model(ids, memory_state=wrong)
 
 
-def test_contradictions_are_refused(build_infinito, tokens):
-    model, ids = build_infinito(), tokens(2, 10)
+@every_type
+def test_contradictions_are_refused(build_infinito, tokens, fields):
+    model, ids = build_infinito(**fields), tokens(2, 10)
     output = model(ids)
     with pytest.raises(ValueError, match="beside a filled cache"):
         model(ids, memory_state=output.memory_state, cache=output.cache)

@@ -13,7 +13,7 @@ from frankenlm.modeling import (
     Legacy1BitForCausalLM,
 )
 from frankenlm.modeling.scan_linear import linear_scan_chunked
-from tiny_infinito import tiny_infinito
+from tiny_infinito import ATTENTION_SLOTS, tiny_infinito
 from tiny_legacy import tiny_legacy
 
 MIXERS = ("retnet", "titan_memory", "mamba", "sigmoid_attn", "standard_attn", "ode")
@@ -25,7 +25,8 @@ def build(tiny_config, enliven):
     def build(case):
         if case.startswith("infinito"):
             head = InfinitoForQuestionAnswering if "spans" in case else InfinitoForCausalLM
-            model = head(tiny_infinito(memory_slots=40))
+            fields = ATTENTION_SLOTS | {"memory_slots": 92} if "attention" in case else {"memory_slots": 40}
+            model = head(tiny_infinito(**fields))
         elif case.startswith("legacy"):
             model = Legacy1BitForCausalLM(tiny_legacy("legacy" if "ternary" in case else "modern twin"))
         elif "window" in case:
@@ -45,7 +46,7 @@ def build(tiny_config, enliven):
     return build
 
 
-CASES = ("few", "infinito", "legacy ternary")
+CASES = ("few", "infinito", "infinito attention", "legacy ternary")
 MORE = ("decoder", "encoder", "infinito spans", "legacy", "window encoder", "window decoder")
 every_case = pytest.mark.parametrize("case", [*CASES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 
