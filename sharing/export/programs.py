@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from frankenlm.modeling.attention_slots import AttentionWithSlots
 from frankenlm.modeling.mixer_attention import TitanAttention
 from frankenlm.modeling.slot_memory import SlotMemory
 from frankenlm.trainer_ext.common.checkpoints import position_limit
@@ -105,6 +106,8 @@ def longest_text(model: nn.Module) -> int | None:
             limits.append(module.rates(model.config.num_hidden_layers - 1).span)
         if isinstance(module, SlotMemory):
             limits.append((module.num_slots - 1) * module.segment)
+        if isinstance(module, AttentionWithSlots):
+            limits.append(model.config.attention_window + module.num_slots)
     return min((limit for limit in limits if limit is not None), default=None)
 
 

@@ -40,6 +40,10 @@ def test_early_stopping_saves_and_evaluates_at_the_same_steps(tmp_path):
         ({"fp16": True, "use_cpu": True}, "fp16 needs a GPU"),
         ({"early_stopping_patience": 0}, "at least 1"),
         ({"early_stopping_patience": 2, "eval_strategy": "no"}, "needs evaluations"),
+        ({"attention_window_range": [64]}, "--attention_window_range 64: give the smallest and the largest"),
+        ({"attention_window_range": [9, 8]}, "--attention_window_range 9 8: give"),
+        ({"attention_window_range": [0, 8]}, "--attention_window_range 0 8: give"),
+        ({"attention_window_range": [4, 8], "torch_compile": True}, "leave one out"),
     ],
 )
 def test_impossible_combinations_are_refused(tmp_path, fields, words):

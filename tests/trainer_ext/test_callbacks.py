@@ -11,7 +11,14 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from frankenlm.modeling.norms import Derf
-from frankenlm.trainer_ext.callbacks import SaturationProbe, SignalStop, StepWindow, describe, peak_memory_mib
+from frankenlm.trainer_ext.callbacks import (
+    DrawnWindow,
+    SaturationProbe,
+    SignalStop,
+    StepWindow,
+    describe,
+    peak_memory_mib,
+)
 from frankenlm.trainer_ext.saving.training_csv import CsvLog, read_csv
 
 CPU = torch.device("cpu")
@@ -157,3 +164,17 @@ def test_several_processes_and_preparations_end_at_once(world_size, training):
 
 def test_peak_memory_is_plausible():
     assert 50 < peak_memory_mib(CPU) < 1e6
+
+
+def test_a_window_is_drawn_for_each_step_alone():
+    """From the seed and the step: a run that goes on draws what it would have drawn."""
+    windows, again = [], DrawnWindow(4, 7, seed=3)
+    model = SimpleNamespace(set_training_window=windows.append)
+    callback, state = DrawnWindow(4, 7, seed=3), TrainerState()
+    for state.global_step in range(40):
+        callback.on_step_begin(None, state, None, model=model)
+    assert windows == [again.draw(step) for step in range(40)]
+    assert set(windows) == {4, 5, 6, 7} and windows[20:] == [again.draw(step) for step in range(20, 40)]
+    assert windows != [DrawnWindow(4, 7, seed=4).draw(step) for step in range(40)]
+    callback.on_train_end(None, state, None, model=model)
+    assert windows[-1] is None
