@@ -39,6 +39,7 @@ from .flags import (
     words_of,
 )
 from .recovery.command import recover_command, recover_flags
+from .skills.command import skills_command, skills_flags
 
 if TYPE_CHECKING:
     from .harness import Harness
@@ -321,6 +322,7 @@ def print_table(rows: Sequence[dict]) -> None:
 COMMANDS: dict[str, tuple[str, Callable, Callable]] = {
     "run": ("run experiments, from wherever they stand", run_flags, run_command),
     "recover": ("train damaged models, and measure them again on the way", recover_flags, recover_command),
+    "skills": ("which skills break first, of those the undamaged model has", skills_flags, skills_command),
     "groups": ("show which weights of a model a group means", groups_flags, groups_command),
     "dry-run": ("estimate memory and rows without reading weights", dry_run_flags, dry_run_command),
     "measure": ("measure rows that exist; needs no model", measure_flags, measure_command),

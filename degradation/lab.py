@@ -299,7 +299,7 @@ class Lab:
     def _begin(self, experiment: Experiment, store: Store, signals: Signals) -> ExperimentRun:
         try:
             with user_mistakes():  # what only the weights can tell
-                loaded = self._load(experiment.config)
+                loaded = self.load(experiment.config)
                 policy = make_policy(experiment, loaded)
                 return ExperimentRun(experiment, loaded, store, policy, signals, self.options.harness)
         except (RuntimeError, MemoryError) as error:
@@ -365,7 +365,8 @@ class Lab:
                 rebuild=options.rebuild,
             )
 
-    def _load(self, config: ExperimentConfig) -> Loaded:
+    def load(self, config: ExperimentConfig) -> Loaded:
+        """Return the model as an experiment wants it; the next one that wants the same finds it loaded."""
         if self.given is not None:
             return self.given
         key = tuple(dataclasses.asdict(config)[name] for name in LOADING_FIELDS) + (config.image is not None,)

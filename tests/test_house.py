@@ -51,6 +51,8 @@ ARROWS = {
     | {f"degradation.{room}" for room in ("cells", "configs", "damage", "errors", "flags", "lab", "offloaded")}
     | {f"degradation.{room}" for room in ("records", "run", "weights")}
     | {f"trainer_ext.{room}" for room in ("arguments", "data", "saving", "trainer")},
+    "degradation.skills": FOUNDATION
+    | {f"degradation.{room}" for room in ("answers", "cells", "configs", "flags", "lab", "report", "run", "weights")},
     "degradation.report": FOUNDATION
     | {f"degradation.{room}" for room in ("configs", "errors", "measures", "prompts", "records")},
 }

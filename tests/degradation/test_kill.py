@@ -1,20 +1,14 @@
 """SIGKILL at any moment: no finished row lost, none twice, the JSON file whole, and the end that of an unbroken run."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from frankenlm.degradation.records.journal import JournalReader
-from frankenlm.degradation.records.row_keys import FINISHED
+from kill_server import asking, exported, journal_rows, kill_often
 
-SERVER = Path(__file__).resolve().parents[1] / "helpers" / "kill_server.py"
 # how a row may differ from the one of an unbroken run: when, by which try, in which batch
 LOOSE = {
     "timestamp",
@@ -31,46 +25,17 @@ ROUNDED = {"mean_logprob": 1e-3, "mean_entropy": 1e-3}
 
 @pytest.fixture(scope="module")
 def ask(tiny_dir):
-    """Ask the fork server."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    server = subprocess.Popen([sys.executable, SERVER], env=environment, **pipes)
-
-    def request(workload, folder, kill=None):
-        model = str(tiny_dir("llama")) if workload == "experiment" else None
-        asked = {"workload": workload, "model": model, "folder": str(folder), "kill": kill}
-        print(json.dumps(asked), file=server.stdin, flush=True)
-        answer = json.loads(server.stdout.readline())
-        assert not answer["hung"], "the run never ended"
-        return answer
-
-    yield request
-    server.stdin.close()
-    server.wait()
-    server.stdout.close()
+    with asking(tiny_dir("llama")) as request:
+        yield request
 
 
-def journal_rows(folder):
-    """All good rows of all ranks' journals, read without repairing anything."""
-    return [line.row for path in folder.glob("*.journal/rank-*.jsonl") for line in JournalReader(path).new_lines()]
-
-
-def exported(folder):
-    """The rows of the JSON file, which must be whole wherever it is there; None where it is not."""
-    found = list(folder.glob("*.json"))
-    return json.loads(found[0].read_text(encoding="utf-8")) if found else None
-
-
-def check_after_a_kill(folder, acknowledged):
-    keys = [row["row_key"] for row in journal_rows(folder) if row["status"] in FINISHED]
-    assert set(acknowledged) <= set(keys), "a finished row is lost"
-    assert len(keys) == len(set(keys)), "a row is there twice"
-    rows = exported(folder)
-    assert rows is None or {row["row_key"] for row in rows} <= set(keys)
+def only(files):
+    (rows,) = files.values()
+    return rows
 
 
 def check_the_end(folder, expected):
-    rows = exported(folder)
+    rows = only(exported(folder))
     assert len(rows) == len(expected)
     for row, wanted in zip(rows, expected, strict=True):
         assert row.keys() == wanted.keys()
@@ -100,15 +65,7 @@ def side_lines(folder, name):
 
 def kill_and_resume(ask, workload, folder, kills, expected):
     """Run a workload to the end over a number of kills; return how many of them came in time."""
-    came, acknowledged = 0, []
-    for kill in kills:
-        answer = ask(workload, folder, kill)
-        assert answer["killed"] or answer["status"] == 0, "the run failed by itself"
-        came += answer["killed"]
-        acknowledged += answer["acknowledged"]
-        check_after_a_kill(folder, acknowledged)
-    answer = ask(workload, folder)
-    assert answer["status"] == 0, "the last run failed"
+    came = kill_often(ask, workload, folder, kills)
     check_the_end(folder, expected)
     return came
 
@@ -124,7 +81,7 @@ def unbroken(ask, tmp_path_factory):
             ask(workload, tmp_path_factory.mktemp("warm"))
             answer = ask(workload, folder)
             assert answer["status"] == 0
-            rows = exported(folder)
+            rows = only(exported(folder))
             assert sorted(answer["acknowledged"]) == sorted(row["row_key"] for row in rows)
             known[workload] = (rows, answer["calls"], answer["seconds"])
         return known[workload]

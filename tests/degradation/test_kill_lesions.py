@@ -1,76 +1,68 @@
-"""SIGKILL during targeted lesions and recoveries, through the command: nothing lost, nothing twice, the same end."""
+"""SIGKILL in runs of several experiments, lesions, recoveries and skills: no row lost, none twice, the same end."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+import shutil
+from collections import Counter
 
 import pytest
 
-from small_runs import INCIDENTAL, ROUNDED
+from kill_server import asking, exported, journal_rows, kill_often
+from small_runs import essence
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "degrade.py"
-BASE = "--config smoke --dtype float32 --levels 0,1 --n_rep 2 --max_new_tokens 4 --perplexity false --max_batch_size 2"
-COMMANDS = {
-    "targeted": f"run {BASE} --method targeted matched --group attn_o --unit head --importance ablation",
-    "recover": f"recover {BASE} --method mult_gauss --group mlp_only --steps 4 --every 2 --train_length 16 "
-    "--train_batch 2 --train_text TEXT",
-}
-KILLS = {"targeted": 6, "recover": 3}
+WORKLOADS = ("several", "targeted", "recover", "skills")
+KILLS = 50  # of each
+IN_A_ROW = 3  # in one folder, each in the run that was to repair what the one before left
 
 
-def start(name, model, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    text = folder.parent / "text.txt"
-    text.write_text("the kettle sang and the dog slept. " * 40, encoding="utf-8")
-    asked = [str(text) if word == "TEXT" else word for word in COMMANDS[name].split()]
-    words = [sys.executable, str(SCRIPT), *asked, "--model", str(model), "--output_dir", str(folder)]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def ask(tiny_dir):
+    with asking(tiny_dir("llama")) as request:
+        yield request
 
 
-def rows_in(folder):
-    """file -> its rows, without what may differ between two runs."""
-    found = {}
-    for path in sorted(folder.glob("outputs_*.json")):
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        found[path.name] = [
-            {
-                name: pytest.approx(value, abs=1e-3) if name in ROUNDED and value is not None else value
-                for name, value in row.items()
-                if name not in INCIDENTAL
-            }
-            for row in rows
-        ]
-    return found
+def result_of(folder):
+    """All that a workload leaves for its reader: file -> rows, and of skills the cells."""
+    cells = {path.name: json.loads(path.read_text()) for path in folder.glob("skills_*/cells/*.json")}
+    return {name: essence(rows) for name, rows in exported(folder).items()} | cells
+
+
+def kills_of(draw, unbroken):
+    """Kills of both kinds: inside one of the calls to the disk that an unbroken run makes, and at any moment."""
+    names = [name for name in ("write", "fsync", "replace", "unlink") if unbroken["calls"][name]]
+    while True:
+        if draw.random() < 0.5:
+            yield {"after": draw.uniform(0.0, unbroken["seconds"])}
+        else:
+            name = draw.choice(names)
+            yield {"call": name, "number": draw.randint(1, unbroken["calls"][name]), "part": draw.random()}
+
+
+def check_kills(ask, workload, tmp_path, wanted, seed):
+    ask(workload, tmp_path / "warm")
+    unbroken = ask(workload, tmp_path / "whole")
+    assert unbroken["status"] == 0
+    expected = result_of(tmp_path / "whole")
+    kills, came = kills_of(random.Random(seed), unbroken), 0
+    for number in range(4 * wanted):  # a late one finds the run ended, the more so behind others
+        folder = tmp_path / str(number)
+        came += kill_often(ask, workload, folder, [next(kills) for _ in range(IN_A_ROW)])
+        assert result_of(folder) == expected
+        assert set(Counter(row["row_key"] for row in journal_rows(folder)).values()) <= {1}
+        assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp") or "checkpoint-" in path.name]
+        shutil.rmtree(folder)
+        if came >= wanted:
+            return came
+    pytest.fail(f"only {came} of {wanted} kills came in time")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", COMMANDS)
-def test_kills_at_any_moment_cost_no_row_and_change_none(name, tiny_dir, tmp_path):
-    model, moments = tiny_dir("llama"), random.Random(name)
-    began = time.monotonic()
-    whole = start(name, model, tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
-    whole.stderr.close()
-    took = time.monotonic() - began
-    for _ in range(KILLS[name]):
-        process = start(name, model, tmp_path / "killed")
-        try:
-            process.wait(timeout=moments.uniform(0.3, 1.0) * took)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        process.stderr.close()
-    last = start(name, model, tmp_path / "killed")
-    assert last.wait() == 0, last.stderr.read()
-    last.stderr.close()
-    found, expected = rows_in(tmp_path / "killed"), rows_in(tmp_path / "whole")
-    assert found.keys() == expected.keys() and all(found.values())
-    for file, rows in expected.items():
-        keys = [row["row_key"] for row in found[file]]
-        assert len(keys) == len(set(keys)), "a row is there twice"
-        assert found[file] == rows, file
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_two_hundred_kills_cost_no_row_and_change_none(ask, workload, tmp_path):
+    assert check_kills(ask, workload, tmp_path, KILLS, seed=WORKLOADS.index(workload)) >= KILLS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_a_few_kills(ask, workload, tmp_path):
+    check_kills(ask, workload, tmp_path, 2, seed=9)

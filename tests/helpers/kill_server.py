@@ -14,23 +14,25 @@ The answer: {"hung": bool, "killed": bool, "status": int, "seconds": float, "ack
 `acknowledged` are the rows whose `Store.append` had returned. Calls are counted from the start of the workload.
 """
 
+import contextlib
 import functools
 import json
 import os
 import select
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
+from pathlib import Path
 
 from frankenlm.degradation.records import store
+from frankenlm.degradation.records.journal import JournalReader
+from frankenlm.degradation.records.row_keys import FINISHED
 from frankenlm.degradation.records.store import Store
 from record_rows import CONFIG, NAMES, lesion, make_row
-
-# an export after every cell, not when it is due by the clock: every run makes the same calls
-store.EXPORT_SHARE = 0
 
 CALLS = ("write", "fsync", "replace", "ftruncate", "unlink")
 LEVELS, PROMPTS, BATCH = 2, 3, 2
@@ -53,21 +55,64 @@ def files(folder, model):
 
 def experiment(folder, model):
     """The real thing: an experiment of 8 rows in four cells on a tiny model that was loaded before the fork."""
+    run_all(folder, model, SMALLEST | {"levels": (0.0, 0.3), "n_rep": 2})
+
+
+def several(folder, model):
+    """Several methods, groups and windows in one command: 12 rows in two files."""
+    configs = [{"method": method, "group": group} for method in ("mult_gauss", "ablation") for group in WINDOWS]
+    run_all(folder, model, *(SMALLEST | {"levels": (0.3,)} | config for config in configs[:-1]))
+
+
+def targeted(folder, model):
+    """Chosen lesions and their control, with scores that are measured first: 8 rows in two files."""
+    lesion = {"group": "attn_o", "unit": "head", "importance": "ablation", "levels": (1,)}
+    run_all(folder, model, *(SMALLEST | lesion | {"method": method} for method in ("targeted", "matched")))
+
+
+def recover(folder, model):
+    """Two cells, damaged, trained for two steps, and measured at each: 12 rows in three files."""
     from frankenlm.degradation.configs import get_config
-    from frankenlm.degradation.lab import run_experiment
+    from frankenlm.degradation.recovery import recover as flow
+    from frankenlm.degradation.recovery.settings import RecoverySettings
 
-    config = get_config("smoke") | {
-        "levels": (0.0, 0.3),
-        "n_rep": 2,
-        "max_prompts": 2,
-        "max_new_tokens": 4,
-        "dtype": "float32",
-        "perplexity": False,
-    }
-    run_experiment(config, model=model[0], tokenizer=model[1], output_dir=folder, progress=False)
+    text = Path(folder).parent / "text.txt"
+    text.write_text("the kettle sang and the dog slept. " * 40, encoding="utf-8")
+    settings = RecoverySettings(str(text), steps=2, every=1, batch=2, length=16)
+    lab = lab_in(folder, model)
+    config = get_config("smoke") | SMALLEST | {"group": "mlp_only", "levels": (0.3,)}
+    flow.recover(lab, lab.plan(config), settings)
 
 
-WORKLOADS = {"files": files, "experiment": experiment}
+def skills(folder, model):
+    """Scores of given answers, a file a cell: the undamaged model's and two."""
+    from frankenlm.degradation.configs import get_config
+    from frankenlm.degradation.skills.measuring import measure_skills, plan_skills
+
+    lab = lab_in(folder, model)
+    config = get_config("smoke") | SMALLEST | {"levels": (0.3,), "n_rep": 2}
+    measure_skills(lab, plan_skills(lab, [config]), Path(folder), progress=False)
+
+
+SMALLEST = {"n_rep": 1, "max_prompts": 2, "max_new_tokens": 4, "dtype": "float32", "perplexity": False}
+WINDOWS = ("attn_only@1of2", "mlp_only@2of2")
+
+
+def lab_in(folder, model):
+    from frankenlm.degradation.lab import Lab, RunOptions
+
+    return Lab(model[0], RunOptions(output_dir=folder, progress=False), tokenizer=model[1])
+
+
+def run_all(folder, model, *changes):
+    from frankenlm.degradation.configs import get_config
+
+    lab = lab_in(folder, model)
+    for experiment in [lab.plan(get_config("smoke") | change) for change in changes]:
+        lab.run(experiment)
+
+
+WORKLOADS = {work.__name__: work for work in (files, experiment, several, targeted, recover, skills)}
 
 
 @functools.cache
@@ -77,7 +122,8 @@ def load(folder):
     from tqdm import tqdm
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    import frankenlm.degradation.lab  # noqa: F401
+    import frankenlm.degradation.lab
+    import frankenlm.degradation.recovery.recover  # noqa: F401
     from frankenlm.degradation.run import limits
 
     limits.HostReader = lambda: lambda: 0.2  # what else the machine's memory holds must not end a child
@@ -180,6 +226,64 @@ def serve(request):
     }
 
 
+# --- the tests' side: asking for runs and kills, and what must hold of the rows after any of them
+
+
+@contextlib.contextmanager
+def asking(model):
+    """Yield request(workload, folder, kill=None) -> the server's answer; every workload but `files` uses the model."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
+
+    def request(workload, folder, kill=None):
+        needed = None if workload == "files" else str(model)
+        asked = {"workload": workload, "model": needed, "folder": str(folder), "kill": kill}
+        print(json.dumps(asked), file=server.stdin, flush=True)
+        answer = json.loads(server.stdout.readline())
+        assert not answer["hung"], "the run never ended"
+        return answer
+
+    try:
+        yield request
+    finally:
+        server.stdin.close()
+        server.wait()
+        server.stdout.close()
+
+
+def journal_rows(folder):
+    """All good rows of all ranks' journals, read without repairing anything."""
+    return [line.row for path in folder.glob("*.journal/rank-*.jsonl") for line in JournalReader(path).new_lines()]
+
+
+def exported(folder):
+    """Name -> the rows of a JSON file; each must be whole wherever it is there."""
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("outputs_*.json"))}
+
+
+def check_after_a_kill(folder, acknowledged):
+    keys = [row["row_key"] for row in journal_rows(folder) if row["status"] in FINISHED]
+    assert set(acknowledged) <= set(keys), "a finished row is lost"
+    assert len(keys) == len(set(keys)), "a row is there twice"
+    assert {row["row_key"] for rows in exported(folder).values() for row in rows} <= set(keys)
+
+
+def kill_often(ask, workload, folder, kills):
+    """Kill a workload again and again in one folder and let it end; return how many kills came in time."""
+    came, acknowledged = 0, []
+    for kill in kills:
+        answer = ask(workload, folder, kill)
+        assert answer["killed"] or answer["status"] == 0, "the run failed by itself"
+        came += answer["killed"]
+        acknowledged += answer["acknowledged"]
+        check_after_a_kill(folder, acknowledged)
+    assert ask(workload, folder)["status"] == 0, "the last run failed"
+    return came
+
+
 if __name__ == "__main__":
+    # an export after every cell, not when it is due by the clock: every run makes the same calls
+    store.EXPORT_SHARE = 0
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)

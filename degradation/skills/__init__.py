@@ -1,0 +1,1 @@
+"""Which skills break first, on questions that the undamaged model can do."""
