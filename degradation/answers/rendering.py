@@ -1,10 +1,12 @@
 """Prompts as the model reads them: its own chat template, the picture, and the tokens all prompts begin with."""
 
+import contextlib
+import copy
 import functools
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -192,6 +194,7 @@ class _PictureChat:
 
     def __init__(self, processor, picture: Image.Image, system_prompt: str | None):
         self.processor, self.picture, self.system_prompt = processor, picture, system_prompt
+        self.reader = _ReadOnce(processor.image_processor)
 
     def __call__(self, text: str) -> list[int]:
         return self._encode(text)["input_ids"][0].tolist()
@@ -210,6 +213,35 @@ class _PictureChat:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self.system_prompt}]})
         rendered = apply_template(self.processor, messages)
         # the template has written the special tokens already
-        encoded = self.processor(images=[self.picture], text=rendered, add_special_tokens=False, return_tensors="pt")
+        with self._reading_once():
+            encoded = self.processor(
+                images=[self.picture], text=rendered, add_special_tokens=False, return_tensors="pt"
+            )
         check_bos(self.processor.tokenizer, rendered, encoded["input_ids"][0].tolist())
         return encoded
+
+    @contextlib.contextmanager
+    def _reading_once(self) -> Iterator[None]:
+        """Let the processor find what the first prompt's picture was turned into: the others show the same."""
+        self.processor.image_processor, own = self.reader, self.processor.image_processor
+        try:
+            yield
+        finally:
+            self.processor.image_processor = own
+
+
+class _ReadOnce:
+    """An image processor that turns the one picture it is given into numbers once, for each set of options."""
+
+    def __init__(self, image_processor: Any):
+        self.image_processor, self.read = image_processor, {}
+
+    def __call__(self, *pictures: Any, **options: Any) -> Any:
+        shown = {name: value for name, value in options.items() if name != "images"}
+        key = repr(sorted(shown.items()))
+        if key not in self.read:
+            self.read[key] = self.image_processor(*pictures, **options)
+        return copy.copy(self.read[key])  # processors take entries out of it
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.image_processor, name)

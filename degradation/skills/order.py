@@ -6,10 +6,11 @@ under damage. L50 is where a skill's mean share has fallen half way from its own
 begin lower are not behind from the start; what remains of that is asked by `matched_pairs`, questions of two skills
 that the undamaged model answers equally surely.
 
-Two things vary, the damage (repeats) and the questions (topics: those of one share answers and wordings). A draw takes
-both anew, independently (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics
-1(2); its variance errs to the large side), the same repeats for all skills. From the draws come standard errors, and
-intervals and p-values by Student's t with as many degrees of freedom as the scarcer of the two leaves.
+Two things vary, the damage (repeats) and the questions (topics: those of one share answers and wordings). Each is drawn
+anew with the other held, the same repeats for all skills; the variances add up (what both share is in both: the sum is
+rather too large), each with the n / (n - 1) that a bootstrap lacks, and intervals and p-values are Student's t, its
+degrees of freedom those of the sum (Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance
+Components"), rounded down.
 """
 
 import itertools
@@ -83,17 +84,21 @@ def drawn_topics(questions: Questions, draws: int, seed: int) -> numpy.ndarray:
 
 
 def half_level(questions: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> Estimate:
-    """Return the L50 of a skill; value inf: not reached."""
-    drawn = _drawn(questions, positions, draws, SEED + 1)
-    scarcer = min(len(questions.values), len(numpy.unique(questions.topics)))
-    return _estimate(_point(questions, positions), drawn, scarcer, float(numpy.isfinite(drawn).mean()), positions)
+    """Return the L50 of a skill, its interval between the levels that were tested; value inf: not reached."""
+    parts = [_by_repeats([questions], positions, draws), _by_topics(questions, positions, draws, SEED + 1)]
+    found = _estimate(_point(questions, positions), parts, positions[-1])
+    ends = numpy.clip([found.low, found.high], positions[0], positions[-1])
+    return Estimate(found.value, *map(float, ends), found.p, found.reached)
 
 
 def difference(first: Questions, second: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> Estimate:
     """Return L50 of `second` less that of `first`: positive where `first` breaks first."""
-    scarcer = min(len(first.values), *(len(numpy.unique(each.topics)) for each in (first, second)))
-    drawn = [_drawn(each, positions, draws, SEED + 1 + place) for place, each in enumerate((first, second))]
-    return _difference(first, second, drawn, scarcer, positions)
+    parts = [
+        _by_repeats([first, second], positions, draws),
+        _by_topics(first, positions, draws, SEED + 1),
+        _by_topics(second, positions, draws, SEED + 2),
+    ]
+    return _estimate(_point(second, positions) - _point(first, positions), parts, positions[-1])
 
 
 def matched_pairs(first: Questions, second: Questions) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -118,15 +123,26 @@ def matched_difference(
     if len(ones) < FEWEST:
         return Estimate(math.nan), len(ones)
     first, second = first[ones], second[others]
-    weights = draw_counts(len(ones), draws, SEED + 1)
-    repeats = draw_counts(len(first.values), draws, SEED)
-    drawn = [half_levels(each, repeats, weights, positions) for each in (first, second)]
-    return _difference(first, second, drawn, min(len(first.values), len(ones)), positions), len(ones)
+    once, weights = numpy.ones((draws, len(first.values))), draw_counts(len(ones), draws, SEED + 1)
+    drawn = [half_levels(each, once, weights, positions) for each in (first, second)]
+    parts = [_by_repeats([first, second], positions, draws), (drawn, len(ones))]
+    return _estimate(_point(second, positions) - _point(first, positions), parts, positions[-1]), len(ones)
 
 
-def _drawn(questions: Questions, positions: numpy.ndarray, draws: int, seed: int) -> numpy.ndarray:
-    repeats = draw_counts(len(questions.values), draws, SEED)
-    return half_levels(questions, repeats, drawn_topics(questions, draws, seed), positions)
+# what a source of variance does: L50 of one skill or two in each draw, and of how many things was drawn
+Part = tuple[Sequence[numpy.ndarray], int]
+
+
+def _by_repeats(skills: Sequence[Questions], positions: numpy.ndarray, draws: int) -> Part:
+    count = len(skills[0].values)
+    repeats = draw_counts(count, draws, SEED)
+    return [half_levels(each, repeats, numpy.ones((draws, len(each.topics))), positions) for each in skills], count
+
+
+def _by_topics(questions: Questions, positions: numpy.ndarray, draws: int, seed: int) -> Part:
+    once = numpy.ones((draws, len(questions.values)))
+    drawn = half_levels(questions, once, drawn_topics(questions, draws, seed), positions)
+    return [drawn], len(numpy.unique(questions.topics))
 
 
 def _point(questions: Questions, positions: numpy.ndarray) -> float:
@@ -134,26 +150,27 @@ def _point(questions: Questions, positions: numpy.ndarray) -> float:
     return float(half_levels(questions, *once, positions)[0])
 
 
-def _difference(first, second, drawn: Sequence[numpy.ndarray], scarcer: int, positions) -> Estimate:
-    points = [_point(each, positions) for each in (first, second)]
-    reached = float(numpy.isfinite(drawn).all(axis=0).mean())
-    if not numpy.isfinite(points).all():
-        return Estimate(math.nan, reached=reached)
-    # a level beyond the last one counts as the last: the difference is then rather too small
-    ends = [numpy.minimum(each, positions[-1]) for each in drawn]
-    return _estimate(points[1] - points[0], ends[1] - ends[0], scarcer, reached)
+def _estimate(value: float, parts: Sequence[Part], last: float) -> Estimate:
+    """Return an estimate with what its sources of variance allow to say of it.
 
-
-def _estimate(value: float, drawn: numpy.ndarray, scarcer: int, reached: float, positions=None) -> Estimate:
-    """Return an estimate with what its draws and the scarcer of repeats and topics allow to say of it."""
-    if scarcer < FEWEST or not math.isfinite(value):
+    last: the most severe level; what is not reached in a draw counts as that, so that differences are rather too small.
+    """
+    reached = float(numpy.mean([numpy.isfinite(drawn).all(axis=0).mean() for drawn, _ in parts]))
+    if math.isnan(value) or not math.isfinite(value):
+        return Estimate(math.inf if value == math.inf and len(parts[0][0]) == 1 else math.nan, reached=reached)
+    if min(count for _, count in parts) < FEWEST:
         return Estimate(value, reached=reached)
-    if positions is not None:
-        drawn = numpy.minimum(drawn, positions[-1])
-    error = float(drawn.std()) * math.sqrt(scarcer / (scarcer - 1))
-    room = float(student(numpy.array([scarcer]))[0]) * error
-    p = student_p(value / error, scarcer - 1) if error > 0 else math.nan
-    return Estimate(value, value - room, value + room, p, reached)
+    capped = [([numpy.minimum(each, last) for each in drawn], count) for drawn, count in parts]
+    variances = [
+        float((drawn[-1] - (drawn[0] if len(drawn) > 1 else 0)).var()) * count / (count - 1) for drawn, count in capped
+    ]
+    total = sum(variances)
+    if total == 0:
+        return Estimate(value, reached=reached)
+    spread = sum(variance**2 / (count - 1) for variance, (_, count) in zip(variances, parts, strict=True))
+    freedom = max(1, int(total**2 / spread))
+    room = float(student(numpy.array([freedom + 1]))[0]) * math.sqrt(total)
+    return Estimate(value, value - room, value + room, student_p(value / math.sqrt(total), freedom), reached)
 
 
 def student_p(t: float, freedom: int) -> float:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from kill_server import asking, exported, journal_rows, kill_often
+from kill_server import asking, exported, journal_keys, kill_often
 from small_runs import essence
 
 WORKLOADS = ("several", "targeted", "recover", "skills")
@@ -48,7 +48,7 @@ def check_kills(ask, workload, tmp_path, wanted, seed):
         folder = tmp_path / str(number)
         came += kill_often(ask, workload, folder, [next(kills) for _ in range(IN_A_ROW)])
         assert result_of(folder) == expected
-        assert set(Counter(row["row_key"] for row in journal_rows(folder)).values()) <= {1}
+        assert set(Counter(journal_keys(folder)).values()) <= {1}
         assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp") or "checkpoint-" in path.name]
         shutil.rmtree(folder)
         if came >= wanted:

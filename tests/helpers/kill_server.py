@@ -252,9 +252,17 @@ def asking(model):
         server.stdout.close()
 
 
-def journal_rows(folder):
-    """All good rows of all ranks' journals, read without repairing anything."""
-    return [line.row for path in folder.glob("*.journal/rank-*.jsonl") for line in JournalReader(path).new_lines()]
+def journal_keys(folder, statuses=None):
+    """(journal, row key) of all good rows of all ranks, read without repairing anything.
+
+    Rows of a recovery's steps have the same keys, in a journal each.
+    """
+    return [
+        (path.parent.name, line.row["row_key"])
+        for path in folder.glob("*.journal/rank-*.jsonl")
+        for line in JournalReader(path).new_lines()
+        if statuses is None or line.row["status"] in statuses
+    ]
 
 
 def exported(folder):
@@ -263,10 +271,11 @@ def exported(folder):
 
 
 def check_after_a_kill(folder, acknowledged):
-    keys = [row["row_key"] for row in journal_rows(folder) if row["status"] in FINISHED]
-    assert set(acknowledged) <= set(keys), "a finished row is lost"
+    keys = journal_keys(folder, FINISHED)
+    known = {key for _, key in keys}
+    assert set(acknowledged) <= known, "a finished row is lost"
     assert len(keys) == len(set(keys)), "a row is there twice"
-    assert {row["row_key"] for rows in exported(folder).values() for row in rows} <= set(keys)
+    assert {row["row_key"] for rows in exported(folder).values() for row in rows} <= known
 
 
 def kill_often(ask, workload, folder, kills):

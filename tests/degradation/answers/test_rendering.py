@@ -3,9 +3,10 @@
 import logging
 
 import pytest
+import torch
 from PIL import Image
 
-from frankenlm.degradation.answers.rendering import load_picture, render_prompts, warn_once
+from frankenlm.degradation.answers.rendering import apply_template, load_picture, render_prompts, warn_once
 
 TEXTS = ["Hello there", "A second, longer prompt", "x"]
 
@@ -80,6 +81,21 @@ def test_a_picture_comes_before_the_text(tiny_processor):
     assert rendering.inputs["pixel_values"].shape == (1, 3, 56, 56)
     assert rendering.inputs["token_type_ids"].shape == (1, len(rendering.prefix))
     assert int(rendering.inputs["token_type_ids"].sum()) == 4
+
+
+def test_a_picture_is_turned_into_numbers_once_for_all_prompts(tiny_processor, monkeypatch):
+    processor, picture = tiny_processor(), Image.new("RGB", (30, 50), "teal")
+    own, read = processor.image_processor, []
+    real = type(own).__call__
+    monkeypatch.setattr(type(own), "__call__", lambda self, *a, **o: read.append(1) or real(self, *a, **o))
+    rendering = render_prompts(TEXTS, processor.tokenizer, max_length=512, processor=processor, picture=picture)
+    assert len(read) == 1 and processor.image_processor is own
+    for text, row in zip(TEXTS, rendering.prompts, strict=True):  # as without the shortcut
+        shown = [{"type": "image", "image": picture}, {"type": "text", "text": text}]
+        said = apply_template(processor, [{"role": "user", "content": shown}])
+        alone = processor(images=[picture], text=said, add_special_tokens=False, return_tensors="pt")
+        assert alone["input_ids"][0].tolist() == list(row.ids)
+        assert torch.equal(alone["pixel_values"], rendering.inputs["pixel_values"])
 
 
 def test_pictures_are_turned_as_their_exif_says(tmp_path):

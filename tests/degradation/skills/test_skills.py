@@ -104,7 +104,7 @@ def test_a_planted_order_is_found_and_equal_skills_are_not_told_apart():
 
 
 def test_skills_of_one_kind_differ_by_chance_as_often_as_they_should():
-    """1 in 20 of differences between equals, give or take 60 tries; the pigeonhole errs to the safe side."""
+    """1 in 20 of differences between equals, give or take 60 tries."""
     tries = [difference(skill("a", 0.4, 2 * i), skill("b", 0.4, 2 * i + 1), LEVELS, draws=200) for i in range(60)]
     assert sum(each.p < 0.05 for each in tries) <= 7
     assert sum(each.low < 0 < each.high for each in tries) >= 53
