@@ -1,4 +1,4 @@
-"""The fair tables, from the runs of their sweeps to words: configs/sweeps/fair_*.yaml says what is trained.
+"""The fair tables, from the runs of their sweeps to words: configs/sweeps/ has a file by each name in `TABLES`.
 
 Each entrant stands at a rate that one seed chose on the validation text, between two others; what is compared is the
 loss of other seeds on the test text, paired by seed: twins of one seed start from the same values and read the same
@@ -92,6 +92,14 @@ TABLES = {
         (
             effect("hybrid-hope", "hybrid-none", "HoPE in the hybrid"),
             effect("titan-hope", "titan-rope", "HoPE in place of rotary positions, attention alone,"),
+        ),
+    ),
+    "distil": FairTable(
+        "A student of two layers with a teacher of four and alone",
+        (
+            effect("two-stages", "alone", "TinyBERT's two stages in place of as many steps alone"),
+            effect("logits", "alone", "a teacher's logits beside the labels"),
+            effect("two-stages", "logits", "TinyBERT's two stages in place of logits beside the labels"),
         ),
     ),
 }

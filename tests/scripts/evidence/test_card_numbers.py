@@ -37,7 +37,13 @@ class Sources:
 SOURCES = {
     "fair_tables": Sources(
         ("coverage", "fair_mixers", "fair_embedding", "fair_norms", "fair_hope", "distil"),
-        ("fair_mixers/table.md", "fair_embedding/table.md", "fair_norms/table.md", "fair_hope/table.md"),
+        (
+            "fair_mixers/table.md",
+            "fair_embedding/table.md",
+            "fair_norms/table.md",
+            "fair_hope/table.md",
+            "distil/table.md",
+        ),
         facts=(f"{2 * 0.5**3:.2f}",),  # the sign test over three seeds
     ),
     "infinito": Sources(("recall",), ("recall/table.md",), facts=("0.98",)),  # how an importance fades at a write
