@@ -20,6 +20,7 @@ ELSEWHERE = {
     "grid.yaml",
     "small.yaml",
     "rates.yaml",
+    "chosen.yaml",
     "lora.yaml",
     "base.yaml",
     "cats.yaml",

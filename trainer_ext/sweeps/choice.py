@@ -25,7 +25,7 @@ CHOICE, REPORT = STAGES = ("choice", "report")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ValueChoice:
     """The setting that is chosen, its values in rising order, the seed that chooses."""
 
     setting: str
@@ -47,7 +47,7 @@ class Decision:
     end: str | None = None
 
 
-def read_choice(place: str, given: Any) -> Choice:
+def read_choice(place: str, given: Any) -> ValueChoice:
     """Read the `choice` of a sweep's file; the name of its setting is checked by the reader.
 
     Raises:
@@ -69,14 +69,14 @@ def read_choice(place: str, given: Any) -> Choice:
         raise UserError(f"{where}, values: expected in rising order, each once.")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"{where}, seed: expected a whole number, found {seed!r}.")
-    return Choice(str(given["setting"]), tuple(values), seed)
+    return ValueChoice(str(given["setting"]), tuple(values), seed)
 
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def decide(choice: Choice, found: Mapping[float, float], more_is_better: bool = False) -> Decision:
+def decide(choice: ValueChoice, found: Mapping[float, float], more_is_better: bool = False) -> Decision:
     """Say which values are to be tried, and which is chosen once they all are.
 
     Args:
@@ -109,7 +109,7 @@ def best_inside(values: Sequence[float], found: Mapping[float, float], more_is_b
     )
 
 
-def grown(values: Sequence[float], choice: Choice, end: str) -> list[float] | None:
+def grown(values: Sequence[float], choice: ValueChoice, end: str) -> list[float] | None:
     """The values and one more at an end, or None where there were enough.
 
     The step is that of two places before: 1, 3, 10, 30 is followed by 100, and 1, 2, 4 by 8.

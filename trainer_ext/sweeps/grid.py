@@ -29,7 +29,7 @@ from frankenlm.modeling.yaml_text import YamlWord, load_yaml
 
 from ..common.cli import UserError, check_seeds, user_mistakes
 from ..presets import SECTIONS, all_config_fields, as_word, field_names, flat_settings, load_yaml_mapping, to_words
-from .choice import CHOICE, REPORT, Choice, Decision, decide, read_choice
+from .choice import CHOICE, REPORT, Decision, ValueChoice, decide, read_choice
 from .table import METRICS
 
 KEYS = ("name", "base", "grid", "runs", "choice", "report", "seeds", "metric")
@@ -89,7 +89,7 @@ class Sweep:
     name: str
     metric: str
     runs: tuple[SweepRun, ...]
-    choice: Choice | None = None
+    choice: ValueChoice | None = None
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     entrants: tuple[Entrant, ...] = ()

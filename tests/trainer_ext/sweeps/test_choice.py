@@ -5,10 +5,10 @@ import math
 import pytest
 
 from frankenlm.trainer_ext.common.cli import UserError
-from frankenlm.trainer_ext.sweeps.choice import MOST_MORE, Choice, decide
+from frankenlm.trainer_ext.sweeps.choice import MOST_MORE, ValueChoice, decide
 from frankenlm.trainer_ext.sweeps.grid import following, read_sweep
 
-RATES = Choice("learning_rate", (1e-3, 3e-3, 1e-2), 1000)
+RATES = ValueChoice("learning_rate", (1e-3, 3e-3, 1e-2), 1000)
 FILE = """
 base: {preset: mini, dataset: builtin, max_steps: 3, model_name_or_path: "first/seed={seed}"}
 runs: {plain: , muon: {matrix_optimizer: muon, grid: {batch_size: [2, 4]}}}

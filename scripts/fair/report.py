@@ -1,15 +1,15 @@
 r"""Fair tables: what a part of the model changes, each entrant at its own best rate, over paired seeds, on a test text.
 
-    python scripts/evidence/fetch_texts.py --output_dir runs/texts/wikipedia
+    python scripts/fair/fetch_texts.py --output_dir runs/texts/wikipedia
     frankenlm sweep --config configs/sweeps/fair_norms.yaml --output_dir runs/fair_norms --dry_run   # runs and minutes
     frankenlm sweep --config configs/sweeps/fair_norms.yaml --output_dir runs/fair_norms
-    python scripts/evidence/fair.py --sweeps runs/fair_norms --output_dir results/samples \
+    python scripts/fair/report.py --sweeps runs/fair_norms --output_dir results/samples \
         --card model_cards/fair_tables.md
 
 The sweeps are fair_mixers, fair_embedding, fair_norms, fair_hope and distil (after its teacher and first stage:
 model_cards/fair_tables.md); a stopped one goes on with the same command. For
 each, a folder of --output_dir gets runs.csv (a row a run, made or not) and table.md; in the card, the block with the
-sweep's name is written anew. What is compared, and the rules of the sentences, are in scripts/evidence/fair_tables.py.
+sweep's name is written anew. What is compared, and the rules of the sentences, are in scripts/fair/tables.py.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from frankenlm.scripts.evidence.blocks import with_block
-from frankenlm.scripts.evidence.fair_tables import COLUMNS, GAVE_UP, TABLES, read_rows, report_text
+from frankenlm.scripts.fair.blocks import with_block
+from frankenlm.scripts.fair.tables import COLUMNS, GAVE_UP, TABLES, read_rows, report_text
 from frankenlm.trainer_ext.common.cli import OneLineParser, UserError, check_output_dir, path_value, run_command
 from frankenlm.trainer_ext.common.files import write_csv, write_text
 from frankenlm.trainer_ext.sweeps.run_folder import GAVE_UP as LAST_WORDS

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from frankenlm.scripts.evidence import fetch_texts
+from frankenlm.scripts.fair import fetch_texts
 from frankenlm.trainer_ext.common.cli import Failed
 
 LONG = "A sentence about something that goes on until it is no stub any more, which is 80 characters."

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from frankenlm.scripts.evidence.fair_tables import TABLES
+from frankenlm.scripts.fair.tables import TABLES
 from frankenlm.trainer_ext.model_building import start_by_name
 from frankenlm.trainer_ext.preflight import preset_config
 from frankenlm.trainer_ext.presets import RunSettings, parse_run

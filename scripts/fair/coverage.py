@@ -1,6 +1,6 @@
 """How often the 95 % intervals of few seeds hold the truth, by simulation: what a card says of them.
 
-    python scripts/evidence/coverage.py --output_dir results/samples/coverage --card model_cards/fair_tables.md
+    python scripts/fair/coverage.py --output_dir results/samples/coverage --card model_cards/fair_tables.md
 
 Differences between paired runs are drawn with a known mean, from a normal distribution and from an exponential one,
 where now and then a seed goes astray to one side. Written are coverage.csv and the block of the card.
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from frankenlm.scripts.evidence.blocks import with_block
+from frankenlm.scripts.fair.blocks import with_block
 from frankenlm.trainer_ext.common.cli import OneLineParser, check_output_dir, path_value, run_command
 from frankenlm.trainer_ext.common.files import write_csv, write_text
 from frankenlm.trainer_ext.common.timing import markdown_table
