@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from frankenlm.scripts.fair.tables import TABLES
+from frankenlm.trainer_ext.arguments import FrankenTrainingArguments
 from frankenlm.trainer_ext.model_building import start_by_name
 from frankenlm.trainer_ext.preflight import preset_config
 from frankenlm.trainer_ext.presets import RunSettings, parse_run
 from frankenlm.trainer_ext.sweeps.choice import CHOICE
 from frankenlm.trainer_ext.sweeps.grid import Sweep, read_sweep, reported_runs
+from frankenlm.trainer_ext.trainer import FrankenTrainer
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -138,3 +141,16 @@ def copy_to_gpt2(ours, gpt2) -> None:
             theirs.bias.copy_(mine.bias)
         block.ln_1.load_state_dict(layer.norm1.state_dict())
         block.ln_2.load_state_dict(layer.norm2.state_dict())
+
+
+def test_twins_read_the_same_rows_in_the_same_order(tmp_path):
+    """However many random numbers a model takes to be built, the seed alone decides the order."""
+    rows = Dataset.from_dict({"input_ids": [[number] * 3 for number in range(31)]})
+    orders = []
+    for group, seed in (("hybrid", 3), ("attention", 3), ("attention", 4)):
+        model = model_of(settings("fair_mixers")[group], seed, vocab_size=67, hidden_size=16, mamba_head_dim=8)
+        arguments = FrankenTrainingArguments(str(tmp_path), seed=seed, per_device_train_batch_size=4, report_to="none")
+        trainer = FrankenTrainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+        orders.append([batch["input_ids"][:, 0].tolist() for batch in trainer.get_train_dataloader()])
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(sum(orders[0], [])) == list(range(31)) != sum(orders[0], [])
