@@ -89,14 +89,18 @@ def chosen_runs(asked: Sweep, only: Sequence[str], is_checked: bool = False) -> 
     return {name for name in names if not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only)}
 
 
-def planned_so_far(asked: Sweep, output_dir: Path) -> tuple[Sweep, list[PlannedRun]]:
+def planned_so_far(asked: Sweep, output_dir: Path, plan: Sequence[PlannedRun] = ()) -> tuple[Sweep, list[PlannedRun]]:
     """The sweep with all runs that follow from what lies in its folder, and what is to be done about each.
 
+    Args:
+        plan: what is known of some runs already.
     Raises:
         UserError: a mistake in the settings of one, or a folder of something else.
     """
+    known = {planned.run.name: planned for planned in plan}
     while True:
-        plan = [plan_run(run, output_dir) for run in asked.runs]
+        known |= {run.name: plan_run(run, output_dir) for run in asked.runs if run.name not in known}
+        plan = [known[run.name] for run in asked.runs]
         if asked.choice is None:
             return asked, plan
         grown = following(asked, found_by(plan, asked.metric))
@@ -135,10 +139,13 @@ def varied_beside(asked: Sweep, run: SweepRun) -> dict:
 def run_stages(
     args: argparse.Namespace, asked: Sweep, plan: list[PlannedRun], processes: RunProcesses
 ) -> list[PlannedRun]:
-    """Make the chosen runs that are not finished, then those that follow from them, until there are none."""
+    """Make the chosen runs that are not finished, then those that follow from them, each once, until there are none."""
+    tried: set[str] = set()
     while True:
-        run_missing(args.output_dir, asked, plan, chosen_runs(asked, args.only, is_checked=True), processes)
-        grown, plan = planned_so_far(asked, args.output_dir)
+        chosen = chosen_runs(asked, args.only, is_checked=True) - tried
+        run_missing(args.output_dir, asked, plan, chosen, processes)
+        tried |= chosen
+        grown, plan = planned_so_far(asked, args.output_dir, plan)
         if processes.signum is not None or grown.runs == asked.runs:
             write_reports(args.output_dir, grown, plan)
             return plan
