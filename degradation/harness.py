@@ -50,12 +50,12 @@ class Harness:
         if folder is not None and not Path(folder).is_dir():
             raise UserError(f"--lm_eval_path {folder}: there is no such folder.")
         self.limit = limit
-        own = [name for name in names if name in sets_with_choices()]
-        others = [name for name in names if name not in own]
+        ours = [name for name in names if name in sets_with_choices()]
+        others = [name for name in names if name not in ours]
         self.manager = _manager(others, folder)
-        self.tasks = self._loaded(others) | {
-            task: made for name in own for task, made in likelihood_tasks(name).items()
-        }
+        self.tasks = self._loaded(others)
+        for name in ours:
+            self.tasks |= likelihood_tasks(name)
         self._model: tuple[int, Any] | None = None
 
     def _loaded(self, names: Sequence[str]) -> dict[str, Any]:

@@ -87,7 +87,10 @@ SPANISH = Speech(
     stands_alone=_pattern(rf"(?:{_QUOTES}|\))*\s*(?:$|[.!:;\n–—]|-\s|,\s|\(|(?:porque|pues|ya que)\b)"),
     joint=_pattern(r"(?:[\s,;:.)–—-]|" + _QUOTES + r")*(?:y|e|o|u)?\s*"),
     joints=_pattern(r"(?:[\s,;:.)–—-]|" + _QUOTES + r"|\b(?:y|e|o|u)\b)*"),
-    not_behind={"no": r"(?!\s+(?:lo\s+|la\s+)?(?:se|sabria|puedo|podria|estoy|tengo|hay|obstante)\b)"},
+    not_behind={
+        "no": r"(?!\s+(?:lo\s+|la\s+)?(?:se|sabria|puedo|podria|estoy|tengo|hay|obstante)\b)",
+        "si": r"(?!\s+(?:fue|era|ha|habia|hay|el|la|los|las|un|una|alguien|estaba)\b)",  # whether, not yes
+    },
     letters=str.maketrans("áéíóúÁÉÍÓÚ", "aeiouAEIOU"),
 )
 SPEECHES = {"en": ENGLISH, "es": SPANISH}
