@@ -20,59 +20,13 @@ TEXTS = (
     "Caminábamos despacio por el bosque cuando empezó a llover. Mi hermana, que nunca se enoja, me pidió que corriera "
     "hasta la casa más cercana; allí nos secamos junto al fuego y tomamos leche caliente.",
 )
-FORMS = [
-    "niños",
-    "niñas",
-    "luces",
-    "pequeñas",
-    "rojas",
-    "casita",
-    "gatitos",
-    "florecita",
-    "lentamente",
-    "doctora",
-    "panes",
-    "poquito",
-    "buenísimo",
-    "camino",
-    "caminas",
-    "caminaba",
-    "caminábamos",
-    "caminaron",
-    "caminará",
-    "caminaríamos",
-    "caminando",
-    "caminado",
-    "caminara",
-    "comió",
-    "comieron",
-    "comeríamos",
-    "comiendo",
-    "vivía",
-    "vivieron",
-    "piensan",
-    "vuelve",
-    "duermen",
-    "piden",
-    "busqué",
-    "llegué",
-    "crucé",
-    "conozco",
-    "cojo",
-    "sigo",
-    "leyeron",
-    "fueron",
-    "tuvo",
-    "hubiera",
-    "habríamos",
-    "puso",
-    "dijo",
-    "lavarse",
-    "ponerlo",
-    "dándoselas",
-    "despertándome",
-]
-OTHERS = ["caminxo", "briml", "zuq", "the", "water", "kettle", "gekocht", "tafrel", "molubigo", "espentórico", "q", "ñ"]
+FORMS = words(
+    "niños niñas luces pequeñas rojas casita gatitos florecita lentamente doctora panes poquito buenísimo camino "
+    "caminas caminaba caminábamos caminaron caminará caminaríamos caminando caminado caminara comió comieron "
+    "comeríamos comiendo vivía vivieron piensan vuelve duermen piden busqué llegué crucé conozco cojo sigo leyeron "
+    "fueron tuvo hubiera habríamos puso dijo lavarse ponerlo dándoselas despertándome"
+)
+OTHERS = words("caminxo briml zuq the water kettle gekocht tafrel molubigo espentórico q ñ")
 
 
 def test_tables_agree():
