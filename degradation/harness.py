@@ -23,6 +23,7 @@ from frankenlm.trainer_ext.common.cli import UserError, one_line
 from .answers.requests import is_out_of_memory
 from .errors import MemoryStop
 from .likelihood_tasks import likelihood_tasks, sets_with_choices
+from .offloaded import input_device
 from .records.store import Store
 from .run.plan import CellPlan, Experiment
 from .weights.loading import Loaded
@@ -169,6 +170,10 @@ def _quiet_view() -> type:
     from lm_eval.models.huggingface import HFLM
 
     class QuietView(HFLM):
+        @property
+        def device(self):
+            return input_device(self.model)  # a model whose first weights are offloaded says meta
+
         def loglikelihood(self, requests, disable_tqdm=True):
             return super().loglikelihood(requests, disable_tqdm=True)
 

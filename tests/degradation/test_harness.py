@@ -12,6 +12,7 @@ from frankenlm.degradation import Lab, RunOptions
 from frankenlm.degradation.harness import Harness, same_random_numbers
 from frankenlm.degradation.report.harness_tasks import task_measures, task_values
 from frankenlm.degradation.report.write import analyse
+from frankenlm.degradation.weights.loading import wrap_model
 from frankenlm.scripts.degrade import main
 from frankenlm.trainer_ext.common.cli import UserError
 from small_runs import SMALL, essence, rows_of
@@ -212,3 +213,15 @@ def test_names_and_models_it_refuses(tasks, tiny_dir, tmp_path):
     (tmp_path / "broken.yaml").write_text(TASK.format(name="broken", data=tmp_path / "none.jsonl"), encoding="utf-8")
     with pytest.raises(UserError, match="--lm_eval broken: cannot be loaded"):
         Harness(["broken"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default", "error:::frankenlm")
+def test_an_offloaded_model_is_asked_where_it_computes(tasks, tiny_model, tiny_tokenizer):
+    from accelerate import cpu_offload
+
+    harness = Harness(["cats"], tasks)
+    whole = harness.measure(wrap_model(tiny_model("llama"), tiny_tokenizer(), None), None)
+    offloaded = cpu_offload(tiny_model("llama"), execution_device=torch.device("cpu"))
+    assert next(offloaded.parameters()).device.type == "meta"
+    assert harness.measure(wrap_model(offloaded, tiny_tokenizer(), None), None) == whole
