@@ -103,13 +103,15 @@ def see_memory(opened: Opened, ids: list[int]) -> View:
     slots = next(iter(layers.values())).shape[1] - 1
     if config.memory_type == "attention_slots":
         words = (
-            f"The attention of {opened.name} has {slots} slots in each head, which keep tokens that have left its window "
-            f"of {config.attention_window}. What a token reads adds up to 1; the last column is what stays in the window."
+            f"The attention of {opened.name} has {slots} slots in each head, which keep tokens that have left its "
+            f"window of {config.attention_window}. What a token reads adds up to 1; the last column is what stays in "
+            "the window."
         )
     else:
         words = (
-            f"The memory of {opened.name} has {slots} slots, written once in {config.memory_segment} tokens. What a token "
-            "reads adds up to 1; the last column is the share that it leaves unread, all of it before the first write."
+            f"The memory of {opened.name} has {slots} slots, written once in {config.memory_segment} tokens. What a "
+            "token reads adds up to 1; the last column is the share that it leaves unread, all of it before the first "
+            "write."
         )
     figure = draw_memory(layers, statistics, tokens, title=f"{opened.name}: slot memory")
     return View(words, figure, ("layer", "token", "slot read most", "mass", "mass of no slot"), rows)
