@@ -6,7 +6,7 @@
 
 The file holds `base` (settings of every run, as in train.py's run.yaml), `grid` (setting: list of values), `runs`
 (name: settings, with a `grid` of its own), `seeds`, `metric` and `name`; trainer_ext/sweeps/grid.py has an example.
-With `choice` and `report` a seed of its own chooses a value before the seeds are reported: trainer_ext/sweeps/choice.py.
+With `choice` and `report` a seed of its own chooses a value before others are reported: trainer_ext/sweeps/choice.py.
 Every run is checked before the first begins, and is a train.py of its own in its own folder. A sweep that was stopped
 goes on when the same command is given again: finished runs stand, an interrupted one goes on from its checkpoint, a
 failed one is tried again. Writes sweep.csv (a row a run), sweep.json, sweep.md (means over seeds, the best) and
