@@ -233,7 +233,7 @@ def report_text(name: str, rows: Sequence[Row]) -> str:
         markdown_table([_entrant(rows, entrant, decision) for entrant, decision in chosen.items()]),
         f"Choice of the rates: loss on the validation text, seed {seed_of_choice(rows)}; the chosen one is bold.",
         markdown_table(choice_rows(rows, chosen)),
-        f"{sum(row['eval_loss'] is not None for row in rows)} runs of one thread each, {minutes:.0f} minutes by the clock.",
+        f"{sum(row['eval_loss'] is not None for row in rows)} runs of one thread, {minutes:.0f} minutes by the clock.",
     ]
     return "\n\n".join(parts) + "\n"
 
