@@ -1,11 +1,13 @@
 """How likely a causal model finds each of a few given answers to a question: a grade where free answers have none.
 
 No text is written, so a cell costs one reading of the questions: what they all begin with is read once, questions of
-equal length together, and an answer's tokens behind the first only where it has any.
+equal length together, and an answer's tokens behind the first only where it has any. Models whose cache does not allow
+that read every answer's whole sequence by itself.
 """
 
 import copy
 import inspect
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -16,6 +18,9 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ..offloaded import input_device
 from .rendering import render_prompts
+from .requests import PROBE_TOLERANCE, is_out_of_memory, relative_error
+
+logger = logging.getLogger(__name__)
 
 LEAD = "The answer is"  # stands at the beginning of the model's turn, so that a bare word is what comes next
 LONGEST = 4096  # tokens of a rendered question
@@ -43,19 +48,48 @@ class OptionProbe:
             [tokenizer(f" {option}", add_special_tokens=False)["input_ids"] for option in each] for each in options
         ]
 
+        self.cached = self._cache_agrees()
+
     @torch.inference_mode()
     def measure(self) -> torch.Tensor:
         """Return log p(answer | question), summed over the answer's tokens, in nats: float64 [n, k]."""
         scores = torch.zeros(len(self.rows), len(self.options[0]), dtype=torch.float64)
-        begun = self._read_prefix()
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for place, row in enumerate(self.rows):
-            by_length[len(row)].append(place)
-        for places in by_length.values():
+        begun = self._read_prefix() if self.cached else None
+        for places in self._by_length().values():
             for start in range(0, len(places), BATCH):
                 chosen = places[start : start + BATCH]
-                scores[chosen] = self._scores(chosen, begun)
+                scores[chosen] = self._scores(chosen, begun) if self.cached else self._whole(chosen)
         return scores
+
+    def _by_length(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = defaultdict(list)
+        for place, row in enumerate(self.rows):
+            found[len(row)].append(place)
+        return found
+
+    @torch.inference_mode()
+    def _cache_agrees(self) -> bool:
+        """Whether questions that are read together behind a cache get the scores that they get alone, read whole."""
+        few = max(self._by_length().values(), key=len)[:2]
+        try:
+            found = self._scores(few, self._read_prefix())
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as problem:
+            if is_out_of_memory(problem):
+                raise
+            logger.info("questions are read one by one: %s: %s", type(problem).__name__, problem)
+            return False
+        return relative_error(found, self._whole(few)) <= PROBE_TOLERANCE[self.model.dtype]
+
+    def _whole(self, places: Sequence[int]) -> torch.Tensor:
+        """Score the questions at `places`, each answer's whole sequence by itself: float64 [b, k]."""
+        scores = [[self._alone(place, option) for option in self.options[place]] for place in places]
+        return torch.tensor(scores, dtype=torch.float64)
+
+    def _alone(self, place: int, option: Sequence[int]) -> float:
+        ids = torch.tensor([[*self.prefix, *self.rows[place], *option]], device=self.device)
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, -len(option) - 1 : -1]
+        logs = F.log_softmax(logits.float(), dim=-1)
+        return float(logs[range(len(option)), option].double().sum())
 
     def _read_prefix(self) -> Cache:
         cache = DynamicCache(config=self.model.config)

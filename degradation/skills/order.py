@@ -84,11 +84,13 @@ def drawn_topics(questions: Questions, draws: int, seed: int) -> numpy.ndarray:
 
 
 def half_level(questions: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> Estimate:
-    """Return the L50 of a skill, its interval between the levels that were tested; value inf: not reached."""
+    """Return the L50 of a skill, its interval within the levels that were tested; inf: not reached."""
     parts = [_by_repeats([questions], positions, draws), _by_topics(questions, positions, draws, SEED + 1)]
     found = _estimate(_point(questions, positions), parts, positions[-1])
-    ends = numpy.clip([found.low, found.high], positions[0], positions[-1])
-    return Estimate(found.value, *map(float, ends), found.p, found.reached)
+    high = found.high if found.high <= positions[-1] else math.inf
+    if math.isnan(found.low):
+        return found
+    return Estimate(found.value, max(found.low, float(positions[0])), high, found.p, found.reached)
 
 
 def difference(first: Questions, second: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> Estimate:

@@ -184,7 +184,8 @@ def _estimate(kind: str, found: Estimate, raised: float) -> dict[str, float]:
 def _interval(value: float, low: float, high: float) -> str:
     if math.isnan(value):
         return "not reached"
-    return number(value) if math.isnan(low) else f"{number(value)} ({number(low)} to {number(high)})"
+    end = number(high) if math.isfinite(high) else "not reached"
+    return number(value) if math.isnan(low) else f"{number(value)} ({number(low)} to {end})"
 
 
 def _order_text(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,12 +50,14 @@ def test_every_skill_has_equally_many_topics():
 # --- scores
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "frankenstein", "infinito"])
 def test_scores_are_those_of_whole_sequences_read_one_by_one(family, tiny_model, tiny_tokenizer):
     model, tokenizer = tiny_model(family), tiny_tokenizer()
     questions = ["What is it?", "And what of this one?", "Is it now?"]
     options = [["a", "no b"], ["c", "dd"], ["eee", "f"]]
-    found = OptionProbe(model, tokenizer, questions, options).measure()
+    probe = OptionProbe(model, tokenizer, questions, options)
+    assert probe.cached or family in ("frankenstein", "infinito")
+    found = probe.measure()
     lead = tokenizer(LEAD, add_special_tokens=False)["input_ids"]
     for place, row in enumerate(render_prompts(questions, tokenizer, max_length=512).prompts):
         for column, option in enumerate(options[place]):
