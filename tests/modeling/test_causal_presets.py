@@ -40,8 +40,14 @@ SHRUNK = {
     "standard_hope": {"num_hidden_layers": 3},
     "tinybert": {"num_hidden_layers": 2},
     "embbert": {"num_hidden_layers": 2, "num_attention_heads": 1},
-    "infinito": {"num_hidden_layers": 4, "memory_slots": 4, "memory_dim": 16, "memory_segment": 4},
-    "infinito-small": {"memory_slots": 8, "memory_dim": 16, "memory_segment": 4, "attention_window": 8},
+    "infinito": {
+        "num_hidden_layers": 4,
+        "memory_layers": [1, 3],
+        "memory_slots": 4,
+        "memory_segment": 4,
+        "attention_window": 8,
+    },
+    "infinito-small": {"memory_slots": 8, "memory_segment": 4, "attention_window": 8},
     "legacy-1bit": NO_MARKUP,
     "legacy-1bit-base": {"num_hidden_layers": 3, **NO_MARKUP},
 }
