@@ -40,7 +40,7 @@ RECIPES = {
     "infinito": TinyRecipe(
         "--preset infinito-small --tokenizer train --vocab_size 704 --model.hidden_size 64 "
         "--model.num_hidden_layers 2 --model.intermediate_size 256 --model.memory_layers [1] --model.memory_slots 16 "
-        "--model.memory_dim 16 --learning_rate 5e-3",
+        "--model.memory_type slots --model.attention_window null --model.memory_dim 16 --learning_rate 5e-3",
         "a causal transformer of two layers, the second of which reads and writes a slot memory",
         2000,
     ),
