@@ -45,7 +45,8 @@ class Objective:
 
     def has_head_for(self, config: "PreTrainedConfig") -> bool:
         """Whether the family of a configuration has a model for it."""
-        return type(config) in _listed_heads()[self.head][0]
+        listed = type(config) in _listed_heads()[self.head][0]
+        return listed and (not self.goes_both_ways or "two_directions" in config.to_dict())
 
     def is_head(self, architecture: str) -> bool:
         """Whether a class is a model for it: by its name's end, or by transformers' list (GPT2LMHeadModel)."""

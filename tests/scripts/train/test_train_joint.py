@@ -32,6 +32,7 @@ def test_both_losses_are_reported(joint):
     assert all(f"{loss:.4f}" in card for loss in losses) and "AutoModelForMaskedLM" in card
 
 
+@pytest.mark.slow
 def test_evaluate_finds_both_losses_again(joint, evaluate, corpus, tmp_path):
     for method, name in (("causal", "eval_causal_loss"), ("mlm", "eval_masked_loss")):
         report = tmp_path / f"{method}.json"
