@@ -274,6 +274,9 @@ FAMILIES: dict[str, Family] = {
 
 # model_type (of the text configuration) -> activations beyond float16's range, undamaged (transformers #36822)
 OVERFLOWS_FLOAT16 = frozenset({"gemma3", "gemma3_text"})
+# model_type -> the layer whose weight it multiplies with by itself, not by a call (transformers 5.24): in 4 bits that
+# is a list of codes
+READS_WEIGHTS = {"mamba": "dt_proj"}
 
 # For families that are not in the table: children that are called as they are nearly everywhere.
 _ANY_LAYER = r"text/(?:\w+\.)*?(?:layers|h|blocks|layer|block)\.\d+\.(?:\w+\.)*?"

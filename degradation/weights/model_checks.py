@@ -28,8 +28,9 @@ from frankenlm.trainer_ext.common.opening import reading
 
 from ..configs import DTYPES, TARGETED, ExperimentConfig
 from ..damage.quant4 import is_4bit
-from .families import OVERFLOWS_FLOAT16
+from .families import OVERFLOWS_FLOAT16, READS_WEIGHTS
 from .groups import NothingThere, select_group
+from .parameter_index import unwrap
 from .targets import Group
 from .units import find_units
 
@@ -91,6 +92,8 @@ def check_given(model: PreTrainedModel, config: ExperimentConfig) -> None:
         raise ValueError(
             f"load_4bit={config.load_4bit}, but the model given has {'' if in_4bit else 'no '}4-bit layers."
         )
+    if in_4bit:
+        check_4bit(type(unwrap(model)).__name__, unwrap(model).config)
 
 
 def check_group(name: str, model: PreTrainedModel, model_config: PreTrainedConfig, config: ExperimentConfig) -> None:
@@ -252,8 +255,20 @@ def check_quantization(name: str, config: PreTrainedConfig, load_4bit: bool) -> 
         )
     if in_4bit and not load_4bit:
         raise ValueError(f"model {name}: is stored in 4 bits; set load_4bit=True.")
+    if load_4bit:
+        check_4bit(name, config)
     if load_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("load_4bit=True needs bitsandbytes: pip install 'frankenlm[lab]'.")
+
+
+def check_4bit(name: str, config: PreTrainedConfig) -> None:
+    """Raise ValueError for a family that cannot compute with layers in 4 bits."""
+    layer = READS_WEIGHTS.get(config.get_text_config().model_type)
+    if layer:
+        raise ValueError(
+            f"load_4bit=True: {name} ({config.model_type}) multiplies with the weight of {layer} itself, which "
+            "bitsandbytes holds as codes; leave it out, and load the dense model."
+        )
 
 
 def check_dtype(name: str, config: PreTrainedConfig, dtype: str, force_fp16: bool) -> None:
