@@ -125,7 +125,7 @@ def base_of(name: str, scratch: Path) -> list[str]:
         "recover": ["--config", "smoke", "--model", model, "--group", "mlp_only", "--method", "ablation",
                     "--levels", "0", "--n_rep", "1", "--max_new_tokens", "1", "--train_text", prompts, "--steps", "1",
                     "--every", "1", "--train_batch", "1", "--train_length", "8",
-                    "--output_dir", scratch / "out" / "recovered"],
+                    "--dtype", "float32", "--output_dir", scratch / "out" / "recovered"],
         "groups": ["--model", model],
         "dry-run": ["--config", "smoke", "--model", model, "--group", "mlp_only", "--max_new_tokens", "1",
                     "--report", scratch / "out" / "estimate.json"],
