@@ -4,8 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ from .configs import ExperimentConfig
 from .damage.methods import MethodOptions, check_method
 from .damage.quant4 import check_requantise
 from .errors import MemoryStop
-from .harness import Harness, cells_to_visit
+from .harness import cells_to_visit
 from .records.manifest import ExperimentFiles
 from .records.store import Store
 from .run.identity import adapter_of, code_of, config_of, known_as, read_generation, reading_identity
 from .run.legacy import LegacyCount, adopt_legacy, match_legacy, read_legacy
 from .run.limits import Signals, make_policy
 from .run.numbering import as_stored, renumber, warn_of_other_prompts
+from .run.options import RunOptions
 from .run.plan import Experiment, prompts_of_importance, read_inputs, render_experiment, why_repeats_are_equal
 from .run.run_facts import run_facts
 from .run.runner import ExperimentRun
@@ -58,32 +58,6 @@ RENDERING_FIELDS = ("system_prompt", "max_seq_length", "max_new_tokens", "perple
 PATIENCE = timedelta(days=30)
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run behaves towards files, devices, other processes and the screen; none of it changes a row.
-
-    device_map (auto, balanced, sequential), max_memory, offload_folder: of transformers, for a model that does not fit
-    one device: it is spread over GPUs, main memory and a disk.
-
-    wait_lock: wait for another process that works on the experiment. on_conflict: stop, new-suffix or archive, where
-    rows of another configuration lie under the same name. rebuild: take rows that the journal has lost from the JSON.
-    harness: tasks of lm-evaluation-harness that probe every cell.
-    """
-
-    output_dir: str | os.PathLike = "results"
-    device: str | None = None
-    device_map: str | None = None
-    max_memory: Mapping[int | str, str] | None = None
-    offload_folder: str | None = None
-    trust_remote_code: bool = False
-    force_fp16: bool = False
-    wait_lock: bool = False
-    on_conflict: str = "stop"
-    rebuild: bool = False
-    progress: bool = True
-    harness: Harness | None = None
-
-
 class Lab:
     """A model, by name or loaded, and the experiments on it.
 
@@ -94,12 +68,12 @@ class Lab:
     def __init__(
         self,
         model: str | PreTrainedModel,
-        options: RunOptions = RunOptions(),
+        options: RunOptions | None = None,
         *,
         tokenizer: Any = None,
         processor: Any = None,
     ):
-        self.options = options
+        self.options = options or RunOptions()
         self.given = None if isinstance(model, str) else wrap_model(model, tokenizer, processor)
         self.name = model if isinstance(model, str) else self.given.name
         self._loaded: tuple[tuple, Loaded] | None = None

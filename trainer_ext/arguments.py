@@ -20,8 +20,7 @@ from .data.collators import CAUSAL_SHARE
 from .data.records import RECORD_FORMS
 from .optim.galore import MATRIX_OPTIMIZERS, PROJECTIONS
 from .optim.guard_policy import read_policy
-
-TERNARY_TRAINING = ("ste", "sign_legacy", "sign_accum")
+from .optim.ternary_ways import WAYS, check_ternary_training
 
 GALORE_FIELDS = ("galore_rank", "galore_update_gap", "galore_scale", "galore_projection", "galore_bits")
 
@@ -242,7 +241,7 @@ class FrankenTrainingArguments(TrainingArguments):
     ternary_training: str = field(
         default="ste",
         metadata={
-            "choices": list(TERNARY_TRAINING),
+            "choices": list(WAYS),
             "help": "how ternary weights learn: ste (real weights behind them, gradients straight through the "
             "rounding), sign_accum (no real weights: codes move by accumulated gradients, at most 1%% a step, annealed "
             "by the learning rate's schedule) or sign_legacy (the rule of the C project, for reproduction only)",
@@ -302,7 +301,7 @@ class FrankenTrainingArguments(TrainingArguments):
         check_window_range(self.attention_window_range, self.torch_compile)
         if self.early_stopping_patience is not None:
             self._prepare_early_stopping()
-        self._check_ternary_training()
+        check_ternary_training(self)
         read_policy(self.guard_policy)
         if self.guard_policy is not None and not self.gradient_guard:
             raise ValueError("--guard_policy says what --gradient_guard does: leave out --no_gradient_guard.")
@@ -368,30 +367,6 @@ class FrankenTrainingArguments(TrainingArguments):
         if self.sharding:
             raise ValueError(
                 f"--matrix_optimizer {self.matrix_optimizer} needs whole matrices, and {self.sharding} shards them."
-            )
-
-    def _check_ternary_training(self):
-        check_choice("ternary_training", self.ternary_training, TERNARY_TRAINING)
-        if self.ternary_sign not in (-1, 1):
-            raise ValueError(f"--ternary_sign {self.ternary_sign}: must be 1, as published, or -1.")
-        if self.ternary_sign != 1 and self.ternary_training != "sign_legacy":
-            raise ValueError(
-                f"--ternary_sign {self.ternary_sign} belongs to --ternary_training sign_legacy, not "
-                f"{self.ternary_training}."
-            )
-        if not self.ternary_start:
-            return
-        if self.ternary_start >= 1 and self.ternary_start % 1:
-            raise ValueError(f"--ternary_start {self.ternary_start}: a share below 1, or a whole number of steps.")
-        if self.ternary_training != "ste":
-            raise ValueError(
-                f"--ternary_start {self.ternary_start:g}: --ternary_training {self.ternary_training} knows nothing but "
-                "codes: leave one of them out."
-            )
-        if self.early_stopping_patience is not None:
-            raise ValueError(
-                f"--ternary_start {self.ternary_start:g}: evaluations before it are of weights that do not train yet "
-                "as they are used, and --early_stopping_patience would count them: leave one of them out."
             )
 
     def _prepare_early_stopping(self):

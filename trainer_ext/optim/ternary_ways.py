@@ -1,0 +1,39 @@
+"""How ternary weights are trained, and what may be said beside it.
+
+ste: latent weights behind a straight-through estimator. sign_legacy, sign_accum: no latent weights; see sign_training.py.
+"""
+
+from typing import TYPE_CHECKING
+
+from frankenlm.modeling.checks import check_choice
+
+if TYPE_CHECKING:
+    from ..arguments import FrankenTrainingArguments
+
+WAYS = ("ste", "sign_legacy", "sign_accum")
+
+
+def check_ternary_training(training: "FrankenTrainingArguments") -> None:
+    """Raises ValueError for a way that there is not, and for settings that belong to another one."""
+    check_choice("ternary_training", training.ternary_training, WAYS)
+    if training.ternary_sign not in (-1, 1):
+        raise ValueError(f"--ternary_sign {training.ternary_sign}: must be 1, as published, or -1.")
+    if training.ternary_sign != 1 and training.ternary_training != "sign_legacy":
+        raise ValueError(
+            f"--ternary_sign {training.ternary_sign} belongs to --ternary_training sign_legacy, not "
+            f"{training.ternary_training}."
+        )
+    if not training.ternary_start:
+        return
+    if training.ternary_start >= 1 and training.ternary_start % 1:
+        raise ValueError(f"--ternary_start {training.ternary_start}: a share below 1, or a whole number of steps.")
+    if training.ternary_training != "ste":
+        raise ValueError(
+            f"--ternary_start {training.ternary_start:g}: --ternary_training {training.ternary_training} knows nothing but "
+            "codes: leave one of them out."
+        )
+    if training.early_stopping_patience is not None:
+        raise ValueError(
+            f"--ternary_start {training.ternary_start:g}: evaluations before it are of weights that do not train yet "
+            "as they are used, and --early_stopping_patience would count them: leave one of them out."
+        )
