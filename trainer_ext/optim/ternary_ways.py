@@ -1,6 +1,7 @@
 """How ternary weights are trained, and what may be said beside it.
 
-ste: latent weights behind a straight-through estimator. sign_legacy, sign_accum: no latent weights; see sign_training.py.
+ste: latent weights behind a straight-through estimator. sign_legacy, sign_accum: no latent weights, see
+sign_training.py.
 """
 
 from typing import TYPE_CHECKING
@@ -29,8 +30,8 @@ def check_ternary_training(training: "FrankenTrainingArguments") -> None:
         raise ValueError(f"--ternary_start {training.ternary_start}: a share below 1, or a whole number of steps.")
     if training.ternary_training != "ste":
         raise ValueError(
-            f"--ternary_start {training.ternary_start:g}: --ternary_training {training.ternary_training} knows nothing but "
-            "codes: leave one of them out."
+            f"--ternary_start {training.ternary_start:g}: --ternary_training {training.ternary_training} knows nothing "
+            "but codes: leave one of them out."
         )
     if training.early_stopping_patience is not None:
         raise ValueError(
