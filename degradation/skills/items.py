@@ -11,7 +11,7 @@ CHOSEN_BY, MEASURED_BY = 0, 1  # the wordings
 
 
 @dataclass(frozen=True)
-class Block:
+class Topic:
     """Four questions, `wordings` with each `slot` put in, and the answer to each."""
 
     skill: str
@@ -192,7 +192,7 @@ _TABLE = {
     },
 }
 BLOCKS = tuple(
-    Block(skill, topic, wordings, tuple(pairs.items()))
+    Topic(skill, topic, wordings, tuple(pairs.items()))
     for skill, topics in _TABLE.items()
     for topic, (wordings, pairs) in topics.items()
 )

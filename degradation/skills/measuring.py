@@ -22,7 +22,7 @@ from ..run.limits import Signals
 from ..run.plan import Experiment
 from ..weights.loading import Loaded
 from ..weights.restore import Baseline, apply_damage
-from .items import BLOCKS, CHOSEN_BY, MEASURED_BY, SIZE, Block
+from .items import BLOCKS, CHOSEN_BY, MEASURED_BY, SIZE, Topic
 from .scores import margins
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def folder_of(output_dir: Path, experiment: Experiment) -> Path:
     return output_dir / f"skills_{experiment.config.method}_{experiment.short_name}"
 
 
-def settings_of(experiment: Experiment, blocks: Sequence[Block] = BLOCKS) -> dict[str, Any]:
+def settings_of(experiment: Experiment, blocks: Sequence[Topic] = BLOCKS) -> dict[str, Any]:
     """Return all that decides a score, apart from its cell."""
     known = experiment.config_fields
     items = json.dumps([[block.skill, block.wordings, block.pairs] for block in blocks])
@@ -88,13 +88,13 @@ def cell_path(folder: Path, experiment: Experiment, cell: Cell) -> Path:
     return folder / CELLS / f"{group}_{cell.key}_{cell.repeat_index}.json"
 
 
-def probe_of(loaded: Loaded, blocks: Sequence[Block], wording: int) -> OptionProbe:
+def probe_of(loaded: Loaded, blocks: Sequence[Topic], wording: int) -> OptionProbe:
     questions = [question for block in blocks for question in block.questions(wording)]
     options = [block.answers for block in blocks for _ in block.pairs]
     return OptionProbe(loaded.model, loaded.tokenizer, questions, options)
 
 
-def scores_of(probe: OptionProbe, blocks: Sequence[Block]) -> dict[str, list]:
+def scores_of(probe: OptionProbe, blocks: Sequence[Topic]) -> dict[str, list]:
     """Return skill/topic -> log p, [question][answer]."""
     tables = probe.measure().view(-1, SIZE, SIZE).tolist()
     return {f"{block.skill}/{block.topic}": table for block, table in zip(blocks, tables, strict=True)}
@@ -125,7 +125,7 @@ def measure_skills(lab: Lab, experiments: Sequence[Experiment], output_dir: Path
     return folder
 
 
-def _baseline(loaded: Loaded, folder: Path, experiment: Experiment) -> tuple[OptionProbe, list[Block]]:
+def _baseline(loaded: Loaded, folder: Path, experiment: Experiment) -> tuple[OptionProbe, list[Topic]]:
     """Measure the undamaged model if it is not yet; return the probe of the questions for damaged ones."""
     path = folder / CELLS / BASELINE
     if not path.exists():

@@ -51,7 +51,7 @@ class Questions:
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class WithInterval:
     """A number with its 95 % interval and two-sided p-value against 0; NaN where nothing can be said.
 
     reached: in which share of the draws the levels that it rests on were reached at all.
@@ -83,17 +83,17 @@ def drawn_topics(questions: Questions, draws: int, seed: int) -> numpy.ndarray:
     return draw_counts(len(known), draws, seed)[:, place]
 
 
-def half_level(questions: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> Estimate:
+def half_level(questions: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> WithInterval:
     """Return the L50 of a skill, its interval within the levels that were tested; inf: not reached."""
     parts = [_by_repeats([questions], positions, draws), _by_topics(questions, positions, draws, SEED + 1)]
     found = _estimate(_point(questions, positions), parts, positions[-1])
     high = found.high if found.high <= positions[-1] else math.inf
     if math.isnan(found.low):
         return found
-    return Estimate(found.value, max(found.low, float(positions[0])), high, found.p, found.reached)
+    return WithInterval(found.value, max(found.low, float(positions[0])), high, found.p, found.reached)
 
 
-def difference(first: Questions, second: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> Estimate:
+def difference(first: Questions, second: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> WithInterval:
     """Return L50 of `second` less that of `first`: positive where `first` breaks first."""
     parts = [
         _by_repeats([first, second], positions, draws),
@@ -119,11 +119,11 @@ def matched_pairs(first: Questions, second: Questions) -> tuple[numpy.ndarray, n
 
 def matched_difference(
     first: Questions, second: Questions, positions: numpy.ndarray, draws: int = DRAWS
-) -> tuple[Estimate, int]:
+) -> tuple[WithInterval, int]:
     """Return `difference` on matched questions alone, drawn pair by pair, and how many pairs there are."""
     ones, others = matched_pairs(first, second)
     if len(ones) < FEWEST:
-        return Estimate(math.nan), len(ones)
+        return WithInterval(math.nan), len(ones)
     first, second = first[ones], second[others]
     once, weights = numpy.ones((draws, len(first.values))), draw_counts(len(ones), draws, SEED + 1)
     drawn = [half_levels(each, once, weights, positions) for each in (first, second)]
@@ -152,27 +152,27 @@ def _point(questions: Questions, positions: numpy.ndarray) -> float:
     return float(half_levels(questions, *once, positions)[0])
 
 
-def _estimate(value: float, parts: Sequence[Part], last: float) -> Estimate:
+def _estimate(value: float, parts: Sequence[Part], last: float) -> WithInterval:
     """Return an estimate with what its sources of variance allow to say of it.
 
     last: the most severe level; what is not reached in a draw counts as that, so that differences are rather too small.
     """
     reached = float(numpy.mean([numpy.isfinite(drawn).all(axis=0).mean() for drawn, _ in parts]))
     if math.isnan(value) or not math.isfinite(value):
-        return Estimate(math.inf if value == math.inf and len(parts[0][0]) == 1 else math.nan, reached=reached)
+        return WithInterval(math.inf if value == math.inf and len(parts[0][0]) == 1 else math.nan, reached=reached)
     if min(count for _, count in parts) < FEWEST:
-        return Estimate(value, reached=reached)
+        return WithInterval(value, reached=reached)
     capped = [([numpy.minimum(each, last) for each in drawn], count) for drawn, count in parts]
     variances = [
         float((drawn[-1] - (drawn[0] if len(drawn) > 1 else 0)).var()) * count / (count - 1) for drawn, count in capped
     ]
     total = sum(variances)
     if total == 0:
-        return Estimate(value, reached=reached)
+        return WithInterval(value, reached=reached)
     spread = sum(variance**2 / (count - 1) for variance, (_, count) in zip(variances, parts, strict=True))
     freedom = max(1, int(total**2 / spread))
     room = float(student(numpy.array([freedom + 1]))[0]) * math.sqrt(total)
-    return Estimate(value, value - room, value + room, student_p(value / math.sqrt(total), freedom), reached)
+    return WithInterval(value, value - room, value + room, student_p(value / math.sqrt(total), freedom), reached)
 
 
 def student_p(t: float, freedom: int) -> float:
@@ -190,8 +190,8 @@ class Pair:
     group: str
     first: str
     second: str
-    plain: Estimate
-    matched: Estimate
+    plain: WithInterval
+    matched: WithInterval
     pairs: int
     p_holm: float = math.nan
     matched_p_holm: float = math.nan

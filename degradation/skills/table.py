@@ -16,7 +16,7 @@ from ..configs import level_key
 from ..report.level_axis import LevelAxis, number
 from .items import BLOCKS, CHOSEN_BY, MEASURED_BY, SKILLS
 from .measuring import BASELINE, CELLS, SETTINGS
-from .order import Estimate, Pair, Questions, compare, half_level
+from .order import Pair, Questions, WithInterval, compare, half_level
 from .scores import margins, shares
 
 PAGE, ORDER, PAIRS, SCORES = "skills.md", "order.csv", "pairs.csv", "scores.csv"
@@ -171,7 +171,7 @@ def _pair_row(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _estimate(kind: str, found: Estimate, raised: float) -> dict[str, float]:
+def _estimate(kind: str, found: WithInterval, raised: float) -> dict[str, float]:
     return {
         f"{kind}difference": found.value,
         f"{kind}low": found.low,
