@@ -16,7 +16,7 @@ _HOMES = {
     "ExperimentConfig": "configs",
     "Lab": "lab",
     "MethodOptions": "damage.methods",
-    "RunOptions": "run.options",
+    "RunOptions": "run_options",
     "Store": "records.store",
     "apply_damage": "weights.restore",
     "describe_groups": "weights.groups",

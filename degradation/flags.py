@@ -16,8 +16,8 @@ from .configs import CONFIGS, VARIANTS, ExperimentConfig, get_config
 
 if TYPE_CHECKING:
     from .lab import Lab
-    from .run.options import RunOptions
     from .run.plan import Experiment
+    from .run_options import RunOptions
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def add_store_flags(parser: argparse.ArgumentParser) -> None:
 
 def options_of(args: argparse.Namespace) -> "RunOptions":
     """Return the options of a run that a command has flags for; the others are as they are by default."""
-    from .run.options import RunOptions
+    from .run_options import RunOptions
 
     if args.device_map is None and (args.max_memory is not None or args.offload_folder is not None):
         raise UserError("--max_memory and --offload_folder say how --device_map spreads a model: give that too.")

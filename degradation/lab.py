@@ -30,10 +30,10 @@ from .run.identity import adapter_of, code_of, config_of, known_as, read_generat
 from .run.legacy import LegacyCount, adopt_legacy, match_legacy, read_legacy
 from .run.limits import Signals, make_policy
 from .run.numbering import as_stored, renumber, warn_of_other_prompts
-from .run.options import RunOptions
 from .run.plan import Experiment, prompts_of_importance, read_inputs, render_experiment, why_repeats_are_equal
 from .run.run_facts import run_facts
 from .run.runner import ExperimentRun
+from .run_options import RunOptions
 from .weights.fingerprint import fingerprint_model, fingerprint_name
 from .weights.loading import Loaded, check_model, load_model, location, wrap_model
 from .weights.model_checks import (

@@ -184,7 +184,7 @@ def student_p(t: float, freedom: int) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class SkillPair:
     """Two skills of one group of weights, compared; `p_holm` holds for all pairs of all groups together."""
 
     group: str
@@ -197,16 +197,18 @@ class Pair:
     matched_p_holm: float = math.nan
 
 
-def compare(groups: dict[str, tuple[Sequence[Questions], numpy.ndarray]], draws: int = DRAWS) -> list[Pair]:
+def compare(groups: dict[str, tuple[Sequence[Questions], numpy.ndarray]], draws: int = DRAWS) -> list[SkillPair]:
     """Compare every two skills under damage of every group; groups: name -> its skills' questions, and the levels."""
     found = [
-        Pair(group, a.skill, b.skill, difference(a, b, positions, draws), *matched_difference(a, b, positions, draws))
+        SkillPair(
+            group, a.skill, b.skill, difference(a, b, positions, draws), *matched_difference(a, b, positions, draws)
+        )
         for group, (skills, positions) in groups.items()
         for a, b in itertools.combinations(skills, 2)
     ]
     plain, matched = (_holm([getattr(pair, name).p for pair in found]) for name in ("plain", "matched"))
     return [
-        Pair(pair.group, pair.first, pair.second, pair.plain, pair.matched, pair.pairs, *both)
+        SkillPair(pair.group, pair.first, pair.second, pair.plain, pair.matched, pair.pairs, *both)
         for pair, *both in zip(found, plain, matched, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from ..configs import level_key
 from ..report.level_axis import LevelAxis, number
 from .items import BLOCKS, CHOSEN_BY, MEASURED_BY, SKILLS
 from .measuring import BASELINE, CELLS, SETTINGS
-from .order import Pair, Questions, WithInterval, compare, half_level
+from .order import Questions, SkillPair, WithInterval, compare, half_level
 from .scores import margins, shares
 
 PAGE, ORDER, PAIRS, SCORES = "skills.md", "order.csv", "pairs.csv", "scores.csv"
@@ -160,7 +160,7 @@ def _score_rows(baseline, cells) -> list[dict[str, Any]]:
     ]
 
 
-def _pair_row(pair: Pair) -> dict[str, Any]:
+def _pair_row(pair: SkillPair) -> dict[str, Any]:
     return {
         "group": pair.group,
         "first": pair.first,

@@ -4,18 +4,19 @@ ste: latent weights behind a straight-through estimator. sign_legacy, sign_accum
 sign_training.py.
 """
 
-from typing import TYPE_CHECKING
+from transformers import TrainingArguments
 
 from frankenlm.modeling.checks import check_choice
-
-if TYPE_CHECKING:
-    from ..arguments import FrankenTrainingArguments
 
 WAYS = ("ste", "sign_legacy", "sign_accum")
 
 
-def check_ternary_training(training: "FrankenTrainingArguments") -> None:
-    """Raises ValueError for a way that there is not, and for settings that belong to another one."""
+def check_ternary_training(training: TrainingArguments) -> None:
+    """Check the settings of ternary training among a run's.
+
+    Raises:
+        ValueError: a way that there is not, or a setting that belongs to another one.
+    """
     check_choice("ternary_training", training.ternary_training, WAYS)
     if training.ternary_sign not in (-1, 1):
         raise ValueError(f"--ternary_sign {training.ternary_sign}: must be 1, as published, or -1.")

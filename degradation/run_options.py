@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..harness import Harness
+from .harness import Harness
 
 
 @dataclass(frozen=True)
