@@ -52,7 +52,8 @@ ARROWS = {
     | {f"degradation.{room}" for room in ("records", "run", "weights")}
     | {f"trainer_ext.{room}" for room in ("arguments", "data", "saving", "trainer")},
     "degradation.skills": FOUNDATION
-    | {f"degradation.{room}" for room in ("answers", "cells", "configs", "flags", "lab", "report", "run", "weights")},
+    | {f"degradation.{room}" for room in ("answers", "cells", "configs", "errors", "flags", "lab", "records", "report")}
+    | {"degradation.run", "degradation.weights"},
     "degradation.report": FOUNDATION
     | {f"degradation.{room}" for room in ("configs", "errors", "measures", "prompts", "records")},
 }

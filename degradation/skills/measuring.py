@@ -8,29 +8,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 from tqdm import tqdm
 
 from frankenlm.trainer_ext.common.cli import user_mistakes
 from frankenlm.trainer_ext.common.files import write_json
 
-from ..answers.option_probe import OptionProbe
+from ..answers.option_probe import LEAD, OptionProbe
 from ..cells import Cell
 from ..configs import TARGETED, ExperimentConfig
-from ..lab import Lab
+from ..errors import ConfigConflict
+from ..lab import LOADING_FIELDS, Lab
+from ..records.manifest import differences
 from ..run.limits import Signals
 from ..run.plan import Experiment
 from ..weights.loading import Loaded
 from ..weights.restore import Baseline, apply_damage
 from .items import BLOCKS, CHOSEN_BY, MEASURED_BY, SIZE, Topic
-from .scores import margins
+from .scores import margins, scores_as_written
 
 logger = logging.getLogger(__name__)
 
 SETTINGS, CELLS = "settings.json", "cells"
 BASELINE = "baseline.json"
 # of a configuration, what scores depend on; levels, repeats and groups are those of the cells
-FIELDS = ("method", "dtype", "tied_policy", "norm_gain", "noise_coupling", "seed_base")
+FIELDS = ("method", "tied_policy", "norm_gain", "noise_coupling", "seed_base", *LOADING_FIELDS)
+# of how texts are read (run/identity.py), what has to do with questions: nothing is written, no picture shown
+READING = ("tokenizer", "special_tokens", "chat_template", "attention", "adapter", "code")
 
 
 def plan_skills(lab: Lab, configs: Sequence[ExperimentConfig]) -> list[Experiment]:
@@ -57,7 +60,8 @@ def settings_of(experiment: Experiment, blocks: Sequence[Topic] = BLOCKS) -> dic
     known = experiment.config_fields
     items = json.dumps([[block.skill, block.wordings, block.pairs] for block in blocks])
     return {
-        **{name: known[name] for name in (*FIELDS, "model", "model_config", "weights")},
+        **{name: known[name] for name in (*FIELDS, *READING, "model", "model_config", "weights")},
+        "lead": LEAD,
         "items": hashlib.sha256(items.encode()).hexdigest()[:16],
     }
 
@@ -66,15 +70,14 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Make an experiment's folder, or find that it is the one of the same experiment.
 
     Raises:
-        ValueError: it holds scores of another one.
+        ConfigConflict: it holds scores of another one, or of one whose settings were not all written down.
     """
     path = folder / SETTINGS
     if path.is_file():
         there = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name, value in settings.items() if there.get(name) != value]
-        if other:
-            said = "; ".join(f"{name}: {there.get(name)!r}, now {settings[name]!r}" for name in other)
-            raise ValueError(f"{folder} holds scores of another experiment ({said}): take another --output_dir.")
+        said = differences(there, settings)
+        if said:
+            raise ConfigConflict(f"{folder} holds scores of another experiment ({said}): take another --output_dir.")
         return
     (folder / CELLS).mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
@@ -132,10 +135,14 @@ def _baseline(loaded: Loaded, folder: Path, experiment: Experiment) -> tuple[Opt
         both = {str(each): scores_of(probe_of(loaded, BLOCKS, each), BLOCKS) for each in (CHOSEN_BY, MEASURED_BY)}
         write_json(path, {"scores": both})
     chosen_by = json.loads(path.read_text(encoding="utf-8"))["scores"][str(CHOSEN_BY)]
-    blocks = [block for block in BLOCKS if (margins(numpy.array(chosen_by[f"{block.skill}/{block.topic}"])) > 0).any()]
+    blocks = [block for block in BLOCKS if _any_chosen(chosen_by[f"{block.skill}/{block.topic}"])]
     if not blocks:
         raise ValueError(f"skills: undamaged, {loaded.name} answers none of the questions.")
     return probe_of(loaded, blocks, MEASURED_BY), blocks
+
+
+def _any_chosen(table: Sequence[Sequence[float | None]]) -> bool:
+    return bool((margins(scores_as_written(table)) > 0).any())
 
 
 def _work(experiment, cells, loaded, probe, blocks, folder, signals, bar) -> None:

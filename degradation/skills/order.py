@@ -1,33 +1,36 @@
-"""Which skill breaks first, and how sure that is: half levels with intervals, paired differences, matched questions.
+"""Which skill breaks first, and how sure that is: half levels with intervals, differences, matched questions.
 
 A skill is compared on questions that the undamaged model answers, chosen by one wording and measured by another: what
 questions that were chosen by luck lose by themselves (regression to the mean) is lost at the baseline already, not
 under damage. L50 is where a skill's mean share has fallen half way from its own baseline to chance, so that skills that
 begin lower are not behind from the start; what remains of that is asked by `matched_pairs`, questions of two skills
-that the undamaged model answers equally surely.
+that the undamaged model answers equally surely, by either wording.
+
+What is compared is min(L50, last level), the last being the most severe one that was tested (as survival times are,
+restricted to the time that was watched): skills that break alike differ by 0 in it, too, and one that is not reached
+counts as the last level, so a difference is rather too small.
 
 Two things vary, the damage (repeats) and the questions (topics: those of one share answers and wordings). Each is drawn
 anew with the other held, the same repeats for all skills; the variances add up (what both share is in both: the sum is
 rather too large), each with the n / (n - 1) that a bootstrap lacks, and intervals and p-values are Student's t, its
 degrees of freedom those of the sum (Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance
-Components"), rounded down.
+Components"), fractions and all: rounded, they would flip with the seed of the draws.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 
-from ..report.bootstrap import SEED, draw_counts, holm, student
+from ..report.bootstrap import CONFIDENCE, DRAWS, SEED, draw_counts, holm
 from ..report.isotonic import crossings
 from .items import SIZE
 
 CHANCE = 1 / SIZE
-DRAWS = 2_000
-CALIPER = 1.0  # nats between the margins of two questions that are matched
-FEWEST = 3  # topics, or matched questions, below which nothing is said of a difference
+CALIPER = 1.0  # nats between the margins, by either wording, of two questions that are matched
+FEWEST = 3  # repeats, or topics, below which nothing is said of a difference
 STEPS = 20_001  # of the numerical integral
 
 
@@ -37,7 +40,7 @@ class Questions:
 
     Attributes:
         topics: (n,), the number of each question's topic.
-        margins: (n,), by the first wording, undamaged, in nats.
+        margins: (2, n), undamaged, in nats: by the wording that chose them, and by the one that measures.
         values: (R, L, n), the right answers' shares by the second wording; the first level is the baseline.
     """
 
@@ -47,7 +50,7 @@ class Questions:
     values: numpy.ndarray
 
     def __getitem__(self, chosen: numpy.ndarray) -> "Questions":
-        return Questions(self.skill, self.topics[chosen], self.margins[chosen], self.values[:, :, chosen])
+        return Questions(self.skill, self.topics[chosen], self.margins[:, chosen], self.values[:, :, chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,7 @@ class WithInterval:
 
 
 def half_levels(questions: Questions, repeats: numpy.ndarray, weights: numpy.ndarray, positions: numpy.ndarray):
-    """Return L50 in each of B draws, inf where it is not reached: (B,).
+    """Return L50 in each of B draws, inf where it is not reached, NaN where the undamaged share is chance: (B,).
 
     Args:
         repeats: (B, R), how often each repeat is taken. weights: (B, n), how often each question. positions: (L,).
@@ -74,7 +77,7 @@ def half_levels(questions: Questions, repeats: numpy.ndarray, weights: numpy.nda
     curves = numpy.einsum("brl,br->bl", sums, repeats)
     curves /= (repeats.sum(axis=1) * weights.sum(axis=1))[:, None]
     found = crossings(curves, numpy.ones((1, len(positions))), positions, (curves[:, 0] + CHANCE) / 2)
-    return numpy.where(found == -numpy.inf, numpy.inf, found)  # no better than chance: nothing to lose
+    return numpy.where(found == -numpy.inf, numpy.nan, found)  # no better than chance: nothing to lose
 
 
 def drawn_topics(questions: Questions, draws: int, seed: int) -> numpy.ndarray:
@@ -84,28 +87,42 @@ def drawn_topics(questions: Questions, draws: int, seed: int) -> numpy.ndarray:
 
 
 def half_level(questions: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> WithInterval:
-    """Return the L50 of a skill, its interval within the levels that were tested; inf: not reached."""
+    """Return the L50 of a skill, its interval within the levels that were tested; inf: not reached.
+
+    NaN where the undamaged share is no better than chance.
+    """
     parts = [_by_repeats([questions], positions, draws), _by_topics(questions, positions, draws, SEED + 1)]
-    found = _estimate(_point(questions, positions), parts, positions[-1])
-    high = found.high if found.high <= positions[-1] else math.inf
-    if math.isnan(found.low):
-        return found
-    return WithInterval(found.value, max(found.low, float(positions[0])), high, found.p, found.reached)
+    value = _point(questions, positions)
+    if not math.isfinite(value):
+        return WithInterval(value, reached=_reached(parts))
+    found = _estimate(value, parts, positions[-1])
+    high = math.inf if found.high > positions[-1] else found.high
+    return replace(found, low=numpy.maximum(found.low, positions[0]), high=high)
 
 
 def difference(first: Questions, second: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> WithInterval:
-    """Return L50 of `second` less that of `first`: positive where `first` breaks first."""
+    """Return min(L50, last level) of `second` less that of `first`: positive where `first` breaks first.
+
+    NaN where neither is reached, or one is no better than chance undamaged.
+    """
     parts = [
         _by_repeats([first, second], positions, draws),
         _by_topics(first, positions, draws, SEED + 1),
         _by_topics(second, positions, draws, SEED + 2),
     ]
-    return _estimate(_point(second, positions) - _point(first, positions), parts, positions[-1])
+    points = [_point(each, positions) for each in (first, second)]
+    if not math.isfinite(min(points)) or math.isnan(points[1]):
+        return WithInterval(math.nan, reached=_reached(parts))
+    early, late = (min(point, float(positions[-1])) for point in points)
+    return _estimate(late - early, parts, positions[-1])
 
 
 def matched_pairs(first: Questions, second: Questions) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """Return places of questions of two skills that belong together, nearest margins first, none twice, two (m,)."""
-    apart = numpy.abs(first.margins[:, None] - second.margins[None, :])
+    """Return places of questions of two skills that belong together, nearest margins first, none twice, two (m,).
+
+    Two are as far apart as their margins by the wording in which they differ more.
+    """
+    apart = numpy.abs(first.margins[:, :, None] - second.margins[:, None, :]).max(axis=0)
     pairs: list[tuple[int, int]] = []
     for place in numpy.argsort(apart, axis=None, kind="stable"):
         one, other = divmod(int(place), apart.shape[1])
@@ -117,18 +134,26 @@ def matched_pairs(first: Questions, second: Questions) -> tuple[numpy.ndarray, n
     return ones, others
 
 
-def matched_difference(
-    first: Questions, second: Questions, positions: numpy.ndarray, draws: int = DRAWS
-) -> tuple[WithInterval, int]:
-    """Return `difference` on matched questions alone, drawn pair by pair, and how many pairs there are."""
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Two skills compared on `pairs` of questions; `shares`: the two undamaged shares of these, as measured."""
+
+    estimate: WithInterval
+    pairs: int
+    shares: tuple[float, float] = (math.nan, math.nan)
+
+
+def matched_difference(first: Questions, second: Questions, positions: numpy.ndarray, draws: int = DRAWS) -> Matched:
+    """Return `difference` on matched questions alone.
+
+    Topics are drawn, not pairs: questions of a topic break together, whomever they are matched with.
+    """
     ones, others = matched_pairs(first, second)
-    if len(ones) < FEWEST:
-        return WithInterval(math.nan), len(ones)
+    if not len(ones):
+        return Matched(WithInterval(math.nan), 0)
     first, second = first[ones], second[others]
-    once, weights = numpy.ones((draws, len(first.values))), draw_counts(len(ones), draws, SEED + 1)
-    drawn = [half_levels(each, once, weights, positions) for each in (first, second)]
-    parts = [_by_repeats([first, second], positions, draws), (drawn, len(ones))]
-    return _estimate(_point(second, positions) - _point(first, positions), parts, positions[-1]), len(ones)
+    shares = (float(first.values[0, 0].mean()), float(second.values[0, 0].mean()))
+    return Matched(difference(first, second, positions, draws), len(ones), shares)
 
 
 # what a source of variance does: L50 of one skill or two in each draw, and of how many things was drawn
@@ -152,47 +177,62 @@ def _point(questions: Questions, positions: numpy.ndarray) -> float:
     return float(half_levels(questions, *once, positions)[0])
 
 
+def _reached(parts: Sequence[Part]) -> float:
+    """In which share of the draws every L50 was reached."""
+    return float(numpy.mean([numpy.isfinite(drawn).all(axis=0).mean() for drawn, _ in parts]))
+
+
 def _estimate(value: float, parts: Sequence[Part], last: float) -> WithInterval:
     """Return an estimate with what its sources of variance allow to say of it.
 
-    last: the most severe level; what is not reached in a draw counts as that, so that differences are rather too small.
+    last: what an L50 of a draw is at most. Draws that are at chance undamaged are left out.
     """
-    reached = float(numpy.mean([numpy.isfinite(drawn).all(axis=0).mean() for drawn, _ in parts]))
-    if math.isnan(value) or not math.isfinite(value):
-        return WithInterval(math.inf if value == math.inf and len(parts[0][0]) == 1 else math.nan, reached=reached)
+    reached = _reached(parts)
     if min(count for _, count in parts) < FEWEST:
         return WithInterval(value, reached=reached)
     capped = [([numpy.minimum(each, last) for each in drawn], count) for drawn, count in parts]
     variances = [
-        float((drawn[-1] - (drawn[0] if len(drawn) > 1 else 0)).var()) * count / (count - 1) for drawn, count in capped
+        float(numpy.nanvar(drawn[-1] - (drawn[0] if len(drawn) > 1 else 0))) * count / (count - 1)
+        for drawn, count in capped
     ]
     total = sum(variances)
     if total == 0:
         return WithInterval(value, reached=reached)
     spread = sum(variance**2 / (count - 1) for variance, (_, count) in zip(variances, parts, strict=True))
-    freedom = max(1, int(total**2 / spread))
-    room = float(student(numpy.array([freedom + 1]))[0]) * math.sqrt(total)
+    freedom = total**2 / spread
+    room = student_quantile(freedom) * math.sqrt(total)
     return WithInterval(value, value - room, value + room, student_p(value / math.sqrt(total), freedom), reached)
 
 
-def student_p(t: float, freedom: int) -> float:
-    """Return the two-sided p-value of Student's t: with t = sqrt(freedom) tan(a), its density is cos(a)^(freedom-1)."""
-    angles = numpy.linspace(math.atan(abs(t) / math.sqrt(freedom)), math.pi / 2, STEPS)
-    whole = numpy.linspace(0.0, math.pi / 2, STEPS)
-    tail, all_of_it = (numpy.trapezoid(numpy.cos(part) ** (freedom - 1), part) for part in (angles, whole))
-    return float(tail / all_of_it)
+def student_p(t: float, freedom: float) -> float:
+    """Return the two-sided p-value of Student's t, of 1 or more degrees of freedom, a fraction too."""
+    angles, below = _student(freedom)
+    return float(1 - numpy.interp(math.atan(abs(t) / math.sqrt(freedom)), angles, below))
+
+
+def student_quantile(freedom: float) -> float:
+    """Return how far from 0 Student's t lies in 1 of 20 cases: its quantile 0.975."""
+    angles, below = _student(freedom)
+    return math.sqrt(freedom) * math.tan(numpy.interp(CONFIDENCE, below, angles))
+
+
+def _student(freedom: float) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """Return angles a, 0 to pi / 2, and how often |t| <= sqrt(freedom) tan(a); their density is cos(a)^(freedom-1)."""
+    angles = numpy.linspace(0.0, math.pi / 2, STEPS)
+    density = numpy.cos(angles) ** (freedom - 1)
+    below = numpy.concatenate([[0.0], numpy.cumsum(density[1:] + density[:-1])])
+    return angles, below / below[-1]
 
 
 @dataclass(frozen=True, eq=False)
 class SkillPair:
-    """Two skills of one group of weights, compared; `p_holm` holds for all pairs of all groups together."""
+    """Two skills of one group of weights, compared; p (Holm): for both comparisons of all pairs of all groups."""
 
     group: str
     first: str
     second: str
     plain: WithInterval
-    matched: WithInterval
-    pairs: int
+    matched: Matched
     p_holm: float = math.nan
     matched_p_holm: float = math.nan
 
@@ -201,15 +241,15 @@ def compare(groups: dict[str, tuple[Sequence[Questions], numpy.ndarray]], draws:
     """Compare every two skills under damage of every group; groups: name -> its skills' questions, and the levels."""
     found = [
         SkillPair(
-            group, a.skill, b.skill, difference(a, b, positions, draws), *matched_difference(a, b, positions, draws)
+            group, a.skill, b.skill, difference(a, b, positions, draws), matched_difference(a, b, positions, draws)
         )
         for group, (skills, positions) in groups.items()
         for a, b in itertools.combinations(skills, 2)
     ]
-    plain, matched = (_holm([getattr(pair, name).p for pair in found]) for name in ("plain", "matched"))
+    raised = _holm([p for pair in found for p in (pair.plain.p, pair.matched.estimate.p)])
     return [
-        SkillPair(pair.group, pair.first, pair.second, pair.plain, pair.matched, pair.pairs, *both)
-        for pair, *both in zip(found, plain, matched, strict=True)
+        replace(pair, p_holm=plain, matched_p_holm=matched)
+        for pair, plain, matched in zip(found, raised[::2], raised[1::2], strict=True)
     ]
 
 

@@ -5,13 +5,32 @@ frequent, short, the last one it read) is the answer's mean over the four, and i
 from the question. A model that no longer reads it has the same left for all, and the right answer's share is exactly
 1/4: chance, also of questions that were chosen. The idea is that of contextual calibration (Zhao et al. 2021,
 arXiv:2102.09690) and of domain-conditional PMI (Holtzman et al. 2021, arXiv:2104.08315).
+
+A block with a score that is not finite, as overflowing weights give, says nothing of its questions: 1/4 is the share of
+each, 0 its margin.
 """
+
+from collections.abc import Sequence
 
 import numpy
 
 
+def scores_as_written(table: Sequence[Sequence[float | None]]) -> numpy.ndarray:
+    """Return the scores of a block's table in a JSON file, where null is a number that was not finite, as NaN."""
+    return numpy.array(table, dtype=numpy.float64)
+
+
+def known(scores: numpy.ndarray) -> numpy.ndarray:
+    """Whether all of a block's scores are finite: [..., 4, 4] -> [..., 1, 1]."""
+    return numpy.isfinite(scores).all(axis=(-2, -1), keepdims=True)
+
+
 def without_habits(scores: numpy.ndarray) -> numpy.ndarray:
-    """Take off each answer's mean over the questions: log p [..., questions, answers] -> the same shape."""
+    """Take off each answer's mean over the questions: log p [..., questions, answers] -> the same shape.
+
+    All are 0 in a block that has a score that is not finite.
+    """
+    scores = numpy.where(known(scores), scores, 0.0)
     return scores - scores.mean(axis=-2, keepdims=True)
 
 
