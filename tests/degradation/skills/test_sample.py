@@ -57,6 +57,7 @@ def test_the_readme_has_the_samples_order_of_skills(readme):
 def test_the_readme_has_the_samples_difference_of_mathematics_and_language(sentences):
     found = [line for line in read("pairs.csv") if (line["first"], line["second"]) == ("math", "language")]
     assert [line["group"] for line in found] == list(WEIGHTS)
+    assert "each by itself has " + " and ".join(f"{float(line['matched_p']):.3f}" for line in found) in sentences
     for line in found:
         for kind in ("", "matched_"):
             said = f"{interval(line, kind + DIFFERENCE, kind)}, p {float(line[f'{kind}p_holm']):.3f}"

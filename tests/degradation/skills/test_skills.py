@@ -13,6 +13,7 @@ from frankenlm.degradation.configs import get_config
 from frankenlm.degradation.errors import ConfigConflict
 from frankenlm.degradation.lab import Lab, RunOptions
 from frankenlm.degradation.report.bootstrap import STUDENT, holm
+from frankenlm.degradation.report.critical import AT_CHANCE, NO_BASELINE
 from frankenlm.degradation.skills import measuring, order, table
 from frankenlm.degradation.skills.items import BLOCKS, SIZE, SKILLS
 from frankenlm.degradation.skills.measuring import measure_skills, plan_skills
@@ -95,10 +96,10 @@ def test_a_block_with_a_score_that_is_not_finite_is_not_known(lost):
 # --- order
 
 
-def skill(name, half, seed, repeats=5, topics=6, noise=0.05):
+def skill(name, half, seed, repeats=5, topics=6, noise=(0.05, 0.05)):
     """Questions whose shares fall along a logistic from 0.9 to 1/4, half way at `half`."""
     draw = numpy.random.default_rng(seed)
-    middles = half + noise * draw.normal(size=(repeats, 1, 1)) + noise * draw.normal(size=(1, 1, topics))
+    middles = half + noise[0] * draw.normal(size=(repeats, 1, 1)) + noise[1] * draw.normal(size=(1, 1, topics))
     falls = 1 / (1 + numpy.exp((LEVELS[None, :, None] - middles) / 0.04))
     values = numpy.repeat(0.25 + 0.65 * falls / falls[:, :1], 3, axis=-1)
     margin = draw.uniform(0.5, 2.5, size=(2, 3 * topics))
@@ -117,10 +118,15 @@ def test_a_planted_order_is_found_and_equal_skills_are_not_told_apart():
     assert back.value == pytest.approx(-found["a", "b"].plain.value)
 
 
-@pytest.mark.parametrize("compared", [difference, lambda *given, **words: matched_difference(*given, **words).estimate])
-def test_skills_of_one_kind_differ_by_chance_as_often_as_they_should(compared):
-    """1 in 20 of differences between equals, give or take 60 tries."""
-    tries = [compared(skill("a", 0.4, 2 * i), skill("b", 0.4, 2 * i + 1), LEVELS, draws=200) for i in range(60)]
+def matched_alone(*given, **words):
+    return matched_difference(*given, **words).estimate
+
+
+@pytest.mark.parametrize(("compared", "noise"), [(difference, (0.05, 0.05)), (matched_alone, (0.02, 0.08))])
+def test_skills_of_one_kind_differ_by_chance_as_often_as_they_should(compared, noise):
+    """1 in 20 of differences between equals, give or take 60 tries; noise: of repeats and of whole topics."""
+    equals = [[skill(name, 0.4, 2 * i + side, noise=noise) for side, name in enumerate("ab")] for i in range(60)]
+    tries = [compared(*pair, LEVELS, draws=200) for pair in equals]
     assert sum(each.p < 0.05 for each in tries) <= 7
     assert sum(each.low < 0 < each.high for each in tries) >= 53
 
@@ -166,7 +172,7 @@ def test_p_values_and_quantiles_are_those_of_students_table(freedom):
 
 
 def test_what_is_said_of_a_difference_does_not_hang_on_the_seed_of_its_draws(monkeypatch):
-    first, second = skill("a", 0.35, 1, repeats=3), skill("b", 0.5, 2, repeats=3)
+    first, second = skill("a", 0.35, 4, repeats=3), skill("b", 0.5, 5, repeats=3)
     p = []
     for seed in range(5):
         monkeypatch.setattr(order, "SEED", 1000 * seed)
@@ -180,6 +186,14 @@ def test_all_p_values_of_a_page_are_one_family():
     plain, matched = [pair.plain.p for pair in found], [pair.matched.estimate.p for pair in found]
     raised = [*[pair.p_holm for pair in found], *[pair.matched_p_holm for pair in found]]
     assert raised == pytest.approx(holm([*plain, *matched]))
+
+
+def test_tables_say_apart_what_is_not_reached_and_what_is_not_known():
+    row = {"group": "mlp", "skill": "math", "chosen": 3, "topics": 2, "repeats": 1, "low": numpy.nan, "high": numpy.nan}
+    row |= dict.fromkeys(("chosen_share", "undamaged_share", "most_severe_share", "reached"), 0.0)
+    said = [table._order_text(row | {"L50": value})["L50"] for value in (0.5, numpy.inf, numpy.nan)]
+    assert said == ["0.5", "not reached", AT_CHANCE]
+    assert table._difference_text({table.DIFFERENCE: numpy.nan}, "") == NO_BASELINE
 
 
 # --- runs
