@@ -1,7 +1,7 @@
 """Which of a few choices a completion settles on."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .speech import ENGLISH, Speech
 
@@ -9,25 +9,33 @@ REACH = 200  # characters behind a statement's opening words in which the answer
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 
 
-def chosen(completion: str, choices: Sequence[str], lettered: bool = False, speech: Speech = ENGLISH) -> str | None:
+def chosen(
+    completion: str,
+    choices: Sequence[str],
+    lettered: bool = False,
+    speech: Speech = ENGLISH,
+    asked: Iterable[str] = (),
+) -> str | None:
     """Return the choice a completion settles on, None if it names none, or several without a verdict.
 
     What decides, in this order: the first choice after the last "the answer is" (or the like); the one that the
     completion opens with, standing alone; the only one in bold; the first one after the last "therefore" (or the
     like); the only one named; the only one of the first sentence, or else of the last, up to its "because". A choice
-    that is named to be denied ("not the drum") does not count, nor do the first two rules take one of a list of them.
+    that is named to be denied ("not the drum") does not count, nor do the first two rules take one of a list of them;
+    and where whole sentences are a bare choice each, and differ, none of those is a verdict.
 
     Args:
         completion: the answer, possibly with Markdown.
         choices: the words to choose from.
         lettered: whether the choices also go by A, B, C, ..., in their order.
         speech: how answers are worded in their language.
+        asked: content words of the question: a "no" before one of them answers it, one before others may not.
     """
     completion = speech.fold(completion)
-    find = _ChoiceFinder(choices, lettered, speech)
+    find = _ChoiceFinder(choices, lettered, speech, asked)
     bold = re.findall(r"\*\*(.+?)\*\*", completion, flags=re.DOTALL)
     text = plain(completion)
-    sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
+    sentences = find.claiming(text)
     claims = [_claim(part, speech) for part in (*sentences[:1], *sentences[-1:])]
     return (
         find.after(speech.statement, text)
@@ -42,12 +50,13 @@ def chosen(completion: str, choices: Sequence[str], lettered: bool = False, spee
 class _ChoiceFinder:
     """Finds choices by word, and by letter if they have letters."""
 
-    def __init__(self, choices: Sequence[str], lettered: bool, speech: Speech):
+    def __init__(self, choices: Sequence[str], lettered: bool, speech: Speech, asked: Iterable[str] = ()):
         self.speech = speech
-        self.by_word = {speech.fold(choice.casefold()): choice for choice in sorted(choices, key=len, reverse=True)}
+        self.by_word = {speech.bare(choice.casefold()): choice for choice in sorted(choices, key=len, reverse=True)}
         names = [chr(ord("A") + place) for place in range(len(choices))] if lettered else []
         self.by_letter = dict(zip(names, choices, strict=False))
-        each = (re.escape(word) + speech.not_behind.get(word, "") for word in self.by_word)
+        asked = tuple(asked)
+        each = (speech.written(word, asked) for word in self.by_word)
         words = rf"(?<!\w)(?:{'|'.join(each)})(?:e?s)?(?!\w)"
         if not lettered:
             self.anywhere = self.verdict = re.compile(words, re.IGNORECASE)
@@ -63,16 +72,19 @@ class _ChoiceFinder:
 
     def named(self, text: str, verdict: bool = False) -> list[str]:
         """Return the choices named in a text, in order; bare letters count where a verdict is expected."""
-        found, denied_until = [], -1
+        found, denied_until, joint = [], -1, self.speech.alternative
         for match in (self.verdict if verdict else self.anywhere).finditer(text):
             start, end = match.span()
-            joined = denied_until >= 0 and self.speech.listed.fullmatch(text, denied_until, start)
+            joined = denied_until >= 0 and joint.fullmatch(text, denied_until, start)
             listed = joined and self.speech.goes_on.match(text, end)
             if listed or denied(text, start, self.speech):
-                all_of_it = listed or self.speech.denial_of_all.search(text, max(0, start - 30), start)
-                denied_until = end if all_of_it else -1
+                all_of_it = self.speech.denial_of_all.search(text, max(0, start - 30), start)
+                if not listed:
+                    joint = self.speech.listed if all_of_it else self.speech.alternative
+                denied_until = end
             else:
                 found.append(self._choice(match[0]))
+                denied_until = -1
         return found
 
     def after(self, introduction: re.Pattern, text: str) -> str | None:
@@ -96,7 +108,35 @@ class _ChoiceFinder:
         if not self.speech.stands_alone.match(text, end):
             return None
         following = self.verdict.search(text, end)
-        return None if following and self.speech.joint.fullmatch(text, end, following.start()) else found
+        joined = following and self.speech.joint.fullmatch(text, end, following.start())
+        return None if joined and self._is_item(text, following.end()) else found
+
+    def claiming(self, text: str) -> list[str]:
+        """Return the sentences of a text that may hold its verdict, parted at semicolons where all parts say something.
+
+        Sentences that are nothing but a choice are left out where they differ: "Yes. No. Yes."
+        """
+        sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip()]
+        bare = {part: named[0] for part in sentences if (named := self._bare(part))}
+        if len(set(bare.values())) > 1:
+            sentences = [part for part in sentences if part not in bare]
+        parts = [re.split(r"(?<=;)\s+", part) for part in sentences]
+        return [
+            clause
+            for part, clauses in zip(sentences, parts, strict=True)
+            for clause in ([part] if any(map(self._bare, clauses)) else clauses)
+        ]
+
+    def _bare(self, text: str) -> list[str]:
+        """Return the choices of a text that is nothing but choices, as in a list; else none."""
+        listed = self.speech.joints.fullmatch(self.verdict.sub(" ", text))
+        return [self._choice(match[0]) for match in self.verdict.finditer(text)] if listed else []
+
+    def _is_item(self, text: str, end: int) -> bool:
+        """Whether what stands behind a choice lets it be an item of a list: its end, a joint, or another choice."""
+        return bool(
+            self.speech.goes_on.match(text, end) or self.verdict.match(text, self.speech.joint.match(text, end).end())
+        )
 
     def _begins_list(self, text: str, first: str) -> bool:
         """Whether a choice goes on to others as in a list that ends the text: A, B, C; but not: A, B is smaller."""
@@ -106,7 +146,7 @@ class _ChoiceFinder:
         return bool(others) and self.speech.joints.fullmatch(rest) is not None
 
     def _choice(self, found: str) -> str:
-        folded = found.casefold()
+        folded = self.speech.bare(found.casefold())
         for word, choice in self.by_word.items():
             if folded.startswith(word):
                 return choice

@@ -22,8 +22,10 @@ from fractions import Fraction
 
 from ..prompts import LabPrompt
 from .choices import chosen, denied, plain
+from .languages import language_of
 from .numerals import numbers, numbers_in_digits, numbers_in_words, without_remarks
 from .speech import speech_of
+from .text_words import words
 
 CORRECT, WRONG, UNPARSED = "correct", "wrong", "unparsed"
 # what people recite
@@ -91,7 +93,10 @@ def grade_choice(completion: str, prompt: LabPrompt) -> str:
 
 def settled_choice(completion: str, prompt: LabPrompt) -> str | None:
     """Return the choice of a prompt that an answer settles on, None where there is none."""
-    return chosen(completion, prompt.choices, has_letters(prompt), speech_of(prompt.language))
+    # what is asked, without "Answer yes or no." behind it
+    asked = words(prompt.text[: prompt.text.rfind("?") + 1])
+    content = [word for word in asked if word not in language_of(prompt.language).function_words]
+    return chosen(completion, prompt.choices, has_letters(prompt), speech_of(prompt.language), content)
 
 
 def has_letters(prompt: LabPrompt) -> bool:

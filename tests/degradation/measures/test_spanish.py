@@ -80,7 +80,7 @@ def test_choices_of_words(completion, expected):
     ],
 )
 def test_yes_and_no(completion, expected):
-    assert chosen(completion, ("sí", "no"), speech=SPEECH) == expected
+    assert chosen(completion, ("sí", "no"), speech=SPEECH, asked=("persiguió", "perro", "gato")) == expected
 
 
 @pytest.mark.parametrize("word", FORMS)
