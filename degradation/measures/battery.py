@@ -6,7 +6,8 @@
         1 for the text again, word for word; else 1 - 2 d, with d the edit distance in letters / the letters of the
         longer one. More than half of the letters of two other texts differ, so who repeats nothing scores 0. Case,
         punctuation and quotes do not count, accents do. The repetition may stand behind a lead-in that ends in a
-        colon, in quotes, or in a line by itself; said three times or more, it counts with all of its words
+        colon, in quotes, or in a line by itself, so an echo of the whole prompt, which ends in the text, counts; said
+        three times or more, it counts with all of its words, however parted
     connected text
         the share of the things that an answer may name, of which `THINGS` are enough, times the weakest of its forms:
         words / `WORDS`, sentences / those asked for, known words / `KNOWN` of the words, different word pairs /
@@ -14,13 +15,14 @@
         most 1. A text that ends in a loop scores 0
 
 A sound answer reaches 1 in each; an empty one, punctuation, loops, another language's words come to 0 or near it. No
-parser looks at the order of words: a salad of words of the same field reaches 0.2. What lies between is a rank, not a
-clinical grade.
+parser looks at the order of words: a sound answer with its words shuffled still scores 1, and 24 content words of the
+field 0.5 in three sentences, 0.33 in one. What lies between is a rank, not a clinical grade.
 
 Kinds of errors go by what can be told by rule, in this order. The words of aphasiology are borrowed, `-like` is meant:
 
     no answer       no word at all, or (comprehension) nothing that could be one of the choices
-    perseveration   a run of one to five words stands three times in a row, or the answer ends in a loop
+    perseveration   a run of one to five words (repetition: or all of the text) stands three times in a row, or the
+                    answer ends in a loop
     semantic, form, unrelated   (word comprehension) the wrong choice, by what the author says of it
     wrong           (sentence comprehension) the other one of yes and no
     form            (repetition) more than half of the letters are right
@@ -103,19 +105,21 @@ def _spoken(text: str) -> str:
     return " ".join(words(text))
 
 
-_QUOTED = re.compile(r"[\"“«‘]([^\"“”«»‘’]+)[\"”»’]")
+# in pairs, single ones at the edges of words: an apostrophe ends no quote
+_QUOTED = re.compile(r"“([^“”]+)”|«([^«»]+)»|\"([^\"]+)\"|(?<!\w)‘(.{1,400}?)’(?!\w)|(?<!\w)'(.{1,400}?)'(?!\w)")
 
 
 def _repetitions(completion: str, key: str) -> list[str]:
     """Return what of an answer may be the repetition: all of it, or the part that is set apart."""
     text = plain(completion).strip()
     whole = _spoken(text)
-    if f" {whole} ".count(f" {key} ") >= SAID_AGAIN:
+    # ahead only, for the space between two of them is of both
+    if len(re.findall(f"(?= {re.escape(key)} )", f" {whole} ")) >= SAID_AGAIN:
         return [whole]
     first, _, rest = text.partition("\n")
     behind = [text.partition(":")[2]] if ":" in first else []
     lines = [part.partition("\n")[0] for part in (text, *(part.strip() for part in behind))]
-    quoted = set(map(_spoken, _QUOTED.findall(text)))
+    quoted = {_spoken("".join(groups)) for groups in _QUOTED.findall(text)}
     return [whole, *map(_spoken, (*behind, *lines)), *(quoted if len(quoted) == 1 else ())]
 
 
@@ -163,6 +167,13 @@ def unknown_share(found: Sequence[str], prompt: LabPrompt) -> float:
 # --- errors
 
 
+def unparsed(completion: str, prompt: LabPrompt) -> bool:
+    """Whether nothing in an answer could be one: no settled choice, or elsewhere no word."""
+    if prompt.grader == "choice":
+        return settled_choice(completion, prompt) is None
+    return not words(completion)
+
+
 def error_kind(completion: str, prompt: LabPrompt, scored: float) -> str:
     """Return which of `ERROR_KINDS` an answer is that has this score."""
     found = words(completion)
@@ -170,7 +181,8 @@ def error_kind(completion: str, prompt: LabPrompt, scored: float) -> str:
         return "none"
     if not found:
         return "no answer"
-    if perseverates(completion, found):
+    longest = max(LONGEST_RUN, len(words(prompt.answer))) if prompt.grader == "repetition" else LONGEST_RUN
+    if perseverates(completion, found, longest):
         return "perseveration"
     if prompt.grader == "choice":
         return _wrong_choice(completion, found, prompt)
@@ -188,11 +200,11 @@ def _wrong_choice(completion: str, found: Sequence[str], prompt: LabPrompt) -> s
     return prompt.kinds[prompt.choices.index(choice)] if prompt.kinds else "wrong"
 
 
-def perseverates(completion: str, found: Sequence[str]) -> bool:
-    """Whether a run of up to `LONGEST_RUN` words stands `SAID_AGAIN` times in a row, or the text ends in a loop."""
+def perseverates(completion: str, found: Sequence[str], longest: int = LONGEST_RUN) -> bool:
+    """Whether a run of up to `longest` words stands `SAID_AGAIN` times in a row, or the text ends in a loop."""
     return find_loop(completion) is not None or any(
         found[start : start + length] * SAID_AGAIN == list(found[start : start + SAID_AGAIN * length])
-        for length in range(1, LONGEST_RUN + 1)
+        for length in range(1, longest + 1)
         for start in range(len(found) - SAID_AGAIN * length + 1)
     )
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from frankenlm.trainer_ext.metrics.text import distinct, ngrams, repeated_share, require_sacrebleu
 
 from ..prompts import LabPrompt, find_prompt, shipped_units
-from .battery import ERROR_KINDS, error_kind, score
+from .battery import ERROR_KINDS, error_kind, score, unparsed
 from .graders import CORRECT, UNPARSED, grade, list_items
 from .languages import Language, language_of
 from .loops import find_loop
@@ -255,7 +255,7 @@ def _score(text: str, prompt: LabPrompt, failed: bool) -> dict[str, Any]:
     scored = 0.0 if failed else score(text, prompt)
     kind = "no answer" if failed else error_kind(text, prompt, scored)
     kinds = {f"error_{each.replace(' ', '_')}": each == kind for each in ERROR_KINDS if each != "none"}
-    return {"score": scored, "unparsed": kind == "no answer", "error_kind": kind, **kinds}
+    return {"score": scored, "unparsed": failed or unparsed(text, prompt), "error_kind": kind, **kinds}
 
 
 def named_units(text: str, units: Mapping[str, Sequence[str]]) -> list[str]:

@@ -40,6 +40,14 @@ TEA = {
 }
 
 
+FIELD = {
+    "en": "kettle boil water hot teapot cup bag leaf pour steep milk sugar minute wait drink warm mug spoon lemon honey "
+    "stir taste steam kitchen",
+    "es": "tetera hervir agua caliente taza bolsita hoja verter reposar leche azúcar minuto esperar beber tomar limón "
+    "miel cuchara cocina fuego servir vapor calor plato",
+}
+
+
 def first(part: str, language: str) -> LabPrompt:
     return next(prompt for prompt in ITEMS if prompt.part == part and prompt.language == language)
 
@@ -81,13 +89,31 @@ def test_a_random_answerer_scores_at_chance(part, name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_salad_of_words_scores_near_0(name):
-    """Words of the battery itself at random, in sentences of ten: they name a thing now and then, nobody parses."""
+def test_a_salad_of_the_battery_scores_near_0(name):
+    """Words of all of its prompts at random, in sentences of ten: they name a thing now and then, nobody parses."""
     draw = random.Random(name)
     items = [prompt for prompt in load_prompts(name) if prompt.grader == "connected"]
     pool = sorted({word for prompt in ITEMS if prompt.set == name for word in words(prompt.text)})
     salads = [". ".join(" ".join(draw.choices(pool, k=10)) for _ in range(5)) for _ in items]
     assert sum(score(salad, prompt) for salad, prompt in zip(salads, items, strict=True)) / len(items) < 0.25
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_order_does_not_count(language):
+    """What the rules cannot see: a sound answer shuffled is as good, words of the field alone are half as good."""
+    prompt, field = first("connected text", language), FIELD[language].split()
+    for seed in range(5):
+        shuffled = [word.strip(".") for word in TEA[language].split()]
+        random.Random(seed).shuffle(shuffled)
+        assert score(f"{_parted(shuffled)}.", prompt) == 1
+    assert len(field) == 24 and not set(field) & language_of(language).function_words
+    assert score(f"{_parted(field)}.", prompt) == 0.5 and score(" ".join(field), prompt) == pytest.approx(1 / 3)
+
+
+def _parted(found: list[str]) -> str:
+    """Return words in three sentences."""
+    third = -(-len(found) // 3)
+    return ". ".join(" ".join(found[start : start + third]) for start in range(0, len(found), third))
 
 
 NOTHING = ("", " \n", "...", "?!", "¿¡…")
@@ -158,6 +184,15 @@ ACCENT = replace(AGAIN, answer="¿Dónde está?", language="es")
         ("the old lump", 1 - 2 / 12, "form"),
         ("the lamp", 1 - 2 * 4 / 12, "form"),
         ("the old lamp the old lamp the old lamp", 0, "perseveration"),
+        ("the old lamp\n" * 2, 1, "none"),
+        ("the old lamp\n" * 3, 0, "perseveration"),
+        ("the old lamp\n" * 4, 0, "perseveration"),
+        ('"The old lamp." ' * 3, 0, "perseveration"),
+        ("“The old lamp” " * 4, 0, "perseveration"),
+        ("I repeat 'the old lamp' again.", 1, "none"),
+        ("I repeat ‘the old lamp’ again.", 1, "none"),
+        ("«The old lamp», that is all.", 1, "none"),
+        ("Say this again: the old lamp", 1, "none"),  # an echo of a prompt
         ("the old lamp\n" * 9, 0, "perseveration"),
         ("lamp lamp lamp", 0, "perseveration"),
         ("yes", 0, "unrelated"),
@@ -168,6 +203,21 @@ ACCENT = replace(AGAIN, answer="¿Dónde está?", language="es")
 def test_repetition(completion, expected, kind):
     found = score(completion, AGAIN)
     assert found == pytest.approx(expected) and error_kind(completion, AGAIN, found) == kind
+
+
+def test_quotes_go_in_pairs():
+    long = replace(AGAIN, answer="The baker's daughter sold warm bread in the square")
+    for said in (f"Sure! “{long.answer}.”", f"Sure! ‘{long.answer}.’ Done.", f"Sure! '{long.answer}.' Done."):
+        for apostrophe in "'’":
+            assert score(said.replace("r's", f"r{apostrophe}s"), long) == 1
+    assert error_kind(f"{long.answer}. " * 3, long, score(f"{long.answer}. " * 3, long)) == "perseveration"
+    assert score(" 'a" * 20_000, long) == 0, "quotes that never close take no time"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_an_echo_of_the_prompt_repeats(language):
+    prompt = first("repetition", language)
+    assert score(prompt.text, prompt) == 1
 
 
 @pytest.mark.parametrize(
@@ -214,6 +264,23 @@ def test_a_row_without_finite_logits_scores_0():
     prompt = first("word comprehension", "en")
     measured = measure_row(row(prompt, prompt.answer, finish_reason="nan"))
     assert measured["score"] == 0 and measured["error_no_answer"] and measured["unparsed"]
+
+
+@pytest.mark.parametrize(
+    ("part", "completion", "expected"),
+    [
+        ("word comprehension", "blah blah blah blah blah", True),
+        ("word comprehension", "zzgr fnopl qwert", True),
+        ("word comprehension", "bus", False),
+        ("sentence comprehension", "I do not know", True),
+        ("repetition", "zzgr fnopl qwert", False),
+        ("connected text", "blah blah blah blah blah", False),
+        ("connected text", "...", True),
+    ],
+)
+def test_unparsed(part, completion, expected):
+    """No settled choice where there are choices, no word elsewhere; whatever kind of error it is."""
+    assert measure_row(row(first(part, "en"), completion))["unparsed"] is expected
 
 
 def naive_distance(one: str, other: str) -> int:
