@@ -2,14 +2,21 @@
 
 They are scored by the harness itself (mostly by the likelihood of choices, which models too small to answer have too),
 and stand in the records of cells; rows and their keys know nothing of them. A cell that has a task's figures keeps
-them, and one that lacks them is visited again, whether its rows are there or not.
+them, and one that lacks them is visited again, whether its rows are there or not. Figures are of one task while these
+agree: the limit, the harness's version, and a digest of the task's configuration and documents.
 """
 
 import contextlib
 import copy
+import hashlib
+import importlib.metadata
+import inspect
+import itertools
+import json
 import logging
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +32,7 @@ from .errors import MemoryStop
 from .likelihood_tasks import likelihood_tasks, sets_with_choices
 from .offloaded import input_device
 from .records.store import Store
+from .report.harness_tasks import identity_of
 from .run.plan import CellPlan, Experiment
 from .weights.loading import Loaded
 
@@ -57,7 +65,12 @@ class Harness:
         self.tasks = self._loaded(others)
         for name in ours:
             self.tasks |= likelihood_tasks(name)
-        self._model: tuple[int, Any] | None = None
+        version = importlib.metadata.version("lm_eval")
+        self.identities = {
+            name: {"limit": limit, "harness": version, "digest": digest(task, limit)}
+            for name, task in self.tasks.items()
+        }
+        self._view: tuple[Any, Any] | None = None
 
     def _loaded(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the tasks by name, with their data."""
@@ -76,17 +89,19 @@ class Harness:
             raise UserError(f"--lm_eval would share its tasks among the {processes} processes: start one.")
 
     def misses(self, known: Mapping[str, Any] | None) -> bool:
-        """Whether a cell's figures (`lm_eval` of its record) lack a task, or have it of another limit."""
+        """Whether a cell's figures (`lm_eval` of its record) lack a task, or have it of another identity."""
         return any(self._stale(name, known or {}) for name in self.tasks)
 
     def _stale(self, name: str, known: Mapping[str, Any]) -> bool:
-        return name not in known or known[name]["limit"] != self.limit
+        # figures of earlier versions have no digest
+        return identity_of(known.get(name, {})) != identity_of(self.identities[name])
 
     def measure(self, loaded: Loaded, known: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
         """Return a cell's figures: those that are known, and the others measured on the model as it is.
 
         Returns:
-            task -> limit, documents, version, metrics (name -> number) and better (name -> +1, -1 or None).
+            task -> limit, harness (its version), digest, documents, version (the task's), metrics (name -> number) and
+            better (name -> +1, -1 or None).
         """
         found = dict(known or {})
         tasks = {name: task for name, task in self.tasks.items() if self._stale(name, found)}
@@ -121,7 +136,7 @@ class Harness:
             metrics[label] = float(value) if math.isfinite(value) else None
             better[label] = {True: 1, False: -1}.get(higher.get(metric))
         return {
-            "limit": self.limit,
+            **self.identities[name],
             "documents": result["n-samples"][name]["effective"],
             "version": result["versions"].get(name),
             "metrics": metrics,
@@ -129,14 +144,48 @@ class Harness:
         }
 
     def _wrapped(self, loaded: Loaded) -> Any:
-        """Return the harness's view of a model, made once; its tokenizer is a copy, for it sets a pad token."""
-        if self._model is None or self._model[0] != id(loaded.model):
+        """Return the harness's view of a model, kept until `release`; its tokenizer is a copy: it sets a pad token."""
+        if self._view is None or self._view[0] is not loaded.model:
+            self.release()
             with quiet():
                 view = _quiet_view()(
                     pretrained=loaded.model, tokenizer=copy.deepcopy(loaded.tokenizer), batch_size=BATCH
                 )
-            self._model = id(loaded.model), view
-        return self._model[1]
+            self._view = loaded.model, view
+        return self._view[1]
+
+    def release(self) -> None:
+        """Let go of the model: at the end of its experiment, so that it is gone before the next one is loaded."""
+        self._view = None
+
+
+def digest(task: Any, limit: int | None) -> str:
+    """Return what tells a task from another of its name: SHA-256 of its configuration and of the documents asked.
+
+    Where the task's file lies does not count; functions count by their source.
+    """
+    config = dict(task.dump_config())
+    metadata = config.get("metadata") or {}
+    config["metadata"] = {key: value for key, value in metadata.items() if key != "config_source"}
+    found = hashlib.sha256(_canonical([config, task.VERSION]))
+    for document in itertools.islice(task.eval_docs, limit):
+        found.update(_canonical(document))
+    return found.hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    text = json.dumps(value, sort_keys=True, default=_source)
+    return re.sub(r"\bat 0x[0-9a-f]+", "", text).encode()  # of functions that the harness found no source for
+
+
+def _source(value: Any) -> str:
+    """Return what stands in JSON for a function, or for what is none of JSON's kinds (a picture)."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return repr(value)
 
 
 def _manager(names: Sequence[str], folder: str | Path | None) -> Any:

@@ -5,7 +5,25 @@ from typing import Any
 
 from ..measures.names import PER_TASK, Measure
 
+IDENTITY = ("limit", "harness", "digest")  # figures are of one task while these agree
 SHARES = ("acc", "acc_norm", "exact_match", "f1", "em")  # metrics of the harness that lie between 0 and 1
+
+
+def identity_of(figures: Mapping[str, Any]) -> tuple:
+    """Return what tells a task's figures from those of another limit, version or task file; None for what is unknown.
+
+    Figures of earlier versions know their limit only.
+    """
+    return tuple(figures.get(name) for name in IDENTITY)
+
+
+def mixed_tasks(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the tasks of which some cells' records have figures of another identity than others."""
+    found: dict[str, set[tuple]] = {}
+    for record in records:
+        for task, figures in (record.get("lm_eval") or {}).items():
+            found.setdefault(task, set()).add(identity_of(figures))
+    return sorted(task for task, identities in found.items() if len(identities) > 1)
 
 
 def task_values(record: Mapping[str, Any]) -> dict[str, float | None]:

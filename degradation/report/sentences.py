@@ -10,6 +10,7 @@ from .bootstrap import CONFIDENCE, COVERAGE, FEW
 from .cells_of_series import MODEL_MEASURES, Series
 from .critical import AT_CHANCE, NO_CHANGE, NOT_REACHED, earlier_share
 from .curves import Curve
+from .harness_tasks import mixed_tasks
 from .level_axis import level_text
 from .result_files import ResultFile, run_of
 
@@ -132,7 +133,7 @@ def _overlap(first: Curve, second: Curve) -> bool:
 
 def warnings(files: Sequence[ResultFile], series: Sequence[Series], curves: Sequence[Curve]) -> list[str]:
     """Return what a reader must know before believing the numbers, a sentence for each kind of trouble."""
-    found = _file_problems(files)
+    found = _file_problems(files) + _mixed_tasks(files)
     found += _few_repeats(series)
     for what, note in (
         ("All repeats gave the same answers, so they count as one: intervals and p-values mean nothing", _same_repeats),
@@ -157,6 +158,16 @@ def _file_problems(files: Sequence[ResultFile]) -> list[str]:
     return [
         f"{', '.join(which) if len(which) < 4 else f'{len(which)} of {len(files)} files'}: {problem}"
         for problem, which in names.items()
+    ]
+
+
+def _mixed_tasks(files: Sequence[ResultFile]) -> list[str]:
+    mixed = mixed_tasks(record for file in files for record in file.cells)
+    if not mixed:
+        return []
+    return [
+        f"{', '.join(mixed)}: cells were measured with different limits, versions of lm-evaluation-harness or tasks of "
+        "this name, so their figures cannot be compared: run the same --lm_eval over all of them."
     ]
 
 

@@ -159,6 +159,8 @@ class ExperimentRun:
                     probe = kind(model, self.loaded.tokenizer, perplexity_text(), self.experiment.positions)
                 yield Subject(baseline, probe, probe.remember(), targets)
         finally:
+            if self.harness is not None:
+                self.harness.release()
             baseline.restore()
             baseline.verify()
             baseline.close()
@@ -211,16 +213,15 @@ class ExperimentRun:
         Args:
             score: of the text probe, where it is known; None: as the experiment says.
         """
-        cell, config = plan.cell, self.config
+        place = self._place(plan.cell)
+        known = self.store.known_cell(place) or {}
+        if known and not plan.missing:
+            return self._add_tasks(known | place)
         started = time.perf_counter()
         score = self._score(plan, subject) if score is None else score
         scored = time.perf_counter()
         record = {
-            "param_group_name": config.group,
-            "degradation_method": config.method,
-            "level_value": cell.level,
-            "level_index": cell.level_index,
-            "repeat_index": cell.repeat_index,
+            **place,
             "perplexity": score.perplexity,
             "log_perplexity": score.log_perplexity,
             "kl_to_baseline": score.kl,
@@ -229,17 +230,36 @@ class ExperimentRun:
             "generate_s": None,
             "rows": 0,
         }
-        known = self.store.known_cell(record) or {}
         record |= {name: known.get(name) for name in SCORES if record[name] is None}  # measured in an earlier run
-        probed = known.get("lm_eval")
-        if self.harness is not None:
-            probed = self.harness.measure(self.loaded, probed)
-        record |= {} if probed is None else {"lm_eval": probed}
+        record |= self._tasks(known)
         # before the rows and again behind them: once the last row is there, nobody comes back for the scores
         self.store.append_lesion(lesion)
         self.store.append_cell(record)
         rows = self._rows(plan, score, lesion["rel_l2"], progress)
         record |= {"generate_s": time.perf_counter() - scored, "rows": rows}
+        self.store.append_cell(record)
+        return record
+
+    def _place(self, cell: Cell) -> dict[str, Any]:
+        """Return the fields by which the record of a cell is found."""
+        return {
+            "param_group_name": self.config.group,
+            "degradation_method": self.config.method,
+            "level_value": cell.level,
+            "level_index": cell.level_index,
+            "repeat_index": cell.repeat_index,
+        }
+
+    def _tasks(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Return `lm_eval` of a cell's record, measured where it lacks something; nothing where there is none."""
+        probed = known.get("lm_eval")
+        if self.harness is not None:
+            probed = self.harness.measure(self.loaded, probed)
+        return {} if probed is None else {"lm_eval": probed}
+
+    def _add_tasks(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the record of a cell that has its rows again, with its tasks: what its rows took stays known."""
+        record = {**known, **self._tasks(known)}
         self.store.append_cell(record)
         return record
 

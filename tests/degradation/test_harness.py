@@ -1,16 +1,22 @@
 """Tasks of lm-evaluation-harness as probes of cells: on the damaged model, once a cell, rows and model untouched."""
 
+import gc
 import json
 import random
 import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
 from frankenlm.degradation import Lab, RunOptions
-from frankenlm.degradation.harness import Harness, same_random_numbers
-from frankenlm.degradation.report.harness_tasks import task_measures, task_values
+from frankenlm.degradation.harness import Harness, digest, same_random_numbers
+from frankenlm.degradation.report.harness_tasks import mixed_tasks, task_measures, task_values
+from frankenlm.degradation.report.result_files import ResultFile
+from frankenlm.degradation.report.sentences import warnings
 from frankenlm.degradation.report.write import analyse
 from frankenlm.degradation.weights.loading import wrap_model
 from frankenlm.scripts.degrade import main
@@ -72,12 +78,76 @@ def test_mistakes_in_flags(words, message, tmp_path):
         main(["run", "--config", "smoke", "--model", "x", "--output_dir", str(tmp_path / "out"), *words])
 
 
-def test_what_a_cell_misses():
-    harness = Harness.__new__(Harness)
-    harness.tasks, harness.limit = {"cats": None, "dogs": None}, 3
-    both = {"cats": {"limit": 3}, "dogs": {"limit": 3}}
-    assert harness.misses(None) and harness.misses({}) and harness.misses({"cats": {"limit": 3}})
-    assert not harness.misses(both) and harness.misses(both | {"dogs": {"limit": None}})
+IDENTITY = {"limit": 3, "harness": "1.0", "digest": "of cats"}
+
+
+class Stub(Harness):
+    """A task that needs no package: the first weight of the head; a view holds the model, as the harness's does."""
+
+    def __init__(self, names=("cats",)):
+        self.tasks = dict.fromkeys(names)
+        self.identities = dict.fromkeys(names, IDENTITY)
+        self._view = None
+        self.views = []
+
+    def measure(self, loaded, known):
+        self.views.append(weakref.ref(self._wrapped(loaded)))
+        figure = loaded.model.get_output_embeddings().weight[0, 0].item()
+        missing = [name for name in self.tasks if self._stale(name, known or {})]
+        return dict(known or {}) | {name: {**IDENTITY, "metrics": {"acc": figure}, "better": {}} for name in missing}
+
+
+class View:
+    def __init__(self, pretrained, tokenizer, batch_size):
+        self.model = pretrained
+
+
+@pytest.mark.parametrize(("field", "other"), [("limit", None), ("harness", "0.9"), ("digest", "of other cats")])
+def test_what_a_cell_misses(field, other):
+    harness = Stub(("cats", "dogs"))
+    both = {"cats": {**IDENTITY, "metrics": {}}, "dogs": {**IDENTITY, "metrics": {}}}
+    assert harness.misses(None) and harness.misses({}) and harness.misses({"cats": both["cats"]})
+    assert not harness.misses(both) and harness.misses(both | {"dogs": {**IDENTITY, field: other}})
+    assert harness.misses(both | {"dogs": {"limit": 3}}), "figures of before there was a digest"
+    records = [{"lm_eval": both}, {"lm_eval": both | {"dogs": {**IDENTITY, field: other}}}, {"lm_eval": None}, {}]
+    assert mixed_tasks(records) == ["dogs"] and mixed_tasks(records[:1] * 2) == []
+    files = [ResultFile(Path("x.json"), [], cells=[record]) for record in records]
+    assert [text.partition(":")[0] for text in warnings(files, [], [])] == ["dogs"] and not warnings(files[:1], [], [])
+
+
+def test_what_tells_tasks_apart():
+    def task(documents=({"question": "The cat"}, {"question": "A dog"}), version="Yaml", **config):
+        config = {"task": "cats", "doc_to_text": "{{question}}", "process_docs": lambda: None, **config}
+        return SimpleNamespace(dump_config=lambda: config, eval_docs=list(documents), VERSION=version)
+
+    same = digest(task(), None)
+    assert same == digest(task(), 2) == digest(task(metadata={"config_source": "elsewhere/cats.yaml"}), None)
+    assert digest(task(path=object()), None) == digest(task(path=object()), None), "no address of memory"
+    others = [
+        digest(task(doc_to_text="Q: {{question}}"), None),
+        digest(task(documents=({"question": "The cat"}, {"question": "The dog"})), None),
+        digest(task(version=2), None),
+        digest(task(metadata={"version": 2}), None),
+        digest(task(process_docs=lambda: 1), None),
+    ]
+    assert len({same, *others}) == 6
+
+
+def test_finished_cells_are_probed_and_stay_as_they_are(tiny_model, tiny_tokenizer, tmp_path, monkeypatch):
+    """What a cell's rows took stays in its record when a task comes later; a model is let go with its experiment."""
+    monkeypatch.setattr("frankenlm.degradation.harness._quiet_view", lambda: View)
+    model, harness = tiny_model("llama"), Stub()
+    before = cell_records(run(SMALL, tiny_model, tiny_tokenizer, tmp_path, model=model))
+    path = run(SMALL, tiny_model, tiny_tokenizer, tmp_path, harness, model)
+    after = cell_records(path)
+    assert len(harness.views) == len(before) == 4
+    for key, record in after.items():
+        added = {name: value for name, value in record.items() if before[key].get(name) != value}
+        assert set(added) == {"lm_eval", "attempt"} and record["rows"] == 4 and record["generate_s"] > 0
+    run(SMALL, tiny_model, tiny_tokenizer, tmp_path, harness, model)
+    assert cell_records(path) == after, "nothing is missing"
+    gc.collect()
+    assert harness._view is None and not any(view() for view in harness.views)
 
 
 def test_figures_become_measures():
@@ -115,11 +185,16 @@ def test_global_random_numbers_are_left_alone():
 # --- runs
 
 
-def probed(path):
-    """The figures of each cell: (level, repeat) -> task -> figures."""
+def cell_records(path):
+    """The record of each cell: (level, repeat) -> record."""
     lines = (path.with_suffix(".journal") / "cells.jsonl").read_text("utf-8").splitlines()
     records = [json.loads(line)["row"] for line in lines]
-    return {(r["level_value"], r["repeat_index"]): r.get("lm_eval") for r in records}
+    return {(r["level_value"], r["repeat_index"]): r for r in records}
+
+
+def probed(path):
+    """The figures of each cell: (level, repeat) -> task -> figures."""
+    return {key: record.get("lm_eval") for key, record in cell_records(path).items()}
 
 
 def run(config, tiny_model, tiny_tokenizer, folder, harness=None, model=None):
@@ -200,6 +275,20 @@ def test_the_damaged_model_is_asked(tasks, tiny_model, tiny_tokenizer, tmp_path)
     lab.run(lab.plan(config))
     assert seen == [False, True] and tokenizer.pad_token == pad
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default", "error:::frankenlm")
+def test_an_edited_task_is_another(tasks, tmp_path):
+    """By its file or its documents; not by its folder."""
+    first = Harness(["cats"], tasks).identities["cats"]
+    text = (tasks / "cats.yaml").read_text("utf-8")
+    (tmp_path / "cats.yaml").write_text(text, encoding="utf-8")
+    assert Harness(["cats"], tmp_path).identities["cats"] == first
+    (tmp_path / "cats.yaml").write_text(text.replace("{{question}}", "Q: {{question}}"), encoding="utf-8")
+    assert Harness(["cats"], tmp_path).misses({"cats": first})
+    (tmp_path / "cats.yaml").write_text(text, encoding="utf-8")
+    assert Harness(["cats"], tmp_path, limit=3).misses({"cats": first})
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ TEA = {
 
 
 FIELD = {
-    "en": "kettle boil water hot teapot cup bag leaf pour steep milk sugar minute wait drink warm mug spoon lemon honey "
-    "stir taste steam kitchen",
+    "en": "kettle boil water hot teapot cup bag leaf pour steep milk sugar minute wait drink warm mug spoon lemon "
+    "honey stir taste steam kitchen",
     "es": "tetera hervir agua caliente taza bolsita hoja verter reposar leche azúcar minuto esperar beber tomar limón "
     "miel cuchara cocina fuego servir vapor calor plato",
 }
