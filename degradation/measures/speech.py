@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 _QUOTES = r"[\"'“”‘’«»¿¡]"
 # what a yes or no may stand before that is an answer by itself
-_STANDS = r"[\"”»)\]]|['’](?!\w)|\s*(?:$|\n|[.,;:!?…–—(/]|-\s)"
+_STANDS = r"[^\w\s'’-]|['’](?!\w)|\s*(?:$|\n)|\s+[^\w\s\"'“‘«¿¡]"
 SAME_LETTERS = 4  # at the beginning of two forms of a word
 
 
@@ -95,8 +95,8 @@ ENGLISH = Speech(
     replies={
         "no": r"no(?!\s+(?:one|longer|more|less|such|know\w*)\b)(?="
         + _STANDS
-        + r"|\s*\b(?:because|since|as|in this|to the|according|based|is|was|would|it|he|she|they)\b"
-        r"|\s+(?:(?:and|or)\s+)?(?:yes|no)\b"
+        + r"|\s*\b(?:because|since|as|and|in this|to the|according|based|is|was|would|it|he|she|they)\b"
+        r"|\s+(?:or\s+)?(?:yes|no)\b"
         r"|\s+(?:(?:the|an?|was|were|is|are|did|does|has|have|had|been|not)\s+){0,4}{asked})"
     },
 )
@@ -128,8 +128,8 @@ SPANISH = Speech(
     replies={
         "no": r"no(?!\s+(?:solo|solamente|unicamente)\b)(?="
         + _STANDS
-        + r"|\s*\b(?:porque|pues|ya que|puesto que|dado que|en este|segun|para nada)\b"
-        r"|\s+(?:(?:y|e|o|u|ni)\s+)?(?:s[ií]|no)\b"
+        + r"|\s*\b(?:porque|pues|ya que|puesto que|dado que|y|en este|segun|para nada|por supuesto)\b"
+        r"|\s+(?:(?:o|u|ni)\s+)?(?:s[ií]|no)\b"
         rf"|\s+(?:{_CLITIC}\s+)*(?:hizo|hicieron)\b(?!\s+falta)"
         rf"|\s+(?:lo\s+)?{_TO_BE}(?:\s+(?:asi|encima|debajo))?\s*(?:$|\n|[.,;:!?])"
         rf"|\s+(?:(?:{_CLITIC}|{_TO_BE}|a|al|del?|el|una?|ella|ha|han)\s+){{0,4}}{{asked}})",

@@ -211,7 +211,7 @@ def test_quotes_go_in_pairs():
         for apostrophe in "'’":
             assert score(said.replace("r's", f"r{apostrophe}s"), long) == 1
     assert error_kind(f"{long.answer}. " * 3, long, score(f"{long.answer}. " * 3, long)) == "perseveration"
-    assert score(" 'a" * 20_000, long) == 0, "quotes that never close take no time"
+    assert score(" 'a" * 5_000, long) == 0, "quotes that never close take no time"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
