@@ -155,7 +155,7 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
         rows = self.look_up(input_ids, inputs_embeds)
         self._check_types(token_type_ids)
         causal_rows = kwargs.pop("causal_rows", None)
-        if needs_two_passes(self.config, causal_rows, len(rows), cache is not None or bool(use_cache)):
+        if needs_two_passes(self.config, causal_rows, rows.shape[0], cache is not None or bool(use_cache)):
             asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             texts = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "token_type_ids": token_type_ids}
             places = {"attention_mask": attention_mask, "position_ids": position_ids}

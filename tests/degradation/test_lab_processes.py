@@ -97,7 +97,7 @@ def test_an_error_of_one_process_alone_keeps_it_from_the_next_experiment(
 
     monkeypatch.setattr(Lab, "_work", fail)
     monkeypatch.setattr(lab, "_processes", Processes)
-    monkeypatch.setattr(lab, "_open", lambda experiment, state: lab._open_store(experiment, state))
+    monkeypatch.setattr(lab, "_open", lambda experiment, state, conflict: lab._open_store(experiment, state, conflict))
     args = argparse.Namespace(log_level="error", output_dir=tmp_path)
     with pytest.raises(ZeroDivisionError):
         cli.run_all(experiments, args, lab)
@@ -110,7 +110,10 @@ def test_rows_written_again_exceed_what_rank_0_has_just_renumbered(tiny_model, t
     forced = lab.plan(SMALL | {"levels": (0.0, 0.1, 0.3), "force_run": True, "force_where": "level=0.3"})
     first_process = Processes()
     first_process.process_index = 0
-    with lab._open_store(forced, first_process) as first, lab._open_store(forced, Processes()) as second:
+    with (
+        lab._open_store(forced, first_process, "stop") as first,
+        lab._open_store(forced, Processes(), "stop") as second,
+    ):
 
         class RankZeroWorks(Processes):
             def wait_for_everyone(self):
@@ -139,7 +142,7 @@ def test_a_process_that_dies_while_rank_0_waits_costs_no_export(ended, tiny_mode
 
     lab = Lab(tiny_model("llama"), RunOptions(output_dir=tmp_path, progress=False), tokenizer=tiny_tokenizer())
     lab._processes = RankZero
-    lab._open = lambda experiment, state: lab._open_store(experiment, state)
+    lab._open = lambda experiment, state, conflict: lab._open_store(experiment, state, conflict)
     with pytest.raises(Interrupted if ended else RuntimeError):
         lab.run(lab.plan(SMALL))
     (path,) = tmp_path.glob("*.json")

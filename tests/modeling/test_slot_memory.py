@@ -21,6 +21,7 @@ from slot_memories import (
     random_mask,
     texts,
 )
+from tiny_infinito import tiny_infinito
 
 
 @pytest.fixture
@@ -355,7 +356,12 @@ def test_select_repeats_and_reorders():
 def test_a_state_that_does_not_fit_is_refused(batch, slots, width):
     state = SlotMemoryState.empty(batch, slots, width, torch.zeros(1))
     with pytest.raises(ValueError, match=r"memory_state\[0\] holds keys of shape .* = \(2, 4, 6\)"):
-        state.check("memory_state[0]", 2, 4, 6, 16, torch.device("cpu"))
+        state.check(
+            "memory_state[0]",
+            2,
+            tiny_infinito(memory_slots=4, memory_dim=6, memory_segment=16, memory_heads=1),
+            torch.device("cpu"),
+        )
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 9])

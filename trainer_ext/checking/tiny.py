@@ -42,6 +42,9 @@ OF_FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+CHOSEN = ("attention_window",)  # numbers that may be None, and are nobody's to derive
+
+
 def tiny_config(
     config_class: type[PreTrainedConfig], like: PreTrainedConfig | None = None, **fields: Any
 ) -> PreTrainedConfig:
@@ -70,7 +73,8 @@ def _without_derived(config_class: type[PreTrainedConfig], known: Mapping[str, A
     kept = {}
     for name, value in known.items():
         own = name if name in declared else own_names.get(name)
-        if name not in NOTES and own in declared and not (_is_number(value) and declared[own] is None):
+        derived = _is_number(value) and declared.get(own) is None and name not in CHOSEN
+        if name not in NOTES and own in declared and not derived:
             kept[name] = value
     return kept
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from frankenlm.sharing.space.allowed import SHIPPED as LISTED
 from frankenlm.sharing.space.allowed import AllowedModel, read_allowed
 from frankenlm.sharing.space.limits import Limits
 from frankenlm.sharing.space.shelf import Shelf
@@ -136,9 +137,7 @@ def test_an_allow_list_with_mistakes(tmp_path, text, message):
 
 
 def test_the_list_in_the_repository_can_be_read():
-    from frankenlm.app import ALLOWED
-
-    assert all(model.kind for model in read_allowed(ALLOWED).values())
+    assert all(model.kind for model in read_allowed(LISTED).values())
 
 
 def test_config_without_architectures(runs, tmp_path):
