@@ -185,6 +185,17 @@ def check_config(run: RunSettings) -> None:
         )
 
 
+def has_two_directions(run: RunSettings) -> bool:
+    """Whether one parameter set of the run's model reads in two directions."""
+    if OBJECTIVES[run.data.objective].goes_both_ways:
+        return True
+    if run.model.preset:
+        config = preset_config(run, {})
+    else:
+        config = read_config(run.model.model_name_or_path, option=SAVED, trust_remote_code=run.model.trust_remote_code)
+    return bool(config.to_dict().get("two_directions"))
+
+
 def check_directions(run: RunSettings, config: PreTrainedConfig, where: str) -> None:
     """Raises UserError where --objective joint meets a model that cannot be read both ways, or was told not to be."""
     if not OBJECTIVES[run.data.objective].goes_both_ways:

@@ -27,6 +27,7 @@ from .arguments import FrankenTrainingArguments
 from .callbacks import DrawnWindow, EarlyStopping, ExplorationSchedule, MaskingEpochs, SignalStop
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
+from .common.objectives import form_of_text
 from .data.chat import prepare_conversations
 from .data.chat_templates import set_chat_template
 from .data.collators import build_collator
@@ -47,7 +48,7 @@ from .optim.guard import GradientGuard
 from .optim.guard_policy import read_policy
 from .optim.schedule import TwoStages
 from .optim.ternary_start import TernaryStart
-from .preflight import documents_stay_apart
+from .preflight import documents_stay_apart, has_two_directions
 from .presets import RunSettings
 from .requirements import needed_packages
 from .resuming import check_data, fingerprint, fingerprint_weights, run_settings
@@ -184,7 +185,7 @@ def tokenise(run: RunSettings, name: str, split: Any, tokenizer: PreTrainedToken
         tokenizer,
         packing=data.packing,
         document_borders=apart,
-        objective=data.objective,
+        objective=form_of_text(data.objective, has_two_directions(run)),
         **shared,
     )
 
@@ -205,7 +206,7 @@ def prepare_tokenizer(run: RunSettings, train_split, checkpoint: SavedCheckpoint
         spec,
         documents=documents,
         vocab_size=run.model.vocab_size,
-        objective=run.data.objective,
+        objective=form_of_text(run.data.objective, has_two_directions(run)),
         pad_is_new=not (run.model.lora or run.model.teacher),
     )
     choice = run.data.chat_template
@@ -242,6 +243,7 @@ def build_trainer(
         mlm_probability=run.data.mlm_probability,
         causal_share=run.data.causal_share,
         seed=training.seed,
+        two_directions=has_two_directions(run),
     )
     rows, training_collator = data.train, collator
     if run.data.random_offsets:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def run_facts(
         "ln_vocab_size": math.log(model.config.vocab_size) if language_model else None,
         "local_sources": local_sources(run),
         "loss_at_init": next((row["eval_loss"] for row in evals if row["step"] == 0), None),
+        "lowest_eval_loss": lowest_loss(rows),
         "loss_meaning": loss_meaning(run, trainer),
         "max_length": run.data.max_length,
         "model_name_or_path": run.model.model_name_or_path,
@@ -88,6 +89,11 @@ def run_facts(
         "versions": library_versions(),
         "vocab_size": model.config.vocab_size,
     }
+
+
+def lowest_loss(rows: Iterable[Mapping[str, float]]) -> float | None:
+    """The lowest loss of any evaluation, of the weights or of their average; None without one."""
+    return min((row[name] for row in rows for name in ("eval_loss", "eval_ema_loss") if name in row), default=None)
 
 
 def loss_by_direction(run: RunSettings, final: Mapping[str, float]) -> dict[str, float | None]:

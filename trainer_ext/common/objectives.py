@@ -53,6 +53,12 @@ class Objective:
         return architecture.endswith(f"For{self.head}") or architecture in _listed_heads()[self.head][1].values()
 
 
+def form_of_text(objective: str, two_directions: bool) -> str:
+    """Return the objective whose tokenizer and rows a run has: a model of two directions has those of joint training
+    whatever it learns, as it predicts each token at the one before it, a hidden one too."""
+    return "joint" if two_directions and objective != "classification" else objective
+
+
 def _listed_heads() -> dict[str, tuple[Mapping, Mapping[str, str]]]:
     """What transformers lists for each head: configuration -> class, and model type -> name of the class."""
     from transformers.models.auto.modeling_auto import (

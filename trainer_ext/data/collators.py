@@ -45,6 +45,7 @@ def build_collator(
     causal_share: float = CAUSAL_SHARE,
     seed: int = 0,
     pad_to_multiple_of: int | None = None,
+    two_directions: bool = False,
 ) -> Callable[[Sequence[dict]], Batch]:
     """Return the collator of an objective: a list of rows -> input_ids, attention_mask, labels (all int64).
 
@@ -56,6 +57,7 @@ def build_collator(
     `causal_rows`, bool [B], says in joint training which rows are read left to right.
 
     mlm_probability: share of the ordinary tokens that are predicted, in (0, 1). causal_share: of joint training's rows.
+    two_directions: the model predicts each token at the one before it, so that masks spare a document's first.
     Raises ValueError where the tokenizer lacks the pad or mask token (`load_tokenizer` adds them).
     """
     check_choice("objective", objective, OBJECTIVES)
@@ -63,7 +65,8 @@ def build_collator(
     masks = OBJECTIVES[objective].masks
     if masks:
         both_ways = OBJECTIVES[objective].goes_both_ways
-        masking = MaskingCollator(tokenizer, padder, mlm_probability=mlm_probability, seed=seed, spares_first=both_ways)
+        spared = both_ways or two_directions
+        masking = MaskingCollator(tokenizer, padder, mlm_probability=mlm_probability, seed=seed, spares_first=spared)
         return JointCollator(masking, causal_share) if both_ways else masking
     return CausalCollator(padder) if objective == "causal" else ClassificationCollator(padder)
 

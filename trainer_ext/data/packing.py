@@ -7,7 +7,7 @@ TRL), and the collator tells the model. One that does not fit into what is left 
                                                         is predicted from, and what evaluation puts before a text
     mlm     [CLS] document [SEP] | [CLS] docu [SEP]     each piece with what the template puts around a text
 
-The rows of joint training are those of causal training.
+The rows of joint training, and of any other of a model of two directions, are those of causal training.
 
 Without borders, blocks are cut from one long text, and the model reads over the ends of documents:
 

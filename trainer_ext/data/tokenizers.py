@@ -145,8 +145,16 @@ def begin_every_text(tokenizer: PreTrainedTokenizerFast) -> None:
 
     A model of two directions predicts each token at the one before it, a hidden one too: without anything before it,
     the first token of a text could not be predicted from the others.
+
+    Raises:
+        ValueError: it has neither a begin nor an end token.
     """
     begin = begin_id(tokenizer)
+    if begin is None:
+        raise ValueError(
+            "the tokenizer has neither a begin nor an end token, and a model of two directions needs one before every "
+            "text: set its bos_token or eos_token, or choose --tokenizer train or bytes."
+        )
     if tokenizer("a")["input_ids"][:1] != tokenizer("a", add_special_tokens=False)["input_ids"][:1]:
         return
     token = tokenizer.convert_ids_to_tokens(begin)

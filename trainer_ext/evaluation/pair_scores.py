@@ -18,14 +18,15 @@ from ..metrics.bootstrap import Summed, drawn_values, with_interval
 from ..metrics.language import NATS
 from .flags import METHODS
 from .minimal_pairs import Pair, make_pairs
-from .scoring import Scorer, check_room, goes_both_ways, load_scorer, score_sequences, token_ids, vocabulary_of
+from .scoring import Scorer, check_room, learned_both_ways, load_scorer, score_sequences, token_ids, vocabulary_of
 
 ALL = "all"
 
 
 def pair_modes(scorer: Scorer) -> list[str]:
     """The ways in which a model is asked: both where it has learned both."""
-    if goes_both_ways(scorer.model.config):
+    config = scorer.model.config
+    if learned_both_ways(config.name_or_path, config):
         return ["causal", "pseudo"]
     return ["pseudo" if METHODS[scorer.method] == "mlm" else "causal"]
 

@@ -8,7 +8,7 @@ mlm      the masked loss at the positions training would mask; the quick measure
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from ..data.tokenizers import begin_id, special_token_ids
 from ..metrics.bootstrap import Summed
 from ..metrics.language import TOKENS, Scores, causal_scores, masked_lm_scores, pseudo_scores
 from ..metrics.text import vocabulary_use
+from ..saving.checkpoint_record import read_record_or_none
+from ..saving.output_folder import AVERAGE
 from .dynamic import dynamic_scores
 from .flags import CAUSAL_ONLY, METHODS, METRICS, TEXT_METRICS
 
@@ -115,7 +117,7 @@ def load_scorer(
             another class.
     """
     config = read_config(name, trust_remote_code=trust_remote_code, adapters=True)
-    method = choose_method(name, config.architectures or [], method, both_ways=goes_both_ways(config))
+    method = choose_method(name, config.architectures or [], method, both_ways=learned_both_ways(name, config))
     if one_text and method != "causal":
         raise UserError(f"--one_text: a text is scored as one by causal models; {name!r} is scored by {method}.")
     tokenizer = read_tokenizer(name, trust_remote_code=trust_remote_code)
@@ -162,8 +164,30 @@ def choose_context(name: str, config: PreTrainedConfig, max_length: int | None) 
 
 
 def goes_both_ways(config: PreTrainedConfig) -> bool:
-    """Whether a model is scored left to right and with masks, having learned both in one parameter set."""
+    """Whether a model can be read left to right and with masks, in one parameter set."""
     return bool(config.to_dict().get("two_directions"))
+
+
+def learned_both_ways(name: str, config: PreTrainedConfig) -> bool:
+    """Whether a model is scored in both of the ways in which it can be read: unless its run says it learned one."""
+    objective = objective_of_run(Path(name))
+    return goes_both_ways(config) and (objective is None or OBJECTIVES[objective].goes_both_ways)
+
+
+def objective_of_run(folder: Path) -> str | None:
+    """What a saved model was trained for, as its run says, or that of the checkpoint; None where neither is known."""
+    said = run_facts_of(folder).get("objective")
+    if said is None:
+        record = read_record_or_none(folder)
+        said = None if record is None else record.settings.get("objective")
+    return said if said in OBJECTIVES else None
+
+
+def run_facts_of(folder: Path) -> Mapping[str, Any]:
+    """The metrics.json of a run's folder, of which its averaged weights stand in one more; {} where there is none."""
+    place = folder.parent if folder.name == AVERAGE else folder
+    record = place / RUN_FACTS
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
 def choose_method(name: str, architectures: list[str], method: str | None, both_ways: bool = False) -> str:
@@ -276,10 +300,10 @@ def learning_measures(scorer: Scorer, documents: Dataset, rate: float, reference
 def was_trained_apart(model: PreTrainedModel) -> bool:
     """Whether a model was trained on packed documents that see nothing of each other, as the run in its folder says;
     of what no run of ours says anything, whether it keeps them apart."""
-    record = Path(model.config.name_or_path) / RUN_FACTS
-    if not record.is_file():
+    facts = run_facts_of(Path(model.config.name_or_path))
+    if not facts:
         return keeps_documents_apart(model.config)
-    return json.loads(record.read_text(encoding="utf-8")).get("packed_documents", "joined") != "joined"
+    return facts.get("packed_documents", "joined") != "joined"
 
 
 def tokenized_measures(scorer: Scorer, documents: Dataset) -> dict[str, float | None]:

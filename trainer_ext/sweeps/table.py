@@ -10,6 +10,7 @@ from ..metrics.seeds import interval, summary
 METRICS = {
     "eval_loss": False,
     "best_eval_loss": False,
+    "lowest_eval_loss": False,
     "ema_eval_loss": False,
     "eval_causal_loss": False,
     "eval_masked_loss": False,
@@ -18,7 +19,15 @@ METRICS = {
     "tokens_per_second": True,
     "peak_memory_mib": False,
 }
-LOSSES = ("train_loss", "eval_loss", "best_eval_loss", "ema_eval_loss", "eval_causal_loss", "eval_masked_loss")
+LOSSES = (
+    "train_loss",
+    "eval_loss",
+    "best_eval_loss",
+    "lowest_eval_loss",
+    "ema_eval_loss",
+    "eval_causal_loss",
+    "eval_masked_loss",
+)
 GROUP, STAGE = "run", "stage"  # the columns of the names under `runs`, and of what a run is for where there is a choice
 
 

@@ -6,6 +6,7 @@ import torch
 from datasets import Dataset
 
 from frankenlm.modeling.outputs import IGNORED_LABEL
+from frankenlm.trainer_ext.common.objectives import form_of_text
 from frankenlm.trainer_ext.data.collators import build_collator
 from frankenlm.trainer_ext.data.packing import prepare_dataset, template_ids
 from frankenlm.trainer_ext.data.tokenizers import begin_every_text, load_tokenizer
@@ -82,3 +83,26 @@ def test_a_row_without_a_token_to_hide_is_read_left_to_right(tokenizer):
 def test_a_share_of_all_or_none_is_another_objective(tokenizer, share):
     with pytest.raises(ValueError, match=f"causal_share={share}"):
         build_collator("joint", tokenizer, causal_share=share)
+
+
+def test_a_masked_specialist_of_two_directions_is_asked_as_joint_masked_rows_are(tokenizer, rows):
+    joint = build_collator("joint", tokenizer, causal_share=1e-9)(rows)
+    alone = build_collator("mlm", tokenizer, two_directions=True)(rows)
+    assert not joint.pop("causal_rows").any()
+    assert all(torch.equal(joint[name], alone[name]) for name in joint) and joint.keys() == alone.keys()
+    one_direction = build_collator("mlm", tokenizer)([{"input_ids": [70], "seq_lengths": [1]}])
+    assert one_direction["labels"].tolist() == [[70]]  # spared above alone
+
+
+@pytest.mark.parametrize("objective", ["mlm", "causal", "joint", "classification"])
+@pytest.mark.parametrize("both", [True, False])
+def test_the_form_of_text(objective, both):
+    assert form_of_text(objective, both) == ("joint" if both and objective != "classification" else objective)
+
+
+def test_without_anything_that_begins_a_text():
+    bare = load_tokenizer("bytes", documents=[], objective="mlm")
+    bare.bos_token = bare.eos_token = None
+    bare.sep_token = bare.mask_token
+    with pytest.raises(ValueError, match="neither a begin nor an end token"):
+        begin_every_text(bare)

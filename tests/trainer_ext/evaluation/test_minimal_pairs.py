@@ -1,5 +1,8 @@
 """Minimal pairs: what they are, and what a model makes of them against a loop that asks it token by token."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -8,7 +11,9 @@ from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.data.tokenizers import load_tokenizer
 from frankenlm.trainer_ext.evaluation.minimal_pairs import PAIRS, PHENOMENA, Pair, make_pairs
 from frankenlm.trainer_ext.evaluation.pair_scores import ALL, make_pairs_to_score, pair_scorers, score_pairs
-from frankenlm.trainer_ext.evaluation.scoring import load_scorer
+from frankenlm.trainer_ext.evaluation.scoring import load_scorer, objective_of_run
+from frankenlm.trainer_ext.saving.checkpoint_record import RunRecord, write_record
+from frankenlm.trainer_ext.saving.output_folder import AVERAGE
 
 
 def test_there_are_enough_and_none_twice():
@@ -91,6 +96,26 @@ def test_both_ways_of_asking_are_the_loop_over_tokens(model):
             {name: sum(values) / len(values) for name, values in right.items()}
         )
         assert found["same"] == {"value": 0.5, "low": None, "high": None, "pairs": 1}
+
+
+@pytest.mark.parametrize(("objective", "kinds"), [("causal", ["causal"]), ("joint", ["causal", "pseudo"])])
+@pytest.mark.parametrize("place", ["", AVERAGE])
+def test_a_model_is_asked_what_its_run_learned(model, tmp_path, objective, kinds, place):
+    shutil.copytree(model, tmp_path / place, dirs_exist_ok=True)
+    (tmp_path / "metrics.json").write_text(json.dumps({"objective": objective}))
+    options = {"max_length": 64, "stride": None, "batch_size": 32, "device": "cpu", "trust_remote_code": False}
+    folder = str(tmp_path / place)
+    scorer = load_scorer(folder, None, **options)
+    assert list(pair_scorers(scorer, folder, trust_remote_code=False)) == kinds
+    if objective == "causal":
+        with pytest.raises(UserError, match="--method mlm does not fit"):
+            load_scorer(folder, "mlm", **options)
+
+
+def test_a_checkpoint_says_what_it_learned(tmp_path):
+    assert objective_of_run(tmp_path) is None
+    write_record(tmp_path, RunRecord({"objective": "mlm"}), 1, 1)
+    assert objective_of_run(tmp_path) == "mlm"
 
 
 def test_a_sentence_too_long(model):
