@@ -9,6 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import PreTrainedConfig
+
+from frankenlm.modeling import FAMILIES
+from frankenlm.modeling.mixer_attention import StandardAttention
+from frankenlm.modeling.mixers import MIXERS
+
 
 @dataclass(frozen=True)
 class ArgumentRange:
@@ -116,6 +122,8 @@ def check_ranges(settings: Any, ranges: Mapping[str, ArgumentRange]) -> None:
 def check_window_range(given: Sequence[int] | None, is_compiled: bool) -> None:
     """Check the ends of --attention_window_range; None is not set.
 
+    Args:
+        is_compiled: as transformers' arguments have it, who set --torch_compile for its backend or its mode.
     Raises:
         ValueError: not two, in order, from 1; or a compiled model, which every new window would compile again.
     """
@@ -126,3 +134,24 @@ def check_window_range(given: Sequence[int] | None, is_compiled: bool) -> None:
         raise ValueError(f"--attention_window_range {shown}: give the smallest and the largest window, such as 64 256.")
     if is_compiled:
         raise ValueError("--attention_window_range and --torch_compile: every window would be compiled; leave one out.")
+
+
+def check_has_window(given: Sequence[int] | None, config: PreTrainedConfig) -> None:
+    """Check that the model of a configuration has a window to draw by --attention_window_range; None is not set.
+
+    Raises:
+        ValueError: it is not of ours, or none of its layers is attention.
+    """
+    if given is None:
+        return
+    if not isinstance(config, tuple(family.config_class for family in FAMILIES)):
+        raise ValueError(
+            f"--attention_window_range: the model is a {config.model_type}; models of frankenlm alone can change their "
+            "window: leave it out."
+        )
+    mixers = config.to_dict().get("layer_pattern")  # the other families attend in every layer
+    if mixers is not None and not any(issubclass(MIXERS[name], StandardAttention) for name in mixers):
+        raise ValueError(
+            f"--attention_window_range: no layer of this model has a window, layer_pattern={list(mixers)}: leave it "
+            "out, or add an attention layer."
+        )

@@ -298,7 +298,6 @@ class FrankenTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         check_ranges(self, TRAINING_RANGES)
-        check_window_range(self.attention_window_range, self.torch_compile)
         if self.early_stopping_patience is not None:
             self._prepare_early_stopping()
         check_ternary_training(self)
@@ -318,6 +317,7 @@ class FrankenTrainingArguments(TrainingArguments):
         except (ImportError, TypeError, KeyError, AttributeError, NotImplementedError, RecursionError) as error:
             # what the flags that name files, packages or JSON end in
             raise ValueError(f"{type(error).__name__}: {error}") from error
+        check_window_range(self.attention_window_range, self.torch_compile)
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns
         if self.mixed_precision == "fp16" and self.device.type == "cpu":

@@ -14,7 +14,7 @@ from transformers import (
 
 from frankenlm.modeling import read_preset
 
-from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_ranges
+from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_has_window, check_ranges
 from .arguments import DataArguments
 from .common.cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
 from .common.objectives import OBJECTIVES
@@ -65,11 +65,8 @@ def check_run(run: RunSettings) -> SavedCheckpoint | None:
         config = check_saved_config(run)
         check_directions(run, config, f"{SAVED} {run.model.model_name_or_path}")
         documents_stay_apart(run)
-        if training.attention_window_range is not None and not keeps_documents_apart(config):
-            raise UserError(
-                f"--attention_window_range: {SAVED} {run.model.model_name_or_path} is a {config.model_type}; models of "
-                "frankenlm alone can change their window."
-            )
+        with user_mistakes():
+            check_has_window(training.attention_window_range, config)
         if run.model.lora:
             check_lora_base(run, config)
     if is_main_process():
@@ -178,6 +175,8 @@ def check_config(run: RunSettings) -> None:
         raise UserError(f"--objective {run.data.objective}: {config.model_type} has no such head; it has: {known}.")
     check_ternary_training(run, config)
     check_ternary_start(run, config)
+    with user_mistakes():
+        check_has_window(run.training.attention_window_range, config)
     if run.data.max_length > config.max_position_embeddings:
         raise UserError(
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={config.max_position_embeddings}; add "

@@ -163,6 +163,8 @@ def prepare_data(run: RunSettings, checkpoint: SavedCheckpoint | None) -> Prepar
             record_form=data.record_form if data.objective == "causal" else "text",
             cache_dir=data.cache_dir,
         )
+        if data.random_offsets and is_conversations(splits["train"]):
+            raise UserError(f"--random_offsets: {data.dataset} holds conversations, a row each, without cuts to move.")
         tokenizer = prepare_tokenizer(run, splits["train"], checkpoint)
         apart = documents_stay_apart(run)
         tokenised = {name: tokenise(run, name, split, tokenizer, apart) for name, split in splits.items()}

@@ -3,11 +3,20 @@
 import dataclasses
 
 import pytest
+from transformers import GPT2Config
 
-from frankenlm.trainer_ext.argument_ranges import DATA_RANGES, MODEL_RANGES, TRAINING_RANGES, check_ranges
+from frankenlm.modeling import FrankensteinConfig, InfinitoConfig
+from frankenlm.trainer_ext.argument_ranges import (
+    DATA_RANGES,
+    MODEL_RANGES,
+    TRAINING_RANGES,
+    check_has_window,
+    check_ranges,
+)
 from frankenlm.trainer_ext.arguments import DataArguments, FrankenTrainingArguments
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.model_arguments import ModelArguments
+from frankenlm.trainer_ext.preflight import check_config
 from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.requirements import check_requirements
 
@@ -107,3 +116,28 @@ def test_what_is_missing_or_does_not_fit_is_one_line(words, told):
 )
 def test_what_fits_passes(words):
     check_requirements(parse_run([*RUN, *words]).training)
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (FrankensteinConfig(layer_pattern=["retnet", "mamba"]), "no layer of this model has a window"),
+        (GPT2Config(), "is a gpt2"),
+        (FrankensteinConfig(layer_pattern=["retnet", "sigmoid_attn"]), None),
+        (InfinitoConfig(), None),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_a_window_is_drawn_where_there_is_one(config, told):
+    check_has_window(None, config)
+    if told is None:
+        check_has_window([4, 8], config)
+    else:
+        with pytest.raises(ValueError, match=told):
+            check_has_window([4, 8], config)
+
+
+def test_a_preset_without_a_window_is_told_before_anything_is_built():
+    words = ["--preset", "mini", "--model.layer_pattern", "[retnet]", "--attention_window_range", "4", "8"]
+    with pytest.raises(UserError, match="no layer of this model has a window"):
+        check_config(parse_run([*words, "--dataset", "builtin", "--output_dir", "o"]))

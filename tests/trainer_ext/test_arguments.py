@@ -44,6 +44,8 @@ def test_early_stopping_saves_and_evaluates_at_the_same_steps(tmp_path):
         ({"attention_window_range": [9, 8]}, "--attention_window_range 9 8: give"),
         ({"attention_window_range": [0, 8]}, "--attention_window_range 0 8: give"),
         ({"attention_window_range": [4, 8], "torch_compile": True}, "leave one out"),
+        ({"attention_window_range": [4, 8], "torch_compile_backend": "eager"}, "leave one out"),
+        ({"attention_window_range": [4, 8], "torch_compile_mode": "default"}, "leave one out"),
     ],
 )
 def test_impossible_combinations_are_refused(tmp_path, fields, words):

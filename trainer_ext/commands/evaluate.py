@@ -14,7 +14,7 @@ import frankenlm.modeling  # noqa: F401  registers our architectures with the Au
 
 from ..cards import library_versions
 from ..common.checkpoints import check_device, check_sacrebleu, default_device
-from ..common.cli import Failed, UserError, check_model_name, check_new_file, check_numbers, user_mistakes
+from ..common.cli import Failed, UserError, check_model_name, check_new_file, check_numbers, one_line, user_mistakes
 from ..common.files import replaced_file, write_csv, write_json, write_text
 from ..common.logs import RunLog
 from ..common.opening import read_tokenizer
@@ -22,6 +22,7 @@ from ..common.redaction import public_name, redact
 from ..data.builtin_text import BUILTIN_NAMES
 from ..evaluation import reporting
 from ..evaluation.continuations import Beginning, choose_lengths, continue_documents, find_beginnings
+from ..evaluation.dynamic import check_can_learn
 from ..evaluation.flags import SCORED, TEXT_METRICS, TOKENIZED
 from ..evaluation.pair_scores import ids_of_pairs, make_pairs_to_score, pair_scorers, score_pairs
 from ..evaluation.reporting import MeasuredSplit
@@ -76,6 +77,7 @@ def evaluate(args: argparse.Namespace) -> None:
             if args.reference_tokenizer is None:
                 metrics = [name for name in metrics if name != "reference_perplexity"]
             else:
+                metrics = list(dict.fromkeys([*metrics, "reference_perplexity"]))  # what the tokenizer is named for
                 trust = args.trust_remote_code
                 reference = read_tokenizer(
                     args.reference_tokenizer, option="--reference_tokenizer", trust_remote_code=trust
@@ -91,12 +93,12 @@ def evaluate(args: argparse.Namespace) -> None:
         preferences = {
             mode: score_pairs(each, pairs, draws=args.bootstrap_iters, seed=args.seed) for mode, each in asked.items()
         }
-        failure = None
+        failure = learn_texts(args, scorer, texts, measured, reference)
         try:
             for split in measured:
                 write_texts(args.model, scorer, plans[split.name], metrics, split)
         except Failed as error:  # what was scored before is worth its report
-            failure = error
+            failure = failure or error
         report = make_report(args, scorer, metrics, measured, preferences)
 
     print(reporting.text_table(redact(args.model), report))
@@ -106,10 +108,13 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def check_causal_flags(args: argparse.Namespace, scorer: Scorer) -> None:
-    """Raises UserError for what is measured of causal models alone, asked of another; or without what it needs."""
+    """Raises UserError for what is measured of causal models alone, asked of another; or without what it needs; and
+    ValueError for a model that cannot learn from the text and should."""
     for name in ("dynamic_evaluation", "reference_tokenizer"):
         if getattr(args, name) is not None and scorer.method != "causal":
             raise UserError(f"--{name}: is of causal models; {args.model!r} is scored by {scorer.method}.")
+    if args.dynamic_evaluation is not None:
+        check_can_learn(scorer.model)
     if args.reference_tokenizer is None and "reference_perplexity" in args.metrics:
         raise UserError("--metrics reference_perplexity needs --reference_tokenizer NAME, such as gpt2.")
 
@@ -156,15 +161,30 @@ def measure_text(
         split.measures |= scored.measures()
         split.summed += scored.summed
         split.unit = scored.unit
-    if args.dynamic_evaluation is not None:
-        rate = args.dynamic_evaluation
-        split.facts["dynamic_evaluation"] = {
-            "rate": rate,
-            "measures": learning_measures(scorer, documents, rate, reference),
-        }
     if any(metric in TOKENIZED for metric in metrics):
         split.measures |= tokenized_measures(scorer, documents)
     return split
+
+
+def learn_texts(
+    args: argparse.Namespace,
+    scorer: Scorer,
+    texts: Mapping[str, Dataset],
+    measured: Sequence[MeasuredSplit],
+    reference: PreTrainedTokenizerBase | None,
+) -> Failed | None:
+    """Measure each text once more while the model learns from it; return why that ended, where it did."""
+    rate = args.dynamic_evaluation
+    if rate is None:
+        return None
+    for split in measured:
+        try:
+            found = learning_measures(scorer, texts[split.name], rate, reference)
+        except (UserError, RuntimeError) as error:  # the rate is too high, or the memory too small for gradients
+            told = one_line(error).removeprefix(f"--dynamic_evaluation {rate}: ")
+            return Failed(f"--dynamic_evaluation {rate}: {told}; the report has what was measured without it.")
+        split.facts["dynamic_evaluation"] = {"rate": rate, "measures": found}
+    return None
 
 
 def make_report(

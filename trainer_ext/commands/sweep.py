@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from ..sweeps.choice import CHOICE, REPORT
 from ..sweeps.cost import plan_table
 from ..sweeps.figure import plot_sweep
 from ..sweeps.grid import Sweep, SweepRun, decision_for, following, read_sweep, reported_runs
-from ..sweeps.run_folder import FINISHED, PlannedRun, plan_run
+from ..sweeps.run_folder import FINISHED, ImpossibleRun, PlannedRun, plan_run
 from ..sweeps.running import Ending, RunProcesses
 from ..sweeps.table import GROUP, LOSSES, METRICS, STAGE, cells_of, edges, page, row_of, table_of
 
@@ -99,14 +100,26 @@ def planned_so_far(asked: Sweep, output_dir: Path, plan: Sequence[PlannedRun] = 
     """
     known = {planned.run.name: planned for planned in plan}
     while True:
-        known |= {run.name: plan_run(run, output_dir) for run in asked.runs if run.name not in known}
-        plan = [known[run.name] for run in asked.runs]
+        for run in asked.runs:
+            try:
+                if run.name not in known:
+                    known[run.name] = plan_run(run, output_dir)
+            except ImpossibleRun:
+                if not is_grown(asked, run):
+                    raise
+                asked = replace(asked, refused=asked.refused | {run.name})  # the list of values ends before it
+        plan = [known[run.name] for run in asked.runs if run.name not in asked.refused]
         if asked.choice is None:
             return asked, plan
         grown = following(asked, found_by(plan, asked.metric))
         if grown.runs == asked.runs:
             return asked, plan
         asked = grown
+
+
+def is_grown(asked: Sweep, run: SweepRun) -> bool:
+    """Whether a run is one of a choice at a value that its file does not have."""
+    return run.stage == CHOICE and run.varied[asked.choice.setting] not in asked.choice.values
 
 
 def found_by(plan: Sequence[PlannedRun], metric: str) -> dict[str, float]:

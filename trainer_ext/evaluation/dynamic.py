@@ -61,16 +61,25 @@ def _learn_from(model, weights: list[torch.nn.Parameter], ids: Sequence[int], fi
     return nats, len(losses)
 
 
+def check_can_learn(model: torch.nn.Module) -> None:
+    """Raises ValueError where weights have no gradient: some matrices are packed or quantised, or there are none."""
+    weights = list(model.parameters())
+    is_whole = all(weight.is_floating_point() for weight in weights if weight.dim() > 1)
+    if not weights or not is_whole or any(hasattr(module, "is_packed_layer") for module in model.modules()):
+        raise ValueError(
+            "--dynamic_evaluation: packed or quantised weights cannot learn; give the checkpoint they were made from."
+        )
+
+
 @contextmanager
 def own_weights(model: torch.nn.Module) -> Iterator[list[torch.nn.Parameter]]:
     """Yield the weights, in evaluation mode and with gradients; at the end they have their values of before again.
 
     Raises:
-        ValueError: there are none to learn: the model is packed or quantised.
+        ValueError: see `check_can_learn`.
     """
+    check_can_learn(model)
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
-    if not weights or any(hasattr(module, "is_packed_layer") for module in model.modules()):
-        raise ValueError("--dynamic_evaluation: packed weights cannot learn; give the checkpoint they were made from.")
     before = [(weight.detach().clone(), weight.requires_grad) for weight in weights]
     was_training = model.training
     model.eval()

@@ -176,18 +176,18 @@ def learned_both_ways(name: str, config: PreTrainedConfig) -> bool:
 
 def objective_of_run(folder: Path) -> str | None:
     """What a saved model was trained for, as its run says, or that of the checkpoint; None where neither is known."""
-    said = run_facts_of(folder).get("objective")
+    said = (run_facts_of(folder) or {}).get("objective")
     if said is None:
         record = read_record_or_none(folder)
         said = None if record is None else record.settings.get("objective")
     return said if said in OBJECTIVES else None
 
 
-def run_facts_of(folder: Path) -> Mapping[str, Any]:
-    """The metrics.json of a run's folder, of which its averaged weights stand in one more; {} where there is none."""
+def run_facts_of(folder: Path) -> Mapping[str, Any] | None:
+    """The metrics.json of a run's folder, in which its averaged weights have one; None where there is none."""
     place = folder.parent if folder.name == AVERAGE else folder
     record = place / RUN_FACTS
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
 
 
 def choose_method(name: str, architectures: list[str], method: str | None, both_ways: bool = False) -> str:
@@ -301,7 +301,7 @@ def was_trained_apart(model: PreTrainedModel) -> bool:
     """Whether a model was trained on packed documents that see nothing of each other, as the run in its folder says;
     of what no run of ours says anything, whether it keeps them apart."""
     facts = run_facts_of(Path(model.config.name_or_path))
-    if not facts:
+    if facts is None:
         return keeps_documents_apart(model.config)
     return facts.get("packed_documents", "joined") != "joined"
 

@@ -5,12 +5,13 @@
     seeds: [0, 1, 2]                             # of the reported runs
 
 The seed of the choice is trained at every value. The best lies between two others, or it is none: at an end of those
-tried, the list grows by its own steps, at most `MOST_MORE` at either end. The seeds are trained at what is chosen.
+tried, the list grows by its own steps, at most `MOST_MORE` at either end and to no value that the setting cannot have.
+The seeds are trained at what is chosen.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from frankenlm.modeling.checks import check_keys
@@ -76,11 +77,17 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def decide(choice: ValueChoice, found: Mapping[float, float], more_is_better: bool = False) -> Decision:
+def decide(
+    choice: ValueChoice,
+    found: Mapping[float, float],
+    more_is_better: bool = False,
+    is_refused: Callable[[float], bool] = lambda value: False,
+) -> Decision:
     """Say which values are to be tried, and which is chosen once they all are.
 
     Args:
         found: the metric at each value that was tried; infinitely bad where training gave up.
+        is_refused: whether a value that the list would grow by is none that the setting can have.
     """
     values = list(choice.values)
     while True:
@@ -90,6 +97,9 @@ def decide(choice: ValueChoice, found: Mapping[float, float], more_is_better: bo
         beyond = grown(values, choice, decision.end)
         if beyond is None:
             return decision
+        (added,) = set(beyond) - set(values)
+        if is_refused(added):
+            return replace(decision, reason=f"{decision.reason}, and {added:g} cannot be trained")
         values = beyond
 
 
@@ -119,9 +129,11 @@ def grown(values: Sequence[float], choice: ValueChoice, end: str) -> list[float]
     if len(added) >= MOST_MORE:
         return None
     if is_above:
-        return [*values, _rounded(values[-1] * values[-2] / values[-3])]
-    return [_rounded(values[0] * values[1] / values[2]), *values]
+        return [*values, _rounded(values[-1] * values[-2] / values[-3], choice)]
+    return [_rounded(values[0] * values[1] / values[2], choice), *values]
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
+def _rounded(value: float, choice: ValueChoice) -> float:
+    """A value that was not in the file; whole ones are followed by whole ones, as a count takes no other."""
+    value = float(f"{value:.{DIGITS}g}")
+    return int(value) if value.is_integer() and all(isinstance(one, int) for one in choice.values) else value

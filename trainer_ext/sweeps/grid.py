@@ -36,6 +36,9 @@ KEYS = ("name", "base", "grid", "runs", "choice", "report", "seeds", "metric")
 MODEL, SEED = "model.", "{seed}"
 # What the sweep itself says to train.py.
 OWN = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "list_presets")
+# What looks at the validation text of a run, which is the one that is reported: settings and metrics.
+PEEKING = ("early_stopping_patience", "load_best_model_at_end")
+PEEKING_METRICS = ("best_eval_loss", "lowest_eval_loss")
 LONGEST_NAME = 100
 
 
@@ -83,7 +86,8 @@ class Entrant:
 class Sweep:
     """The runs of one file; `metric` is a key of metrics.json.
 
-    choice, report, seeds, entrants: of a sweep that chooses a value first; its runs grow with what is found.
+    choice, report, seeds, entrants: of a sweep that chooses a value first; its runs grow with what is found. refused:
+    the names of runs by which it would grow, had their settings been possible.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Sweep:
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = ()
     entrants: tuple[Entrant, ...] = ()
+    refused: frozenset[str] = frozenset()
 
     @property
     def axes(self) -> list[str]:
@@ -152,8 +157,28 @@ def _choosing(
     check_seeds([choice.seed])
     if setting in report or any(setting in one.own for one in entrants):
         raise UserError(f"--config {path}: {setting} is what is chosen: leave it out of grid, runs and report.")
+    _check_peeking(path, entrants, report, metric)
     choice = dataclasses.replace(choice, setting=setting)
     return following(Sweep("", metric, (), choice, report, tuple(seeds), tuple(entrants)), {})
+
+
+def _check_peeking(path: Path, entrants: Sequence[Entrant], report: Mapping[str, Any], metric: str) -> None:
+    """Raises UserError where weights, or the evaluation that is told, would be chosen on the text that is reported."""
+    if report.get("validation_dataset") is None:
+        return
+    for entrant in entrants:
+        settings = {**entrant.base, **entrant.own, **report}
+        for name in PEEKING:
+            if settings.get(name) not in (None, False):
+                raise UserError(
+                    f"--config {path}: {name} would choose the weights on the text that is reported; leave it out, or "
+                    f"say {name}: null in report."
+                )
+    if metric in PEEKING_METRICS:
+        raise UserError(
+            f"--config {path}: metric: {metric} is chosen among evaluations of the text that is reported; take "
+            "eval_loss."
+        )
 
 
 def following(sweep: Sweep, found: Mapping[str, float]) -> Sweep:
@@ -175,7 +200,12 @@ def decision_for(sweep: Sweep, entrant: Entrant, found: Mapping[str, float]) -> 
     """What an entrant's runs of the choice come to."""
     known: dict[float, float] = {}
     while True:
-        decision = decide(sweep.choice, known, METRICS[sweep.metric])
+        decision = decide(
+            sweep.choice,
+            known,
+            METRICS[sweep.metric],
+            lambda value: choosing_run(sweep, entrant, value).name in sweep.refused,
+        )
         names = {value: choosing_run(sweep, entrant, value).name for value in decision.values}
         more = {value: found[name] for value, name in names.items() if name in found and value not in known}
         if not more:

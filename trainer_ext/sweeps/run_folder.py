@@ -4,10 +4,11 @@ Beside what train.py leaves, the folder holds console.log, what the run printed,
 it was made with, and how it ended.
 """
 
+import contextlib
 import csv
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ GAVE_UP = "stopped: "  # how the last line of a run begins that ended by its own
 ALSO = ("dataset", "validation_dataset", "early_stopping_patience", "load_best_model_at_end", "metric_for_best_model")
 # What is to be done about a run: nothing, all of it, the rest of it, all of it once more.
 FINISHED, NEW, GOES_ON, AGAIN = STATES = ("finished", "new", "goes on", "again")
+
+
+class ImpossibleRun(UserError):
+    """Settings that nothing could be trained with, whatever lies in the run's folder."""
 
 
 @dataclass
@@ -82,21 +87,34 @@ def plan_run(run: SweepRun, output_dir: Path) -> PlannedRun:
     """Check a run's settings as train.py would, and look at what lies in its folder.
 
     Raises:
-        UserError: a mistake in the settings; the folder holds a run with others, or something else.
+        ImpossibleRun: a mistake in the settings. UserError: the folder holds a run with others, or something else.
         OSError: the storage of the folder is full or read-only.
     """
     folder = output_dir / run.name
     try:
-        parsed = parse_run([*run.words(), "--output_dir", str(folder)])
+        with settings_checked():
+            parsed = parse_run([*run.words(), "--output_dir", str(folder)])
         settings = deciding_settings(parsed)
         earlier = read_json(folder / RECORD)
         check_same_settings(folder, earlier, settings)
         planned = PlannedRun(run, folder, settings, state_of(folder, earlier), earlier)
-        if planned.state != FINISHED:
+        if planned.state == NEW:
+            with settings_checked():
+                check_run(parse_run(planned.words()))
+        elif planned.state != FINISHED:
             check_run(parse_run(planned.words()))
     except UserError as error:
-        raise UserError(f"run {run.name}: {error}") from error
+        raise type(error)(f"run {run.name}: {error}") from error
     return planned
+
+
+@contextlib.contextmanager
+def settings_checked() -> Iterator[None]:
+    """Raises ImpossibleRun for a mistake that is told inside."""
+    try:
+        yield
+    except UserError as error:
+        raise ImpossibleRun(str(error)) from error
 
 
 def deciding_settings(parsed: RunSettings) -> dict[str, Any]:

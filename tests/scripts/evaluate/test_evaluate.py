@@ -262,7 +262,7 @@ def test_documents_are_packed_as_the_run_of_a_model_did(facts, apart, tmp_path):
 
 def test_what_is_told_apart(evaluate, causal, held_out, tmp_path):
     report, plain = tmp_path / "report.json", tmp_path / "plain.json"
-    words = ["--model", causal, "--dataset", held_out, "--metrics", "loss,bits_per_byte,reference_perplexity"]
+    words = ["--model", causal, "--dataset", held_out, "--metrics", "loss,bits_per_byte"]
     words += ["--reference_tokenizer", causal, "--max_length", 64]
     more = ["--dynamic_evaluation", "0.01", "--minimal_pairs", "1"]
     assert evaluate(*words, *more, "--report", report) == evaluate(*words, "--report", plain) == 0
@@ -273,6 +273,20 @@ def test_what_is_told_apart(evaluate, causal, held_out, tmp_path):
     assert facts["reference_tokens"] == facts["tokens"]  # its own tokenizer
     assert facts["reference_perplexity"] == pytest.approx(math.exp(facts["loss"]))
     assert facts["minimal_pairs"].keys() == {"causal"} and untouched["minimal_pairs"] is None
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("CUDA out of memory")])
+def test_a_second_pass_that_fails_leaves_the_report(evaluate, causal, held_out, tmp_path, monkeypatch, capsys, error):
+    def fails(*args, **options):
+        raise error
+
+    if error is not None:
+        monkeypatch.setattr("frankenlm.trainer_ext.evaluation.scoring.dynamic_scores", fails)
+    words = ["--model", causal, "--dataset", held_out, "--metrics", "loss", "--max_length", 64]
+    assert evaluate(*words, "--dynamic_evaluation", "1e30", "--report", tmp_path / "report.json") == 1
+    facts, told = read(tmp_path / "report.json"), capsys.readouterr().err.splitlines()[-1]
+    assert facts["loss"] > 0 and "dynamic_evaluation" not in facts
+    assert ("lower the rate" if error is None else "out of memory") in told and told.count("--dynamic_evaluation") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """The parts of configs/infinito_wikitext.yaml in one run: Muon, moving cuts, an average and an early stop, resumed."""
 
+import json
+
 import pytest
 import yaml
 
+from frankenlm.trainer_ext import recipe
 from run_outcomes import assert_same_run, metrics
 
 from .test_train import ROOT
@@ -37,3 +40,12 @@ def test_what_has_no_cuts_to_move(run_train, corpus, tmp_path, words, clash, cap
     words = ["--preset", "mini", "--dataset", corpus, "--output_dir", tmp_path, "--random_offsets", *words]
     assert run_train(*words) == 2
     assert f"--random_offsets and {clash} exclude each other" in capsys.readouterr().err
+
+
+def test_conversations_are_told_before_a_tokenizer_is_learned(run_train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipe, "prepare_tokenizer", None)
+    rows = [{"messages": [{"role": role, "content": f"{n}"} for role in ("user", "assistant")]} for n in range(9)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--preset", "mini", "--objective", "causal", "--random_offsets", "--output_dir", tmp_path / "o"]
+    assert run_train(*words, "--dataset", tmp_path / "talks.jsonl", "--use_cpu", "--validation_fraction", "0.4") == 2
+    assert "holds conversations, a row each, without cuts to move" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForCausalLM
-from frankenlm.trainer_ext.evaluation.dynamic import dynamic_scores
+from frankenlm.trainer_ext.evaluation.dynamic import check_can_learn, dynamic_scores
 from frankenlm.trainer_ext.metrics.language import NATS, TOKENS, Scores, causal_scores
 
 VOCAB, START, WINDOW = 23, 0, 5
@@ -70,6 +70,18 @@ def test_a_rate_too_high_is_told_and_leaves_the_weights(model):
     with pytest.raises(ValueError, match="lower the rate"):
         dynamic_scores(model, [TEXTS[0] * 9], rate=1e30, **options(WINDOW))
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["whole numbers", "packed"])
+def test_what_has_no_gradients_is_told_before_anything_is_scored(model, kind):
+    check_can_learn(model)
+    if kind == "packed":
+        model.lm_head.is_packed_layer = True
+    else:
+        whole = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+        model.register_parameter("codes", whole)
+    with pytest.raises(ValueError, match="packed or quantised weights cannot learn"):
+        check_can_learn(model)
 
 
 def test_perplexity_by_the_tokens_of_another_tokenizer():

@@ -4,9 +4,11 @@ import math
 
 import pytest
 
+from frankenlm.trainer_ext.commands.sweep import planned_so_far
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.sweeps.choice import MOST_MORE, ValueChoice, decide
-from frankenlm.trainer_ext.sweeps.grid import following, read_sweep
+from frankenlm.trainer_ext.sweeps.grid import decision_for, following, read_sweep
+from frankenlm.trainer_ext.sweeps.run_folder import ImpossibleRun
 
 RATES = ValueChoice("learning_rate", (1e-3, 3e-3, 1e-2), 1000)
 FILE = """
@@ -14,6 +16,11 @@ base: {preset: mini, dataset: builtin, max_steps: 3, model_name_or_path: "first/
 runs: {plain: , muon: {matrix_optimizer: muon, grid: {batch_size: [2, 4]}}}
 choice: {setting: learning_rate, values: [1e-3, 3e-3, 1e-2], seed: 1000}
 report: {validation_dataset: test.jsonl}
+seeds: [0, 1]
+"""
+SMALL = """
+base: {{preset: mini, dataset: builtin, max_steps: 3, model.num_loops: 1, model.layer_pattern: [retnet]}}
+choice: {{setting: {setting}, values: {values}, seed: 1000}}
 seeds: [0, 1]
 """
 
@@ -59,6 +66,62 @@ def test_without_end_none_is_called_best(sign):
 def test_a_value_at_which_training_gave_up_is_an_end_that_holds():
     assert decide(RATES, {1e-3: 3.0, 3e-3: 2.0, 1e-2: math.inf}).chosen == 3e-3
     assert "gave up at every value" in decide(RATES, dict.fromkeys(RATES.values, math.inf)).reason
+
+
+def test_whole_numbers_are_followed_by_whole_ones():
+    layers = ValueChoice("model.num_hidden_layers", (1, 2, 4), 1000)
+    assert decide(layers, {1: 3.0, 2: 2.0, 4: 1.0}).values == (1, 2, 4, 8)
+    assert all(type(value) is int for value in decide(layers, {1: 3.0, 2: 2.0, 4: 1.0}).values)
+    assert decide(layers, {1: 1.0, 2: 2.0, 4: 3.0}).values[0] == 0.5  # where the setting can have it
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "sign", "told"),
+    [
+        ("model.dropout", [0.1, 0.3, 0.6], -1, "0.6 is the largest of 3 values"),  # 1.8 would be next
+        ("model.num_hidden_layers", [1, 2, 4], 1, "1 is the smallest of 3 values"),  # a half
+        ("max_length", [128, 256, 512], -1, "512 is the largest of 3 values"),  # positions
+    ],
+)
+def test_a_list_ends_where_its_setting_does(read, tmp_path, setting, values, sign, told):
+    sweep = read(SMALL.format(setting=setting, values=values))
+    _, plan = planned_so_far(sweep, tmp_path / "runs")
+    found = {one.run.name: sign * one.run.varied[setting] for one in plan}
+    asked, again = planned_so_far(following(sweep, found), tmp_path / "runs")
+    assert asked.refused  # planning goes on with what is found in the folders, where there is nothing here
+    asked = following(asked, found)
+    assert [run.name for run in asked.runs] == [one.run.name for one in plan] == [one.run.name for one in again]
+    decision = decision_for(asked, asked.entrants[0], found)
+    assert decision.chosen is None and told in decision.reason and "cannot be trained" in decision.reason
+
+
+def test_what_the_file_itself_asks_for_is_no_end(read, tmp_path):
+    sweep = read(SMALL.format(setting="model.dropout", values=[0.1, 0.3, 1.5]))
+    with pytest.raises(ImpossibleRun, match="dropout"):
+        planned_so_far(sweep, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        (
+            "max_steps: 3",
+            "max_steps: 3, early_stopping_patience: 2",
+            "early_stopping_patience would choose",
+        ),
+        ("plain: ,", "plain: {load_best_model_at_end: true},", "load_best_model_at_end would choose the weights"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\nmetric: best_eval_loss", "best_eval_loss is chosen among evaluations"),
+    ],
+)
+def test_nothing_peeks_at_the_text_that_is_reported(read, old, new, told):
+    with pytest.raises(UserError, match=told):
+        read(FILE.replace(old, new))
+
+
+def test_the_choice_itself_may_stop_early(read):
+    told_off = "test.jsonl, early_stopping_patience: null, load_best_model_at_end: false}"
+    text = FILE.replace("max_steps: 3", "max_steps: 3, early_stopping_patience: 2")
+    assert len(read(text.replace("test.jsonl}", told_off)).runs) == 9
 
 
 @pytest.fixture
