@@ -36,15 +36,13 @@ from ..data.tokenizers import begin_id, special_token_ids
 from ..metrics.bootstrap import Summed
 from ..metrics.language import TOKENS, Scores, causal_scores, masked_lm_scores, pseudo_scores
 from ..metrics.text import vocabulary_use
-from ..saving.checkpoint_record import read_record_or_none
-from ..saving.output_folder import AVERAGE
 from .dynamic import dynamic_scores
 from .flags import CAUSAL_ONLY, METHODS, METRICS, TEXT_METRICS
 
 logger = logging.getLogger("frankenlm.scoring")
 
-# what a training run says of itself
-RUN_FACTS = "metrics.json"
+# what a training run says of itself, and of each of its checkpoints; the folder in it of the averaged weights
+RUN_FACTS, CHECKPOINT_FACTS, AVERAGE = "metrics.json", "resume.json", "ema"
 
 
 @dataclass(frozen=True)
@@ -176,18 +174,18 @@ def learned_both_ways(name: str, config: PreTrainedConfig) -> bool:
 
 def objective_of_run(folder: Path) -> str | None:
     """What a saved model was trained for, as its run says, or that of the checkpoint; None where neither is known."""
-    said = (run_facts_of(folder) or {}).get("objective")
-    if said is None:
-        record = read_record_or_none(folder)
-        said = None if record is None else record.settings.get("objective")
+    checkpoint = read_facts(folder / CHECKPOINT_FACTS) or {}
+    said = (run_facts_of(folder) or checkpoint.get("settings", {})).get("objective")
     return said if said in OBJECTIVES else None
 
 
 def run_facts_of(folder: Path) -> Mapping[str, Any] | None:
     """The metrics.json of a run's folder, in which its averaged weights have one; None where there is none."""
-    place = folder.parent if folder.name == AVERAGE else folder
-    record = place / RUN_FACTS
-    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+    return read_facts((folder.parent if folder.name == AVERAGE else folder) / RUN_FACTS)
+
+
+def read_facts(path: Path) -> Mapping[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def choose_method(name: str, architectures: list[str], method: str | None, both_ways: bool = False) -> str:
