@@ -1,9 +1,9 @@
 """Minimal pairs: two English sentences that differ in one point of grammar, of which a model should prefer the first.
 
 The idea is that of BLiMP (Warstadt et al. 2020, arXiv:1912.00582); sentences, words and templates are our own, made
-from a seed. A phenomenon has two frames, and wherever the point allows it each form is the right one in one of them: a
-liking for a word, or for the shorter of two, is then right half of the time. The words are everyday ones, as a small
-model of English text has met them.
+from a seed. A phenomenon has two frames or four, and each form is the right one in as many of them as it is the wrong
+one: a liking for a word, or for the shorter of two, is then right half of the time. The words are everyday ones, as a
+small model of English text has met them.
 """
 
 import random
@@ -68,7 +68,7 @@ MAKING = (
     Verb("find", "finds", "found", "found"),
     Verb("take", "takes", "took", "taken"),
     Verb("bring", "brings", "brought", "brought"),
-    Verb("build", "builds", "built", "built"),
+    Verb("buy", "buys", "bought", "bought"),
 )
 ALONE = tuple(
     Verb(*forms)
@@ -80,6 +80,9 @@ ALONE = tuple(
         ("arrive", "arrives", "arrived", "arrived"),
     )
 )
+# of those, what cannot be done to anything, and has no "is arrived"; and what somebody cannot do a something
+RESTING = tuple(verb for verb in ALONE if verb.base not in ("work", "arrive"))
+WAITING = tuple(verb for verb in ALONE if verb.base != "live")
 SLOTS: Mapping[str, Sequence[Any]] = {
     "who": PEOPLE,
     "other": PEOPLE,
@@ -88,6 +91,8 @@ SLOTS: Mapping[str, Sequence[Any]] = {
     "verb": VERBS,
     "making": MAKING,
     "alone": ALONE,
+    "resting": RESTING,
+    "waiting": WAITING,
     "old": ("old", "new", "small", "large", "good", "long"),
     "often": ("often", "always", "never", "now"),
 }
@@ -139,28 +144,49 @@ PHENOMENA: Mapping[str, tuple[Frame, ...]] = {
     ),
     "negative_polarity": (
         Frame(
-            "No {who.one} has ever {verb.done} the {thing.one}.", "The {who.one} has ever {verb.done} the {thing.one}."
+            "They know that no {who.one} has ever {verb.done} the {thing.one}.",
+            "They know that the {who.one} has ever {verb.done} the {thing.one}.",
+        ),
+        Frame(
+            "They know that all the {who.many} have {verb.done} the {thing.one}.",
+            "They know that all no {who.many} have {verb.done} the {thing.one}.",
         ),
         Frame(
             "The {who.one} has often {verb.done} the {thing.one}.",
             "The {who.one} has ever {verb.done} the {thing.one}.",
         ),
+        Frame(
+            "The {who.one} hardly ever {verb.past} the {thing.one}.",
+            "The {who.one} hardly often {verb.past} the {thing.one}.",
+        ),
     ),
     "passive_needs_an_object": (
         Frame(
-            "The {thing.one} was {verb.done} by the {who.one}.", "The {thing.one} was {alone.done} by the {who.one}."
+            "The {thing.one} was {making.done} by the {who.one}.",
+            "The {thing.one} was {resting.done} by the {who.one}.",
         ),
         Frame(
-            "The {who.one} has {alone.done} in the {place.one}.", "The {who.one} was {alone.done} in the {place.one}."
+            "The {who.one} has {resting.done} in the {place.one}.",
+            "The {who.one} has {making.done} in the {place.one}.",
+        ),
+        Frame(
+            "The {who.one} has {resting.done} in the {place.one}.",
+            "The {who.one} was {resting.done} in the {place.one}.",
+        ),
+        Frame(
+            "The {thing.one} was {making.done} by the {who.one}.",
+            "The {thing.one} has {making.done} by the {who.one}.",
         ),
     ),
     "gap_needs_a_filler": (
         Frame("They know what the {who.one} {making.past}.", "They know that the {who.one} {making.past}."),
-        Frame("They know that the {who.one} {alone.past}.", "They know what the {who.one} {alone.past}."),
+        Frame("They know that the {who.one} {waiting.past}.", "They know what the {who.one} {waiting.past}."),
     ),
     "there_is_no_the": (
         Frame("There is a {thing.one} in the {place.one}.", "There is each {thing.one} in the {place.one}."),
+        Frame("They know that each of the {thing.many} is {old}.", "They know that a of the {thing.many} is {old}."),
         Frame("There are many {thing.many} in the {place.one}.", "There are most {thing.many} in the {place.one}."),
+        Frame("The {who.one} saw most of the {place.one}.", "The {who.one} saw many of the {place.one}."),
     ),
     "pronoun_case": (
         Frame("The {who.one} saw him in the {place.one}.", "The {who.one} saw he in the {place.one}."),
@@ -168,13 +194,13 @@ PHENOMENA: Mapping[str, tuple[Frame, ...]] = {
     ),
     "many_and_much": (
         Frame("The {who.one} had many {old} {thing.many}.", "The {who.one} had much {old} {thing.many}."),
-        Frame("The {who.one} had much {old} water.", "The {who.one} had many {old} water."),
+        Frame("The {who.one} had much water in the {place.one}.", "The {who.one} had many water in the {place.one}."),
     ),
 }
 
 
 def make_pairs(count: int = PAIRS, seed: int = 0) -> list[Pair]:
-    """Return `count` different pairs of each phenomenon, half of them (the odd one too) of its first frame.
+    """Return `count` different pairs of each phenomenon, of its frames in turn.
 
     Raises:
         ValueError: fewer than one, or more than a phenomenon has.

@@ -1,6 +1,8 @@
 """Minimal pairs: what they are, and what a model makes of them against a loop that asks it token by token."""
 
+import collections
 import json
+import re
 import shutil
 
 import pytest
@@ -14,6 +16,8 @@ from frankenlm.trainer_ext.evaluation.pair_scores import ALL, make_pairs_to_scor
 from frankenlm.trainer_ext.evaluation.scoring import load_scorer, objective_of_run
 from frankenlm.trainer_ext.saving.checkpoint_record import RunRecord, write_record
 from frankenlm.trainer_ext.saving.output_folder import AVERAGE
+
+PAIRS_OF_EACH = make_pairs(20)
 
 
 def test_there_are_enough_and_none_twice():
@@ -35,6 +39,31 @@ def test_a_pair_is_two_sentences_that_differ_in_one_point(phenomenon):
         assert pair.good != pair.bad and len(good) == len(bad)
         assert sum(one != other for one, other in zip(good, bad, strict=True)) == 1
         assert pair.good[0].isupper() and pair.bad.endswith(".") and "{" not in pair.good + pair.bad
+
+
+@pytest.mark.parametrize("phenomenon", sorted(PHENOMENA))
+def test_a_liking_for_a_form_is_right_half_of_the_time(phenomenon):
+    """Whichever of two forms somebody prefers, it is the good one in as many frames as it is the bad one."""
+    choices = collections.Counter()
+    for frame in PHENOMENA[phenomenon]:
+        (forms,) = (pair for pair in zip(frame.good.split(), frame.bad.split(), strict=True) if pair[0] != pair[1])
+        choices[tuple(form.casefold() for form in forms)] += 1
+    assert choices == {(bad, good): count for (good, bad), count in choices.items()}
+
+
+@pytest.mark.parametrize("liked", ["the", "no", "a", "each", "many", "most", "often", "ever", "much", "was", "has"])
+def test_likings_by_counting_words(liked):
+    """The sentences themselves: the good ones have no more of a word than the bad ones, in any phenomenon."""
+    counts = dict.fromkeys(PHENOMENA, 0)
+    for pair in PAIRS_OF_EACH:
+        good, bad = (sentence.casefold().split().count(liked) for sentence in (pair.good, pair.bad))
+        counts[pair.phenomenon] += good - bad
+    assert set(counts.values()) == {0}
+
+
+def test_what_is_grammatical_is_in_no_bad_sentence():
+    bad = " ".join(pair.bad for pair in make_pairs(40))
+    assert not re.search(r"(was|been) (worked|arrived)|what the \w+ lived|(old|new|small|large|good|long) water", bad)
 
 
 def test_impossible_numbers():
