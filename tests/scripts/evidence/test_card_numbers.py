@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES, CARDS = ROOT / "results" / "samples", ROOT / "model_cards"
@@ -25,37 +26,62 @@ WRITTEN = {
 class Sources:
     """Where the figures of a card come from.
 
-    folders: of results/samples. parts: files whose text stands in the card as it is. facts: figures that are no
-    measurement, each with what it is.
+    folders: of results/samples, their tables of runs. parts: files whose text stands in the card as it is. blocks: what
+    stands between two marks, and the test that writes it again. settings: files of settings. counts: tests that hold
+    numbers of parameters. facts: figures that are no measurement, each with what it is.
     """
 
     folders: tuple[str, ...]
     parts: tuple[str, ...] = ()
+    blocks: tuple[tuple[str, str], ...] = ()
+    settings: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
 
 
 SOURCES = {
     "fair_tables": Sources(
-        ("coverage", "fair_mixers", "fair_embedding", "fair_norms", "fair_hope", "distil"),
-        (
-            "fair_mixers/table.md",
-            "fair_embedding/table.md",
-            "fair_norms/table.md",
-            "fair_hope/table.md",
-            "distil/table.md",
-        ),
+        (),
+        tuple(f"{name}/table.md" for name in ("fair_mixers", "fair_embedding", "fair_norms", "fair_hope", "distil")),
+        blocks=(("coverage", "tests/scripts/fair/test_fair.py"),),
+        settings=("configs/small/fair.yaml", "configs/sweeps/distil_teacher.yaml"),
         facts=(f"{2 * 0.5**3:.2f}",),  # the sign test over three seeds
     ),
-    "infinito": Sources(("recall",), ("recall/table.md",), facts=("0.98",)),  # how an importance fades at a write
+    "infinito": Sources(
+        ("recall",),
+        ("recall/table.md",),
+        settings=("modeling/presets/infinito.yaml", "configs/infinito_wikitext.yaml"),
+        counts=("tests/modeling/test_infinito.py",),
+        facts=(
+            f"{3 * 8 * 513:,}",  # the memory's parameters: layers, heads, width of a head and a bias
+            "0.05",  # of an age, in the ranking of slots
+            "71.4",  # millions of parameters of the model that this one is compared with
+            f"{2 * 50_257 * 512 / 1e6:.1f}",  # millions of parameters: embedding and head
+            f"{70_965_353 / 1e6:.1f}",  # of all
+            "2.4",  # millions of tokens of the text
+        ),
+    ),
     "legacy_1bit": Sources(
         ("legacy_1bit", "ternary_gap"),
         ("legacy_1bit/table.md", "ternary_gap/table.md"),
-        facts=("4.39",),  # millions of bytes of the training text
+        settings=("modeling/presets/legacy-1bit.yaml",),
+        counts=("tests/modeling/test_legacy_1bit.py",),
+        facts=(
+            f"{10_616_832 / 4 / 1e6:.2f}",  # MB, at four codes a byte
+            "0.02",  # the deviation of other families' embeddings
+            "4.0",  # a licence
+            "4.39",  # millions of bytes of the training text
+            "242,693",  # bytes of the validation text
+        ),
     ),
-    "optimizers": Sources(("optimizers",), facts=("2506.16659", "2412.05270")),  # papers
+    "optimizers": Sources(
+        ("optimizers",),
+        settings=("configs/sweeps/optimizers.yaml",),
+        facts=(f"{500 * 4 * 64:,}", "2506.16659", "2412.05270"),  # tokens of a run; papers
+    ),
 }
-# Losses and shares: a point and two digits or more behind it.
-FIGURE = re.compile(r"(?<![\w./])\d+\.\d{2,}(?![\w.]*\d)")
+# Losses, shares, counts: a point and digits behind it, or thousands set off.
+FIGURE = re.compile(r"(?<![\w./,])(?:\d+\.\d+|\d{1,3}(?:,\d{3})+)(?![\w.]*\d)")
 
 
 def values_in(content: Any) -> Iterator[float]:
@@ -74,9 +100,11 @@ def values_in(content: Any) -> Iterator[float]:
 
 
 def values_of(folders: tuple[str, ...]) -> list[float]:
-    """Every number in the CSV and JSON files of some folders of samples."""
+    """Every number in the CSV and JSON files of some folders of samples, but for curves, which have any number."""
     found: list[float] = []
     for path in sorted(path for folder in folders for path in (SAMPLES / folder).glob("*.*")):
+        if path.name.startswith("training"):
+            continue
         if path.suffix == ".csv":
             with path.open(newline="", encoding="utf-8") as file:
                 found += values_in(list(csv.DictReader(file)))
@@ -86,23 +114,30 @@ def values_of(folders: tuple[str, ...]) -> list[float]:
 
 
 def untraced(text: str, sources: Sources) -> list[str]:
-    """The figures of a card outside its parts and commands that are the rounding of no value of its files."""
+    """The figures of a card outside its parts, blocks and commands that are the rounding of no value of its files."""
     for part in sources.parts:
         path = SAMPLES / part
         text = text.replace(path.read_text(encoding="utf-8").strip(), "") if path.is_file() else text
+    for name, _ in sources.blocks:
+        text = re.sub(rf"<!-- {name}:.*?<!-- /{name} -->", "", text, flags=re.DOTALL)
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     values = values_of(sources.folders)
+    for path in sources.settings:
+        values += values_in(yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))
+    counted = "".join((ROOT / path).read_text(encoding="utf-8") for path in sources.counts)
     return [
         figure
         for figure in FIGURE.findall(text)
         if figure not in sources.facts
-        and not any(f"{value:.{len(figure.partition('.')[2])}f}" == figure for value in values)
+        and not re.search(rf"\b{figure.replace(',', '_')}\b", counted)
+        and not any(f"{value:,.{len(figure.partition('.')[2])}f}" == figure for value in values)
     ]
 
 
 def test_every_card_is_held():
     assert {path.stem for path in CARDS.glob("*.md")} == WRITTEN.keys() | SOURCES.keys()
-    assert all((ROOT / place).exists() for place in WRITTEN.values())
+    blocks = [place for sources in SOURCES.values() for _, place in sources.blocks]
+    assert all((ROOT / place).exists() for place in (*WRITTEN.values(), *blocks))
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -110,9 +145,30 @@ def test_every_figure_of_a_card_is_in_its_files(name):
     text = (CARDS / f"{name}.md").read_text(encoding="utf-8")
     assert untraced(text, SOURCES[name]) == []
     assert all(fact in text for fact in SOURCES[name].facts)
+    parts = [SAMPLES / part for part in SOURCES[name].parts]
+    assert all(part.read_text(encoding="utf-8").strip() in text for part in parts if part.is_file())
+    assert all(f"<!-- /{block} -->" in text for block, _ in SOURCES[name].blocks)
+
+
+def test_the_table_of_optimizers_is_that_of_its_sweep():
+    with (SAMPLES / "optimizers" / "sweep.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["status"] == "finished"]
+    best = {row["run"]: min(float(each["eval_loss"]) for each in rows if each["run"] == row["run"]) for row in rows}
+    table = []
+    for row in rows:
+        loss = float(row["eval_loss"])
+        shown = f"**{loss:.3f}**" if loss == best[row["run"]] else f"{loss:.3f}"
+        table.append(f"| {row['run']} | {row['learning_rate']} | {shown} |")
+    assert "|---|---|---|\n" + "\n".join(table) + "\n\n" in (CARDS / "optimizers.md").read_text(encoding="utf-8")
 
 
 def test_a_figure_typed_by_hand_is_found():
     (loss,) = {value for value in values_of(("optimizers",)) if 5.75 < value < 5.7571}
     text = f"Muon ends at {loss:.3f}, and 5.123 is nowhere; 2506.16659 is a paper.\n```\n5.999\n```\n"
-    assert untraced(text, SOURCES["optimizers"]) == ["5.123"]
+    text += "A tenth too, 8.7 %, and 12,345 tokens of a vocabulary of 4,000; torch 2.13.0.\n"
+    assert untraced(text, SOURCES["optimizers"]) == ["5.123", "8.7", "12,345"]
+
+
+def test_a_curve_holds_no_figure_of_a_card():
+    assert len(values_of(("legacy_1bit",))) < 1000
+    assert untraced("The loss was 0.37 then, 0.73 later, 0.93 at last.", SOURCES["legacy_1bit"]) != []
