@@ -145,13 +145,25 @@ def reported(rows: Sequence[Row], name: str, decision: Decision) -> dict[int, fl
     }
 
 
+def lost(rows: Sequence[Row], name: str, decision: Decision) -> list[int]:
+    """The reported seeds of an entrant, at the rate that was chosen, of which training gave up: those left over are no
+    sample of it."""
+    return [
+        row["seed"]
+        for row in rows
+        if (row["run"], row["stage"], row["learning_rate"]) == (name, REPORT, decision.chosen)
+        and row["status"] == GAVE_UP
+    ]
+
+
 def fair_findings(table: FairTable, rows: Sequence[Row]) -> list[str]:
     """All sentences: the comparisons, how many of them say what, what weakens them."""
     chosen = decisions(rows)
     losses = {name: reported(rows, name, decision) for name, decision in chosen.items()}
+    gone = {name: lost(rows, name, decision) for name, decision in chosen.items()}
     lines, signs = [], []
     for comparison in table.comparisons:
-        line, sign = compared(comparison, chosen, losses)
+        line, sign = compared(comparison, chosen, losses, gone)
         lines.append(line)
         signs.append(sign)
     lower, higher = signs.count(-1), signs.count(1)
@@ -159,11 +171,15 @@ def fair_findings(table: FairTable, rows: Sequence[Row]) -> list[str]:
         f"of {len(signs)} comparisons, {lower} show a lower loss, {higher} a higher one, {len(signs) - lower - higher} "
         "neither; none is corrected for being one of several."
     )
-    return [*lines, *share_lines(losses), *weak_lines(rows, chosen), *scale_lines(rows)]
+    whole = {name: losses[name] for name in losses if not gone[name]}
+    return [*lines, *share_lines(whole), *weak_lines(rows, chosen), *scale_lines(rows)]
 
 
 def compared(
-    comparison: Comparison, chosen: Mapping[str, Decision], losses: Mapping[str, Mapping[int, float]]
+    comparison: Comparison,
+    chosen: Mapping[str, Decision],
+    losses: Mapping[str, Mapping[int, float]],
+    gone: Mapping[str, Sequence[int]],
 ) -> tuple[str, int]:
     """The sentence of a comparison, and what it shows: -1 a lower loss, 1 a higher one, 0 neither."""
     for name in (comparison.ours, comparison.theirs):
@@ -171,6 +187,9 @@ def compared(
             return f"{comparison.name}: not measured, {name} was not run.", 0
         if chosen[name].chosen is None:
             return f"{comparison.name}: not compared, no rate of {name} is called best: {chosen[name].reason}.", 0
+        if gone[name]:
+            seeds = ", ".join(map(str, gone[name]))
+            return f"{comparison.name}: not compared, training of {name} gave up at seed {seeds}.", 0
     ours, theirs = losses[comparison.ours], losses[comparison.theirs]
     found = paired_difference(ours, theirs)
     if found["n"]:
@@ -233,7 +252,7 @@ def report_text(name: str, rows: Sequence[Row]) -> str:
         markdown_table([_entrant(rows, entrant, decision) for entrant, decision in chosen.items()]),
         f"Choice of the rates: loss on the validation text, seed {seed_of_choice(rows)}; the chosen one is bold.",
         markdown_table(choice_rows(rows, chosen)),
-        f"{sum(row['eval_loss'] is not None for row in rows)} runs of one thread, {minutes:.0f} minutes by the clock.",
+        f"{sum(row['eval_loss'] is not None for row in rows)} runs of one thread, {minutes:.0f} process minutes.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -248,6 +267,7 @@ def _entrant(rows: Sequence[Row], name: str, decision: Decision) -> dict[str, st
     spread = summary(losses)
     error = spread["sd"] / math.sqrt(len(losses)) if len(losses) > 1 else None
     bounds = interval(spread["mean"], error, len(losses) - 1)
+    gone = len(lost(rows, name, decision))
     sizes = {row["parameters"] for row in rows if row["run"] == name and row["parameters"]}
     return {
         "entrant": name,
@@ -255,7 +275,7 @@ def _entrant(rows: Sequence[Row], name: str, decision: Decision) -> dict[str, st
         "rate": "none is called best" if decision.chosen is None else f"{decision.chosen:g}",
         "test loss": plus_minus(spread),
         "95 % interval": "" if bounds["low"] is None else f"{bounds['low']:.4f} to {bounds['high']:.4f}",
-        "seeds": str(len(losses)),
+        "seeds": f"{len(losses)}, {gone} more gave up" if gone else str(len(losses)),
     }
 
 

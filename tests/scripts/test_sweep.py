@@ -198,7 +198,9 @@ def test_a_choice_grows_and_its_seeds_follow(sweep, grid, tmp_path, capsys):
     capsys.readouterr()
     assert sweep(file, "--dry_run") == 0
     told = capsys.readouterr().out
-    assert "new        learning_rate=0.1,seed=1" in told and "by the 3 finished: about 0 minutes are left" in told
+    assert (
+        "new        learning_rate=0.1,seed=1" in told and "by the 3 finished: about 0 process minutes are left" in told
+    )
     before = snapshot(out)
     assert sweep(file) == 0
     assert before.items() <= snapshot(out).items()  # what gave up is an answer, and is not tried again

@@ -50,7 +50,7 @@ def sweep(args: argparse.Namespace) -> None:
         for run in later_runs(asked):
             plan_run(run, args.output_dir)  # a mistake in what is reported is found before anything is chosen
         if args.dry_run:
-            print(plan_table(plan, chosen_runs(asked, args.only), len(later_runs(asked))))
+            print(plan_table(plan, chosen_runs(asked, args.only), len(later_runs(asked)), args.jobs))
             return
         with ExitStack() as held:
             args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -77,7 +77,8 @@ SOURCES = {
     "optimizers": Sources(
         ("optimizers",),
         settings=("configs/sweeps/optimizers.yaml",),
-        facts=(f"{500 * 4 * 64:,}", "2506.16659", "2412.05270"),  # tokens of a run; papers
+        # tokens of a run; per cent below AdamW, which tests/trainer_ext/sweeps/test_table.py works out; papers
+        facts=(f"{500 * 4 * 64:,}", "6.8", "2506.16659", "2412.05270"),
     ),
 }
 # Losses, shares, counts: a point and digits behind it, or thousands set off.
@@ -148,18 +149,6 @@ def test_every_figure_of_a_card_is_in_its_files(name):
     parts = [SAMPLES / part for part in SOURCES[name].parts]
     assert all(part.read_text(encoding="utf-8").strip() in text for part in parts if part.is_file())
     assert all(f"<!-- /{block} -->" in text for block, _ in SOURCES[name].blocks)
-
-
-def test_the_table_of_optimizers_is_that_of_its_sweep():
-    with (SAMPLES / "optimizers" / "sweep.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == "finished"]
-    best = {row["run"]: min(float(each["eval_loss"]) for each in rows if each["run"] == row["run"]) for row in rows}
-    table = []
-    for row in rows:
-        loss = float(row["eval_loss"])
-        shown = f"**{loss:.3f}**" if loss == best[row["run"]] else f"{loss:.3f}"
-        table.append(f"| {row['run']} | {row['learning_rate']} | {shown} |")
-    assert "|---|---|---|\n" + "\n".join(table) + "\n\n" in (CARDS / "optimizers.md").read_text(encoding="utf-8")
 
 
 def test_a_figure_typed_by_hand_is_found():

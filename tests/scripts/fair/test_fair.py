@@ -85,6 +85,20 @@ def test_what_gave_up_or_is_missing_is_told():
     assert "1 of 5 values are not finished" in line_about(fair_findings(NORMS, half), "**derf has no best rate**")
 
 
+def test_who_lost_a_seed_is_not_compared_by_the_others():
+    """The seed that diverged is the worst one: without it, what is left looks better than it is."""
+    rows = [*entrant("layer_norm", STARTS), *entrant("derf", [one - 1 for one in STARTS[:3]])]
+    rows.append(row("derf", 3e-3, 3, "report", None, GAVE_UP))
+    lines = fair_findings(NORMS, rows)
+    assert line_about(lines, "derf minus layer_norm").endswith("not compared, training of derf gave up at seed 3.")
+    assert "0 show a lower loss, 0 a higher one, 5 neither" in " ".join(lines)
+    text = report_text("fair_norms", rows)
+    assert "| 3, 1 more gave up |" in text and "17 runs of one thread, 18 process minutes." in text
+    mixers = [*entrant("hybrid", [4.0, 4.1]), *entrant("attention", [4.1, 4.2]), *entrant("gpt2", [5.0])]
+    mixers.append(row("gpt2", 3e-3, 1, "report", None, GAVE_UP))
+    assert not any(line.startswith("hybrid minus gpt2 is") for line in fair_findings(TABLES["fair_mixers"], mixers))
+
+
 def test_the_lead_over_gpt2_is_shared_out():
     mixers = [*entrant("hybrid", [4.0, 4.1]), *entrant("attention", [4.1, 4.2]), *entrant("gpt2", [5.0, 5.1])]
     line = line_about(fair_findings(TABLES["fair_mixers"], mixers), "hybrid minus gpt2 is")

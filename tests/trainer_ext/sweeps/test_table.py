@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from frankenlm.trainer_ext.sweeps.cost import cost_line
 from frankenlm.trainer_ext.sweeps.figure import plot_sweep
+from frankenlm.trainer_ext.sweeps.grid import SweepRun
+from frankenlm.trainer_ext.sweeps.run_folder import FINISHED, PlannedRun
 from frankenlm.trainer_ext.sweeps.table import cells_of, edges, page
 
 KEYS = ["run", "learning_rate"]
@@ -96,3 +99,11 @@ def test_the_card_of_the_optimizers_says_what_was_measured():
     best = {kind: min(of) for kind, of in losses.items()}
     for kind in ("galore", "muon"):
         assert f"{best[kind]:.3f}, {100 * (1 - best[kind] / best['adamw']):.1f} % below" in card.replace("\n  ", " ")
+
+
+@pytest.mark.parametrize(("jobs", "told"), [(1, "35 process minutes are left"), (2, "left, 20 by the clock with 2 at")])
+def test_a_dry_run_tells_what_several_at_once_take(jobs, told):
+    """Seven runs of five minutes; two at a time are four rounds."""
+    done = PlannedRun(SweepRun("a", "", {}, {}, {}, 0), Path("a"), {}, FINISHED, {"process_seconds": 300.0})
+    line = cost_line([done], 7, jobs)
+    assert told in line and ("clock" in line) == (jobs > 1)
