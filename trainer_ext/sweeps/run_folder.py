@@ -24,6 +24,7 @@ from ..resuming import run_settings
 from ..saving.output_folder import taken_names
 from ..saving.saved_checkpoints import checkpoint_folders, examined
 from ..saving.training_csv import read_csv
+from .choice import REPORT
 from .grid import SweepRun
 
 logger = logging.getLogger("frankenlm.sweep")
@@ -94,6 +95,7 @@ def plan_run(run: SweepRun, output_dir: Path) -> PlannedRun:
     try:
         with settings_checked():
             parsed = parse_run([*run.words(), "--output_dir", str(folder)])
+            check_no_peeking(run, parsed)
         settings = deciding_settings(parsed)
         earlier = read_json(folder / RECORD)
         check_same_settings(folder, earlier, settings)
@@ -106,6 +108,16 @@ def plan_run(run: SweepRun, output_dir: Path) -> PlannedRun:
     except UserError as error:
         raise type(error)(f"run {run.name}: {error}") from error
     return planned
+
+
+def check_no_peeking(run: SweepRun, parsed: RunSettings) -> None:
+    """Raises UserError where a preset or a file of settings has the weights chosen on the text that is reported; what
+    the sweep's own file says of that is told when it is read."""
+    if run.stage == REPORT and run.own.get("validation_dataset") and parsed.training.load_best_model_at_end:
+        raise UserError(
+            "load_best_model_at_end, or early_stopping_patience, would choose the weights on the text that is "
+            "reported; leave it out of the settings, or say load_best_model_at_end: false in report."
+        )
 
 
 @contextlib.contextmanager

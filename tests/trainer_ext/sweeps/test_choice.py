@@ -8,7 +8,7 @@ from frankenlm.trainer_ext.commands.sweep import planned_so_far
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.sweeps.choice import MOST_MORE, ValueChoice, decide
 from frankenlm.trainer_ext.sweeps.grid import decision_for, following, read_sweep
-from frankenlm.trainer_ext.sweeps.run_folder import ImpossibleRun
+from frankenlm.trainer_ext.sweeps.run_folder import ImpossibleRun, plan_run
 
 RATES = ValueChoice("learning_rate", (1e-3, 3e-3, 1e-2), 1000)
 FILE = """
@@ -28,6 +28,11 @@ seeds: [0, 1]
 def bowl(best: float):
     """Losses by rate with their lowest point at a rate."""
     return lambda rate: abs(math.log(rate / best))
+
+
+def bowls(sweep) -> dict[str, float]:
+    """Losses of the runs of a choice by name, lowest at 3e-3."""
+    return {run.name: bowl(3e-3)(run.settings["learning_rate"]) for run in sweep.runs}
 
 
 @pytest.mark.parametrize(
@@ -116,6 +121,15 @@ def test_what_the_file_itself_asks_for_is_no_end(read, tmp_path):
 def test_nothing_peeks_at_the_text_that_is_reported(read, old, new, told):
     with pytest.raises(UserError, match=told):
         read(FILE.replace(old, new))
+
+
+def test_a_file_of_settings_may_not_peek_either(read, tmp_path):
+    (tmp_path / "small.yaml").write_text("training: {early_stopping_patience: 2, eval_steps: 2}")
+    text = SMALL.format(setting="learning_rate", values=[1e-3, 3e-3, 1e-2]) + "report: {validation_dataset: test.jsonl}"
+    sweep = read(text.replace("base: {", f"base: {{config: {tmp_path / 'small.yaml'}, "))
+    (run, _) = (one for one in following(sweep, bowls(sweep)).runs if one.stage == "report")
+    with pytest.raises(ImpossibleRun, match="would choose the weights on the text that is reported"):
+        plan_run(run, tmp_path / "runs")
 
 
 def test_the_choice_itself_may_stop_early(read):
