@@ -345,12 +345,13 @@ def field_names(section: type) -> set[str]:
     return {f.name for f in dataclasses.fields(section) if f.init}
 
 
-def all_config_fields() -> set[str]:
+@functools.cache  # presets are files of the package, and a sweep asks for each of its sections
+def all_config_fields() -> frozenset[str]:
     """Field names of the configurations that presets describe, aliases included."""
     names = set()
     for config_class in {CONFIG_MAPPING[read_preset(name).model_type] for name in list_presets()}:
         names |= config_class.known_keys()
-    return names
+    return frozenset(names)
 
 
 def check_model_fields(model: ModelArguments, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,6 @@ def test_whole_numbers_are_followed_by_whole_ones():
     [
         ("model.dropout", [0.1, 0.3, 0.6], -1, "0.6 is the largest of 3 values"),  # 1.8 would be next
         ("model.num_hidden_layers", [1, 2, 4], 1, "1 is the smallest of 3 values"),  # a half
-        ("max_length", [128, 256, 512], -1, "512 is the largest of 3 values"),  # positions
     ],
 )
 def test_a_list_ends_where_its_setting_does(read, tmp_path, setting, values, sign, told):
