@@ -98,7 +98,7 @@ class AttentionWithSlots(StandardAttention):
 
     def recall(self, q, k, v, importance, context: SequenceContext, memory: MemoryRead):
         """Return the heads (B, H, L, K), the next state and the reads."""
-        state = memory.state
+        state = None if memory.state is None else memory.state.with_dtypes(k.dtype, v.dtype)
         options = SlotOptions(
             window=context.attention_window,
             segment=self.segment,

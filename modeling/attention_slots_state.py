@@ -77,6 +77,19 @@ class AttentionSlotsState(RowState):
         importance = self.importance.new_zeros(*self.importance.shape[:2], room)
         return replace(self, recent_keys=recent, recent_values=recent, recent_importance=importance)
 
+    def with_dtypes(self, keys: torch.dtype, values: torch.dtype) -> "AttentionSlotsState":
+        """Return the state with its tokens' keys and values in these, as of the tokens that they are to stand beside:
+        it may come from another precision, of weights or autocast. What slots are ranked by keeps its own."""
+        if (self.keys.dtype, self.values.dtype) == (keys, values):
+            return self
+        return replace(
+            self,
+            keys=self.keys.to(keys),
+            values=self.values.to(values),
+            recent_keys=self.recent_keys.to(keys),
+            recent_values=self.recent_values.to(values),
+        )
+
     @property
     def num_slots(self) -> int:
         """Return S."""

@@ -56,7 +56,7 @@ class KeyValues:
 
     def _join(self, keys, values):
         if self.keys is not None:
-            past_keys, past_values = self.view()
+            past_keys, past_values = (past.to(keys.dtype) for past in self.view())  # of another precision, it may be
             keys, values = torch.cat([past_keys, keys], dim=2), torch.cat([past_values, values], dim=2)
         self.keys, self.values, self.start, self.end = keys, values, 0, keys.shape[2]
         return keys, values
@@ -71,7 +71,9 @@ class KeyValues:
         self.start, self.end = 0, kept
 
     def _make_room(self, keys, values, needed, capacity):
-        fits = self.keys is not None and self.end + keys.shape[2] <= self.keys.shape[2]
+        fits = (
+            self.keys is not None and self.keys.dtype == keys.dtype and self.end + keys.shape[2] <= self.keys.shape[2]
+        )
         if fits and (torch.is_inference_mode_enabled() or not self.keys.is_inference()):
             return
         old = self.view() if self.keys is not None else None

@@ -112,7 +112,7 @@ class InfinitoConfig(FamilyConfig):
             raise ValueError("embedding_conv_depthwise=True does nothing without an embedding_conv_kernel.")
         if self.memory_type == "attention_slots":
             self._check_attention_slots()
-        elif self.memory_dim % self.memory_heads:
+        elif self.memory_layers and self.memory_dim % self.memory_heads:
             raise ValueError(f"memory_heads={self.memory_heads} must divide memory_dim={self.memory_dim}.")
         if not 0 < self.memory_decay <= 1:
             raise ValueError(f"memory_decay={self.memory_decay} must lie in (0, 1]; 1 means that nothing fades.")
@@ -123,7 +123,7 @@ class InfinitoConfig(FamilyConfig):
                 "memory_type='attention_slots' needs an attention_window: slots keep what leaves it. Set one, such as "
                 "attention_window=128, or memory_layers=[]."
             )
-        if self.memory_slots < self.memory_segment:
+        if self.memory_layers and self.memory_slots < self.memory_segment:
             raise ValueError(
                 f"memory_slots={self.memory_slots} must be at least memory_segment={self.memory_segment}: as many "
                 "tokens can leave the window between two rankings of the slots."

@@ -80,7 +80,8 @@ class FamilyPreTrainedModel(LoadsClearly, PreTrainedModel):
     def set_training_window(self, attention_window: int | None) -> None:
         """Let attention reach so many tokens back (and ahead) in training mode, whatever the configuration says.
 
-        A checkpoint does not keep the choice, evaluation mode has no part in it, and None takes it back.
+        A checkpoint does not keep the choice, evaluation mode has no part in it, and None takes it back. A forward pass
+        under it refuses a cache, which keeps what the configuration's window needs.
 
         Raises:
             ValueError: a window without tokens.

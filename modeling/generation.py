@@ -20,9 +20,16 @@ def resolve_cache(model, cache: Cache | None, use_cache: bool | None) -> StateCa
 
     Raises:
         ValueError: `cache` is of another class, belongs to another stack, or meets a bidirectional model or
-            gradient checkpointing.
+            gradient checkpointing; a cache is given or wanted while training under `set_training_window`.
     """
     config = model.config
+    if (cache is not None or use_cache) and model.training and model.training_window is not None:
+        raise ValueError(
+            f"{'use_cache=True' if cache is None else 'cache'} is given while training under a drawn window, "
+            f"set_training_window({model.training_window}), but a cache keeps what the configuration's "
+            f"attention_window={config.attention_window} needs: leave it out, or call eval() or "
+            "set_training_window(None) first."
+        )
     if cache is not None:
         _check_cache(cache, config)
         if model.training and model.gradient_checkpointing:

@@ -108,8 +108,9 @@ class InfinitoPreTrainedModel(FamilyPreTrainedModel):
     }
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Return whether weight decay pulls at a parameter: not at vectors written as matrices of one row."""
-        return super().decays(name, parameter) and parameter.shape[0] > 1
+        """Return whether weight decay pulls at a parameter: not at vectors written as matrices of one row, and not at
+        what votes on a token's importance, be it for one memory or for each head."""
+        return super().decays(name, parameter) and parameter.shape[0] > 1 and ".importance." not in name
 
     def set_exploration(self, progress: float) -> None:
         """Tell the noise schedule how much of the training is done, in [0, 1]; a training callback calls it.
@@ -176,7 +177,9 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
             cache: what earlier calls returned; the inputs are then the tokens that follow.
             use_cache: whether to return one; by default as the config says, but not while training.
             memory_state: the `memory_state` of an earlier window of the same rows: the memory goes on from there,
-                while attention and positions start anew.
+                while attention and positions start anew. With attention slots it also holds the window's last tokens,
+                attention_window - 1 of them, as keys and values that were made at their positions in the earlier
+                window: the attention that reads slots goes on over both, and positions come twice in it.
             use_memory: False runs the same weights without memory; None and True use what memory there is.
             shuffle_memory: row b reads the memory of row b + 1, the last row that of the first: an ablation, meant for
                 rows of equal length.

@@ -101,11 +101,17 @@ def those_before(
     position_ids: torch.Tensor | None,
     borders: dict,
 ) -> torch.Tensor:
-    """Return (B, L, D): at each position the hidden state of the token before it in its document.
+    """Return (B, L, D): at each position the hidden state of the last real token before it in its document.
 
     Before the first token of a document there is none: it gets zeros, of which the head makes its bias, the
-    distribution of tokens whatever stands around them. Pads at the left are zeros already.
+    distribution of tokens whatever stands around them.
     """
     before = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], dim=1)
+    if attention_mask is not None:  # pads stand between a token and the one before it
+        mask = attention_mask[:, -hidden.shape[1] :].bool()
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        # (B, L), where in `before` the last real token up to the place before is; 0, where its zeros are, without one
+        last = torch.where(mask, places + 1, 0).cummax(1).values.roll(1, 1).index_fill(1, places[:1], 0)
+        before = before.gather(1, last[..., None].expand_as(before))
     starts = documents_begin(hidden.shape[:2], attention_mask, position_ids, borders)
     return before if starts is None else before.masked_fill(starts[..., None], 0.0)

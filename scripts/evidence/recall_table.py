@@ -161,17 +161,34 @@ def recall_table(rows: Sequence[dict]) -> str:
     return f"{markdown_table(lines)}\n\n{told}\n\n{notes}\n"
 
 
-def recall_findings(rows: Sequence[dict]) -> list[str]:
+def keeps_whole_row(model: str, task: RecallTask) -> bool:
+    """Whether window and slots of a model's attention have room for the whole row: no query then misses a token."""
+    config = MODELS[model](task).config
+    if not isinstance(config, InfinitoConfig) or config.memory_type != "attention_slots" or not config.memory_layers:
+        return False
+    return config.attention_window + config.memory_slots >= task.length
+
+
+def recall_findings(rows: Sequence[dict], task: RecallTask | None = None) -> list[str]:
     """What the rows say, by rule: for each memory whether it solves the task, and whether the task can tell at all.
 
-    A memory whose trunk does not solve the task with the whole row in view was not put to the test by it.
+    A memory whose trunk does not solve the task with the whole row in view was not put to the test by it, and one that
+    never has to replace a slot is attention over the whole row: it counts as a second ceiling. `task` is by default the
+    one that recall.py trains on.
     """
+    task = RecallTask() if task is None else task
     accuracy = {model: [row["accuracy"] for row in rows if row["model"] == model] for model in MODELS}
     lines = []
     for model, ours in accuracy.items():
         family = model.partition(",")[0]
         floor, ceiling = accuracy[f"{family}, window"], accuracy[f"{family}, whole row"]
         if "memory" not in model or not (ours and floor and ceiling):
+            continue
+        if keeps_whole_row(model, task):
+            lines.append(
+                f"{model}: no slot was replaced: this is attention over the whole row, and counts as no memory that "
+                f"solves the task (mean {_mean(ours):.3f}; without memory {_mean(floor):.3f})."
+            )
             continue
         solved = sum(accuracy > SOLVED for accuracy in ours)
         line = (

@@ -68,6 +68,19 @@ def test_the_model_checks_a_configuration_changed_by_hand():
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({**ATTENTION_SLOTS, "memory_slots": 3}, "memory_slots=3 must be at least memory_segment=4"),
+        ({"memory_heads": 3}, "memory_heads=3 must divide memory_dim=8"),
+    ],
+)
+def test_sizes_are_compared_where_there_is_a_memory(fields, message):
+    InfinitoModel(tiny_infinito(**fields | {"memory_layers": []}))
+    with pytest.raises(ValueError, match=message):
+        InfinitoModel(tiny_infinito(**fields))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: {model_type: infinito, memory_slot: 3}", r"unknown key 'memory_slot'\. Did you mean 'memory_slots'"),
@@ -105,6 +118,9 @@ def test_weight_decay_spares_vectors(build_infinito):
     assert {f"model.memories.1.{part}.weight" for part in ("gate", "pooling", "importance")} <= names
     assert "model.norm_f.weight" in names and "lm_head.decoder.bias" in names
     assert not {"model.memories.1.k_proj.weight", "model.embeddings.embed_tokens.weight"} & names
+    names = build_infinito(**ATTENTION_SLOTS).no_weight_decay_names()
+    assert {f"model.layers.2.attention.importance.{part}" for part in ("weight", "bias")} <= names
+    assert "model.layers.2.attention.k_proj.weight" not in names
 
 
 def test_learns_a_batch_by_heart(tokens):
@@ -207,6 +223,23 @@ def test_a_window_of_training_is_not_that_of_evaluation(build_infinito, tokens):
         assert torch.equal(model.eval()(ids).logits, drawn)
     with pytest.raises(ValueError, match="attention_window=0 must be positive"):
         model.set_training_window(0)
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_window_of_training_takes_no_cache(build_infinito, tokens, checkpoints):
+    model, ids = build_infinito(attention_window=5), tokens(2, 6)
+    cache = model(ids).cache
+    model.set_training_window(3)
+    model(ids, cache=cache)  # evaluation has no part in it
+    model.train()
+    assert model(ids).cache is None
+    if checkpoints:
+        model.activation_checkpointing_enable()
+    for asked, name in (({"cache": cache}, "cache"), ({"use_cache": True}, "use_cache=True")):
+        with pytest.raises(ValueError, match=rf"{name} is given while training .*set_training_window\(3\)"):
+            model(ids, **asked)
+    with pytest.raises(ValueError, match="attention_window=5 needs"):
+        model.generate(ids, max_new_tokens=1, do_sample=False)
 
 
 # --- saving

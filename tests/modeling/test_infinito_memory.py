@@ -138,6 +138,34 @@ def test_state_hangs_on_the_graph_in_training_only(build_infinito, tokens, field
     state = model.train()(ids).memory_state
     assert state[0].keys.requires_grad
     model(ids, labels=ids, memory_state=state).loss.backward()
+    model.activation_checkpointing_enable({"use_reentrant": True})  # as InfinitoModelOutput tells
+    assert model(ids).memory_state[0].keys.requires_grad == (not fields)
+
+
+@pytest.mark.parametrize("carrier", ["memory_state", "cache"])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_what_is_carried_may_come_from_another_precision(build_infinito, tokens, autocast, carrier):
+    """Full precision before, half after, within autocast or in the weights themselves; and the other way round."""
+    full = build_infinito(dtype=torch.float32, **ATTENTION_SLOTS)
+    half = full if autocast else build_infinito(dtype=torch.bfloat16, **ATTENTION_SLOTS)
+    ids, options = tokens(2, 20), {"use_cache": carrier == "cache"}
+
+    @torch.no_grad()
+    def read(model, columns, before=None):
+        carried = {} if before is None else {carrier: before[carrier]}
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and model == "half"):
+            return (half if model == "half" else full)(ids[:, columns], **options, **carried)
+
+    def distance(ours, theirs):
+        return ((ours.logits.float() - theirs.logits).norm() / theirs.logits.norm()).item()
+
+    for cut in (19, 16):
+        told, asked = slice(cut), slice(cut, None)
+        exact = read("full", asked, read("full", told))
+        for first, second in (("full", "half"), ("half", "full")):
+            near = distance(read(second, asked, read(first, told)), exact)
+            far = distance(read("full", asked), exact)
+            assert near < 0.1 < 0.4 < far
 
 
 @pytest.mark.parametrize(

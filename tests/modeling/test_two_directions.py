@@ -74,6 +74,18 @@ def test_heads_do_not_share_a_configuration_that_they_change():
     assert (causal.config.is_decoder, masked.config.is_decoder, config.is_decoder) == (True, False, False)
 
 
+def test_pads_inside_a_row_stand_between_no_tokens():
+    """Attention with given positions sees the real tokens alone: wherever the pads are, the row is the same."""
+    _, masked = heads(tiny_config("standard_attn", embedding_conv_kernel=0))
+    ids = some_ids()[:2, :6]
+    real = torch.tensor([[1, 1, 0, 0, 1, 1, 1, 0, 1], [0, 1, 1, 1, 0, 1, 1, 1, 0]]).bool()
+    padded = torch.zeros(real.shape, dtype=ids.dtype).masked_scatter(real, ids)
+    with torch.no_grad():
+        found = masked(padded, attention_mask=real.long()).logits
+        alone = masked(ids).logits
+    torch.testing.assert_close(found[real], alone.flatten(0, 1))
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_pads_and_documents(side):
     """A padded row, and packed documents, fill masks as each text does alone; the first token has only the bias."""

@@ -239,7 +239,10 @@ def draw_maps(args, model, checkpoint, ids, suffix: str) -> None:
     if args.memory_map:
         path = numbered(Path(args.memory_map), suffix)
         with waiting("drawing the memory"):
-            beside = plot_memory(*memory_reads(model, ids), tokens, path, title=f"{name}: slot memory")
+            kind = model.config.memory_type
+            beside = plot_memory(
+                *memory_reads(model, ids), tokens, path, title=f"{name}: slot memory", memory_type=kind
+            )
         logger.info("memory: %s, %s", path, beside)
 
 

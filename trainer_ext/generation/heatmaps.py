@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from ..common.files import replaced_file, write_csv
-from ..plots import EVAL, GREY, TRAIN, UNIGRAM
+from ..plots import AVERAGE, EVAL, GREY, TRAIN, UNIGRAM
 
 LONGEST_LABEL = 12  # characters
 LABELS = 64  # tokens named on an axis; of more, every second, third, ... is
@@ -27,7 +27,16 @@ SMALLEST_MAP = 2.4  # of a map's side, however many stand in a row
 ABOVE, BAR = 0.35, 1.0
 LINE, LETTER = 0.11, 0.06  # of a token's label
 COLUMNS = 4
-STATISTICS = {"slots_used": TRAIN, "mean_importance": UNIGRAM, "rotation": EVAL, "null_mass": GREY}
+STATISTICS = {  # a model has one of the last two, by its kind of memory
+    "slots_used": TRAIN,
+    "mean_importance": UNIGRAM,
+    "rotation": EVAL,
+    "utilisation": AVERAGE,
+    "null_mass": GREY,
+    "slot_mass": GREY,
+}
+# What gets the read mass that no slot gets, by a configuration's memory_type; the last column of the reads.
+NO_SLOT = {"slots": "null", "attention_slots": "window"}
 
 
 def plot_attention(layers: Mapping[str, numpy.ndarray], tokens: Sequence[str], path: Path, *, title: str) -> Path:
@@ -91,15 +100,16 @@ def plot_memory(
     path: Path,
     *,
     title: str,
+    memory_type: str,
 ) -> Path:
-    """Draw, over the tokens, each layer's read mass (L, S + 1) with the null slot last, and below the statistics (L,).
+    """Draw, over the tokens, each layer's read mass (L, S + 1), that of no slot last, and below the statistics (L,).
 
-    Return the path of the CSV beside it: a row for each layer and token, with the statistics after that token and the
-    mass of each slot.
+    What the last column is goes by `memory_type`: the null slot, or the window. Return the path of the CSV
+    beside it: a row for each layer and token, with the statistics after that token and the mass of each slot.
     """
-    _save(draw_memory(layers, statistics, tokens, title=title), path)
+    _save(draw_memory(layers, statistics, tokens, title=title, memory_type=memory_type), path)
     slots = next(iter(layers.values())).shape[1] - 1
-    header = ("layer", "index", "token", *statistics, *(f"slot_{slot}" for slot in range(slots)), "null")
+    header = ("layer", "index", "token", *statistics, *(f"slot_{slot}" for slot in range(slots)), NO_SLOT[memory_type])
     rows = (
         (
             name,
@@ -115,7 +125,12 @@ def plot_memory(
 
 
 def draw_memory(
-    layers: Mapping[str, numpy.ndarray], statistics: Mapping[str, numpy.ndarray], tokens: Sequence[str], *, title: str
+    layers: Mapping[str, numpy.ndarray],
+    statistics: Mapping[str, numpy.ndarray],
+    tokens: Sequence[str],
+    *,
+    title: str,
+    memory_type: str,
 ) -> Figure:
     """Draw what `plot_memory` does; without statistics, the reads alone."""
     panels = len(layers) + bool(statistics)
@@ -123,10 +138,10 @@ def draw_memory(
     figure = Figure(figsize=(width, 3.2 * panels), dpi=DOTS_PER_INCH, layout="constrained")
     drawn = list(figure.subplots(panels, 1, squeeze=False).flat)
     for panel, (name, reads) in zip(drawn, layers.items(), strict=False):
-        # by its root: the null slot takes nearly all at first, and would leave the others dark
+        # by its root: the last column takes nearly all at first, and would leave the others dark
         norm = PowerNorm(0.5, vmin=0, vmax=1)
         image = panel.imshow(reads.T, cmap=COLORS, norm=norm, aspect="auto", interpolation="nearest")
-        panel.set(title=name, ylabel="slot (last: null)")
+        panel.set(title=name, ylabel=f"slot (last: {NO_SLOT[memory_type]})")
         _label_tokens(panel, tokens, "x")
         figure.colorbar(image, ax=panel, label="read mass")
     if statistics:

@@ -113,7 +113,9 @@ def see_memory(opened: Opened, ids: list[int]) -> View:
             "token reads adds up to 1; the last column is the share that it leaves unread, all of it before the first "
             "write."
         )
-    figure = draw_memory(layers, statistics, tokens, title=f"{opened.name}: slot memory")
+    figure = draw_memory(
+        layers, statistics, tokens, title=f"{opened.name}: slot memory", memory_type=config.memory_type
+    )
     return View(words, figure, ("layer", "token", "slot read most", "mass", "mass of no slot"), rows)
 
 

@@ -79,6 +79,25 @@ def test_what_a_table_says(memory, whole, told):
     assert f"with {1 + (memory > 0.95)} of 2 seeds" in both
 
 
+@pytest.mark.parametrize(
+    ("model", "filler", "is_whole"),
+    [
+        ("infinito pre-norm, window, attention memory, 96 slots", 64, True),
+        ("infinito pre-norm, window, attention memory, 32 slots", 16, True),  # 16 + 32 tokens in reach, of 48
+        ("infinito pre-norm, window, attention memory, 32 slots", 17, False),
+        ("infinito pre-norm, window, attention memory, 32 slots", 64, False),
+        ("infinito pre-norm, window, slot memory, segments of 1", 64, False),
+    ],
+)
+def test_slots_that_hold_the_whole_row_solve_nothing(model, filler, is_whole):
+    trunk = "infinito pre-norm"
+    accuracy = {f"{trunk}, window": 0.06, model: 1.0, f"{trunk}, whole row": 0.98}
+    rows = [{"model": name, "accuracy": value} for name, value in accuracy.items()]
+    (line,) = recall_findings(rows, RecallTask(filler_length=filler))
+    assert ("no slot was replaced: this is attention over the whole row" in line) is is_whole
+    assert ("more than" in line) is not is_whole and "mean 1.000; without memory 0.060" in line
+
+
 def test_the_committed_table_and_card_are_what_the_rules_make_of_the_committed_rows():
     folder = ROOT / "results" / "samples" / "recall"
     table = recall_table(read_rows(folder / "runs.csv"))

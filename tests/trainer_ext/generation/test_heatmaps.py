@@ -3,7 +3,19 @@
 import numpy
 import pytest
 
-from frankenlm.trainer_ext.generation.heatmaps import MOST_DOTS, SMALLEST_MAP, draw_attention, readable
+from frankenlm.modeling import InfinitoConfig, InfinitoForCausalLM
+from frankenlm.trainer_ext.generation import heatmaps
+from frankenlm.trainer_ext.generation.heatmaps import (
+    MOST_DOTS,
+    NO_SLOT,
+    SMALLEST_MAP,
+    STATISTICS,
+    draw_attention,
+    plot_memory,
+    readable,
+)
+from frankenlm.trainer_ext.generation.inspection import memory_reads
+from tiny_infinito import ATTENTION_SLOTS, tiny_infinito
 
 WIDEST = 1800  # dots; the maps of a row, their tokens and the scale
 
@@ -36,3 +48,22 @@ def test_what_is_too_high_for_a_picture_gets_fewer_dots(monkeypatch):
     monkeypatch.setattr("frankenlm.trainer_ext.generation.heatmaps.MOST_DOTS", 500)
     figure = draw_attention(maps(9, 3), ["a"] * 3, title="t")
     assert figure.get_size_inches()[1] * figure.dpi == pytest.approx(500) and MOST_DOTS < 2**16
+
+
+@pytest.mark.parametrize(("fields", "last"), [({}, "null"), (ATTENTION_SLOTS, "window")], ids=["slots", "attention"])
+def test_the_last_column_of_a_memory_is_what_no_slot_gets(fields, last, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(heatmaps, "_save", lambda figure, path: drawn.append(figure))
+    model = InfinitoForCausalLM(tiny_infinito(**fields)).eval()
+    layers, statistics = memory_reads(model, range(9))
+    kind = model.config.memory_type
+    beside = plot_memory(layers, statistics, ["a"] * 9, tmp_path / "reads.png", title="t", memory_type=kind)
+    header, first = (line.split(",") for line in beside.read_text(encoding="utf-8").splitlines()[:2])
+    assert header[-1] == last and float(first[-1]) == 1  # the first token meets no slot
+    maps, colours = drawn[0].axes[: len(layers)], [line.get_color() for line in drawn[0].axes[len(layers)].lines]
+    assert {panel.get_ylabel() for panel in maps} == {f"slot (last: {last})"}
+    assert colours == [STATISTICS[name] for name in statistics] and len(set(colours)) == len(colours)
+
+
+def test_every_memory_has_a_name_for_what_no_slot_gets():
+    assert set(NO_SLOT) == set(InfinitoConfig.CHOICES["memory_type"])
