@@ -203,7 +203,7 @@ def check_directions(run: RunSettings, config: PreTrainedConfig, where: str) -> 
     if "two_directions" not in fields:
         reason = "its slot memory is causal" if fields.get("memory_layers") else "it has no head for both"
         raise UserError(
-            f"--objective joint: a {config.model_type} ({where}) cannot be read in two directions: {reason}. Every "
+            f"--objective joint: {config.model_type} ({where}) cannot be read in two directions: {reason}. Every "
             "mixer of a frankenstein can: take such a preset, or train with --objective causal."
         )
     if run.model_fields.get("two_directions") is False:
