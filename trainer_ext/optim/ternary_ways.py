@@ -8,7 +8,9 @@ from transformers import TrainingArguments
 
 from frankenlm.modeling.checks import check_choice
 
-WAYS = ("ste", "sign_legacy", "sign_accum")
+from .sign_training import TERNARY_TRAINING
+
+WAYS = ("ste", *TERNARY_TRAINING)
 
 
 def check_ternary_training(training: TrainingArguments) -> None:
