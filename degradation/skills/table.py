@@ -77,7 +77,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _by_group(folder: Path) -> dict[str, dict[tuple[float, int], dict[str, Any]]]:
     """group -> (level, repeat) -> the cell; the undamaged one is in none."""
     found: dict[str, dict] = defaultdict(dict)
-    for path in sorted((folder / CELLS).glob("*.json")):
+    for path in sorted((folder / CELLS).glob("[!.]*.json")):  # without what a stopped run had begun to write
         cell = _read(path)
         if "group" in cell:
             found[cell["group"]][cell["level_value"], cell["repeat_index"]] = cell

@@ -169,6 +169,7 @@ def wrap_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 
 def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, processor: Any, name: str) -> Loaded:
     keep_4bit_weights_readable(model)
+    keep_weights_as_saved(unwrap(model))
     return Loaded(model.eval(), tokenizer, processor, name, input_device(unwrap(model)))
 
 
@@ -188,3 +189,15 @@ def keep_4bit_weights_readable(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def keep_weights_as_saved(model: nn.Module) -> None:
+    """Let no first pass change the weights: RWKV divides those of its later layers in place, by powers of two.
+
+    It does so for the sake of float16, and halves the stream between those layers to make up for it; in 4 bits it
+    rounds them anew. What is put back after damage would then be weights that this model no longer has. Without the
+    setting it computes the same. A model that has divided them already, one that was given, stays as it is.
+    """
+    for module in model.modules():
+        if vars(module).get("layers_are_rescaled") is False:
+            module.config.rescale_every = 0

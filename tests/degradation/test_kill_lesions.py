@@ -23,7 +23,7 @@ def ask(tiny_dir):
 
 def result_of(folder):
     """All that a workload leaves for its reader: file -> rows, and of skills the cells."""
-    cells = {path.name: json.loads(path.read_text()) for path in folder.glob("skills_*/cells/*.json")}
+    cells = {path.name: json.loads(path.read_text()) for path in folder.glob("skills_*/cells/[!.]*.json")}
     return {name: essence(rows) for name, rows in exported(folder).items()} | cells
 
 

@@ -225,9 +225,13 @@ def test_a_run_goes_on_and_its_tables_hold_what_lies_in_the_cells(run, monkeypat
     cells = {path.name: path.read_bytes() for path in (folder / "cells").iterdir()}
     assert set(cells) == {"baseline.json", "mlp_only_0.8_0.json", "mlp_only_0.8_1.json"}
     (folder / "cells" / "mlp_only_0.8_1.json").unlink()
+    half = folder / "cells" / ".0123456789abcdef.json"  # a run killed while it wrote
+    half.write_text('{"group": "mlp_only", "lev')
     asked = []
     monkeypatch.setattr(measuring, "scores_of", lambda *given: asked.append(1) or measuring_scores(*given))
     assert run() == folder and len(asked) == 1
+    assert write_tables(folder).is_file()
+    half.unlink()
     assert {path.name: path.read_bytes() for path in (folder / "cells").iterdir()} == cells
     page = write_tables(folder).read_text()
     assert all(name in page for name in ("mlp_only", "L50", "p (Holm)"))

@@ -205,6 +205,28 @@ def test_the_fast_path_that_repacks_weights_is_switched_off():
     assert layers[1].support_avx512bf16_for_cpu is False and not hasattr(layers[0], "support_avx512bf16_for_cpu")
 
 
+def test_weights_that_a_first_pass_would_change_stay_as_they_are_saved(tiny_tokenizer):
+    """RWKV halves its later layers' weights and the stream between them, unless it is told not to."""
+    torch.manual_seed(0)
+    small = {"vocab_size": 259, "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32}
+    config = transformers.RwkvConfig(**small, num_hidden_layers=5, rescale_every=2)
+    model, ids = transformers.RwkvForCausalLM(config).eval(), torch.arange(7)[None]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        kept = wrap_model(model, tiny_tokenizer()).model(ids).logits
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        config.rescale_every, model.rwkv.layers_are_rescaled = 2, False
+        torch.testing.assert_close(model(ids).logits, kept, rtol=0, atol=2e-3)  # a norm's epsilon
+    assert not torch.equal(
+        model.rwkv.blocks[4].attention.output.weight, before["rwkv.blocks.4.attention.output.weight"]
+    )
+    wrap_model(model, tiny_tokenizer())
+    assert config.rescale_every == 2  # divided already: it goes on as it began
+
+
 def _edit_config(folder, **fields):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
