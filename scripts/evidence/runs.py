@@ -104,7 +104,7 @@ class RunStore:
 
     def all_runs(self, table: str) -> list[dict[str, Any]]:
         """Return every finished run of a table, sorted by file name."""
-        return [_read_json(path) for path in sorted((self.folder / "runs" / table).glob("*.json"))]
+        return [_read_json(path) for path in sorted((self.folder / "runs" / table).glob("[!.]*.json"))]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -6,10 +6,9 @@ r"""Fair tables: what a part of the model changes, each entrant at its own best 
     python scripts/fair/report.py --sweeps runs/fair_norms --output_dir results/samples \
         --card model_cards/fair_tables.md
 
-The sweeps are fair_mixers, fair_embedding, fair_norms, fair_hope and distil (after its teacher and first stage:
-model_cards/fair_tables.md); a stopped one goes on with the same command. For
-each, a folder of --output_dir gets runs.csv (a row a run, made or not) and table.md; in the card, the block with the
-sweep's name is written anew. What is compared, and the rules of the sentences, are in scripts/fair/tables.py.
+The sweeps are those of `TABLES` in scripts/fair/tables.py; model_cards/fair_tables.md says what some need first, and
+a stopped one goes on with the same command. For each, a folder of --output_dir gets runs.csv (a row a run, made or not)
+and table.md; in the card, the block with the sweep's name is written anew.
 """
 
 import argparse

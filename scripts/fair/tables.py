@@ -102,7 +102,26 @@ TABLES = {
             effect("two-stages", "logits", "TinyBERT's two stages in place of logits beside the labels"),
         ),
     ),
+    "memory_gap": FairTable(
+        "Attention with slots between its window and the whole row",
+        (
+            effect("slots", "window", "keeping what leaves the window in slots"),
+            effect("whole", "window", "seeing the whole row"),
+            effect("slots", "whole", "slots in place of the whole row"),
+        ),
+    ),
+    "delta_memory": FairTable(
+        "A delta memory beside a window of attention",
+        (
+            effect("plain", "no_memory", "a delta memory merged as older checkpoints have it"),
+            effect("quiet", "no_memory", "a delta memory whose read gate starts at -4"),
+            effect("normalized", "no_memory", "a delta memory with both branches normalised"),
+            effect("whole", "no_memory", "seeing the whole row"),
+        ),
+    ),
 }
+# Entrants of the memories' tables: what sees a window alone, what sees the whole row, what remembers.
+FLOORS, CEILING, MEMORIES = ("window", "no_memory"), "whole", ("slots", "plain", "quiet", "normalized")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -172,7 +191,7 @@ def fair_findings(table: FairTable, rows: Sequence[Row]) -> list[str]:
         "neither; none is corrected for being one of several."
     )
     whole = {name: losses[name] for name in losses if not gone[name]}
-    return [*lines, *share_lines(whole), *weak_lines(rows, chosen), *scale_lines(rows)]
+    return [*lines, *share_lines(whole), *gap_lines(whole), *weak_lines(rows, chosen), *scale_lines(rows)]
 
 
 def compared(
@@ -210,6 +229,31 @@ def share_lines(losses: Mapping[str, Mapping[int, float]]) -> Iterator[str]:
                 f"safeguards {left['mean']:+.4f}: "
                 f"{share_left(whole['mean'], left['mean'], bool(left['excludes_zero']))}"
             )
+
+
+def gap_lines(losses: Mapping[str, Mapping[int, float]]) -> Iterator[str]:
+    """The share of the gap between a window (the floor) and the whole row (the ceiling) that each memory recovers: 0 is
+    what the window alone gives, 1 what the whole row does. Told only where the gap is more than the spread of seeds."""
+    floor, ceiling = next((losses[name] for name in FLOORS if losses.get(name)), None), losses.get(CEILING)
+    memories = [name for name in MEMORIES if losses.get(name)]
+    if not (floor and ceiling and memories):
+        return
+    gap = paired_difference(floor, ceiling)
+    if not gap["excludes_zero"] or gap["mean"] < 0:
+        yield "no gap between the window and the whole row is shown, so no memory could recover a share of it."
+        return
+    for name in memories:
+        seeds = floor.keys() & ceiling.keys() & losses[name].keys()
+        shares = {seed: (floor[seed] - losses[name][seed]) / (floor[seed] - ceiling[seed]) for seed in seeds}
+        found = paired_difference(shares, dict.fromkeys(seeds, 0.0))
+        if not found["n"]:
+            continue
+        bounds = "" if found["low"] is None else f", 95 % interval {found['low']:+.0%} to {found['high']:+.0%}"
+        shown = "" if found["excludes_zero"] and found["mean"] > 0 else ": nothing is shown to be recovered"
+        yield (
+            f"{name} recovers {found['mean']:+.0%} of the gap of {gap['mean']:.4f} nats between the window and the "
+            f"whole row (mean of the shares of {found['n']} seeds{bounds}){shown}."
+        )
 
 
 def weak_lines(rows: Sequence[Row], chosen: Mapping[str, Decision]) -> Iterator[str]:

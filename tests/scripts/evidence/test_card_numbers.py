@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from frankenlm.scripts.fair.tables import TABLES
+
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLES, CARDS = ROOT / "results" / "samples", ROOT / "model_cards"
 # Cards written as a whole by a program; the test that writes them again.
@@ -42,7 +44,7 @@ class Sources:
 SOURCES = {
     "fair_tables": Sources(
         (),
-        tuple(f"{name}/table.md" for name in ("fair_mixers", "fair_embedding", "fair_norms", "fair_hope", "distil")),
+        tuple(f"{name}/table.md" for name in TABLES),
         blocks=(("coverage", "tests/scripts/fair/test_fair.py"),),
         settings=("configs/small/fair.yaml", "configs/sweeps/distil_teacher.yaml"),
         facts=(f"{2 * 0.5**3:.2f}",),  # the sign test over three seeds

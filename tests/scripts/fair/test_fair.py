@@ -105,6 +105,32 @@ def test_the_lead_over_gpt2_is_shared_out():
     assert "-1.0000 nats" in line and "safeguards -0.1000: 10% of the lead over gpt2 is left" in line
 
 
+GAP = {"window": [4.0, 4.1, 4.05], "whole": [3.8, 3.9, 3.85]}
+
+
+@pytest.mark.parametrize(
+    ("slots", "told"),
+    [
+        ([3.91, 4.0, 3.95], "slots recovers +48% of the gap of 0.2000 nats between the window and the whole row"),
+        ([4.1, 4.2, 4.15], "-50% of the gap"),
+        ([3.8, 4.2, 4.05], ": nothing is shown to be recovered."),
+    ],
+)
+def test_a_memory_recovers_a_share_of_the_gap(slots, told):
+    rows = [line for name, losses in {**GAP, "slots": slots}.items() for line in entrant(name, losses)]
+    line = line_about(fair_findings(TABLES["memory_gap"], rows), "slots recovers")
+    assert told in line and "of 3 seeds, 95 % interval" in line
+    assert ("nothing is shown" in line) == (slots != [3.91, 4.0, 3.95])
+
+
+def test_no_share_is_told_of_a_gap_that_is_none():
+    both = [*entrant("window", STARTS), *entrant("whole", STARTS[::-1])]
+    lines = fair_findings(TABLES["memory_gap"], both)
+    assert not any("recovers" in line or "no gap" in line for line in lines)  # nothing that remembers was run
+    lines = fair_findings(TABLES["memory_gap"], [*both, *entrant("slots", STARTS)])
+    assert line_about(lines, "no gap between the window and the whole row is shown")
+
+
 def test_rows_are_read_from_the_folders_of_a_sweep(tmp_path):
     sweep = tmp_path / "fair_norms"
     runs = [row("derf", 1e-2, 1000, "choice", 4.0), row("derf", 3e-2, 1000, "choice", None, "failed")]

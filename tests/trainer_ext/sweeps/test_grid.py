@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from frankenlm.trainer_ext.common.cli import UserError
-from frankenlm.trainer_ext.preflight import preset_config
 from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.sweeps.grid import read_sweep
 
@@ -112,13 +111,3 @@ def test_mistakes_are_one_line(read, text, told):
 def test_a_bad_change_is_told(read, change):
     with pytest.raises(UserError, match="--set"):
         read(BASE + "seeds: [0]\n", change)
-
-
-@pytest.mark.parametrize(("name", "runs"), [("delta_memory", 24), ("memory_gap", 9)])
-def test_the_sweeps_of_memories_plan(name, runs):
-    """Pairs of every seed; the models are built from what the file says."""
-    sweep = read_sweep(SWEEPS / f"{name}.yaml")
-    assert len(sweep.runs) == runs and len({run.name for run in sweep.runs}) == runs
-    for run in sweep.runs[:: len(sweep.runs) // 3]:
-        parsed = parse_run([*run.words(), "--output_dir", "o"])
-        assert preset_config(parsed, {}).is_decoder and parsed.data.max_length == 1024
