@@ -1,5 +1,6 @@
 """What the analysis knows of each measure: its name for readers, which way is better, and whether it is a share."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,13 +17,14 @@ class Measure:
     """A column of the tables.
 
     better: +1 more is better, -1 less is better, None neither (then damage may move it either way).
-    share: between 0 and 1, shown in per cent.
+    share: between 0 and 1, shown in per cent. least: no value lies below it, so no end of an interval does.
     """
 
     name: str
     label: str
     better: int | None = None
     share: bool = False
+    least: float = -math.inf
 
     @property
     def worse(self) -> int | None:
@@ -46,10 +48,11 @@ OWN = (
     Measure("ended_by_itself", "Answers that end by themselves", None, share=True),
     Measure("cut_off", "Answers cut off at the limit", None, share=True),
     Measure("non_finite", "Answers stopped by non-finite logits", -1, share=True),
-    Measure("perplexity", "Perplexity", -1),
-    Measure("log_perplexity", "Log-perplexity (nats per token)", -1),
-    Measure("kl_to_baseline", "KL to the undamaged model (nats per token)", -1),
+    Measure("perplexity", "Perplexity", -1, least=1.0),
+    Measure("log_perplexity", "Log-perplexity (nats per token)", -1, least=0.0),
+    Measure("kl_to_baseline", "KL to the undamaged model (nats per token)", -1, least=0.0),
 )
+SIGNED = ("mean_logprob", "word_frequency")  # of rows; all others count something, or are shares
 # names for readers; a measure without one goes by its own name, and all are explained at the end of the report
 LABELS = {
     "tokens": "Length of the answers (tokens)",
@@ -95,7 +98,13 @@ RANKED = (*GRADED, "content_units", "looped", "log_perplexity")
 def known_measures(names: Iterable[str]) -> dict[str, Measure]:
     """Return what is known of the measures of rows, cells and models, and of the sub-skills among `names`."""
     found = {
-        name: Measure(name, LABELS.get(name, name.replace("_", " ").capitalize()), known.better, known.share)
+        name: Measure(
+            name,
+            LABELS.get(name, name.replace("_", " ").capitalize()),
+            known.better,
+            known.share,
+            -math.inf if name in SIGNED else 0.0,
+        )
         for name, known in {**ROW_MEASURES, **CELL_MEASURES}.items()
     }
     found |= {measure.name: measure for measure in OWN}

@@ -1,5 +1,6 @@
 """One measure over the levels of one series: mean, interval, critical levels, trend."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -92,8 +93,9 @@ def _curve(series: Series, measure: Measure, draws: int, seed: int) -> Curve:
     else:
         stats = mean_curve(values, counts)
         stats = {"centre": stats.pop("mean"), **stats}
-    if measure.share:  # a widened interval may reach beyond what a share can be
-        stats |= {side: numpy.clip(stats[side], 0.0, 1.0) for side in ("low", "high")}
+    # a widened interval may reach beyond what a measure can be
+    least, most = (0.0, 1.0) if measure.share else (measure.least, math.inf)
+    stats |= {side: numpy.clip(stats[side], least, most) for side in ("low", "high")}
     # medians have no isotonic mean: perplexity breaks where its logarithm does
     ranked = numpy.log(values) if measure.name in MEDIANS else values
     moments = series.moments.get(measure.name)

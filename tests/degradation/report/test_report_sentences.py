@@ -71,3 +71,16 @@ def test_repeats_that_do_not_differ_are_one(tmp_path, same, unfinished):
     told = analysed(write_experiment(tmp_path, rows, "uni_quant")).warnings
     expected = same and not unfinished
     assert any("All repeats gave the same answers" in text for text in told) == expected
+
+
+def test_no_interval_reaches_below_what_a_measure_can_be(tmp_path):
+    """Two repeats that differ widely: a t interval of their mean alone would reach below no tokens at all."""
+    rows = list(simulated_rows("mult_gauss", "mlp_only", 0.3, repeats=2, levels=(0.0, 0.3)))
+    length = {0: "5.0", 1: "90.0"}
+    rows = [row | {"completion": f"1 0 {length[row['repeat_index']]}"} for row in rows]
+    (tokens,) = (
+        curve
+        for curve in analysed(write_experiment(tmp_path, rows, "mult_gauss")).curves
+        if curve.measure.name == "tokens"
+    )
+    assert tokens.stats["low"].tolist() == [0.0, 0.0] and (tokens.stats["high"] > 90).all()
