@@ -29,6 +29,9 @@ def dry_run_flags(parser: argparse.ArgumentParser) -> None:
         "--probe", action="store_true", help="also load the model, time one batch and say how long all takes"
     )
     parser.add_argument("--device_gb", type=gigabytes, help="memory of a device that is elsewhere, in GB (10^9 bytes)")
+    parser.add_argument(
+        "--device_gb_s", type=gigabytes, help="its memory's bandwidth in GB/s: say how long reading the weights takes"
+    )
     add_experiment_flags(parser)
 
 
@@ -70,6 +73,8 @@ def dry_run_command(args: argparse.Namespace) -> None:
     for experiment, estimate in zip(experiments, estimates, strict=True):
         print(estimate.table())
         records.append(estimate.as_json())
+        if args.device_gb_s:
+            records[-1] |= {"least_s": _tell_least(experiment, estimate, args.device_gb_s)}
         if args.probe:
             shortest, longest = probe(lab, experiment, estimate)
             text = f"{hours(shortest)} if answers stay as long as undamaged, {hours(longest)} if all are cut off"
@@ -78,6 +83,14 @@ def dry_run_command(args: argparse.Namespace) -> None:
     if args.report:
         Path(args.report).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.report), {ESTIMATES: records})
+
+
+def _tell_least(experiment: "Experiment", estimate: "Estimate", bandwidth: float) -> float:
+    """Print how long an experiment takes at least, if all answers are cut off at their limit; return the seconds."""
+    tokens = 1 if experiment.fills_masks else experiment.config.max_new_tokens
+    seconds = estimate.least_seconds(bandwidth * 1e9, tokens)
+    print(f"at least {hours(seconds)}: reading the weights at {bandwidth:g} GB/s for {tokens} tokens of every batch")
+    return seconds
 
 
 def probe(lab: "Lab", experiment: "Experiment", estimate: "Estimate") -> tuple[float, float]:

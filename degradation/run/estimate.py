@@ -7,6 +7,7 @@ Weights are known to a few percent; the rest is what the largest phase takes (da
 On a GPU, 0.5 GB of context and a tenth for fragmentation come on top.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -108,6 +109,11 @@ class Estimate:
         if not (seconds > 0 and rows > 0 and tokens > 0):
             raise ValueError("a probe needs time, rows and tokens.")
         return self.rows * seconds / rows, self.rows * limit * seconds / tokens
+
+    def least_seconds(self, bandwidth: float, tokens: int) -> float:
+        """Return how long reading alone takes: all weights at `bandwidth` bytes/s for each of `tokens` tokens of every
+        batch. Nothing that computes them can be quicker; keys, values and the arithmetic come on top."""
+        return math.ceil(self.rows / self.batch_size) * tokens * self.parts["weights"] / bandwidth
 
 
 def _gb(size: int) -> str:

@@ -185,7 +185,16 @@ def test_dry_run_prints_and_writes_an_estimate(degrade, model, tmp_path, capsys)
     assert degrade("dry-run", "--config", "smoke", "--model", model, "--dtype", "float32", "--report", report) == 0
     assert "weights" in capsys.readouterr().out
     (estimate,) = json.loads(report.read_text())["estimates"]
-    assert estimate["rows"] == 16
+    assert estimate["rows"] == 16 and "least_s" not in estimate
+
+
+def test_dry_run_tells_what_reading_the_weights_takes(degrade, model, tmp_path, capsys):
+    report, flags = tmp_path / "estimate.json", ["--dtype", "float32", "--max_new_tokens", "8", "--device_gb_s", "0.5"]
+    assert degrade("dry-run", "--config", "smoke", "--model", model, *flags, "--report", report) == 0
+    (found,) = json.loads(report.read_text())["estimates"]
+    batches = -(-found["rows"] // found["batch_size"])
+    assert found["least_s"] == pytest.approx(batches * 8 * found["parts"]["weights"] / 0.5e9)
+    assert "reading the weights at 0.5 GB/s for 8 tokens of every batch" in capsys.readouterr().out
 
 
 def test_dry_run_times_a_batch_when_asked(degrade, model, tmp_path, capsys):
