@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 
 from ..measures.names import Measure
-from .bootstrap import CONFIDENCE, COVERAGE, FEW
+from .bootstrap import CONFIDENCE, COVERAGE, FEW, draw_counts, mean_curve
 from .cells_of_series import MODEL_MEASURES, Series
 from .critical import AT_CHANCE, NO_CHANGE, NOT_REACHED, earlier_share
 from .curves import Curve
@@ -92,8 +92,15 @@ def _order(reached: Sequence[Curve], share: float | None) -> str:
 
 
 def ranking(curves: Sequence[Curve], measure: Measure) -> str | None:
-    """Say which series of a task lost a measure first on the common axis, relative L2; None with fewer than two."""
+    """Say which series of a task lost a measure first on the common axis, relative L2; None with fewer than two.
+
+    With one damaged level there is nothing between it and the undamaged model: L50 would be half of it, whatever came
+    out. Where all have that same one, as in a map of depth, they are ranked by how far the measure fell there.
+    """
     found = [c for c in curves if c.measure.name == measure.name and numpy.isfinite(c.series.mean_rel_l2).all()]
+    if found and all(_only_level(c) is not None and _only_level(c) == _only_level(found[0]) for c in found):
+        return _ranking_by_change(found, measure)
+    found = [c for c in found if len(c.series.axis.levels) > 2]
     reached = sorted((c for c in found if c.half.reached), key=common_position)
     if len(found) < 2 or not reached:
         return None
@@ -106,6 +113,32 @@ def ranking(curves: Sequence[Curve], measure: Measure) -> str | None:
     if len(reached) > 1 and _overlap(reached[0], reached[1]):
         text += " The intervals of the first two overlap."
     return text
+
+
+def _only_level(curve: Curve) -> float | None:
+    """The damaged level of a curve that has an undamaged cell and one more; None for others."""
+    series = curve.series
+    return series.axis.levels[1] if series.has_baseline and len(series.axis.levels) == 2 else None
+
+
+def _ranking_by_change(found: Sequence[Curve], measure: Measure) -> str | None:
+    """Series by the mean change of a measure at their only damaged level, with intervals over repeats."""
+    if len(found) < 2 or measure.worse is None:
+        return None
+    changes = []
+    for curve in found:
+        stats = mean_curve(curve.values[:, 1:] - curve.values[:, :1], draw_counts(len(curve.values)))
+        most = 1.0 if measure.share else numpy.inf
+        mean, low, high = (float(numpy.clip(stats[name][0], -most, most)) for name in ("mean", "low", "high"))
+        interval = "" if numpy.isnan(low) else f" ({measure.text(low)} to {measure.text(high)})"
+        changes.append((measure.worse * mean, f"{curve.series.label} by {measure.text(mean)}{interval}"))
+    changes = [change for change in changes if numpy.isfinite(change[0])]
+    if len(changes) < 2 or not any(change for change, _ in changes):
+        return None
+    parts = [text for _, text in sorted(changes, key=lambda change: -change[0])]
+    name, axis = measure.label.partition(" (")[0], found[0].series.axis
+    level = f"{axis.label} {level_text(axis.levels[1])}"
+    return f"{name}, change at the one damaged level ({level}), most vulnerable first: {'; '.join(parts)}."
 
 
 def common_position(curve: Curve) -> float:

@@ -86,8 +86,10 @@ def plot_ranking(curves: Sequence[Curve], names: Sequence[str], folder: Path, na
 
 
 def _ranked(curves: Sequence[Curve], measure: str) -> list[Curve]:
-    """The curves that take part in a ranking: at least two, one of which reached its L50."""
+    """The curves that take part in a ranking: at least two, one of which reached its L50; of one damaged level there is
+    none, as L50 would be half of it whatever came out."""
     found = [c for c in curves if c.measure.name == measure and c.half.status in ("reached", "not reached")]
+    found = [curve for curve in found if len(curve.series.axis.levels) > 2]
     return found if len(found) > 1 and any(curve.half.reached for curve in found) else []
 
 

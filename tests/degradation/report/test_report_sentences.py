@@ -48,6 +48,35 @@ def test_one_damaged_level_has_no_order(tmp_path):
     )
 
 
+def test_groups_with_one_damaged_level_are_ranked_by_how_far_they_fell(tmp_path):
+    halves = {"mlp_only@1of2": 0.2, "mlp_only@2of2": 0.6, "attn_only@1of2": 0.38}
+    rows = [
+        row
+        for group, half in halves.items()
+        for row in simulated_rows("mult_gauss", group, half, levels=(0.0, 0.4), repeats=4)
+    ]
+    found = analysed(write_experiment(tmp_path, rows, "mult_gauss"))
+    curves = [curve for curve in found.curves if curve.measure.name == "accuracy"]
+    sentence = ranking(curves, curves[0].measure)
+    assert "change at the one damaged level (noise σ (multiplicative) 0.4), most vulnerable first" in sentence
+    assert "(-100.0 % to " in sentence  # no share falls by more
+    assert "(-100.0 % to " in sentence  # no share falls by more
+    assert sentence.index("mlp_only@1of2") < sentence.index("attn_only@1of2") < sentence.index("mlp_only@2of2")
+    change = curves[0].values[:, 1] - curves[0].values[:, 0]
+    assert f"mlp_only@1of2 by {100 * change.mean():.1f} % (" in sentence
+    mixed = [*curves[:2], *once_more(tmp_path)]
+    assert ranking(mixed, curves[0].measure) is None  # one level here, many there: nothing they could be ranked by
+
+
+def once_more(folder):
+    rows = simulated_rows("mult_gauss", "embed_only", 0.3)
+    return [
+        curve
+        for curve in analysed(write_experiment(folder, rows, "mult_gauss", suffix="many")).curves
+        if curve.measure.name == "accuracy"
+    ]
+
+
 def test_experiments_that_differ_in_settings_alone_are_told_apart(tmp_path):
     paths = [
         write_experiment(
