@@ -90,6 +90,7 @@ def _curve(series: Series, measure: Measure, draws: int, seed: int) -> Curve:
     if measure.name in MEDIANS:
         stats = median_curve(values, draws, seed)
         stats = {"centre": stats.pop("median"), **stats}
+        stats["low"] = numpy.maximum(stats["low"], 1.0)  # no perplexity is lower
     else:
         stats = mean_curve(values, counts)
         stats = {"centre": stats.pop("mean"), **stats}

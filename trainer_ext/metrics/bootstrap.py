@@ -26,7 +26,8 @@ class Summed:
     """Measures of many documents that are made of sums over them.
 
     parts: float64 [N, C], a row for each document. finish: sums (C,) -> measure -> value, None where there is none.
-    upper: what no measure exceeds; all are at least 0. logarithms: measures that are spread as their logarithms are.
+    upper: what no measure exceeds; all are at least 0. logarithms: measures that are exponentials of one that is at
+        least 0, as perplexities are of a loss: they are spread as their logarithms are, and at least 1.
     """
 
     parts: np.ndarray
@@ -104,12 +105,14 @@ def _values(summed: Summed, drawn_parts: np.ndarray) -> dict[str, np.ndarray]:
         if value is None or not math.isfinite(value):
             continue
         drawn = np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=np.float64)
+        floor = 0.0
         if name in summed.logarithms:
+            floor = 1.0
             with np.errstate(over="ignore"):  # what is beyond the largest float is inf
                 drawn = np.exp(math.log(value) + factor * (np.log(drawn) - math.log(value)))
         else:
             drawn = value + factor * (drawn - value)
-        found[name] = np.clip(drawn, 0.0, summed.upper)
+        found[name] = np.clip(drawn, floor, summed.upper)
     return found
 
 

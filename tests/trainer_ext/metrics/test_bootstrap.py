@@ -72,8 +72,19 @@ def test_ends_stay_where_a_measure_can_be():
     hits = np.array([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]])
     low, high = interval(drawn_values(Summed(hits, ratio, upper=1.0))["loss"])
     assert (low, high) == (0.0, 1.0)
-    summed = Summed(hits, lambda sums: {"perplexity": math.exp(sums[0] / sums[1])}, logarithms=("perplexity",))
-    assert interval(drawn_values(summed)["perplexity"])[0] > 0
+
+
+@pytest.mark.parametrize("documents", [2, 3, 5])
+def test_a_perplexity_is_at_least_one_and_ends_where_its_loss_does(documents):
+    """Of few documents the ends lie far outside, and the lower ones at what the measures cannot go below."""
+    parts = np.array([[90.0, 10.0], [9.0, 9.0], [8.0, 80.0], [0.0, 7.0], [50.0, 20.0]])[:documents]
+
+    def finish(sums):
+        return {"loss": sums[0] / sums[1], "perplexity": math.exp(sums[0] / sums[1])}
+
+    drawn = drawn_values(Summed(parts, finish, logarithms=("perplexity",)))
+    assert interval(drawn["loss"])[0] == 0.0 and interval(drawn["perplexity"])[0] == 1.0
+    np.testing.assert_allclose(drawn["perplexity"], np.exp(drawn["loss"]), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("documents", "least"), [(5, 0.90), (20, 0.90)])
