@@ -19,10 +19,11 @@ from frankenlm import command
 from frankenlm.trainer_ext.saving.checkpoint_record import read_record
 from frankenlm.trainer_ext.saving.saved_checkpoints import checkpoint_folders
 from guarded_runs import batches, model_of
+from page_blocks import page_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "train.md"
-BLOCKS = re.findall(r"^```(\w+) ?([\w.]*)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+BLOCKS = page_blocks(PAGE)
 FILES = {name: text for _, name, text in BLOCKS if name}
 COMMANDS = [line for kind, _, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 FIRST, LAUNCH = COMMANDS[0], "accelerate launch"

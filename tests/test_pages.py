@@ -14,10 +14,10 @@ import yaml
 from frankenlm import command
 from frankenlm.trainer_ext.common.cli import OneLineParser
 from frankenlm.trainer_ext.presets import RunParser, split_model_fields
+from page_blocks import bad_fences, page_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "model_cards").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w+) ?[\w.]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # accelerate launch --config_file F scripts/train.py ..., python scripts/train.py ..., frankenlm train ...
 CALL = re.compile(
     r"(?:^|\s)(?:scripts/(\w+)\.py|-m frankenlm\.scripts\.(\w+)|frankenlm (?!frankenlm )(\w[\w-]*))((?: .*)?)$"
@@ -26,15 +26,10 @@ CARD = re.compile(r"\]\((\.\./model_cards/\w+\.md)\)")
 MEASURED = re.compile(r"(?<![\w.])[+-]?\d+\.\d+(?![\w.])")
 
 
-def blocks(page: Path, *kinds: str) -> list[tuple[str, str]]:
-    """Return the fenced blocks of a page that are of some kinds."""
-    return [found for found in BLOCK.findall(page.read_text(encoding="utf-8")) if found[0] in kinds]
-
-
 def calls(page: Path) -> list[tuple[str, list[str]]]:
     """Return (verb, words) of every call of a command of ours in a page's shell blocks."""
     found = []
-    for _, text in blocks(page, "bash", "sh"):
+    for _, _, text in page_blocks(page, "bash", "sh"):
         for name, value in re.findall(r'^([A-Z]+)="([^"]*)"$', text, re.MULTILINE):
             text = text.replace(f"${name}", value)
         for line in text.replace("\\\n", " ").splitlines():
@@ -78,6 +73,28 @@ def test_commands_that_are_wrong_would_be_found(tmp_path):
         parse(verb, words)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_fence_is_one_that_the_site_knows(page):
+    text = page.read_text(encoding="utf-8")
+    assert not bad_fences(text)
+    assert 2 * len(page_blocks(page)) == text.count("```"), "a block that no test would read"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("```yaml\na: 1\n```\n", []),
+        ("```yaml small.yaml\na: 1\n```\n", ["1: ```yaml small.yaml"]),
+        ("```\na\n```\n", []),
+        ("  ```bash\nls\n```\n", ["1:   ```bash"]),
+        ("```bash\nls\n````\n", ["3: ````"]),
+        ("```bash\nls\n", ["the last block has no end"]),
+    ],
+)
+def test_a_fence_that_the_site_does_not_know_would_be_found(text, lines):
+    assert bad_fences(text) == lines
+
+
 def test_the_site_has_every_page():
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     named = [file for entry in site["nav"] for file in entry.values()]
@@ -109,7 +126,7 @@ def test_the_tutorial_runs(tmp_path):
     for name in ("configs", "scripts", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     tools = str(Path(sys.executable).parent)
-    for kind, text in blocks(ROOT / "docs" / "tutorial.md", "bash", "python"):
+    for kind, _, text in page_blocks(ROOT / "docs" / "tutorial.md", "bash", "python"):
         program = ["bash", "-euo", "pipefail", "-c"] if kind == "bash" else [sys.executable, "-c"]
         environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
         done = subprocess.run([*program, text], cwd=tmp_path, env=environment, capture_output=True, text=True)

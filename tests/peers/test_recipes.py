@@ -1,7 +1,6 @@
 """docs/recipes.md: every command and every block of Python runs, in the order of the page, in one folder."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -10,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from frankenlm import command
+from page_blocks import page_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "recipes.md"
-BLOCKS = re.findall(r"^```(\w+) ?([\w.]*)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+BLOCKS = page_blocks(PAGE)
 FILES = {name: text for _, name, text in BLOCKS if name}
 RECIPES = ("LoRA", "QLoRA", "Supervised", "Preferences", "lm-evaluation-harness", "Sentence", "Sweep")
 LEFT_BEHIND = ("adapter", "lora", "merged", "qlora", "sft", "dpo", "sentences", "rates")
