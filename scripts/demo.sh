@@ -10,8 +10,10 @@ export ACCELERATE_USE_CPU=true
 # Threads that sleep while they wait: on a machine that is busy with something else too, spinning halves the speed.
 export OMP_WAIT_POLICY=passive
 
-accelerate launch --config_file configs/accelerate/cpu.yaml scripts/train.py --config configs/small/mini.yaml \
-    --max_steps "$STEPS" --output_dir "$OUT" --overwrite_output_dir
+# -q: a mistake ends in its one line, without the launcher's traceback; it remarks on threads that it chose itself.
+THREADS="$(python -c 'import os; print(os.cpu_count() or 1)')"
+accelerate launch -q --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process "$THREADS" \
+    scripts/train.py --config configs/small/mini.yaml --max_steps "$STEPS" --output_dir "$OUT" --overwrite_output_dir
 
 python scripts/evaluate.py --model "$OUT" --dataset builtin --max_length 128 --report "$OUT/evaluation.json"
 
