@@ -23,7 +23,7 @@ from transformers import (
 
 from frankenlm.trainer_ext.common.checkpoints import check_vocabulary, position_limit
 from frankenlm.trainer_ext.common.cli import Failed, UserError
-from frankenlm.trainer_ext.generation.generate import end_ids, require_text, trim
+from frankenlm.trainer_ext.generation.generate import end_ids, prompt_ids, trim
 from frankenlm.trainer_ext.generation.streaming import TextStream, continuation_text
 
 from .choosing import ChosenToken, TokenChoice, processors
@@ -57,22 +57,6 @@ class AnswerPiece:
     tokens: int
     finish_reason: str | None = None
     logprobs: tuple[TokenReport, ...] = ()
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the ids an answer goes on from; for a text without tokens that which begins or ends a document.
-
-    Raises:
-        UserError: a text that is no valid Unicode, or without tokens where the tokenizer has no such token either.
-    """
-    require_text(text)
-    ids = list(tokenizer(text, verbose=False)["input_ids"])
-    if ids:
-        return ids
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise UserError("the prompt is empty, and this model has no token that begins a text: give a word.")
-    return [first]
 
 
 def room_for(model: PreTrainedModel, ids: Sequence[int], wanted: int) -> int:
@@ -201,7 +185,7 @@ def stream(
     options.check()
     check_stops(stop)
     check_answer_seed(seed)
-    ids = encode(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+    ids = prompt_ids(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     options = dataclasses.replace(options, max_new_tokens=room_for(model, ids, options.max_new_tokens))
     return _pieces(_Generation(model, tokenizer, ids, options, tuple(stop), seed, cancelled or threading.Event()))
 

@@ -6,10 +6,10 @@ import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-from frankenlm.sharing.live.answers import AnswerPiece, encode
+from frankenlm.sharing.live.answers import AnswerPiece
 from frankenlm.trainer_ext.common.checkpoints import check_vocabulary
 from frankenlm.trainer_ext.common.cli import UserError, one_line
-from frankenlm.trainer_ext.generation.generate import chat_ids, derive_seed, require_text
+from frankenlm.trainer_ext.generation.generate import chat_ids, derive_seed, prompt_ids, require_text
 
 from .engine import AnswerJob, Engine
 from .errors import bad_value
@@ -124,7 +124,7 @@ def _prompt_ids(engine: Engine, request: CompletionRequest) -> list[list[int]]:
     tokenizer = engine.loaded.tokenizer
     if not request.is_chat:
         with _of_field("prompt"):
-            return [encode(tokenizer, each) if isinstance(each, str) else list(each) for each in request.prompts]
+            return [prompt_ids(tokenizer, each) if isinstance(each, str) else list(each) for each in request.prompts]
     if tokenizer.chat_template is None:
         raise bad_value(
             "messages",

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.generation.generate import prompt_ids
 
-from ..live.answers import AnswerPiece, encode, stream
+from ..live.answers import AnswerPiece, stream
 from ..live.options import BadOption, Options
 from .limits import Limits
 from .shelf import Opened
@@ -68,7 +69,7 @@ def answer(
     """
     if len(stop) > limits.stop_strings:
         raise BadOption("stop", f"stop: {len(stop)} strings; at most {limits.stop_strings} here.")
-    ids = encode(opened.tokenizer, prompt)
+    ids = prompt_ids(opened.tokenizer, prompt)
     if len(ids) > limits.prompt_tokens:
         raise UserError(f"the text is {len(ids):,} tokens long; this page takes at most {limits.prompt_tokens:,}.")
     cancelled = threading.Event()

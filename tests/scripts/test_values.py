@@ -38,6 +38,8 @@ def mistakes(action: argparse.Action) -> list[str]:
         return []
     if action.choices is not None:
         return ["banana", *WORDS]
+    if action.dest == "prompt":  # which begins a document
+        return WORDS[1:]
     if action.type is int:
         return [value for value in WHOLE if not (value == "0" and action.option_strings[0] in ZERO_IS_A_VALUE)]
     return BROKEN if action.type is float else WORDS

@@ -147,8 +147,6 @@ def check_abilities(args: argparse.Namespace, checkpoint: Checkpoint) -> None:
 
 def collect_prompts(args: argparse.Namespace) -> list[Prompt]:
     prompts = [Prompt(text) for text in args.prompt]
-    if any(not prompt.text.strip() for prompt in prompts):
-        raise UserError("--prompt is empty: give at least a word to go on from.")
     if args.prompts:
         prompts += read_prompts(Path(args.prompts))
     return prompts or (list(BUILTIN_PROMPTS) if args.demo else [])

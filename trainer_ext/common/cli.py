@@ -332,12 +332,15 @@ def check_threads(threads: int | None) -> None:
         raise UserError(f"--threads {threads}: must lie between 1 and {MOST_THREADS}.")
 
 
-def check_value(option: str, value: object) -> None:
-    """Raises UserError for a value that no option can mean: an empty text, one that is no text, inf or nan."""
+def check_value(option: str, value: object, *, required: bool = False) -> None:
+    """Raises UserError for a value that no option can mean: an empty text, one that is no text, inf or nan.
+
+    required: the option cannot be left out.
+    """
     if isinstance(value, str):
         check_text(option, value)
     if value in ("", []):
-        raise UserError(f"{option} is empty: give a value, or leave {option} out.")
+        raise UserError(f"{option} is empty: give a value{'' if required else f', or leave {option} out'}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{option} {value}: must be a finite number.")
 
@@ -350,7 +353,12 @@ def path_value(text: str) -> Path:
 
 
 class OneLineParserMixin:
-    """An argparse parser whose errors are a `UserError` and whose unknown options come with a suggestion."""
+    """An argparse parser whose errors are a `UserError` and whose unknown options come with a suggestion.
+
+    may_be_empty: names of options whose empty text means something.
+    """
+
+    may_be_empty: tuple[str, ...] = ()
 
     def error(self, message: str):
         raise UserError(f"{message} (see --help)")
@@ -372,10 +380,10 @@ class OneLineParserMixin:
             if given is None or given == action.default:
                 continue
             option = action.option_strings[0] if action.option_strings else action.dest
-            if given == []:  # argparse's answer to `--option=--`
-                raise UserError(f"{option} is empty: give a value, or leave {option} out.")
-            for value in given if isinstance(given, (list, tuple)) else [given]:
-                check_value(option, value)
+            # [] itself is argparse's answer to `--option=--`
+            for value in given if given and isinstance(given, (list, tuple)) else [given]:
+                if value != "" or action.dest not in self.may_be_empty:
+                    check_value(option, value, required=action.required)
 
 
 class OneLineParser(OneLineParserMixin, argparse.ArgumentParser):

@@ -35,24 +35,20 @@ logger = logging.getLogger("frankenlm.generating")
 
 
 def encode_prompt(checkpoint: Checkpoint, text: str, *, chat: bool = False) -> list[int]:
-    """Return the ids a text is generated from.
+    """Return the ids a text is generated from; an empty prompt begins a document, see `prompt_ids`.
 
     Args:
         chat: put the prompt into the tokenizer's chat template, as a user's message to answer.
 
     Raises:
-        UserError: an empty prompt, one without room for an answer, or no chat template.
+        UserError: a prompt without tokens or without room for an answer, or no chat template.
     """
-    if not text.strip():
-        raise UserError("the prompt is empty: give at least a word to go on from.")
-    require_text(text)
     if chat:
+        require_text(text)
         check_chat_template(checkpoint)
         ids = chat_ids(checkpoint, [{"role": "user", "content": text}])
     else:
-        ids = checkpoint.tokenizer(text, verbose=False)["input_ids"]
-    if not ids:
-        raise UserError(f"the prompt {text[:40]!r} has no token in the vocabulary of {checkpoint.name}.")
+        ids = prompt_ids(checkpoint.tokenizer, text)
     check_vocabulary(ids, checkpoint.config.get_text_config().vocab_size)
     if checkpoint.limit is not None and len(ids) >= checkpoint.limit:
         raise UserError(
@@ -60,6 +56,25 @@ def encode_prompt(checkpoint: Checkpoint, text: str, *, chat: bool = False) -> l
             f"{checkpoint.limit} (max_position_embeddings), answer included: shorten it."
         )
     return ids
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a text; of an empty one without any, the token that begins a document, or else ends one.
+
+    Raises:
+        UserError: a text that is no valid Unicode or of which the tokenizer knows nothing, or an empty one where it has
+            no such token either.
+    """
+    require_text(text)
+    ids = list(tokenizer(text, verbose=False)["input_ids"])
+    if ids:
+        return ids
+    if text.strip():
+        raise UserError(f"the prompt {text[:40]!r} has no token in the tokenizer's vocabulary: write other words.")
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise UserError("the prompt is empty, and this model has no token that begins a text: give a word.")
+    return [first]
 
 
 def check_chat_template(checkpoint: Checkpoint) -> None:

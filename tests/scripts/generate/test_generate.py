@@ -37,6 +37,16 @@ def test_greedy_is_the_likeliest_token(texts, gpt2, capsys):
     assert capsys.readouterr().out == f"the cat{row['text']}\n"
 
 
+def test_an_empty_prompt_begins_a_document(texts, gpt2, capsys):
+    """With the end token, as the server does; blanks are a text."""
+    greedy = ("--temperature", 0, "--max_new_tokens", 1)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(gpt2), AutoTokenizer.from_pretrained(gpt2)
+    for prompt, ids in (("", [tokenizer.eos_token_id]), (" ", tokenizer(" ")["input_ids"])):
+        (row,) = texts("--prompt", prompt, *greedy)
+        assert ids and row["token_ids"] == [int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+        assert row["prompt"] == prompt and capsys.readouterr().out == f"{prompt}{row['text']}\n"
+
+
 def test_a_seed_gives_its_text(texts):
     first, again, other = (texts("--prompt", "the cat", "--seed", seed)[0] for seed in (7, 7, 8))
     assert first["token_ids"] == again["token_ids"] != other["token_ids"]

@@ -17,7 +17,9 @@ def read(path: Path) -> dict:
     ("words", "message"),
     [
         ([], "nothing to go on from"),
-        (["--prompt", " "], "--prompt is empty"),
+        (["--prompt", "", "--model", ""], "--model is empty: give a "),
+        (["--prompt", "", "--json", ""], "--json is empty: give a value, or leave --json out"),
+        (["--interactive", "--prompt", ""], "leave out --prompt"),
         (["--prompt", "a", "--max_new_tokens", "0"], "--max_new_tokens 0: must be at least 1"),
         (["--prompt", "a", "--max_new_tokens", "-3"], "must be at least 1"),
         (["--prompt", "a", "--temperature", "-1"], "--temperature -1.0: must be 0 (greedy) or a positive"),

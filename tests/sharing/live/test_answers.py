@@ -1,15 +1,18 @@
 """One answer, piece by piece: what it is equal to, what ends it, and what is never shown."""
 
+import copy
 import threading
 
 import pytest
 import torch
+from tokenizers.normalizers import Replace
 
 from frankenlm.modeling import byte_tokenizer
-from frankenlm.sharing.live.answers import Writing, encode, room_for, stream
+from frankenlm.sharing.live.answers import Writing, room_for, stream
 from frankenlm.sharing.live.choosing import ChosenToken
 from frankenlm.sharing.live.options import BadOption, Options
 from frankenlm.trainer_ext.common.cli import Failed, UserError
+from frankenlm.trainer_ext.generation.generate import prompt_ids
 from frankenlm.trainer_ext.generation.streaming import UNFINISHED
 
 GREEDY = Options(max_new_tokens=24, temperature=0)
@@ -39,7 +42,7 @@ def feed(text_bytes, stop=(), most=1000, logprobs=False):
 @pytest.mark.parametrize("beams", [1, 3])
 def test_it_is_what_generate_gives(opened, name, beams):
     loaded = opened(name)
-    ids = torch.tensor([encode(loaded.tokenizer, "the cat")])
+    ids = torch.tensor([prompt_ids(loaded.tokenizer, "the cat")])
     expected = loaded.model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False, num_beams=beams
     )
@@ -123,7 +126,7 @@ def test_logprobs_are_the_models_own(opened):
     loaded = opened("gpt2")
     options = Options(max_new_tokens=6, temperature=0.7, top_k=5, logprobs=3)
     reports = [report for piece in answer(loaded, options=options, seed=9) for report in piece.logprobs]
-    ids = encode(loaded.tokenizer, "the cat")
+    ids = prompt_ids(loaded.tokenizer, "the cat")
     for report in reports:
         with torch.no_grad():
             expected = loaded.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
@@ -186,5 +189,12 @@ def test_prompts_without_room_are_refused_at_once(opened):
 
 def test_an_empty_prompt_begins_a_document(opened):
     tokenizer = opened("gpt2").tokenizer
-    assert encode(tokenizer, "") == [tokenizer.eos_token_id]
-    assert encode(opened("infinito").tokenizer, "") == [257]
+    assert prompt_ids(tokenizer, "") == [tokenizer.eos_token_id]
+    assert prompt_ids(opened("infinito").tokenizer, "") == [257]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no token that begins a text: give a word"):
+        prompt_ids(tokenizer, "")
+    tokenizer.backend_tokenizer.normalizer = Replace("?", "")
+    with pytest.raises(UserError, match="'\\?\\?' has no token in the tokenizer's vocabulary"):
+        prompt_ids(tokenizer, "??")

@@ -7,9 +7,9 @@ import openai
 import pytest
 import torch
 
-from frankenlm.sharing.live.answers import encode, stream
+from frankenlm.sharing.live.answers import stream
 from frankenlm.sharing.live.options import Options
-from frankenlm.trainer_ext.generation.generate import chat_ids, derive_seed
+from frankenlm.trainer_ext.generation.generate import chat_ids, derive_seed, prompt_ids
 
 MODELS = ("gpt2", "hybrid", "infinito", "ternary")
 
@@ -33,7 +33,7 @@ def test_a_completion_is_the_answer_given_alone(client, opened, name, streamed):
     else:
         reply = client.completions.create(**asked)
         found = reply.choices[0].text, reply.choices[0].finish_reason, reply.usage.completion_tokens
-        assert reply.usage.prompt_tokens == len(encode(opened(name).tokenizer, "the cat"))
+        assert reply.usage.prompt_tokens == len(prompt_ids(opened(name).tokenizer, "the cat"))
     assert found == expected
 
 
@@ -69,7 +69,7 @@ def test_more_answers_and_more_prompts(client, opened):
     expected = [alone(loaded, prompt, seed, max_new_tokens=8)[0] for prompt in prompts for seed in seeds]
     assert [choice.text for choice in reply.choices] == expected
     assert len({*expected}) == 4
-    ids = [encode(loaded.tokenizer, prompt) for prompt in prompts]
+    ids = [prompt_ids(loaded.tokenizer, prompt) for prompt in prompts]
     reply = client.completions.create(model="gpt2", prompt=ids, max_tokens=8, seed=5)
     assert [choice.text for choice in reply.choices] == expected[::2]
     reply = client.completions.create(model="gpt2", prompt=ids[0], max_tokens=8, seed=5)
@@ -98,7 +98,7 @@ def test_without_a_seed_answers_differ(client):
 @pytest.mark.parametrize("name", ["gpt2", "ternary"])
 def test_logprobs_and_echo_are_the_models_own(client, opened, name):
     loaded = opened(name)
-    ids = encode(loaded.tokenizer, "the cat")
+    ids = prompt_ids(loaded.tokenizer, "the cat")
     asked = {"model": name, "prompt": "the cat", "max_tokens": 5, "temperature": 0, "echo": True, "logprobs": 2}
     reply = client.completions.create(**asked)
     found = reply.choices[0].logprobs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from frankenlm.sharing.live.answers import encode
+from frankenlm.trainer_ext.generation.generate import prompt_ids
 
 CASES = [("the cat sat on", " a mat"), ("green hills while", " birds sang of rain"), ("a", " dogs")]
 
@@ -21,7 +21,7 @@ def test_likelihoods_through_the_api(address, saved, opened, name):
     requests = [instance.Instance("loglikelihood", {}, case, number) for number, case in enumerate(CASES)]
     loaded = opened(name)
     for (context, continuation), (found, greedy) in zip(CASES, asking.loglikelihood(requests), strict=True):
-        ids, whole = encode(loaded.tokenizer, context), encode(loaded.tokenizer, context + continuation)
+        ids, whole = prompt_ids(loaded.tokenizer, context), prompt_ids(loaded.tokenizer, context + continuation)
         with torch.no_grad():
             logprobs = loaded.model(torch.tensor([whole])).logits[0].log_softmax(-1)
         places = range(len(ids) - 1, len(whole) - 1)
