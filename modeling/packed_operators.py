@@ -1,5 +1,7 @@
 """The operators of packed layers: the native ones where they are to be had, plain PyTorch elsewhere.
 
+BitLinear, whose weights are whole, has its inputs rounded by the first of them.
+
 The native operators run on CPUs. Tensors of other devices, exported programs, and checkpoints that travel with their
 code to where the package is not installed, take the reference, packed_reference.py: same functions, same arguments.
 """
@@ -22,14 +24,12 @@ _said = False
 
 @torch.compiler.assume_constant_result
 def has_native_operators() -> bool:
-    """Load the native operators at the first call and log, once, what packed layers run on."""
+    """Load the native operators at the first call and log, once, which they are: packed layers and BitLinear ask."""
     global _said
     path = native_path()
     if not _said:
-        where = (
-            "plain PyTorch, without the package frankenlm" if path is None else f"frankenlm's operators, path {path}"
-        )
-        logger.info("Packed layers run on %s.", where)
+        which = "plain PyTorch, without the package frankenlm" if path is None else f"frankenlm's, path {path}"
+        logger.info("Low-bit operators: %s.", which)
         _said = True
     return path is not None
 

@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from frankenlm.modeling.bitlinear import BitLinear
 from frankenlm.modeling.packed_operators import has_native_operators
 from frankenlm.modeling.quantizer_ternary import packed_layers
 
@@ -102,7 +103,7 @@ def load_model(checkpoint: Checkpoint, *, device: str, dtype: str = "auto", opti
         trust_remote_code=checkpoint.trust_remote_code,
     )
     keep_token_ids_only(model, checkpoint.tokenizer)
-    if packed_layers(model):
+    if packed_layers(model) or any(isinstance(layer, BitLinear) for layer in model.modules()):
         has_native_operators()  # so that what they run on is said now, not amid the text
     model = model.to(device)
     check_runs(model, checkpoint.name, option=option)
