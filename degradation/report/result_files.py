@@ -83,7 +83,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         return {}
-    manifest = _load(path, "The next run of the experiment makes it anew; or move it away to do without.")
+    try:
+        manifest = load_json(path.read_bytes())
+    except ValueError as error:
+        way_out = "The next run of the experiment makes it anew; or move it away to do without."
+        raise DamagedRecords(f"{path}: this is no JSON ({error}). {way_out}") from error
     runs = manifest.get("runs", []) if isinstance(manifest, dict) else None
     if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs) or depth(manifest) > DEEPEST:
         raise DamagedRecords(f"{path}: this is no manifest of an experiment: move it away to do without.")
@@ -92,20 +96,26 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such result file.")
-    rows = _load(path)
+        raise ValueError(f"{path}: there is no such result file; give the outputs_*.json of experiments.")
+    try:
+        rows = load_json(path.read_bytes())
+    except ValueError as error:
+        raise _without_rows(path, f"this is no JSON ({error})") from error
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise DamagedRecords(f"{path}: a result file is a JSON list of rows.")
+        raise _without_rows(path, "a result file is a JSON list of rows")
     for place, row in enumerate(rows):
         check_result_row(row, f"{path}: row {place}")
     return rows
 
 
-def _load(path: Path, way_out: str = "The command export writes it anew.") -> Any:
-    try:
-        return load_json(path.read_bytes())
-    except ValueError as error:
-        raise DamagedRecords(f"{path}: this is no JSON ({error}). {way_out}") from error
+def _without_rows(path: Path, reason: str) -> Exception:
+    """The error of a file that is no list of rows: damage, but a mistake where nothing says that it was a result."""
+    journal = path.with_suffix(".journal")
+    if journal.is_dir():
+        return DamagedRecords(f"{path}: {reason}. The command export {journal} writes it anew.")
+    if path.match("outputs_*.json"):
+        return DamagedRecords(f"{path}: {reason}, and no journal lies beside it to write it anew from.")
+    return ValueError(f"{path}: {reason}; give the outputs_*.json of experiments.")
 
 
 def _drop_twice(file: ResultFile) -> None:

@@ -60,6 +60,23 @@ def test_a_file_that_is_no_list_of_rows_is_damaged(content, tmp_path):
         looked_at(path)
 
 
+@pytest.mark.parametrize("content", ["", "[{", "{}", "a text"])
+def test_the_way_out_of_a_file_without_rows_is_one_that_there_is(content, tmp_path):
+    """What was never a result is a mistake; of a result its journal, where one is there, writes it anew."""
+    for name in ("empty.txt", "config.json"):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name}: .*; give the outputs_\*\.json of experiments\.$") as refused:
+            looked_at(tmp_path / name)
+        assert not isinstance(refused.value, DamagedRecords)
+    path = tmp_path / "outputs_x.json"
+    path.write_text(content)
+    with pytest.raises(DamagedRecords, match=r"no journal lies beside it to write it anew from\.$"):
+        looked_at(path)
+    (tmp_path / "outputs_x.journal").mkdir()
+    with pytest.raises(DamagedRecords, match=r"The command export .*outputs_x\.journal writes it anew\.$"):
+        looked_at(path)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_the_other_encodings_of_json_are_read(encoding, tmp_path):
     path = tmp_path / "outputs_x.json"
