@@ -4,9 +4,12 @@ import difflib
 from collections.abc import Iterable
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" when none is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
+def suggest(name: str, known: Iterable[str], least: float = 0.6) -> str:
+    """Return " Did you mean 'x'?" for the known name nearest to `name`, or "" when none is near.
+
+    least: how alike the two are at least, from 0 to 1; a letter mistyped in five is 0.8 (`SequenceMatcher.ratio`).
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=least)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

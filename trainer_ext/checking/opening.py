@@ -79,7 +79,9 @@ def _kinds_like(name: str) -> str:
     kinds = model_types()
     if name in kinds:
         return f" A tiny one with random weights: --model_type {name}"
-    return suggest(name, kinds).replace("Did you mean", "Did you mean --model_type") if "/" not in name else ""
+    # it may be any name at all, and of so many kinds one is always a little like it
+    hint = "" if "/" in name else suggest(name, kinds, least=0.8)
+    return hint.replace("Did you mean", "Did you mean --model_type")
 
 
 def plan_type(model_type: str, fields: dict[str, Any] | None = None) -> CheckPlan:
@@ -151,7 +153,7 @@ def find_class(name: str) -> type[PreTrainedModel]:
         found = getattr(ours, name, None) or getattr(transformers, name, None)
     if found is None:
         known = [each for each in (*dir(transformers), *ours.__all__) if CLASS_NAME.fullmatch(each)]
-        raise UserError(f"MODEL {name}: transformers has no class of that name.{suggest(name, known)}")
+        raise UserError(f"MODEL {name}: transformers has no class of that name.{suggest(name, known, least=0.8)}")
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)) or found.config_class is None:
         raise UserError(f"MODEL {name}: is no model of a family: name one such as LlamaForCausalLM.")
     return found

@@ -131,6 +131,8 @@ def test_the_reproduction_of_a_preset_knows_its_family():
         ("gpt2 --preset mini", "name one model: MODEL"),
         ("gpt2", "A tiny one with random weights: --model_type gpt2"),
         ("mamb2", "Did you mean --model_type 'mamba2'?"),
+        ("nomodel", "no connection).\n"),
+        ("NoModel", "no class of that name.\n"),
         ("LlamaForCasualLM", "Did you mean 'LlamaForCausalLM'?"),
         ("PreTrainedModel", "is no model of a family"),
         ("json:dumps", "is no model of a family"),
