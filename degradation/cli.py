@@ -340,7 +340,7 @@ def main(argv: Sequence[str] | None = None, description: str = "") -> None:
         return
     check_command(argv[0], list(COMMANDS))
     help_text, add_flags, command = COMMANDS[argv[0]]
-    parser = OneLineParser(prog=f"degrade.py {argv[0]}", description=help_text, allow_abbrev=False)
+    parser = OneLineParser(prog=f"{os.path.basename(sys.argv[0])} {argv[0]}", description=help_text, allow_abbrev=False)
     add_flags(parser)
     args = parser.parse_strictly(argv[1:])
     from transformers.utils import logging as transformers_logging

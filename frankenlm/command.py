@@ -35,6 +35,8 @@ def overview() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb with the rest of the words and return its exit code."""
     verb, *words = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if verb == "help":  # of a verb, or of them all
+        verb, *words = [*words, "--help"]
     if verb in ("-h", "--help"):
         print(overview())
         return 0

@@ -42,7 +42,7 @@ class TernaryHfQuantizer(HfQuantizer):
     def validate_environment(self, *args, **kwargs):
         if not self.pre_quantized:
             raise ValueError(
-                f"quant_method={QUANT_METHOD!r} loads checkpoints that are packed already; scripts/pack.py, or "
+                f"quant_method={QUANT_METHOD!r} loads checkpoints that are packed already; `frankenlm pack`, or "
                 "pack_model() on a loaded model, makes them."
             )
 

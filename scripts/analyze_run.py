@@ -1,9 +1,9 @@
 """Tell where the time of a training run went: data, forward, backward, guard, optimizer, evaluation, saving.
 
     frankenlm analyze runs/mini
-    python scripts/analyze_run.py runs/mini --output_dir reports/mini
+    frankenlm analyze runs/mini --output_dir reports/mini
 
-Reads timing.csv, which every run of train.py leaves (rank 0's share, by the clock of the host); for a run of an older
+Reads timing.csv, which every training leaves (rank 0's share, by the clock of the host); for a run of an older
 version what training.csv tells. Prints a table, and writes analysis.csv, analysis.json and analysis.png.
 """
 

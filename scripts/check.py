@@ -6,7 +6,7 @@
     frankenlm check --preset mini
     frankenlm check --model_type mamba2 --collator DataCollatorWithFlattening
     frankenlm check --model_type mamba2 --reproduce
-    python scripts/check.py runs/mine --device cuda
+    frankenlm check runs/mine --device cuda
 
 Takes any decoder or encoder of text that transformers can open, ours or not: a folder or a hub name with its weights,
 or a tiny model with random weights of a class, a family (--model_type), one of our presets or, with --tiny, like a

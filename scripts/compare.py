@@ -1,8 +1,8 @@
 """Compare causal language models on the same prompts and data: a table, a figure, and their texts side by side.
 
-    python scripts/compare.py --models runs/infinito runs/mini_causal --dataset builtin --output_dir comparison
-    python scripts/compare.py --models runs/a runs/b --prompts pairs.jsonl --metrics bleu,repetition --output_dir O
-    python scripts/compare.py --models runs/a gpt2 --dataset test.jsonl --max_length 256 --output_dir O
+    frankenlm compare --models runs/infinito runs/mini_causal --dataset builtin --output_dir comparison
+    frankenlm compare --models runs/a runs/b --prompts pairs.jsonl --metrics bleu,repetition --output_dir O
+    frankenlm compare --models runs/a gpt2 --dataset test.jsonl --max_length 256 --output_dir O
 
 Writes compare.json (everything), compare.md (table and texts), compare.csv (a row a model) and compare.png. All models
 get the same prompts, settings and seeds, and are scored with the same context length. What is counted in tokens
@@ -31,7 +31,7 @@ def build_parser() -> OneLineParser:
         help='file: a prompt a line (.txt), or rows with "prompt" and, for BLEU, "reference" (.jsonl). '
         "Default: built-in prompts",
     )
-    add("--dataset", help="text to score, as for train.py: builtin, a hub name, a file, folder or glob")
+    add("--dataset", help="text to score, as for `frankenlm train`: builtin, a hub name, a file, folder or glob")
     add("--metrics", default="all", help=f"all, or some of {', '.join(COMPARED)}, with commas (default: all)")
     how = parser.add_argument_group("how to generate")
     how.add_argument("--max_new_tokens", type=int, default=60, help="(default: 60)")

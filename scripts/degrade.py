@@ -1,10 +1,10 @@
 """The degradation lab: damage a model's weights step by step, let it answer, and measure what breaks.
 
-    accelerate launch scripts/degrade.py run --config smoke --model DIR --output_dir results --group attn_only
-    python scripts/degrade.py run --config iq_it dreams_it --model google/gemma-3-4b-it --group attn_only mlp_only
-    python scripts/degrade.py dry-run --config iq_it --model google/gemma-3-4b-it --group mlp_only
-    python scripts/degrade.py groups --model google/gemma-3-4b-it
-    python scripts/degrade.py report results/outputs_*.json --output_dir results/report
+    accelerate launch -m frankenlm.scripts.degrade run --config smoke --model DIR --output_dir results --group attn_only
+    frankenlm degrade run --config iq_it dreams_it --model google/gemma-3-4b-it --group attn_only mlp_only
+    frankenlm degrade dry-run --config iq_it --model google/gemma-3-4b-it --group mlp_only
+    frankenlm degrade groups --model google/gemma-3-4b-it
+    frankenlm degrade report results/outputs_*.json --output_dir results/report
 
 A run that was stopped, killed or out of memory goes on where it stood when the same command is given again.
 Exit codes: 0 done, 1 failed, 2 a mistake found before anything was loaded, 3 memory nearly used up, 4 rows of another

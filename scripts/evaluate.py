@@ -1,13 +1,13 @@
 """Measure how well a saved language model predicts text (loss in nats, perplexity, bits per byte, accuracy), and, for a
 causal one, what it writes when it goes on with held-out documents (BLEU, repetition, diversity, vocabulary use).
 
-    python scripts/evaluate.py --model runs/mini --dataset builtin --report report.json
-    python scripts/evaluate.py --model runs/mini --dataset builtin --split train,validation --output_dir evaluation
-    python scripts/evaluate.py --model runs/mini --dataset test.jsonl --method pseudo --max_documents 20
-    python scripts/evaluate.py --model gpt2 --dataset test.jsonl --metrics perplexity,bits_per_byte --stride 256
-    python scripts/evaluate.py --model gpt2 --dataset wiki.test.raw.txt --one_text --metrics perplexity,word_perplexity
-    python scripts/evaluate.py --model runs/joint --dataset builtin --minimal_pairs
-    python scripts/evaluate.py --model runs/infinito --dataset builtin --metrics bleu,repetition --temperature 0
+    frankenlm evaluate --model runs/mini --dataset builtin --report report.json
+    frankenlm evaluate --model runs/mini --dataset builtin --split train,validation --output_dir evaluation
+    frankenlm evaluate --model runs/mini --dataset test.jsonl --method pseudo --max_documents 20
+    frankenlm evaluate --model gpt2 --dataset test.jsonl --metrics perplexity,bits_per_byte --stride 256
+    frankenlm evaluate --model gpt2 --dataset wiki.test.raw.txt --one_text --metrics perplexity,word_perplexity
+    frankenlm evaluate --model runs/joint --dataset builtin --minimal_pairs
+    frankenlm evaluate --model runs/infinito --dataset builtin --metrics bleu,repetition --temperature 0
 
 Compare models with different tokenizers by bits per byte, or by perplexity per word. `--one_text` reads all of the text
 as one stream; its default windows are those of lm-evaluation-harness (rolling log-likelihood). Masked models have no
@@ -33,7 +33,7 @@ def build_parser() -> OneLineParser:
     )
     add = parser.add_argument
     add("--model", required=True, help="folder or hub name of a saved language model")
-    add("--dataset", required=True, help="text, as for train.py: builtin, a hub name, a file, folder or glob")
+    add("--dataset", required=True, help="text, as for `frankenlm train`: builtin, a hub name, a file, folder or glob")
     add("--metrics", default="all", help=f"all, or some of {', '.join(METRICS)}, with commas (default: all)")
     add("--method", choices=list(METHODS), help="how to score (default: causal or mlm, by the model's class)")
     add("--report", help="JSON file to write")
@@ -55,7 +55,7 @@ def build_parser() -> OneLineParser:
         "--seed",
         type=int,
         default=42,
-        help="which tokens mlm scores (train.py's default gives its positions), and how texts are sampled",
+        help="which tokens mlm scores (`train`'s default gives its positions), and how texts are sampled",
     )
     add(
         "--bootstrap_iters",

@@ -2,7 +2,7 @@
 
     frankenlm export runs/mini --format onnx --output runs/mini-onnx
     frankenlm export runs/legacy --format torch --output runs/legacy-pt2
-    python scripts/export.py runs/llama-like --format gguf --output runs/llama-like-gguf
+    frankenlm export runs/llama-like --format gguf --output runs/llama-like-gguf
 
 torch and onnx: an encoder is one program over a text (encoder.onnx); a causal language model is two, prefill.onnx,
 which reads a text and returns logits and state, and step.onnx, which goes on by one token. Batch and length are free.

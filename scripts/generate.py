@@ -1,11 +1,11 @@
 """Let a saved causal language model go on with a text, and show the text as it is written.
 
-    python scripts/generate.py --model runs/infinito --prompt "Once upon a time"
-    python scripts/generate.py --model runs/infinito --prompts prompts.txt --temperature 0.7 --top_p 0.9 --json out.json
-    python scripts/generate.py --model gpt2 --prompt "To sum up," --temperature 0 --num_beams 4
-    python scripts/generate.py --model runs/infinito --interactive
-    python scripts/generate.py --model runs/infinito --demo
-    python scripts/generate.py --model runs/infinito --prompt "The king" --memory_map reads.png
+    frankenlm generate --model runs/infinito --prompt "Once upon a time"
+    frankenlm generate --model runs/infinito --prompts prompts.txt --temperature 0.7 --top_p 0.9 --json out.json
+    frankenlm generate --model gpt2 --prompt "To sum up," --temperature 0 --num_beams 4
+    frankenlm generate --model runs/infinito --interactive
+    frankenlm generate --model runs/infinito --demo
+    frankenlm generate --model runs/infinito --prompt "The king" --memory_map reads.png
 
 The same model, seed and settings give the same text on the same kind of device, whatever other prompts stand beside it.
 Settings that are not given are off: the sampling defaults that come with a checkpoint are not used.
@@ -27,7 +27,13 @@ def build_parser() -> OneLineParser:
     )
     parser.add_argument("--model", required=True, help="folder or hub name of a saved causal language model")
     what = parser.add_argument_group("what to go on from")
-    what.add_argument("--prompt", action="append", default=[], help="the text to go on from; may be given again")
+    parser.may_be_empty = ("prompt",)
+    what.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        help="the text to go on from; '' begins a document; may be given again",
+    )
     what.add_argument("--prompts", help='file: a prompt a line (.txt), or rows with "prompt" (.jsonl)')
     what.add_argument("--chat_template", action="store_true", help="put prompts into the tokenizer's chat template")
     what.add_argument("--interactive", action="store_true", help=f"read lines and answer them. {CONVERSATION_HELP}")

@@ -1,11 +1,11 @@
 """Pack a checkpoint with ternary layers: two bits a weight on disk and in memory.
 
-    python scripts/pack.py --model runs/legacy --output runs/legacy-packed
-    python scripts/pack.py --model runs/base --output runs/base-packed --int8_embeddings --int8_head
-    python scripts/pack.py --model bitnet-checkpoint --output packed
-    python scripts/pack.py --model Ternary-Bonsai-1.7B-Q2_0.gguf --output packed
-    python scripts/pack.py --model checkpoint --inspect
-    python scripts/pack.py --model packed --output bitnet-again --to bitnet
+    frankenlm pack --model runs/legacy --output runs/legacy-packed
+    frankenlm pack --model runs/base --output runs/base-packed --int8_embeddings --int8_head
+    frankenlm pack --model bitnet-checkpoint --output packed
+    frankenlm pack --model Ternary-Bonsai-1.7B-Q2_0.gguf --output packed
+    frankenlm pack --model checkpoint --inspect
+    frankenlm pack --model packed --output bitnet-again --to bitnet
 
 The output loads like any checkpoint, with AutoModelForCausalLM.from_pretrained. It carries tokenizer, code, a card and
 packing.json with the sizes. Takes models of frankenlm; transformers' BitNet checkpoints (quant_method bitnet), of

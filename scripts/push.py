@@ -4,7 +4,7 @@
     HF_TOKEN=... frankenlm push runs/mini me/mini --license apache-2.0
     frankenlm push runs/mini-packed me/mini-packed --license apache-2.0 --base_model me/mini --private
 
-MODEL is a folder: what train.py, pack.py, or transformers' save_pretrained left. Pushed are the weights (safetensors
+MODEL is a folder: what `train`, `pack`, or transformers' save_pretrained left. Pushed are the weights (safetensors
 alone), configuration, tokenizer, code, records and card; checkpoints, logs and pickles stay. Before anything is sent
 the model is opened, its weights are looked through for NaN, the front matter of the card is made whole from what was
 measured, and every file is searched for secrets and local paths. --dry_run shows files and card, and sends nothing.

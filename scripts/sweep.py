@@ -4,10 +4,10 @@
     frankenlm sweep --config configs/sweeps/optimizers.yaml --output_dir runs/optimizers
     frankenlm sweep --config grid.yaml --output_dir runs/rates --set max_steps=20 --only "*seed=0"
 
-The file holds `base` (settings of every run, as in train.py's run.yaml), `grid` (setting: list of values), `runs`
+The file holds `base` (settings of every run, as in a run.yaml of `train`), `grid` (setting: list of values), `runs`
 (name: settings, with a `grid` of its own), `seeds`, `metric` and `name`; trainer_ext/sweeps/grid.py has an example.
 With `choice` and `report` a seed of its own chooses a value before others are reported: trainer_ext/sweeps/choice.py.
-Every run is checked before the first begins, and is a train.py of its own in its own folder. A sweep that was stopped
+Every run is checked before the first begins, and is a training of its own in its own folder. A sweep that was stopped
 goes on when the same command is given again: finished runs stand, an interrupted one goes on from its checkpoint, a
 failed one is tried again. Writes sweep.csv (a row a run), sweep.json, sweep.md (means over seeds, the best) and
 sweep.png, after every run. Exit codes: 0 done, 1 a run failed (the others were made), 2 a mistake found before anything

@@ -1,5 +1,7 @@
 """The command `frankenlm`, and help pages that are there at once."""
 
+import contextlib
+import re
 import shlex
 import subprocess
 import sys
@@ -46,6 +48,22 @@ def test_every_script_is_a_verb(capsys):
     shown = capsys.readouterr().out
     for path in (ROOT / "scripts").glob("[!_]*.py"):
         assert f"\n  {command.NAMES.get(path.stem, path.stem)} " in shown
+
+
+@pytest.mark.parametrize("verb", [*command.verbs(), "degrade run", "degrade report"])
+def test_help_names_what_an_installation_has(verb, capsys, monkeypatch):
+    """Commands, not the scripts of a clone."""
+    monkeypatch.setattr(sys, "argv", ["frankenlm"])
+    with contextlib.suppress(SystemExit):
+        command.main(["help", *verb.split()])
+    shown = capsys.readouterr().out
+    assert f"frankenlm {verb}" in shown and not re.findall(r"(?:python|launch) scripts/\S*", shown)
+
+
+def test_help_is_a_word_too(capsys):
+    for words in (["help"], ["--help"]):
+        assert command.main(words) == 0 and capsys.readouterr().out == f"{command.overview()}\n"
+    assert command.main(["help", "evalute"]) == 2 and "Did you mean 'evaluate'?" in capsys.readouterr().err
 
 
 def test_a_verb_runs_and_mistakes_are_told(capsys, monkeypatch):

@@ -309,7 +309,7 @@ def packing_card(facts: dict[str, Any]) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return f"""{front}
 {title}
-The ternary weights of `{facts["model"]}` ({facts["architecture"]}) in two bits each; made by `scripts/pack.py`. Layers
+The ternary weights of `{facts["model"]}` ({facts["architecture"]}) in two bits each; made by `frankenlm pack`. Layers
 stay packed in memory: with frankenlm they run on its operator `ternary_linear`, elsewhere on plain PyTorch, slower.
 
 | | |

@@ -33,18 +33,18 @@ from .model_arguments import ModelArguments
 SECTIONS = {"model": ModelArguments, "data": DataArguments, "training": FrankenTrainingArguments}
 MODEL_PREFIX = "--model."
 
-USAGE = "accelerate launch scripts/train.py --preset NAME --dataset DATA --output_dir DIR [options]"
+USAGE = """frankenlm train --preset NAME --dataset DATA --output_dir DIR [options]
+       accelerate launch -m frankenlm.scripts.train ...      several processes; in a clone also scripts/train.py"""
 EPILOG = """\
 --model.FIELD VALUE changes one field of the preset's model, for example --model.num_hidden_layers 4
 or --model.layer_pattern "[retnet, mamba]".
 Precedence: command line > --config run.yaml > preset > defaults shown here.
 Exit codes: 0 done, 1 failed, 2 a mistake in the input, 6 storage full or read-only, 130/143 stopped by a signal
-(one process: after writing a checkpoint; continue with --resume_from_checkpoint last). They are those of this
-script: `accelerate launch` turns every failure into 1, and prints a traceback of its own unless called with -q.
+(one process: after writing a checkpoint; continue with --resume_from_checkpoint last). They are those of the
+command: `accelerate launch` turns every failure into 1, and prints a traceback of its own unless called with -q.
 Going on from a checkpoint is exact to the last bit on a CPU in float32 with one process: data order, random numbers,
 optimizer, schedule, guard, average of the weights, curves. It is not across other hardware, versions, or numbers of
 threads; other settings or data are refused, or told with --allow_inexact_resume. docs/train.md has the whole table.
-Where the package is installed, this is `frankenlm train`, or `accelerate launch -m frankenlm.scripts.train`.
 """
 
 # What a newcomer meets in --help; --help_all shows the rest of TrainingArguments too.

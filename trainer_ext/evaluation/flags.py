@@ -49,16 +49,16 @@ def add_text_flags(
         add(
             "--split",
             "--splits",
-            help="all documents, or some of train and validation, the sides of train.py, and test, with commas: each "
-            f"is measured, and the gap of the others to the first told. {default}",
+            help="all documents, or some of train and validation, the sides of `frankenlm train`, and test, with "
+            f"commas: each is measured, and the gap of the others to the first told. {default}",
         )
-        add("--validation_dataset", help="text to take as validation, as for train.py")
+        add("--validation_dataset", help="text to take as validation, as for `frankenlm train`")
         add("--test_dataset", help="text to take as test, where --dataset has no test part of its own")
     else:
         add(
             "--split",
             choices=["all", "validation"],
-            help=f"score all documents, or those that train.py holds out. {default}",
+            help=f"score all documents, or those that `frankenlm train` holds out. {default}",
         )
     add("--max_documents", type=int, help="score only the first so many documents of a split")
     add("--max_length", type=int, help=max_length)
