@@ -7,6 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from .common.figures import save_figure
+
 TRAIN, EVAL, UNIGRAM, GREY, AVERAGE = "#4c78a8", "#d1495b", "#3a7d44", "#666666", "#e08f2c"
 MOST_POINTS = 400  # of a line; more are drawn as means with the range around them
 MOST_DOTS = 60
@@ -70,7 +72,7 @@ def plot_training(
     _add_token_axis(axes[0], rows)
     axes[-1].set_xlabel("optimizer step")
     figure.align_ylabels(axes)
-    figure.savefig(path, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _draw_losses(axes, rows, unigram) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from frankenlm.scripts.bench.suite import NOT_VECTORISED
+from frankenlm.trainer_ext.common.figures import save_figure
 
 Rows = Sequence[Mapping]
 DESCRIPTION = "us (times faster than ggml TQ2_0, share of the limit)"
@@ -171,7 +172,7 @@ def plot_shares_of_limit(rows: Sequence[Mapping], path: Path) -> None:
     figure.legend(
         handles.values(), handles, loc="outside upper center", ncols=3 * len(panels), frameon=False, fontsize=8
     )
-    figure.savefig(path, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _draw(panel, rows: Sequence[Mapping], color, name: str) -> None:

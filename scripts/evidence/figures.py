@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from frankenlm.trainer_ext.common.figures import save_figure
 from frankenlm.trainer_ext.common.files import replaced_file
 
 COLOURS = {
@@ -42,7 +43,7 @@ def plot_training_runs(table: Mapping[str, Any], path: Path) -> None:
     for one in axes:
         one.grid(alpha=0.25)
     with replaced_file(path) as scratch:
-        figure.savefig(scratch, metadata={"Software": None})
+        save_figure(figure, scratch)
 
 
 def plot_positions(table: Mapping[str, Any], path: Path) -> None:
@@ -65,7 +66,7 @@ def plot_positions(table: Mapping[str, Any], path: Path) -> None:
     losses.set(title="Validation loss by position (dashed: the attention window)", ylabel="nats per token")
     gaps.set(xlabel="position in the row", ylabel="difference (nats)")
     with replaced_file(path) as scratch:
-        figure.savefig(scratch, metadata={"Software": None})
+        save_figure(figure, scratch)
 
 
 def _by_model(positions: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

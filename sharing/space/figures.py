@@ -10,6 +10,7 @@ import numpy
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
+from frankenlm.trainer_ext.common.figures import spell_out
 from frankenlm.trainer_ext.plots import EVAL, GREY, TRAIN
 
 DOTS_PER_INCH = 110
@@ -46,7 +47,7 @@ def draw_decays(decays: Mapping[str, numpy.ndarray], *, title: str) -> Figure:
     for panel in panels[len(decays) :]:
         panel.set_axis_off()
     figure.suptitle(title, parse_math=False, fontsize=10)
-    return figure
+    return spell_out(figure)
 
 
 def draw_saturation(shares: Mapping[str, float], *, title: str) -> Figure:
@@ -61,7 +62,7 @@ def draw_saturation(shares: Mapping[str, float], *, title: str) -> Figure:
     panel.grid(axis="x", alpha=0.25)
     panel.set_axisbelow(True)
     figure.suptitle(title, parse_math=False, fontsize=10)
-    return figure
+    return spell_out(figure)
 
 
 def draw_curve(
@@ -88,4 +89,4 @@ def draw_curve(
     for panel in (above, below):
         panel.grid(alpha=0.25, color=GREY)
     figure.suptitle(title, parse_math=False, fontsize=10)
-    return figure
+    return spell_out(figure)

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from ..common.figures import save_figure
 from .run_analysis import OF_A_STEP, RunAnalysis
 from .timing_file import PARTS
 
@@ -22,7 +23,7 @@ def plot_analysis(analysis: RunAnalysis, path: Path, *, title: str) -> None:
     panels[0].title.set_parse_math(False)
     if has_steps:
         _draw_steps(panels[1], windows(analysis.rows))
-    figure.savefig(path, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _color(part: str):

@@ -1,13 +1,14 @@
 """Rows of a comparison -> one figure of bars. Takes numbers, never a model; draws without a display."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+
+from ..common.figures import save_figure
 
 PANELS_PER_ROW = 3
 PANEL = (3.8, 2.8)  # inches; three of them fit 1280 dots
@@ -50,10 +51,7 @@ def plot_comparison(rows: Sequence[Mapping[str, Any]], groups: Mapping[str, Sequ
     legend = figure.legend(handles, labels, loc="outside upper center", **names)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    with warnings.catch_warnings():
-        # the name of a model may be in a script that the font does not have; the tables have it
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _height(value: float | int | None) -> float:

@@ -4,7 +4,6 @@ Takes arrays, never a model; draws without a display.
 """
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from ..common.figures import drawable, save_figure, spell_out
 from ..common.files import replaced_file, write_csv
 from ..plots import AVERAGE, EVAL, GREY, TRAIN, UNIGRAM
 
@@ -62,7 +62,7 @@ def draw_attention(
     meaning: str = "attention weight, mean over heads",
 ) -> Figure:
     """Draw a map (L, L) for each layer, in rows that are as wide for 100 layers as for 4; colours go by the root."""
-    names = LETTER * max(map(len, map(readable, tokens))) + 0.2  # beside a map, and below it
+    names = LETTER * max(len(drawable(readable(token))) for token in tokens) + 0.2  # beside a map, and below it
     rows, columns, side = _grid(len(layers), len(tokens), names)
     cell_width, cell_height = side + names, side + names + ABOVE
     width, height = columns * cell_width + BAR, rows * cell_height + ABOVE
@@ -83,7 +83,7 @@ def draw_attention(
     scale = figure.add_axes(((width - 0.8 * BAR) / width, (top - side) / height, 0.15 / width, side / height))
     figure.colorbar(image, cax=scale, label=meaning)
     figure.suptitle(title, parse_math=False, y=1 - 0.08 / height, va="top", fontsize=10)
-    return figure
+    return spell_out(figure)
 
 
 def _grid(maps: int, tokens: int, names: float) -> tuple[int, int, float]:
@@ -147,7 +147,7 @@ def draw_memory(
     if statistics:
         _draw_statistics(drawn[-1], statistics, tokens)
     figure.suptitle(title, parse_math=False)
-    return figure
+    return spell_out(figure)
 
 
 def _draw_statistics(panel, statistics, tokens) -> None:
@@ -168,7 +168,7 @@ def _side(tokens: int) -> float:
 
 def _label_tokens(panel, tokens, axis: str, most: int = LABELS) -> None:
     places = range(0, len(tokens), -(-len(tokens) // most))
-    labels = [readable(tokens[place]) for place in places]
+    labels = [drawable(readable(tokens[place])) for place in places]
     # a token may be a dollar sign, which would begin a formula
     if axis == "x":
         panel.set_xticks(places, labels, rotation=90, fontsize=6, parse_math=False)
@@ -184,10 +184,8 @@ def readable(token: str) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings(), replaced_file(path) as scratch:
-        # of a script that the font does not have, the labels are boxes; the CSV has the tokens
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(scratch, metadata={"Software": None})
+    with replaced_file(path) as scratch:
+        save_figure(figure, scratch)
 
 
 def _write_beside(path: Path, header: Sequence[str], rows: Iterable[tuple]) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from ..common.figures import save_figure
 from .table import numeric_axes
 
 WIDE = 8  # an axis whose ends lie further apart by this factor is drawn on a logarithmic scale
@@ -37,7 +38,7 @@ def plot_sweep(cells: Sequence[Mapping[str, Any]], keys: Sequence[str], metric: 
     axes.set(title=title, ylabel=metric)
     axes.title.set_parse_math(False)
     axes.grid(alpha=0.25)
-    figure.savefig(path, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _draw_lines(axes, cells: Sequence[Mapping], others: Sequence[str], across: str) -> None:

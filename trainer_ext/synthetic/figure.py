@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from ..common.figures import save_figure
 from .cells import main_cells
 from .models import MODELS
 from .tasks import MQAR
@@ -23,7 +24,7 @@ def plot_suite(cells: Sequence[dict[str, Any]], path: Path) -> None:
     measured = [cell for cell in cells if cell["mean"] is not None]
     _draw_states(left, [cell for cell in measured if cell["task"] == MQAR and not cell["has_other_steps"]])
     _draw_tasks(right, main_cells(measured))
-    figure.savefig(path, metadata={"Software": None})
+    save_figure(figure, path)
 
 
 def _draw_states(axes, cells: Sequence[Mapping[str, Any]]) -> None:

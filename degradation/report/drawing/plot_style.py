@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from frankenlm.trainer_ext.common.figures import save_figure
 from frankenlm.trainer_ext.common.files import replaced_file, write_csv
 
 from ..cells_of_series import Series
@@ -156,7 +157,7 @@ def save(figure: Figure, folder: Path, name: str, rows: Sequence[Mapping[str, An
     """Write NAME.png and NAME.csv, equal numbers giving equal bytes."""
     plot = Plot(name, title, caption, folder / f"{name}.png", folder / f"{name}.csv")
     with replaced_file(plot.png) as scratch:
-        figure.savefig(scratch, metadata={"Software": None})
+        save_figure(figure, scratch)
     write_csv(plot.csv, rows, number=DIGITS)
     return plot
 
