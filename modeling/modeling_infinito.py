@@ -221,12 +221,13 @@ class InfinitoModel(FamilyStack, InfinitoPreTrainedModel):
         x = hidden_states[-1] = context.zero_pads(self.norm_f(x))
         keeps_graph = self.training or not torch.is_grad_enabled()  # without gradients there is nothing to cut off
         new_states = tuple(state if keeps_graph else state.detach() for state in states.values() if state is not None)
+        is_replica = hasattr(self, "_is_replica")  # of nn.DataParallel, which gathers tensors and cannot rebuild states
         return InfinitoModelOutput(
             last_hidden_state=x,
             cache=cache,
             hidden_states=tuple(hidden_states) if want_states else None,
             attentions=(tuple(attentions) if context.keep_weights else ()) if want_attentions else None,
-            memory_state=new_states or None,
+            memory_state=None if is_replica else new_states or None,
             memory_stats=summarise_memories(new_states),
             memory_reads=tuple(reads) if states and output_memory_reads else None,
         )

@@ -20,10 +20,11 @@ class InfinitoModelOutput(ModelOutput):
     hidden_states: layers + 1 tensors (B, L, D): the embedding, each layer's output, the last one normalised.
     attentions: (B, H, L, T) of each layer, for eager attention; None for a layer whose attention reads slots.
     memory_state: one SlotMemoryState or AttentionSlotsState per memory layer, to be passed back as `memory_state`; None
-        without memory, and from an exported program with attention slots. In training it hangs on the graph (detach()
-        it to cut it off), otherwise it is detached. Under gradient checkpointing with use_reentrant=True, which sees
-        tensors of a block but not those in a state, attention slots are cut off in training too: the gradients within
-        a call are whole, but none goes through the state into an earlier one.
+        without memory, from an exported program with attention slots, and from a replica of nn.DataParallel. In
+        training it hangs on the graph (detach() it to cut it off), otherwise it is detached. Under gradient
+        checkpointing with use_reentrant=True, which sees tensors of a block but not those in a state, attention slots
+        are cut off in training too: the gradients within a call are whole, but none goes through the state into an
+        earlier one.
     memory_stats: (B,) floats without gradient, mean over memory layers: slots_used, mean_importance, rotation, and
         null_mass or utilisation and slot_mass (see `statistics` of the state); None without memory.
     memory_reads: when asked for, (B, L, S + 1) per memory layer: each token's read mass per slot, averaged over heads,

@@ -68,6 +68,7 @@ FACTS = {
     "transformers:Trainer._loss_shifts_labels": "trainer.py smooths labels as the loss shifts them",
     "transformers:Trainer._tr_loss": "trainer.py reports the loss since the last row",
     "transformers:Trainer._globalstep_last_logged": "trainer.py reports the loss since the last row",
+    "torch.nn:Module._replicate_for_data_parallel": "Infinito knows a replica by the mark it leaves",
     "torch:_foreach_norm": "gradients.py looks at all gradients in one pass",
     "torch:_foreach_mul_": "guard.py clips all gradients in one pass",
     "torch:_foreach_copy_": "rolling_copy.py copies all parameters in one pass",

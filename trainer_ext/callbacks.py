@@ -46,8 +46,10 @@ class StepWindow:
         self.mark()
 
     def add_routers(self, aux_loss: torch.Tensor, expert_load: torch.Tensor) -> None:
-        """Add one micro-batch: balancing loss (scalar) and share of tokens per expert (logical layers, experts)."""
-        aux_loss, expert_load = aux_loss.detach().float(), expert_load.detach().float()
+        """Add one micro-batch: balancing loss (scalar) and share of tokens per expert (logical layers, experts), or
+        those of several replicas, one behind another, as nn.DataParallel gathers them."""
+        expert_load = expert_load.detach().float().unflatten(0, (aux_loss.numel(), -1)).mean(0)
+        aux_loss = aux_loss.detach().float().mean()
         self.aux_loss = aux_loss if self.aux_loss is None else self.aux_loss + aux_loss
         self.expert_load = expert_load if self.expert_load is None else self.expert_load + expert_load
         self.router_batches += 1

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.parallel import scatter_gather
 
 from frankenlm.modeling import InfinitoConfig, InfinitoForCausalLM
 from tiny_infinito import ATTENTION_SLOTS, SEGMENT, VOCAB, assert_same, left_padded, tiny_infinito
@@ -218,3 +219,21 @@ def test_contradictions_are_refused(build_infinito, tokens, fields):
         model(ids[:, :0])
     with pytest.raises(ValueError, match="exactly one of"):
         model()
+
+
+# --- replicas
+
+
+@every_type
+def test_replicas_of_data_parallel_can_be_gathered(build_infinito, tokens, fields, monkeypatch):
+    """As Trainer wraps a model on a machine with several GPUs; gathering their tensors is joining them here."""
+    joining = type("Joining", (), {"apply": staticmethod(lambda device, dim, *parts: torch.stack(parts).flatten(0, 1))})
+    monkeypatch.setattr(scatter_gather, "Gather", joining)
+    model, ids = build_infinito(**fields).train(), tokens(4, 34)
+    replica = model._replicate_for_data_parallel()
+    replica.model = model.model._replicate_for_data_parallel()
+    parts = [replica(part) for part in ids.chunk(2)]
+    gathered, whole = scatter_gather.gather(parts, "cpu"), model(ids)
+    assert_same(gathered.logits, whole.logits)
+    assert_same(gathered.memory_stats, whole.memory_stats)
+    assert "memory_state" not in gathered and whole.memory_state is not None

@@ -38,6 +38,14 @@ def test_window_averages_micro_batches_and_empties():
     assert "aux_loss" not in window.drain(300, CPU)
 
 
+def test_window_takes_replicas_as_one_micro_batch():
+    alone, together = StepWindow(), StepWindow()
+    load = torch.tensor([[[0.5, 1.5], [1.0, 1.0]], [[0.7, 1.3], [0.2, 1.8]]])  # two replicas of two layers
+    alone.add_routers(torch.tensor(3.0), load.mean(0))
+    together.add_routers(torch.tensor([2.0, 4.0]), load.flatten(0, 1))
+    assert together._router_values() == alone._router_values()
+
+
 def test_window_survives_a_checkpoint():
     window, resumed = StepWindow(), StepWindow()
     window.add_routers(torch.tensor(2.5), torch.tensor([[0.25, 1.75]]))
