@@ -51,6 +51,7 @@ FACTS = {
     "transformers:PreTrainedConfig._commit_hash": "fingerprint.py records which revision was damaged",
     "transformers:Trainer._remove_unused_columns": "trainer.py keeps the lengths of packed documents",
     "transformers:Trainer._get_train_sampler": "trainer.py repeats the order of batches by length on resume",
+    "transformers:Trainer._load_best_model": "trainer.py lets the average be its own best, too",
     "transformers:Trainer._finalize_training": "safe_checkpoints.py ends a run without deleting what others wrote",
     "transformers:Trainer._save_optimizer_and_scheduler": "trainer.py adds the average of the weights",
     "transformers:Trainer._push_from_checkpoint": "safe_checkpoints.py pushes a checkpoint from its place",

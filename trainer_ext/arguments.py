@@ -175,8 +175,8 @@ class FrankenTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
-            "help": "stop after this many evaluations without a lower eval_loss, and keep the best weights "
-            "(evaluates and saves every --eval_steps)"
+            "help": "stop after this many evaluations without a lower eval_loss (or eval_ema_loss, with --ema_decay), "
+            "and keep the best weights, and the best average (evaluates and saves every --eval_steps)"
         },
     )
     overwrite_output_dir: bool = field(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import unwrap_peft_model
 
@@ -340,21 +340,6 @@ class ProgressBar(ProgressCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
-
-
-class EarlyStopping(EarlyStoppingCallback):
-    """Early stopping whose count of fruitless evaluations survives a resume."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        if saved:
-            self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
-
-    def is_over(self, state) -> bool:
-        """Whether the run that a checkpoint's state is of was stopped, so that there is nothing to continue."""
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        return bool(saved) and saved["attributes"]["early_stopping_patience_counter"] >= self.early_stopping_patience
 
 
 class SignalStop(TrainerCallback):

@@ -118,6 +118,7 @@ def _results(facts) -> str:
         ("of it, hidden tokens, read both ways (nats)", _number(facts["eval_masked_loss"] if mixes else None)),
         ("perplexity per token, exp of it", _number(facts["eval_perplexity"], 2)),
         ("loss of the averaged weights, which are in `ema` (nats)", _number(facts["ema_eval_loss"])),
+        ("step that they are the average of", _number(facts["ema_step"], 0)),
         ("accuracy on held-out documents", _number(facts["eval_accuracy"])),
         ("loss before the first step (nats)", _number(facts["loss_at_init"])),
         ("unigram cross-entropy of the held-out text (nats)", _number(facts["unigram_cross_entropy"])),

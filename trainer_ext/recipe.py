@@ -24,7 +24,7 @@ from transformers import (
 from .analysis.step_times import StepTimes
 from .analysis.timing_file import FILE as TIMING
 from .arguments import FrankenTrainingArguments
-from .callbacks import DrawnWindow, EarlyStopping, ExplorationSchedule, MaskingEpochs, SignalStop
+from .callbacks import DrawnWindow, ExplorationSchedule, MaskingEpochs, SignalStop
 from .common.cli import UserError, is_main_process, user_mistakes
 from .common.folder_lock import locked_folder
 from .common.objectives import form_of_text
@@ -44,6 +44,7 @@ from .data.splits import (
 from .data.tokenizers import load_tokenizer, special_token_ids
 from .losses.teaching import Teaching
 from .metrics.language import unigram_cross_entropy
+from .optim.early_stopping import EarlyStopping
 from .optim.guard import GradientGuard
 from .optim.guard_policy import read_policy
 from .optim.schedule import TwoStages

@@ -55,6 +55,7 @@ def run_facts(
         "eval_loss": final["eval_loss"],
         "causal_share": run.data.causal_share if mixes else None,
         "ema_eval_loss": final.get("eval_ema_loss"),
+        "ema_step": trainer.average.step(state) if trainer.average is not None else None,
         **loss_by_direction(run, final),
         # of a mixture of two losses there is none
         "eval_perplexity": math.exp(final["eval_loss"]) if has_one_loss and final["eval_loss"] < 700 else None,
@@ -92,7 +93,10 @@ def run_facts(
 
 
 def lowest_loss(rows: Iterable[Mapping[str, float]]) -> float | None:
-    """The lowest loss of any evaluation, of the weights or of their average; None without one."""
+    """The lowest loss of any evaluation, of the weights or of their average; None without one.
+
+    Of weights that are saved it is where the best are kept (load_best_model_at_end).
+    """
     return min((row[name] for row in rows for name in ("eval_loss", "eval_ema_loss") if name in row), default=None)
 
 

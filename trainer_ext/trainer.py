@@ -20,13 +20,14 @@ from transformers.trainer_utils import unwrap_peft_model
 
 from frankenlm.modeling.outputs import IGNORED_LABEL
 
-from .callbacks import ConsoleLog, EarlyStopping, LossWindow, ProgressBar, SaturationProbe, StepClock, StepWindow
+from .callbacks import ConsoleLog, LossWindow, ProgressBar, SaturationProbe, StepClock, StepWindow
 from .common.redaction import without_secrets
 from .data.collators import CAUSAL_SHARE
 from .data.epochs import PLACE, EpochLengthSampler
 from .losses.evaluation_sums import EvaluationSums, rows_of_each_way
 from .losses.loss_conduct import LossConduct, ask_model, smoothing_term
 from .losses.teaching import PROJECTION, Teaching
+from .optim.early_stopping import EarlyStopping
 from .optim.galore import GaLoreAdamW, beside_adamw, hidden_matrices, muon
 from .optim.guard import GradientGuard
 from .optim.sign_training import SideBySide, build_code_optimizer, without_gradient
@@ -91,8 +92,15 @@ class FrankenTrainer(Trainer):
         guard.undo.append(self.window.forget_step)
 
     def take_average(self, decay: float) -> None:
-        """Keep a moving average of the weights, which is evaluated and saved beside them."""
-        self.average = WeightAverage(self.model, decay, lambda: self.accelerator.optimizer_step_was_skipped)
+        """Keep a moving average of the weights, which is evaluated and saved beside them; at the end it is that of its
+        own best evaluation, where the weights are those of theirs.
+        """
+        self.average = WeightAverage(
+            self.model,
+            decay,
+            lambda: self.accelerator.optimizer_step_was_skipped,
+            keeps_best=self.args.load_best_model_at_end,
+        )
         self.add_callback(self.average)
 
     def take_teacher(self, teaching: Teaching) -> None:
@@ -324,6 +332,12 @@ class FrankenTrainer(Trainer):
         for beside in (self.average, self.teaching):
             if beside is not None and self.args.should_save:
                 beside.save(Path(output_dir))
+
+    def _load_best_model(self) -> None:
+        """As the base class; the average is then that of its own best evaluation."""
+        super()._load_best_model()
+        if self.average is not None:
+            self.average.go_back_to_best()
 
     def save_for_later(self) -> bool:
         """Leave a checkpoint of the last finished step, as after a signal; return whether there was one to leave."""

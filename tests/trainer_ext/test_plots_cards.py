@@ -28,6 +28,7 @@ FACTS = {
     "device": "cpu",
     "causal_share": None,
     "ema_eval_loss": None,
+    "ema_step": None,
     "eval_accuracy": None,
     "eval_causal_loss": None,
     "eval_masked_loss": None,

@@ -14,8 +14,8 @@ from transformers import TrainerState
 
 from frankenlm.modeling import FrankensteinConfig, FrankensteinForMaskedLM
 from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
-from frankenlm.trainer_ext.callbacks import EarlyStopping
 from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.optim.early_stopping import EarlyStopping
 from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.resuming import (
     check_data,

@@ -92,7 +92,7 @@ def train(run: RunSettings) -> None:
         trainer.checkpoints.save_result(output_dir)
         if trainer.average is not None:
             with trainer.average.in_place():
-                trainer.checkpoints.save_folder(output_dir / AVERAGE)
+                trainer.checkpoints.save_folder(output_dir / AVERAGE, trainer.average.step(trainer.state))
         if args.push_to_hub:
             trainer.push_to_hub(commit_message="Model save")
         if trainer.is_world_process_zero():

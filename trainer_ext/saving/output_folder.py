@@ -30,7 +30,7 @@ SAVED = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "chat_template.jinja", "adapter_config.json", "adapter_model.safetensors", "training_args.bin",
     "optimizer.pt", "optimizer.bin", "pytorch_model_fsdp.bin", "scheduler.pt", "scaler.pt", "ema.safetensors",
-    "rng_state*.pth", STATE, RECORD, *CODE,
+    "ema_best.safetensors", "rng_state*.pth", STATE, RECORD, *CODE,
 )  # fmt: skip
 
 

@@ -99,11 +99,11 @@ class SafeCheckpoints:
         if self.trainer.args.should_save:
             publish_files(written, output_dir)
 
-    def save_folder(self, folder: Path) -> None:
-        """Write the model as it is now, with a record, into a folder of its own; every process has to call it."""
+    def save_folder(self, folder: Path, step: int) -> None:
+        """Write the model as it is now, with a record of its step, into a folder of its own; every process has to."""
         written = self._write_model(folder)
         if self.trainer.args.should_save:
-            write_record(written, self.record, self.trainer.state.global_step, time.time_ns())
+            write_record(written, self.record, step, time.time_ns())
             publish(written, folder)
 
     def _write_model(self, folder: Path) -> Path:

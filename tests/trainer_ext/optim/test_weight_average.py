@@ -1,13 +1,19 @@
-"""The moving average of the weights: its definition, what enters it, and that it leaves the weights alone."""
+"""The moving average of the weights: its definition, what enters it, that it leaves the weights alone, its best."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from frankenlm.trainer_ext.optim.weight_average import FILE, WeightAverage
+from frankenlm.trainer_ext import FrankenTrainer, FrankenTrainingArguments
+from frankenlm.trainer_ext.optim.early_stopping import EarlyStopping
+from frankenlm.trainer_ext.optim.weight_average import FILE, METRIC, WeightAverage
+from frankenlm.trainer_ext.results import final_loss
+from frankenlm.trainer_ext.saving.checkpoint_record import read_record
+from guarded_runs import batches, model_of
 
 
 def follow(average, model, steps, start=0):
@@ -109,3 +115,72 @@ def test_it_is_taken_up_again(model, tmp_path, caplog):
     assert "has no average of the weights" in caplog.text
     with again.in_place():
         pass
+
+
+# --- the best of it
+
+STEPS = 6
+
+
+def make_trainer(folder, **options) -> FrankenTrainer:
+    """Weights that swing, so that they and their average are at their best at different steps."""
+    fields = {"per_device_train_batch_size": 2, "max_steps": STEPS, "learning_rate": 0.03, "eval_steps": 1}
+    fields |= {"lr_scheduler_type": "constant", "early_stopping_patience": STEPS, "logging_steps": STEPS}
+    fields |= {"save_total_limit": None, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    args = FrankenTrainingArguments(output_dir=str(folder), **fields | options)
+    trainer = FrankenTrainer(model_of(), args, train_dataset=batches(2 * STEPS), eval_dataset=batches(2, seed=1))
+    trainer.take_average(0.5)
+    return trainer
+
+
+def averaged(trainer) -> dict[str, torch.Tensor]:
+    with trainer.average.in_place():
+        return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+
+
+def test_at_the_end_it_is_that_of_its_own_best_evaluation(tmp_path):
+    trainer = make_trainer(tmp_path / "whole")
+    trainer.train()
+    evaluations = [logs for logs in trainer.state.log_history if METRIC in logs and logs["step"]]
+    best = min(evaluations, key=lambda logs: logs[METRIC])
+    of_weights = min(evaluations, key=lambda logs: logs["eval_loss"])
+    assert len({best["step"], of_weights["step"], STEPS}) == 3, evaluations
+    saved = load_file(tmp_path / "whole" / f"checkpoint-{best['step']}" / FILE)
+    for name, weight in averaged(trainer).items():
+        assert torch.equal(weight, saved[name])
+    trainer.checkpoints.save_folder(tmp_path / "ema", trainer.average.step(trainer.state))
+    assert read_record(tmp_path / "ema").step == best["step"]
+    final = final_loss(trainer)
+    assert (final["eval_loss"], final[METRIC]) == pytest.approx((of_weights["eval_loss"], best[METRIC]))
+
+    again = make_trainer(tmp_path / "again")
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{STEPS - 1}"))
+    assert again.average.step(again.state) == best["step"]
+    assert all(torch.equal(weight, saved[name]) for name, weight in averaged(again).items())
+
+
+def test_where_the_last_weights_are_kept_it_is_of_the_last_step(tmp_path):
+    trainer = make_trainer(tmp_path, early_stopping_patience=None, save_strategy="no", max_steps=1)
+    trainer.train()
+    assert trainer.average.best is None and trainer.average.step(trainer.state) == 1
+
+
+# weights, average; whether it is stopped behind that evaluation, after two fruitless ones
+OVERFITTING = [(4.30, 4.50), (4.255, 4.227), (4.270, 4.220), (4.295, 4.212), (4.31, 4.213), (4.33, 4.22)]
+DIVERGED = [(4.3, 4.5), (math.nan, 4.4), (4.2, 4.6), (4.21, math.nan), (4.19, 4.3)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "counts"), [(OVERFITTING, [0, 0, 0, 0, 1, 2]), (DIVERGED, [0, 1, 0, 1, 0])], ids=["overfit", "diverged"]
+)
+def test_an_average_that_still_gets_better_is_no_reason_to_stop(losses, counts):
+    callback, control = EarlyStopping(2), SimpleNamespace(should_training_stop=False)
+    args = SimpleNamespace(metric_for_best_model="eval_loss", greater_is_better=False)
+    history = [{"step": 0, "eval_loss": 1.0, METRIC: 1.0}]  # before training: nothing that is kept
+    state = SimpleNamespace(log_history=history, best_metric=None)
+    for step, (loss, average) in enumerate(losses, 1):
+        metrics = {"eval_loss": loss, METRIC: average}
+        history.append({**metrics, "step": step})
+        callback.on_evaluate(args, state, control, metrics)
+        assert callback.early_stopping_patience_counter == counts[step - 1]
+        assert control.should_training_stop is (counts[step - 1] == 2)
