@@ -51,7 +51,7 @@ def _check_cache(cache: Cache, config) -> None:
     if not isinstance(cache, StateCache):
         raise ValueError(
             f"cache is a {type(cache).__name__}, but this model keeps more than keys and values: leave it "
-            "out, or pass model.new_cache()."
+            "out, or pass model.new_cache(). Where prefix tuning brings one: choose another adapter, such as LoRA."
         )
     if len(cache.layers) != config.num_hidden_layers or cache.attention_window != config.attention_window:
         raise ValueError(
@@ -83,8 +83,14 @@ class CachedGenerationMixin(GenerationMixin):
         """As in transformers.
 
         Raises:
-            ValueError: also for an empty prompt, or a row of pads alone, of which transformers would make a text.
+            ValueError: also for an empty prompt, or a row of pads alone, of which transformers would make a text; or as
+                the assistant of another model, where the cache cannot take back what that one refuses.
         """
+        if generation_config is not None and generation_config.is_assistant and not self.can_forget():
+            raise ValueError(
+                f"{type(self).__name__} cannot be the assistant of another model: its memory, recurrence or attention "
+                "window cannot take tokens back. Choose another assistant_model, or leave it out."
+            )
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         embeds = kwargs.get("inputs_embeds")
         if embeds is not None and embeds.shape[1] == 0:
@@ -98,6 +104,17 @@ class CachedGenerationMixin(GenerationMixin):
         if prompt is not None and embeds is None:  # before transformers advises to ask for more tokens
             self._check_positions_suffice(mask, prompt.shape[-1] + 1)
         return super().generate(inputs, generation_config, **kwargs)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Not available; generate_batch() and `transformers serve` ask for it.
+
+        Raises:
+            NotImplementedError: always: its paged cache has no place for what our layers remember.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__}: continuous batching (generate_batch) keeps keys and values in a cache of its own, "
+            "and this model a StateCache: use generate() with a padded batch."
+        )
 
     def max_positions(self) -> int | None:
         """Return how many positions the model has embeddings for; None when it can go on for ever."""

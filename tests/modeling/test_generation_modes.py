@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import DynamicCache, pipeline
 from transformers.generation.streamers import BaseStreamer
 
 from frankenlm.modeling import (
@@ -129,14 +129,32 @@ def test_drafts_are_refused_where_nothing_can_be_taken_back(family, make, quiet)
         with pytest.raises(ValueError, match=f"not supported with stateful models.*{type(model).__name__}") as caught:
             model.generate(ids, **drafts, **options)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="cannot be cropped.*Generate without assisted or prompt-lookup decoding"):
-        make("attention").generate(ids, assistant_model=model, **options)
+    asked = []
+    target = make("attention")
+    target.register_forward_pre_hook(lambda *_: asked.append(1))
+    with pytest.raises(ValueError, match=f"{type(model).__name__} cannot be the assistant of another model"):
+        target.generate(ids, assistant_model=model, **options)
+    assert not asked  # before anything is computed
     cache = model.new_cache()
     with torch.no_grad():
         model(ids, cache=cache)
     assert not cache.is_croppable
     cache.crop(0)
     assert cache.get_seq_length() == 9
+
+
+@every_family
+def test_continuous_batching_is_refused_at_once(family, make):
+    model = make(family)
+    with pytest.raises(NotImplementedError, match=f"{type(model).__name__}: continuous batching.*use generate"):
+        model.generate_batch([[65, 66], [67]], max_new_tokens=2)
+    with pytest.raises(NotImplementedError, match="use generate"):
+        model.init_continuous_batching()
+
+
+def test_a_cache_that_prefix_tuning_brings_is_refused_by_its_name(make):
+    with pytest.raises(ValueError, match=r"cache is a DynamicCache.*prefix tuning.*such as LoRA"):
+        make("infinito")(torch.arange(65, 74)[None], cache=DynamicCache())
 
 
 @pytest.mark.filterwarnings("error")

@@ -247,13 +247,17 @@ class JointCollator:
 
 
 class BothWaysCollator:
-    """Each row twice, first all of them left to right, then all of them masked, the same way every time."""
+    """Each row twice, first all of them left to right, then all of them masked, the same way every time.
+
+    A row without a token that could be masked comes once.
+    """
 
     def __init__(self, masking: MaskingCollator):
         self.masking = masking
 
     def __call__(self, rows: Sequence[dict]) -> Batch:
-        return joint_batch(self.masking, [(row, is_causal) for is_causal in (True, False) for row in rows])
+        masked = [row for row in rows if bool((self.masking.mask(row)[1] != IGNORED_LABEL).any())]
+        return joint_batch(self.masking, [*((row, True) for row in rows), *((row, False) for row in masked)])
 
 
 def joint_batch(masking: MaskingCollator, read: Sequence[tuple[dict, bool]]) -> Batch:

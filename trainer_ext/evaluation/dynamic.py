@@ -73,24 +73,37 @@ def check_can_learn(model: torch.nn.Module) -> None:
 
 @contextmanager
 def own_weights(model: torch.nn.Module) -> Iterator[list[torch.nn.Parameter]]:
-    """Yield the weights, in evaluation mode and with gradients; at the end they have their values of before again.
+    """Yield the weights, in evaluation mode, with gradients and in float32; at the end they are what they were before.
+
+    Half precision would lose most of a small step: a weight of 1 in bfloat16 moves by no less than 1/256.
 
     Raises:
         ValueError: see `check_can_learn`.
     """
     check_can_learn(model)
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
-    before = [(weight.detach().clone(), weight.requires_grad) for weight in weights]
+    before = [(weight.data, weight.requires_grad) for weight in weights]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
     was_training = model.training
     model.eval()
     for weight in weights:
+        weight.data = weight.data.to(_wide(weight), copy=True)
         weight.requires_grad_(True)
+    for module, owned in buffers:
+        wide = {name: buffer.to(_wide(buffer)) for name, buffer in owned.items() if buffer is not None}
+        module._buffers.update(wide)
     try:
         with torch.enable_grad():
             yield weights
     finally:
         model.train(was_training)
-        with torch.no_grad():
-            for weight, (value, needed) in zip(weights, before, strict=True):
-                weight.copy_(value)
-                weight.requires_grad_(needed)
+        for weight, (value, needed) in zip(weights, before, strict=True):
+            weight.data = value
+            weight.requires_grad_(needed)
+        for module, owned in buffers:
+            module._buffers.update(owned)
+
+
+def _wide(tensor: torch.Tensor) -> torch.dtype:
+    """Float32 for narrower floats; other tensors keep their dtype."""
+    return torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype

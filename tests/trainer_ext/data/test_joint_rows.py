@@ -79,6 +79,14 @@ def test_a_row_without_a_token_to_hide_is_read_left_to_right(tokenizer):
     assert batch["causal_rows"].tolist() == [True]
 
 
+def test_evaluation_counts_a_row_without_a_token_to_hide_once(tokenizer, rows):
+    bare = {"input_ids": [tokenizer.eos_token_id] * 3, "seq_lengths": [3]}
+    batch = build_collator("joint", tokenizer).for_evaluation()([bare, *rows[:2], bare])
+    assert batch["causal_rows"].tolist() == [True] * 4 + [False] * 2
+    assert (batch["labels"][:, 1:3] == tokenizer.eos_token_id).all(1).sum() == 2
+    assert build_collator("joint", tokenizer).for_evaluation()([bare])["causal_rows"].tolist() == [True]
+
+
 @pytest.mark.parametrize("share", [0, 1, -0.1])
 def test_a_share_of_all_or_none_is_another_objective(tokenizer, share):
     with pytest.raises(ValueError, match=f"causal_share={share}"):

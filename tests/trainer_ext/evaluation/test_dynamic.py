@@ -58,6 +58,18 @@ def test_each_window_is_scored_before_it_is_learned(model):
     assert first == pytest.approx(causal_scores(model, [TEXTS[0][:WINDOW]], batch_size=1, **options(WINDOW)).nats)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_steps_are_not_lost_in_half_precision(model, dtype):
+    """The steps are those of the same weights in float32; in their own precision they would mostly be rounded away."""
+    model.to(dtype)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    scores = dynamic_scores(model, TEXTS, rate=1e-3, **options(WINDOW))
+    wide = copy.deepcopy(model).float()
+    assert scores.sums[:, NATS].tolist() == pytest.approx(loop(wide, 1e-3), rel=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {value.dtype for value in model.state_dict().values()} == {value.dtype for value in before.values()}
+
+
 @pytest.mark.parametrize("stride", [1, 3, WINDOW])
 def test_without_a_rate_it_is_the_plain_figure(model, stride):
     still = dynamic_scores(model, TEXTS, rate=1e-30, **options(stride))

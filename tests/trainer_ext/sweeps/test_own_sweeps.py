@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from frankenlm.trainer_ext.common.objectives import form_of_text
 from frankenlm.trainer_ext.preflight import check_config, check_data_arguments, has_two_directions
@@ -12,7 +13,7 @@ from frankenlm.trainer_ext.results import lowest_loss
 from frankenlm.trainer_ext.sweeps.grid import read_sweep
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-RUNS = {"joint": 15, "wikitext_recipe": 30}
+RUNS = {"joint": 15, "wikitext_recipe": 33}
 
 
 def checked(words: list[str]):
@@ -53,6 +54,20 @@ def test_the_recipe_of_wikitext_asks_what_it_can_answer():
     text = (CONFIGS / "sweeps" / "wikitext_recipe.yaml").read_text()
     epoch, epochs = int(re.search(r"(\d+) thousand tokens", text)[1]) * 1000, int(re.search(r"(\d+) epochs", text)[1])
     assert run.data.max_documents == 1800 and epochs == tokens // epoch >= 20
+
+
+def test_the_recipe_of_wikitext_tries_every_part_of_the_configuration():
+    whole = yaml.safe_load((CONFIGS / "infinito_wikitext.yaml").read_text())
+    parts = whole["data"] | whole["training"] | {f"model.{name}": value for name, value in whole["model"].items()}
+    sweep = yaml.safe_load((CONFIGS / "sweeps" / "wikitext_recipe.yaml").read_text())
+    base, runs = sweep["base"], {name: run or {} for name, run in sweep["runs"].items()}
+    together, length = runs.pop("together"), {"num_train_epochs"}
+    named = {f"model.{name}" if name in ("preset", "tokenizer") else name for name in base}
+    assert parts.keys() - named - length <= together.keys() <= parts.keys()
+    alone = set().union(*({*run, *run.get("grid", {})} for run in runs.values()))
+    of_a_stop = {"early_stopping_patience"}  # the best weights are kept of every run
+    assert together.keys() - of_a_stop <= alone and base["load_best_model_at_end"]
+    assert all(together[name] == parts[name] for name in together.keys() - of_a_stop)
 
 
 def test_the_recipe_for_wikitext_is_one_command():
