@@ -27,6 +27,7 @@ def perplexity_of_texts(
     """Return loss, perplexity, bits_per_byte, accuracies, tokens, bytes, method, and `losses`, nats a token of each.
 
     Of a causal model also word_perplexity. Masked models are scored by pseudo-perplexity. Windows: see scoring.py.
+    Bytes and words are those of what was scored; None where that is not known (lengths.py).
 
     Raises:
         UserError: a model that cannot be scored, or settings it cannot be scored with.
@@ -54,7 +55,7 @@ def perplexity_of_texts(
     sums = scored.summed[0].parts
     return {
         **scored.measures(),
-        "bytes": scored.facts["bytes"],
+        "bytes": scored.facts.get("bytes"),
         "losses": [float(row[NATS] / row[TOKENS]) if row[TOKENS] else None for row in sums],
         "method": scorer.method,
         "tokens": scored.facts["tokens"],

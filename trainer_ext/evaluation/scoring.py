@@ -31,13 +31,14 @@ from ..common.opening import check_runs, read_config, read_tokenizer, read_weigh
 from ..data.blocks import keeps_documents_apart
 from ..data.collators import build_collator
 from ..data.packing import template_ids
-from ..data.splits import count_bytes, count_tokens, iter_texts, prepare_dataset
+from ..data.splits import count_tokens, iter_texts, prepare_dataset
 from ..data.tokenizers import begin_id, special_token_ids
 from ..metrics.bootstrap import Summed
 from ..metrics.language import TOKENS, Scores, causal_scores, masked_lm_scores, pseudo_scores
 from ..metrics.text import vocabulary_use
 from .dynamic import dynamic_scores
 from .flags import CAUSAL_ONLY, METHODS, METRICS, TEXT_METRICS
+from .lengths import scored_lengths
 
 logger = logging.getLogger("frankenlm.scoring")
 
@@ -234,24 +235,21 @@ def score(
     """Score the documents: loss, perplexity, bits_per_byte and accuracies; how much was scored, how, and how fast.
 
     Of a causal model also word_perplexity and words, the runs of text between blanks: figures that compare models of
-    different tokenizers; `reference`, such a tokenizer, adds reference_perplexity. Under `mlm` only a sample of the
-    tokens is scored; `bytes` is then that sample's share.
+    different tokenizers; `reference`, such a tokenizer, adds reference_perplexity. Bytes, words and its tokens are
+    those of the scored part (lengths.py). Under `mlm` only a sample of the tokens is scored; `bytes` is its share.
 
     Raises:
         UserError: no token of the text can be scored, or one that the model has no embedding for.
     """
     start = time.perf_counter()
-    words, others = None, None
+    lengths = scored_lengths(scorer.tokenizer, iter_texts(documents), scorer.method, reference)
+    utf8_bytes, words, others = lengths.utf8_bytes, lengths.words, lengths.other_tokens
     if scorer.method == "mlm":
-        scores, utf8_bytes = _score_masked(scorer, documents, count_bytes(documents), mlm_probability, seed)
+        scores, utf8_bytes = _score_masked(scorer, documents, utf8_bytes, mlm_probability, seed)
     else:
         ids = token_ids(scorer.tokenizer, documents, vocabulary_of(scorer.model))
         with tqdm(ids, total=len(documents), unit="document") as sequences:
             scores = score_sequences(scorer, sequences)
-        utf8_bytes = [len(text.encode()) for text in iter_texts(documents)]
-        if scorer.method == "causal":
-            words = [len(text.split()) for text in iter_texts(documents)]
-            others = None if reference is None else count_by(reference, documents)
     seconds = time.perf_counter() - start
     if not scores.tokens:
         raise UserError(f"--method {scorer.method}: the text has no token to score; give more text.")
@@ -259,7 +257,7 @@ def score(
         "tokens": scores.tokens,
         **({} if words is None else {"words": sum(words)}),
         **({} if others is None else {"reference_tokens": sum(others)}),
-        "bytes": max(1, round(sum(utf8_bytes))),
+        **({} if utf8_bytes is None else {"bytes": max(1, round(sum(utf8_bytes)))}),
         "context_length": scorer.context_length,
         "stride": scores.stride or scorer.context_length,
         "seconds": round(seconds, 2),
@@ -268,13 +266,6 @@ def score(
     words = words if words is None or sum(words) else None
     summed = (scores.likelihood(utf8_bytes, words, others), scores.accuracy())
     return ScoredText(facts, summed, "row" if scorer.method == "mlm" else "document")
-
-
-def count_by(tokenizer: PreTrainedTokenizerBase, documents: Dataset) -> list[int]:
-    """How many tokens each document has by another tokenizer, without special ones."""
-    return [
-        len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in iter_texts(documents)
-    ]
 
 
 def learning_measures(scorer: Scorer, documents: Dataset, rate: float, reference=None) -> dict[str, float | None]:
@@ -288,11 +279,9 @@ def learning_measures(scorer: Scorer, documents: Dataset, rate: float, reference
     with user_mistakes(), tqdm(ids, desc="learning", total=len(documents), unit="document") as sequences:
         start = begin_id(scorer.tokenizer)
         scores = dynamic_scores(scorer.model, sequences, rate=rate, start_token_id=start, **windows)
-    texts = list(iter_texts(documents))
-    words = [len(text.split()) for text in texts]
-    others = None if reference is None else count_by(reference, documents)
-    utf8_bytes = [len(text.encode()) for text in texts]
-    return dict(scores.likelihood(utf8_bytes, words if sum(words) else None, others).values())
+    lengths = scored_lengths(scorer.tokenizer, iter_texts(documents), scorer.method, reference)
+    words = lengths.words if lengths.words and sum(lengths.words) else None
+    return dict(scores.likelihood(lengths.utf8_bytes, words, lengths.other_tokens).values())
 
 
 def was_trained_apart(model: PreTrainedModel) -> bool:
@@ -349,9 +338,12 @@ def _score_pseudo(scorer: Scorer, sequences: Iterable[Sequence[int]]) -> Scores:
 
 
 def _score_masked(
-    scorer: Scorer, documents: Dataset, utf8_bytes: int, mlm_probability: float, seed: int
-) -> tuple[Scores, list[float]]:
-    """The masked loss over packed blocks, and the bytes that the scored tokens of each stand for."""
+    scorer: Scorer, documents: Dataset, utf8_bytes: Sequence[int] | None, mlm_probability: float, seed: int
+) -> tuple[Scores, list[float] | None]:
+    """The masked loss over packed blocks, and the bytes that the scored tokens of each stand for.
+
+    utf8_bytes: of what can be masked of each document.
+    """
     both_ways = goes_both_ways(scorer.model.config)
     objective = "joint" if both_ways else "mlm"  # whose rows are those of causal training
     with user_mistakes():
@@ -369,8 +361,10 @@ def _score_masked(
     batches = DataLoader(rows, batch_size=scorer.batch_size, collate_fn=masking)
     with tqdm(batches, unit="batch") as shown:
         scores = masked_lm_scores(scorer.model, shown)
+    if utf8_bytes is None:
+        return scores, None
     counts[special_token_ids(scorer.tokenizer)] = 0
-    bytes_a_token = utf8_bytes / max(1, int(counts.sum()))
+    bytes_a_token = sum(utf8_bytes) / max(1, int(counts.sum()))
     return scores, [bytes_a_token * float(tokens) for tokens in scores.sums[:, TOKENS]]
 
 

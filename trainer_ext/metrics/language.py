@@ -67,7 +67,7 @@ class Scores:
 
     def likelihood(
         self,
-        utf8_bytes: Sequence[float],
+        utf8_bytes: Sequence[float] | None,
         words: Sequence[int] | None = None,
         other_tokens: Sequence[int] | None = None,
     ) -> Summed:
@@ -76,24 +76,26 @@ class Scores:
         With `other_tokens`, those of another tokenizer, also reference_perplexity, which spreads the same nats over
         them: exactly 2 ** (bits_per_byte * bytes / other_tokens).
 
-        See perplexity_report; None where no token was scored. utf8_bytes, words, other_tokens: of each text, N of them.
+        None where no token was scored, or a length is 0 or not known. utf8_bytes, words, other_tokens: of what was
+        scored of each text, N of them.
         """
-        units = {"word_perplexity": words, "reference_perplexity": other_tokens}
-        units = {name: counts for name, counts in units.items() if counts is not None}
-        names = ["loss", "perplexity", "bits_per_byte", *units]
-        lengths = [utf8_bytes, *units.values()]
+        lengths = {"bits_per_byte": utf8_bytes, "word_perplexity": words, "reference_perplexity": other_tokens}
+        lengths = {name: counts for name, counts in lengths.items() if counts is not None}
+        names = list(dict.fromkeys(["loss", "perplexity", "bits_per_byte", *lengths]))
 
         def finish(sums: np.ndarray) -> dict[str, float | None]:
-            nats, tokens, size, *counts = sums.tolist()
-            if tokens < 1 or size <= 0:
+            nats, tokens, *sizes = sums.tolist()
+            if tokens < 1:
                 return dict.fromkeys(names)
-            report = perplexity_report(nats, round(tokens), size)
-            of_units = zip(units, counts, strict=True)
-            report |= {name: perplexity_of(nats / count) if count else None for name, count in of_units}
-            return {"loss": report.pop("loss_nats"), **{name: report[name] for name in names[1:]}}
+            a_unit = {name: nats / size for name, size in zip(lengths, sizes, strict=True) if size > 0}
+            found = {"loss": nats / tokens, "perplexity": perplexity_of(nats / tokens)}
+            found |= {name: perplexity_of(value) for name, value in a_unit.items()}
+            if "bits_per_byte" in a_unit:
+                found["bits_per_byte"] = a_unit["bits_per_byte"] / math.log(2)
+            return {name: found.get(name) for name in names}
 
-        parts = np.column_stack([self.sums[:, : TOKENS + 1], *lengths])
-        return Summed(parts, finish, logarithms=("perplexity", *units))
+        parts = np.column_stack([self.sums[:, : TOKENS + 1], *lengths.values()])
+        return Summed(parts, finish, logarithms=tuple(name for name in names if name.endswith("perplexity")))
 
 
 def token_ranks(logits: torch.Tensor, answers: torch.Tensor, most: int = TOP[-1]) -> torch.Tensor:

@@ -13,6 +13,7 @@ from frankenlm.trainer_ext.common.cli import UserError, user_mistakes
 from frankenlm.trainer_ext.data.packing import template_ids
 from frankenlm.trainer_ext.data.tokenizers import begin_id
 from frankenlm.trainer_ext.evaluation.comparing import format_value
+from frankenlm.trainer_ext.evaluation.lengths import scored_lengths
 from frankenlm.trainer_ext.evaluation.scoring import Scorer, check_room, choose_context, score_sequences, vocabulary_of
 from frankenlm.trainer_ext.generation.heatmaps import readable
 from frankenlm.trainer_ext.generation.inspection import token_texts
@@ -73,18 +74,18 @@ def measure(opened: Opened, text: str, most_tokens: int = Limits.prompt_tokens) 
     if masked:
         check_room(tokenizer, context)
     scorer = Scorer(model, tokenizer, "pseudo" if masked else "causal", context, max(1, context // 2), BATCH)
-    size = len(text.encode())
+    lengths = scored_lengths(tokenizer, [text], scorer.method)
     with opened.lock:
         scores = score_sequences(scorer, [ids])
         if not scores.tokens:
             raise UserError(f"The text has no token that {opened.name} can be scored on: write more of it.")
         expected = expect(opened, ids, context)
-    values = scores.likelihood([size]).values()
+    values = scores.likelihood(lengths.utf8_bytes).values()
     measures = (
         values["bits_per_byte"],
         values["perplexity"],
         len(ids),
-        size / len(ids),
+        len(text.encode()) / len(ids),
         model.num_parameters(),
         loaded_bytes(model),
     )
