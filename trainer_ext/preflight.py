@@ -16,6 +16,7 @@ from frankenlm.modeling import read_preset
 
 from .argument_ranges import DATA_RANGES, MODEL_RANGES, check_has_window, check_ranges
 from .arguments import DataArguments
+from .common.checkpoints import known_positions
 from .common.cli import UserError, check_model_name, check_output_dir, is_main_process, user_mistakes
 from .common.objectives import OBJECTIVES
 from .common.opening import read_config
@@ -263,7 +264,7 @@ def check_teacher(run: RunSettings) -> None:
         raise UserError(f"--teacher {name}: holds {holds}, and --objective {data.objective} has another head.")
     if objective.goes_both_ways and not config.to_dict().get("two_directions"):
         raise UserError(f"--teacher {name}: is of one direction, and --objective joint needs one that was trained so.")
-    positions = config.to_dict().get("max_position_embeddings")
+    positions = known_positions(config)
     if positions is not None and data.max_length > positions:
         raise UserError(f"--teacher {name} has {positions} positions: add --max_length {positions}, or less.")
     packs = data.packing and data.packed_documents != "joined"
@@ -321,7 +322,7 @@ def check_saved_config(run: RunSettings) -> PreTrainedConfig:
     """Check that the saved model can be read, and that the sequences fit its positions; return its configuration."""
     name = run.model.model_name_or_path
     config = read_config(name, option=SAVED, trust_remote_code=run.model.trust_remote_code)
-    positions = config.to_dict().get("max_position_embeddings")
+    positions = known_positions(config)
     if positions is not None and run.data.max_length > positions:
         raise UserError(
             f"--max_length {run.data.max_length} exceeds max_position_embeddings={positions} of {name}; add "

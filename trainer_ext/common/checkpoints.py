@@ -82,6 +82,15 @@ def usable_positions(config: PreTrainedConfig) -> int:
     return limit - config.pad_token_id - 1 if config.model_type in COUNTED_FROM_PAD else limit
 
 
+def known_positions(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model of anybody's has positions for; None where its configuration names no limit.
+
+    Asked of the attribute: GPT-2's field has another name. XLNet says -1, RoBERTa counts from behind the pad token.
+    """
+    limit = usable_positions(config) if hasattr(config, "max_position_embeddings") else None
+    return None if limit == -1 else limit
+
+
 def check_memory_switch(checkpoint: Checkpoint, option: str) -> None:
     """Raises UserError where an option about the slot memory is given for a model without one."""
     if not checkpoint.has_memory:

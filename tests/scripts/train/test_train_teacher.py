@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2Config, RobertaConfig, XLNetConfig
 
 from frankenlm.modeling import (
     FrankensteinConfig,
@@ -15,7 +16,7 @@ from frankenlm.modeling import (
 )
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.data.tokenizers import load_tokenizer
-from frankenlm.trainer_ext.preflight import check_teacher
+from frankenlm.trainer_ext.preflight import check_saved_config, check_teacher
 from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.saving.training_csv import read_csv
 from run_outcomes import assert_same_run, metrics
@@ -153,6 +154,31 @@ def test_a_loss_without_logits_is_refused(teacher, tmp_path):
     words = ["--preset", "legacy-1bit", "--teacher", str(teacher("causal")), "--use_liger_kernel", "true"]
     with pytest.raises(UserError, match="--teacher and --use_liger_kernel exclude each other: the latter returns no"):
         check_teacher(parse_run([*words, "--output_dir", str(tmp_path)]))
+
+
+@pytest.mark.parametrize(
+    ("config", "objective", "most"),
+    [
+        (GPT2Config(n_positions=33, architectures=["GPT2LMHeadModel"]), "causal", 33),
+        # the first token stands at position pad_token_id + 1
+        (RobertaConfig(max_position_embeddings=40, pad_token_id=3, architectures=["RobertaForMaskedLM"]), "mlm", 36),
+        (XLNetConfig(architectures=["XLNetLMHeadModel"]), "causal", None),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_rows_fit_into_the_positions_of_models_of_another_house(tmp_path, config, objective, most):
+    config.save_pretrained(tmp_path / "teacher")
+    preset = "legacy-1bit" if objective == "causal" else "standard"
+    shared = ["--objective", objective, "--no_packing", "--output_dir", str(tmp_path / "out"), "--max_length"]
+    taught = ["--preset", preset, "--teacher", str(tmp_path / "teacher"), *shared]
+    going_on = ["--model_name_or_path", str(tmp_path / "teacher"), *shared]
+    check_teacher(parse_run([*taught, str(most or 9999)]))
+    check_saved_config(parse_run([*going_on, str(most or 9999)]))
+    if most is not None:
+        with pytest.raises(UserError, match=f"has {most} positions: add --max_length {most}, or less"):
+            check_teacher(parse_run([*taught, str(most + 1)]))
+        with pytest.raises(UserError, match=f"add --max_length {most}"):
+            check_saved_config(parse_run([*going_on, str(most + 1)]))
 
 
 def test_flags_of_a_teacher_need_one(run_train, tmp_path, capfd):
