@@ -1,12 +1,13 @@
 """Rows of suite.csv -> a cell for each task, mixer and size, and what they say by rule: records, never a model."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..metrics.seeds import interval, summary
 from .models import MODELS, RECURRENT
-from .plan import REPORT, SELECTION, best_rate
+from .plan import REPORT, SELECTION, CommonSize, best_rate
 from .tasks import MQAR
 
 SOLVED = 0.95
@@ -16,8 +17,10 @@ NOTHING = 0.05  # an accuracy no further above chance than this tells nothing
 BASELINE = "softmax"
 
 
-def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def cells_of(rows: Sequence[Mapping[str, Any]], common: CommonSize) -> list[dict[str, Any]]:
     """One cell for all rows of a task, a mixer and a size, in the order of the rows.
+
+    common: the plan's; the rows of a suite that is not finished, or of several calls, do not tell it.
 
     A cell has the mean accuracy over the reported seeds (None before the first), sd, n and 95 % t interval; what each
     rate came to with the selection seed, the rate chosen, and whether that lies at an end of those tried.
@@ -25,9 +28,16 @@ def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     grouped: dict[tuple, list[Mapping]] = {}
     for row in rows:
         grouped.setdefault(tuple(row[name] for name in SIZES), []).append(row)
-    usual = rows[0]["steps"] if rows else 0
     cells = [_cell(dict(zip(SIZES, key, strict=True)), members) for key, members in grouped.items()]
-    return [{**cell, "has_other_steps": cell["steps"] != usual} for cell in cells]
+    sizes = dataclasses.asdict(common)
+    return [
+        {
+            **cell,
+            "has_other_steps": cell["steps"] != common.steps,
+            "is_common": all(cell[name] == size for name, size in sizes.items()),
+        }
+        for cell in cells
+    ]
 
 
 def _cell(about: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -55,12 +65,8 @@ def _cell(about: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def main_cells(cells: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """(task, mixer) -> its cell at the size that all tasks have, which is the first of each."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for cell in cells:
-        if not cell["has_other_steps"]:
-            found.setdefault((cell["task"], cell["mixer"]), cell)
-    return found
+    """(task, mixer) -> its cell at the size that all tasks have; none where that one was not run."""
+    return {(cell["task"], cell["mixer"]): cell for cell in cells if cell["is_common"]}
 
 
 def findings(cells: Sequence[dict[str, Any]]) -> list[str]:
@@ -185,7 +191,7 @@ def _task_finding(task: str, cells: Sequence[dict[str, Any]]) -> str:
     if lost:
         line += f"; not {NOTHING} above chance ({best['chance']:.3f}): {', '.join(lost)}"
     missing = [mixer for mixer in MODELS if mixer not in {cell["mixer"] for cell in cells}]
-    return f"{line}; not run: {', '.join(missing)}." if missing else f"{line}."
+    return f"{line}; nothing reported at this size: {', '.join(missing)}." if missing else f"{line}."
 
 
 def told_size(cell: Mapping[str, Any]) -> str:

@@ -55,6 +55,15 @@ class SuiteCell:
 
 
 @dataclass(frozen=True)
+class CommonSize:
+    """The size that every task has of every mixer: what is said of mixers side by side is said at this one alone."""
+
+    hidden_size: int
+    mamba_state: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class SuitePlan:
     """What is to be run.
 
@@ -75,9 +84,13 @@ class SuitePlan:
     test_rows: int
 
     @property
+    def common(self) -> CommonSize:
+        return CommonSize(self.hidden_sizes[0], self.mamba_states[0], self.steps[0])
+
+    @property
     def cells(self) -> list[SuiteCell]:
         """What is run, in order: of each task all mixers at the first size, and then MQAR at the others."""
-        width, state, steps = self.hidden_sizes[0], self.mamba_states[0], self.steps[0]
+        width, state, steps = dataclasses.astuple(self.common)
         cells = [SuiteCell(task, mixer, width, state, steps) for task in self.tasks for mixer in self.mixers]
         if MQAR in self.tasks:
             widths = [(mixer, other) for other in self.hidden_sizes[1:] for mixer in self.mixers]

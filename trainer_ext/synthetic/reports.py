@@ -1,5 +1,6 @@
 """The reports of a suite: suite.json, suite.png, and the page, all of them of the rows there are so far."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from ..metrics.seeds import plus_minus
 from .cells import cells_of, findings, main_cells, told_size
 from .figure import plot_suite
 from .models import MODELS
-from .plan import FinishedRuns, SuitePlan
+from .plan import CommonSize, FinishedRuns, SuitePlan
 from .tasks import MQAR, changes_of
 
 PAGE, PICTURE, FACTS = "suite.md", "suite.png", "suite.json"
@@ -23,16 +24,17 @@ def write_reports(
 ) -> None:
     """Write the three of them beside suite.csv, which is put in order, and the page once more where `card` says."""
     rows = finished.arrange(plan)
-    cells = cells_of(rows)
+    cells = cells_of(rows, plan.common)
     planned, command = len(plan.cells) * plan.runs_of_a_cell, command_of(plan)
     facts = {"planned_runs": planned, "finished_runs": len(rows), "cells": cells, "findings": findings(cells)}
-    write_json(folder / FACTS, {**facts, "versions": dict(versions), "command": command})
+    facts |= {"common_size": dataclasses.asdict(plan.common), "versions": dict(versions), "command": command}
+    write_json(folder / FACTS, facts)
     with replaced_file(folder / PICTURE) as scratch:
         plot_suite(cells, scratch)
     for path in filter(None, (folder / PAGE, card)):
         # the picture stays where it is
         picture = Path(os.path.relpath(folder / PICTURE, path.parent)).as_posix()
-        write_text(path, page(rows, planned, versions, command, picture))
+        write_text(path, page(rows, plan.common, planned, versions, command, picture))
 
 
 def command_of(plan: SuitePlan) -> str:
@@ -54,10 +56,15 @@ def command_of(plan: SuitePlan) -> str:
 
 
 def page(
-    rows: Sequence[Mapping[str, Any]], planned: int, versions: Mapping[str, str], command: str, picture: str
+    rows: Sequence[Mapping[str, Any]],
+    common: CommonSize,
+    planned: int,
+    versions: Mapping[str, str],
+    command: str,
+    picture: str,
 ) -> str:
     """The card of a suite; every number in it is of the rows."""
-    cells = cells_of(rows)
+    cells = cells_of(rows, common)
     parts = [
         "# Synthetic tasks",
         "Multi-query associative recall (Zoology, arXiv:2312.04927) and the six tasks of MAD (arXiv:2403.17844), put "
@@ -69,18 +76,13 @@ def page(
             f"**{len(rows)} of {planned} planned runs are finished**: the rest was not run, and nothing is said of it."
         )
     parts += ["## In short", "\n".join(f"- {line}" for line in findings(cells)) or "Nothing was finished."]
-    parts += ["## Accuracy", ACCURACY_NOTE, markdown_table(accuracy_table(cells)), f"![accuracy]({picture})"]
+    parts += ["## Accuracy", accuracy_note(common), markdown_table(accuracy_table(cells)), f"![accuracy]({picture})"]
     parts += ["## MQAR by the size of the state", STATE_NOTE, markdown_table(state_table(cells))]
     parts += ["## Learning rates", RATE_NOTE, markdown_table(rate_table(cells))]
     parts += ["## How it was measured", how(rows, versions), f"```bash\n{command}\n```", LIMITS]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-ACCURACY_NOTE = (
-    "Share of the asked tokens that a model puts first, over rows that are none of its training rows; mean ± sd over "
-    "seeds, n of them in brackets where some are missing. Chance is the accuracy of answering with whatever possible "
-    "answer stood in the row most often so far. All at one width."
-)
 STATE_NOTE = (
     "State: numbers that one row of the test leaves in the cache, of all layers, counted there. That of softmax, "
     "sigmoid, titan and ode grows with the row, that of retnet and mamba does not. The interval is a 95 % t interval "
@@ -92,6 +94,15 @@ LIMITS = (
     "below 1 may mean that the mixer cannot, or that it has not learnt yet; nothing here tells the two apart, and "
     "nothing is said about language."
 )
+
+
+def accuracy_note(common: CommonSize) -> str:
+    return (
+        "Share of the asked tokens that a model puts first, over rows that are none of its training rows; mean ± sd "
+        "over seeds, n of them in brackets where some are missing. Chance is the accuracy of answering with whatever "
+        f"possible answer stood in the row most often so far. All at width {common.hidden_size} (mamba: state "
+        f"{common.mamba_state}) after {common.steps:,} steps; an empty place has no reported run of that size."
+    )
 
 
 def accuracy_table(cells: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
