@@ -10,8 +10,8 @@ With `choice` and `report` a seed of its own chooses a value before others are r
 Every run is checked before the first begins, and is a training of its own in its own folder. A sweep that was stopped
 goes on when the same command is given again: finished runs stand, an interrupted one goes on from its checkpoint, a
 failed one is tried again. Writes sweep.csv (a row a run), sweep.json, sweep.md (means over seeds, the best) and
-sweep.png, after every run. Exit codes: 0 done, 1 a run failed (the others were made), 2 a mistake found before anything
-was run, 6 storage full or read-only, 130 / 143 stopped by a signal.
+sweep.png, after every run. Exit codes: 0 done, 1 a run failed (the others were made) or has nothing to choose by,
+2 a mistake found before anything was run, 6 storage full or read-only, 130 / 143 stopped by a signal.
 """
 
 import argparse

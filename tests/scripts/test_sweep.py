@@ -233,6 +233,14 @@ def test_a_metric_that_no_run_has_is_told(sweep, grid, tmp_path, capsys):
     assert "1 finished runs have no eval_accuracy, such as learning_rate=0.1" in capsys.readouterr().out
 
 
+def test_a_choice_by_a_metric_that_no_run_has_fails(sweep, grid, tmp_path, capsys):
+    """The stand-in's runs end without one that their settings promise."""
+    assert sweep(grid([0], **CHOICE, seeds=[0], metric="lowest_eval_loss")) == 1
+    out, error = capsys.readouterr()
+    assert "no learning_rate is called best: 3 of 3 have no lowest_eval_loss." in out
+    assert "3 finished runs have no lowest_eval_loss to choose by, such as learning_rate=0.1,seed=9" in error
+
+
 def test_two_sweeps_do_not_share_a_folder(sweep, grid, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with locked_folder(tmp_path / "out"):

@@ -24,7 +24,7 @@ from ..saving.publishing import settle
 from ..sweeps.choice import CHOICE, REPORT
 from ..sweeps.cost import plan_table
 from ..sweeps.figure import plot_sweep
-from ..sweeps.grid import Sweep, SweepRun, decision_for, following, read_sweep, reported_runs
+from ..sweeps.grid import Sweep, SweepRun, choosing_run, decision_for, following, read_sweep, reported_runs
 from ..sweeps.run_folder import FINISHED, ImpossibleRun, PlannedRun, plan_run
 from ..sweeps.running import Ending, RunProcesses
 from ..sweeps.table import GROUP, LOSSES, METRICS, STAGE, cells_of, edges, page, row_of, table_of
@@ -39,12 +39,13 @@ def sweep(args: argparse.Namespace) -> None:
 
     Raises:
         UserError: a mistake in the file or in any of its runs, before anything is written.
-        Failed: a run failed; the others were made. Interrupted: a signal came.
+        Failed: a run failed, the others were made; or finished ones have nothing to choose by. Interrupted: a signal
+            came.
     """
     check_numbers(args, least={"jobs": 1})
-    asked = read_sweep(args.config, args.set)
-    check_output_dir(args.output_dir)
     with RunLog(args.log_level) as log:
+        asked = read_sweep(args.config, args.set)
+        check_output_dir(args.output_dir)
         asked, plan = planned_so_far(asked, args.output_dir)
         chosen_runs(asked, args.only)
         for run in later_runs(asked):
@@ -75,6 +76,12 @@ def sweep(args: argparse.Namespace) -> None:
         raise Failed(
             f"{len(failed)} of {len(plan)} runs failed ({', '.join(failed[:3])}); {PAGE} has their last lines."
         )
+    lacking = without_metric(plan, asked.metric)
+    if lacking:
+        raise Failed(
+            f"{len(lacking)} finished runs have no {asked.metric} to choose by, such as {lacking[0]}: take another "
+            "metric."
+        )
 
 
 def chosen_runs(asked: Sweep, only: Sequence[str], is_checked: bool = False) -> set[str]:
@@ -103,7 +110,7 @@ def planned_so_far(asked: Sweep, output_dir: Path, plan: Sequence[PlannedRun] = 
         for run in asked.runs:
             try:
                 if run.name not in known:
-                    known[run.name] = plan_run(run, output_dir)
+                    known[run.name] = plan_run(run, output_dir, asked.metric)
             except ImpossibleRun:
                 if not is_grown(asked, run):
                     raise
@@ -123,16 +130,22 @@ def is_grown(asked: Sweep, run: SweepRun) -> bool:
 
 
 def found_by(plan: Sequence[PlannedRun], metric: str) -> dict[str, float]:
-    """The metric of the runs of a choice, by name; infinitely bad where training gave up."""
+    """The metric of the runs of a choice, by name; infinitely bad where training gave up or the loss is no number."""
     found = {}
     for planned in plan:
-        if planned.state == FINISHED:
-            value = planned.facts().get(metric)
-            if value is not None:
-                found[planned.run.name] = value
-        elif is_answer(planned):
+        facts = planned.facts() if planned.state == FINISHED else {}
+        if facts.get(metric) is not None:
+            found[planned.run.name] = facts[metric]
+        elif is_answer(planned) or {metric, "eval_loss"} & set(facts.get("non_finite", ())):
             found[planned.run.name] = -math.inf if METRICS[metric] else math.inf
     return found
+
+
+def without_metric(plan: Sequence[PlannedRun], metric: str) -> list[str]:
+    """The names of the runs of a choice that are finished, and have nothing to choose by all the same."""
+    found = found_by(plan, metric)
+    finished_ones = [planned.run for planned in plan if planned.state == FINISHED and planned.run.stage == CHOICE]
+    return [run.name for run in finished_ones if run.name not in found]
 
 
 def later_runs(asked: Sweep) -> list[SweepRun]:
@@ -252,7 +265,10 @@ def call_best(asked: Sweep, plan: Sequence[PlannedRun], cells: Sequence[dict]) -
                 cell["best"] = True
         if decision.chosen is None:
             named = ", ".join([entrant.group, *(f"{key}={value}" for key, value in entrant.varied.items())]).strip(", ")
-            lines.append(f"{named + ': ' if named else ''}no {asked.choice.setting} is called best: {decision.reason}")
+            names = {choosing_run(asked, entrant, value).name for value in decision.values}
+            lacking = len(names.intersection(without_metric(plan, asked.metric)))
+            reason = f"{lacking} of {len(names)} have no {asked.metric}" if lacking else decision.reason
+            lines.append(f"{named + ': ' if named else ''}no {asked.choice.setting} is called best: {reason}")
     return lines
 
 

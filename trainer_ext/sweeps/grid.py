@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,12 +33,15 @@ from ..presets import SECTIONS, all_config_fields, as_word, field_names, flat_se
 from .choice import CHOICE, REPORT, Decision, ValueChoice, decide, read_choice
 from .table import METRICS
 
+logger = logging.getLogger("frankenlm.sweep")
+
 KEYS = ("name", "base", "grid", "runs", "choice", "report", "seeds", "metric")
 MODEL, SEED = "model.", "{seed}"
 # What the sweep itself says to train.py.
 OWN = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "list_presets")
 # What looks at the validation text of a run, which is the one that is reported: settings and metrics.
 PEEKING = ("early_stopping_patience", "load_best_model_at_end")
+PEEKING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # their rate follows the validation loss
 PEEKING_METRICS = ("best_eval_loss", "lowest_eval_loss")
 LONGEST_NAME = 100
 
@@ -117,7 +121,8 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
         content = load_yaml_mapping(str(path))
         check_keys(f"--config {path}", content, KEYS)
         base = _settings(f"{path}, base", content.get("base"))
-        base |= _settings(f"{path}, --set", dict(map(_change, changes)))
+        changed = _settings(f"{path}, --set", dict(map(_change, changes)))
+        base |= changed
         metric = content.get("metric", "eval_loss")
         check_choice(f"--config {path}: metric", metric, METRICS)
         seeds = _seeds(path, content, base)
@@ -129,6 +134,7 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
                 varied = dict(zip(axes, values, strict=True))
                 entrants.append(Entrant(group, base, {**own, **varied}, varied))
         sweep = _choosing(path, content, entrants, seeds, metric)
+        _check_changed(changed, entrants, sweep)
         if sweep is not None:
             runs = sweep.runs
         else:
@@ -139,6 +145,20 @@ def read_sweep(path: Path, changes: Sequence[str] = ()) -> Sweep:
             raise UserError(f"--config {path}: two runs are {name!r}: a value stands twice.")
     name = str(content.get("name", path.stem))
     return Sweep(name, metric, tuple(runs)) if sweep is None else dataclasses.replace(sweep, name=name)
+
+
+def _check_changed(changed: Mapping[str, Any], entrants: Sequence[Entrant], sweep: Sweep | None) -> None:
+    """Raises UserError where --set would change no run; a warning names those that keep what they say themselves."""
+    for key, value in changed.items():
+        told = f"--set {key}={shown(value)}"
+        if sweep is not None and key == sweep.choice.setting:
+            raise UserError(f"{told}: is what is chosen: change the values of choice in the file.")
+        keeping = [entrant for entrant in entrants if key in entrant.own]
+        if len(keeping) == len(entrants):
+            raise UserError(f"{told}: changes no run, as each sets {key} itself, in grid or runs: change it there.")
+        if keeping:
+            names = list(dict.fromkeys(entrant.group or "those of the grid" for entrant in keeping))
+            logger.warning("%s: not for %s, which keep their own", told, ", ".join(names))
 
 
 def _choosing(
@@ -174,6 +194,11 @@ def _check_peeking(path: Path, entrants: Sequence[Entrant], report: Mapping[str,
                     f"--config {path}: {name} would choose the weights on the text that is reported; leave it out, or "
                     f"say {name}: null in report."
                 )
+        if settings.get("lr_scheduler_type") in PEEKING_SCHEDULES:
+            raise UserError(
+                f"--config {path}: lr_scheduler_type: {settings['lr_scheduler_type']} would lower the rate by the text "
+                "that is reported; take a schedule that looks at no text, such as linear."
+            )
     if metric in PEEKING_METRICS:
         raise UserError(
             f"--config {path}: metric: {metric} is chosen among evaluations of the text that is reported; take "

@@ -17,6 +17,7 @@ from frankenlm.modeling.yaml_text import plain
 
 from ..common.cli import UserError
 from ..common.files import write_json
+from ..common.objectives import OBJECTIVES
 from ..common.redaction import redact_facts
 from ..preflight import check_run
 from ..presets import RunSettings, parse_run
@@ -24,8 +25,8 @@ from ..resuming import run_settings
 from ..saving.output_folder import taken_names
 from ..saving.saved_checkpoints import checkpoint_folders, examined
 from ..saving.training_csv import read_csv
-from .choice import REPORT
-from .grid import SweepRun
+from .choice import CHOICE, REPORT
+from .grid import PEEKING_SCHEDULES, SweepRun
 
 logger = logging.getLogger("frankenlm.sweep")
 
@@ -84,8 +85,10 @@ class PlannedRun:
             return []
 
 
-def plan_run(run: SweepRun, output_dir: Path) -> PlannedRun:
+def plan_run(run: SweepRun, output_dir: Path, metric: str | None = None) -> PlannedRun:
     """Check a run's settings as train.py would, and look at what lies in its folder.
+
+    metric: what the run is to have at its end where it helps to choose.
 
     Raises:
         ImpossibleRun: a mistake in the settings. UserError: the folder holds a run with others, or something else.
@@ -96,6 +99,8 @@ def plan_run(run: SweepRun, output_dir: Path) -> PlannedRun:
         with settings_checked():
             parsed = parse_run([*run.words(), "--output_dir", str(folder)])
             check_no_peeking(run, parsed)
+            if run.stage == CHOICE and metric is not None:
+                check_has_metric(parsed, metric)
         settings = deciding_settings(parsed)
         earlier = read_json(folder / RECORD)
         check_same_settings(folder, earlier, settings)
@@ -113,11 +118,37 @@ def plan_run(run: SweepRun, output_dir: Path) -> PlannedRun:
 def check_no_peeking(run: SweepRun, parsed: RunSettings) -> None:
     """Raises UserError where a preset or a file of settings has the weights chosen on the text that is reported; what
     the sweep's own file says of that is told when it is read."""
-    if run.stage == REPORT and run.own.get("validation_dataset") and parsed.training.load_best_model_at_end:
+    if run.stage != REPORT or not run.own.get("validation_dataset"):
+        return
+    if parsed.training.load_best_model_at_end:
         raise UserError(
             "load_best_model_at_end, or early_stopping_patience, would choose the weights on the text that is "
             "reported; leave it out of the settings, or say load_best_model_at_end: false in report."
         )
+    schedule = str(parsed.training.lr_scheduler_type.value)
+    if schedule in PEEKING_SCHEDULES:
+        raise UserError(
+            f"lr_scheduler_type: {schedule} would lower the rate by the text that is reported; take a schedule that "
+            "looks at no text, such as linear."
+        )
+
+
+def check_has_metric(parsed: RunSettings, metric: str) -> None:
+    """Raises UserError where a run's settings leave it without the metric by which values are chosen."""
+    training, objective = parsed.training, OBJECTIVES[parsed.data.objective]
+    labels = parsed.data.objective == "classification"
+    never_looks = training.eval_strategy == "no" and not training.eval_on_start
+    lacking = {
+        "best_eval_loss": never_looks and "an eval_strategy other than no",
+        "lowest_eval_loss": never_looks and "an eval_strategy other than no",
+        "ema_eval_loss": training.ema_decay is None and "ema_decay",
+        "eval_accuracy": not labels and "objective: classification",
+        "eval_causal_loss": not objective.continues and "objective: causal or joint",
+        "eval_masked_loss": not objective.masks and "objective: mlm or joint",
+        "eval_perplexity": (labels or objective.goes_both_ways) and "objective: causal or mlm",
+    }
+    if lacking.get(metric):
+        raise UserError(f"metric: {metric} needs {lacking[metric]}: no value could be chosen by it; take eval_loss.")
 
 
 @contextlib.contextmanager

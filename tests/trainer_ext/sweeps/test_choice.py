@@ -1,14 +1,16 @@
 """A value chosen by one seed, never at an end of those tried; it is reported with other seeds and another text."""
 
+import json
 import math
 
 import pytest
 
-from frankenlm.trainer_ext.commands.sweep import planned_so_far
+from frankenlm.trainer_ext.commands.sweep import found_by, planned_so_far, without_metric
 from frankenlm.trainer_ext.common.cli import UserError
+from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.sweeps.choice import MOST_MORE, ValueChoice, decide
 from frankenlm.trainer_ext.sweeps.grid import decision_for, following, read_sweep
-from frankenlm.trainer_ext.sweeps.run_folder import ImpossibleRun, plan_run
+from frankenlm.trainer_ext.sweeps.run_folder import FINISHED, ImpossibleRun, PlannedRun, check_has_metric, plan_run
 
 RATES = ValueChoice("learning_rate", (1e-3, 3e-3, 1e-2), 1000)
 FILE = """
@@ -114,6 +116,8 @@ def test_what_the_file_itself_asks_for_is_no_end(read, tmp_path):
             "early_stopping_patience would choose",
         ),
         ("plain: ,", "plain: {load_best_model_at_end: true},", "load_best_model_at_end would choose the weights"),
+        ("max_steps: 3", "max_steps: 3, lr_scheduler_type: reduce_lr_on_plateau", "plateau would lower the rate"),
+        ("plain: ,", "plain: {lr_scheduler_type: greedy},", "greedy would lower the rate by the text"),
         ("seeds: [0, 1]", "seeds: [0, 1]\nmetric: best_eval_loss", "best_eval_loss is chosen among evaluations"),
     ],
 )
@@ -122,13 +126,57 @@ def test_nothing_peeks_at_the_text_that_is_reported(read, old, new, told):
         read(FILE.replace(old, new))
 
 
-def test_a_file_of_settings_may_not_peek_either(read, tmp_path):
-    (tmp_path / "small.yaml").write_text("training: {early_stopping_patience: 2, eval_steps: 2}")
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("early_stopping_patience: 2", "would choose the weights on the text that is reported"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "would lower the rate by the text that is reported"),
+    ],
+)
+def test_a_file_of_settings_may_not_peek_either(read, tmp_path, setting, told):
+    (tmp_path / "small.yaml").write_text(f"training: {{{setting}, eval_strategy: steps, eval_steps: 2}}")
     text = SMALL.format(setting="learning_rate", values=[1e-3, 3e-3, 1e-2]) + "report: {validation_dataset: test.jsonl}"
     sweep = read(text.replace("base: {", f"base: {{config: {tmp_path / 'small.yaml'}, "))
     (run, _) = (one for one in following(sweep, bowls(sweep)).runs if one.stage == "report")
-    with pytest.raises(ImpossibleRun, match="would choose the weights on the text that is reported"):
+    with pytest.raises(ImpossibleRun, match=told):
         plan_run(run, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("metric", "lacks", "has"),
+    [
+        ("ema_eval_loss", "", "--ema_decay 0.9"),
+        ("best_eval_loss", "--eval_strategy no", "--eval_strategy steps"),
+        ("lowest_eval_loss", "--eval_strategy no", "--eval_strategy no --eval_on_start true"),
+        ("eval_accuracy", "--objective causal", "--objective classification"),
+        ("eval_causal_loss", "--objective mlm", "--objective joint"),
+        ("eval_masked_loss", "--objective causal", "--objective joint"),
+        ("eval_perplexity", "--objective joint", "--objective mlm"),
+    ],
+)
+def test_what_a_run_cannot_have_is_no_metric_of_a_choice(metric, lacks, has):
+    words = ["--preset", "mini", "--dataset", "builtin", "--output_dir", "o"]
+    check_has_metric(parse_run([*words, *has.split()]), metric)
+    with pytest.raises(UserError, match=f"metric: {metric} needs .*: no value could be chosen by it"):
+        check_has_metric(parse_run([*words, *lacks.split()]), metric)
+
+
+def test_a_metric_is_asked_for_before_any_run_is_trained(read, tmp_path):
+    sweep = read(SMALL.format(setting="learning_rate", values=[1e-3, 3e-3, 1e-2]) + "metric: ema_eval_loss")
+    with pytest.raises(UserError, match="run learning_rate=0.001,seed=1000: metric: ema_eval_loss needs ema_decay"):
+        planned_so_far(sweep, tmp_path / "runs")
+
+
+def test_a_loss_that_is_no_number_is_the_worst_and_a_metric_that_is_not_there_is_none(read, tmp_path):
+    sweep = read(SMALL.format(setting="learning_rate", values=[1e-3, 3e-3, 1e-2]) + "metric: eval_perplexity")
+    facts = ({"eval_perplexity": 3.0}, {"eval_loss": None, "non_finite": ["eval_loss"]}, {"eval_loss": 2.0})
+    plan = []
+    for run, found in zip(sweep.runs, facts, strict=True):
+        (tmp_path / run.name).mkdir()
+        (tmp_path / run.name / "metrics.json").write_text(json.dumps(found))
+        plan.append(PlannedRun(run, tmp_path / run.name, {}, FINISHED, {"status": "finished"}))
+    assert list(found_by(plan, sweep.metric).values()) == [3.0, math.inf]
+    assert without_metric(plan, sweep.metric) == [sweep.runs[2].name]
 
 
 def test_the_choice_itself_may_stop_early(read):

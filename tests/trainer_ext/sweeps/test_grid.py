@@ -74,6 +74,25 @@ def test_set_takes_the_place_of_base(read):
     }
 
 
+def test_set_says_which_runs_keep_their_own(read, caplog):
+    text = BASE + "runs: {short: &own {max_steps: 2}, same: , wide: {<<: *own, num_experts: 4}}\n"
+    assert [run.settings["max_steps"] for run in read(text, "max_steps=9").runs] == [2, 9, 2]
+    assert caplog.messages == ["--set max_steps=9: not for short, wide, which keep their own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "change"),
+    [
+        ("runs: {a: {max_steps: 4}, b: {grid: {max_steps: [2, 3]}}}\n", "max_steps=1"),
+        ("grid: {per_device_train_batch_size: [2, 4]}\n", "batch_size=1"),
+        ("choice: {setting: learning_rate, values: [1, 2, 3], seed: 9}\nseeds: [0]\n", "learning_rate=1"),
+    ],
+)
+def test_a_change_of_nothing_is_told(read, text, change):
+    with pytest.raises(UserError, match=r"--set \S+=1: (changes no run|is what is chosen).*: change"):
+        read(BASE + text, change)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
