@@ -41,13 +41,16 @@ def run_facts(
     language_model = run.data.objective != "classification"
     mixes = OBJECTIVES[run.data.objective].goes_both_ways
     has_one_loss = language_model and not mixes
+    # what is saved was evaluated last, be there a row of it or not
+    goes_back = args.load_best_model_at_end and state.best_global_step
     evals = [row for row in rows if "eval_loss" in row]
-    best = min(evals, key=lambda row: row["eval_loss"], default=None)
+    evals.append({**final, "step": state.best_global_step if goes_back else state.global_step})
+    best = min(evals, key=lambda row: row["eval_loss"])
     return {
         "adapter": adapter_facts(run, model) if run.model.lora else None,
         "architecture": type(unwrap_peft_model(model)).__name__,
-        "best_eval_loss": best["eval_loss"] if best else None,
-        "best_step": best["step"] if best else None,
+        "best_eval_loss": best["eval_loss"],
+        "best_step": best["step"],
         "command": run.command,
         "dataset": run.data.dataset,
         "device": args.device.type,
@@ -63,7 +66,7 @@ def run_facts(
         "ln_vocab_size": math.log(model.config.vocab_size) if language_model else None,
         "local_sources": local_sources(run),
         "loss_at_init": next((row["eval_loss"] for row in evals if row["step"] == 0), None),
-        "lowest_eval_loss": lowest_loss(rows),
+        "lowest_eval_loss": lowest_loss(evals),
         "loss_meaning": loss_meaning(run, trainer),
         "max_length": run.data.max_length,
         "model_name_or_path": run.model.model_name_or_path,

@@ -60,9 +60,12 @@ def test_training_starts_at_the_unigram_distribution(unbroken):
 
 
 def test_a_zero_bias_starts_at_the_uniform_distribution(train, tmp_path):
-    assert train(tmp_path, "--max_steps", 1, "--model.head_bias_init", "zeros") == 0
+    words = ("--max_steps", 2, "--eval_strategy", "no", "--learning_rate", 0.01, "--model.head_bias_init", "zeros")
+    assert train(tmp_path, *words) == 0
     facts = metrics(tmp_path)
     assert abs(facts["loss_at_init"] - facts["ln_vocab_size"]) < 0.3
+    assert (facts["best_eval_loss"], facts["best_step"]) == (facts["eval_loss"], 2)  # evaluated at the end alone
+    assert facts["lowest_eval_loss"] == facts["eval_loss"] < facts["loss_at_init"]
 
 
 def test_rows_card_and_log(unbroken):
