@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,13 @@ from frankenlm.modeling.quantizer_ternary import check_packable_model, packed_la
 from frankenlm.modeling.ternary_config import QUANT_METHOD, TernaryConfig
 
 from .cards import library_versions
-from .common.cli import UserError, check_output_dir
+from .common.cli import Interrupted, UserError, check_output_dir
 from .common.files import write_json, write_text
 from .common.flags import BITNET, FRANKENLM
 from .common.logs import waiting
 from .common.opening import location, read_config, read_tokenizer, read_weights, reading
 from .common.redaction import public_name
+from .common.signals import CaughtSignals
 from .packing.foreign import (
     ForeignModel,
     PackingOptions,
@@ -189,20 +191,33 @@ def _write(source: TernarySource, scratch: Path, options: PackingOptions) -> dic
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside `folder` to write to; it becomes `folder` at the end, or goes when an error is raised."""
+    """Yield a folder beside `folder` to write to; it becomes `folder` at the end, or goes when an error is raised.
+
+    Raises:
+        Interrupted: SIGTERM came; as Ctrl-C does, it leaves nothing behind.
+    """
+    received = []
+
+    def stop(signum, frame):
+        received.append(signum)
+        raise KeyboardInterrupt  # which the libraries that write catch nowhere
+
     folder = folder.absolute()
     made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = folder.parent / f".{secrets.token_hex(8)}"
     try:
-        scratch.mkdir()
-        yield scratch
-        scratch.replace(folder)
-    except BaseException:
+        with CaughtSignals((signal.SIGTERM,), stop):
+            scratch.mkdir()
+            yield scratch
+            scratch.replace(folder)
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
         for parent in made:
             with contextlib.suppress(OSError):  # somebody else has put something there
                 parent.rmdir()
+        if received:
+            raise Interrupted(received[0], f"{folder} is not written.") from error
         raise
 
 

@@ -1,9 +1,6 @@
 """`frankenlm export` behind its flags: a model is read, written, read back and compared, and only then kept."""
 
 import argparse
-import os
-import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ from frankenlm.trainer_ext.common.files import write_json
 from frankenlm.trainer_ext.common.opening import read_config, read_tokenizer, read_weights
 from frankenlm.trainer_ext.common.output_streams import say
 from frankenlm.trainer_ext.common.redaction import public_name
-from frankenlm.trainer_ext.packed_checkpoints import check_new_folder
+from frankenlm.trainer_ext.packed_checkpoints import check_new_folder, new_folder
 
 from . import gguf_files, onnx_files, torch_program
 from .comparing import TOLERANCE, largest_difference
@@ -83,9 +80,7 @@ def write_folder(model, tokenizer, name: str, format: str, output: Path) -> dict
     Raises:
         Failed: as `export`.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
+    with new_folder(output) as folder:
         if format == "gguf":
             files = [gguf_files.write(model, tokenizer, folder / gguf_files.FILE, name)]
         else:
@@ -102,20 +97,7 @@ def write_folder(model, tokenizer, name: str, format: str, output: Path) -> dict
         write_json(folder / REPORT, facts)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        folder.chmod(0o777 & ~_umask())
-        if output.is_dir():
-            output.rmdir()  # it is empty: check_new_folder looked
-        os.replace(folder, output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
     return facts
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_program(program: Program, kind, folder: Path) -> dict[str, Any]:

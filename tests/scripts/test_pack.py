@@ -1,8 +1,10 @@
 """scripts/pack.py: what it writes, from frankenlm's and from transformers' BitNet checkpoints, and the mistakes."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import warnings
 
 import pytest
@@ -193,6 +195,19 @@ def test_bitnet_with_int8_ends(tie, pack, tmp_path):
     tables = [tensor for tensor in load_file(output / "model.safetensors").values() if tensor.dtype == torch.int8]
     assert len(tables) == (1 if tie else 2)
     assert pack("--model", output, "--output", tmp_path / "back", "--to", "bitnet") == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing(number, code, pack, legacy, tmp_path, monkeypatch, capsys):
+    def killed(*args, **kwargs):
+        with contextlib.suppress(Exception):  # as libraries do
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("frankenlm.trainer_ext.packed_checkpoints.write_json", killed)
+    before = signal.getsignal(number)
+    assert pack("--model", legacy, "--output", tmp_path / "new" / "packed") == code
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted")
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("number", [28, 30])

@@ -1,6 +1,8 @@
 """`frankenlm export`: programs that give the model's numbers at other sizes, GGUF files that are its weights."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -153,6 +155,14 @@ def test_programs_are_the_model(format, case, saved, capfd):
         found.append(logits)
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(torch.cat(found, 1)[real], expected[real], rtol=1e-3, atol=1e-3)
+
+
+def test_a_signal_leaves_nothing(saved, monkeypatch, capfd):
+    _, folder, output = saved("QuestionAnswering", layer_pattern=["standard_attn"], position_type="learned")
+    monkeypatch.setattr(torch_program, "write", lambda program, path: os.kill(os.getpid(), signal.SIGTERM))
+    assert export(folder, "torch", output) == 143
+    assert f"interrupted: {output} is not written." in capfd.readouterr().err
+    assert [path.name for path in output.parent.iterdir()] == ["model"]
 
 
 def test_what_differs_is_not_kept(saved, monkeypatch, capfd):
