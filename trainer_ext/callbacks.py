@@ -18,6 +18,7 @@ from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import unwrap_peft_model
 
+from .common.files import written_out
 from .common.signals import CaughtSignals
 
 logger = logging.getLogger("frankenlm.training")
@@ -266,7 +267,7 @@ def describe(logs: Mapping[str, Any]) -> str:
     """Write a log event as 'name value | name value'; '' for events without a loss."""
     if "eval_loss" in logs:
         loss = logs["eval_loss"]
-        parts = [f"eval loss {loss:.4f}", f"perplexity {math.exp(loss):,.1f}" if loss < 50 else ""]
+        parts = [f"eval loss {loss:.4f}", f"perplexity {written_out(math.exp(loss), 1)}" if loss < 50 else ""]
         if "eval_accuracy" in logs:
             parts[1] = f"accuracy {logs['eval_accuracy']:.3f}"
         if "eval_masked_loss" in logs:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from .common.files import write_json
+from .common.files import write_json, written_out
 from .common.objectives import ANSWERS_LOSS, OBJECTIVES
 
 __all__ = ["library_versions", "model_card", "write_json"]
@@ -200,4 +200,4 @@ def _tokens(facts, name: str) -> str:
 
 
 def _number(value: float | None, digits: int = 4) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
+    return "" if value is None else written_out(value, digits)

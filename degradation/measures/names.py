@@ -37,6 +37,8 @@ class Measure:
         if self.share:
             return f"{100 * value:.1f} %"
         size = abs(value)
+        if size >= 1e7:  # no digit of it is measured: a perplexity of broken weights
+            return f"{value:.3g}"
         return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 100 else f"{value:.3g}"
 
 

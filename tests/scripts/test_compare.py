@@ -246,8 +246,9 @@ def test_panels_draw_measures():
 
 def test_tables():
     assert make_labels(["a/x", "b/x", "c/y", "hub/z"]) == ["x #1", "x #2", "y", "z"]
-    values = [None, float("inf"), 1234567, 0.123456, 12345.6]
-    assert [format_value(value) for value in values] == ["-", "-", "1,234,567", "0.1235", "12,346"]
+    shown = {None: "-", float("inf"): "-", 12345678901: "12,345,678,901", 0.123456: "0.1235", 12345.6: "12,346"}
+    shown |= {9_999_998.7: "9,999,999", 12345678.9: "1.235e+07", -1.6e24: "-1.6e+24"}
+    assert {value: format_value(value) for value in shown} == shown
     row = {
         "label": "a|b",
         "model": "m",

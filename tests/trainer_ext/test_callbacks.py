@@ -142,6 +142,7 @@ def test_describe():
         describe({"loss": 2.0, "learning_rate": 1e-3, "grad_norm": 0.5}) == "loss 2.0000 | lr 1.00e-03 | grad norm 0.50"
     )
     assert describe({"eval_loss": 0.0}) == "eval loss 0.0000 | perplexity 1.0"
+    assert describe({"eval_loss": 46.0}) == "eval loss 46.0000 | perplexity 9.496e+19"
     assert describe({"eval_loss": 0.5, "eval_accuracy": 0.75}) == "eval loss 0.5000 | accuracy 0.750"
     assert describe({"train_runtime": 3.0}) == ""
 

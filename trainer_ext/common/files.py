@@ -107,3 +107,8 @@ def finite(value: Any, lost: list[str] | None = None, name: str = "") -> Any:
             lost.append(name)
         return None
     return value
+
+
+def written_out(value: float, decimals: int) -> str:
+    """Return a number for a table, 12,345.6; from ten million on, where no digit is measured, 1.235e+07."""
+    return f"{value:,.{decimals}f}" if abs(value) < 1e7 else f"{value:.4g}"

@@ -19,6 +19,7 @@ from frankenlm.modeling.checks import suggest
 
 from ..common.checkpoints import Checkpoint, usable_positions
 from ..common.cli import UserError
+from ..common.files import written_out
 from ..common.redaction import public_name
 from ..generation.generate import Text, generate_texts, text_tokens, tokens_per_second, written
 from ..generation.prompts import Prompt
@@ -221,7 +222,7 @@ def format_value(value: float | int | None) -> str:
     """A figure in a table."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1000 else written_out(value, 0)
 
 
 def text_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -23,6 +23,7 @@ from frankenlm.degradation.measures.measure import (
     self_bleu_4,
     sentence_overlap,
 )
+from frankenlm.degradation.measures.names import Measure
 from frankenlm.degradation.measures.text_words import (
     word_frequency,
 )
@@ -34,6 +35,21 @@ DREAM = "Tell me a dream."
 
 def row(completion, prompt_text=DREAM, **more):
     return {"completion": completion, "prompt_text": prompt_text, **more}
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (0.12345, "0.123"),
+        (123.456, "123.5"),
+        (12345.6, "12,346"),
+        (9.9e6, "9,900,000"),
+        (1.6e24, "1.6e+24"),
+    ],
+)
+def test_values_in_tables(value, shown):
+    assert Measure("perplexity", "Perplexity").text(value) == shown
 
 
 # --- rows
