@@ -120,6 +120,13 @@ def test_figures_of_the_models_page_stand_where_it_says():
         assert figure in (page.parent / card).read_text(encoding="utf-8"), f"{figure} is not in {card}"
 
 
+def test_a_reader_of_both_pages_is_not_refused():
+    """A folder that one page has filled is taken for the other."""
+    pages = (ROOT / "README.md", ROOT / "docs" / "tutorial.md")
+    first, second = (set(re.findall(r"--output(?:_dir)? (runs/\S+)", page.read_text("utf-8"))) for page in pages)
+    assert len(first) > 4 and len(second) > 4 and not first & second
+
+
 @pytest.mark.slow
 def test_the_tutorial_runs(tmp_path):
     """As somebody follows it, block after block, from a clone."""
@@ -131,7 +138,7 @@ def test_the_tutorial_runs(tmp_path):
         environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
         done = subprocess.run([*program, text], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-    runs = tmp_path / "runs"
+    runs = tmp_path / "runs" / "tutorial"
     assert (runs / "lab" / "report" / "report.html").is_file() and (runs / "legacy-packed" / "packing.json").is_file()
     log = (runs / "legacy" / "training.log").read_text()
     assert (log.count("command: "), log.count("held-out loss")) == (2, 1), "the first run was not killed"

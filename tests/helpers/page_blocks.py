@@ -19,7 +19,7 @@ def page_blocks(page: Path, *kinds: str) -> list[tuple[str, str, str]]:
 
 
 def bad_fences(text: str) -> list[str]:
-    """Return the lines of fences that open no block or close none: `1: ```yaml a.yaml`."""
+    """Return the lines of fences that open no block or close none: `1: ```yaml small.yaml`."""
     bad, inside = [], False
     for number, line in enumerate(text.splitlines(), 1):
         if line.lstrip().startswith(("```", "~~~")):
