@@ -133,6 +133,18 @@ The conflict is caused by:
 """
 
 
+def test_the_log_is_there_while_pip_works_and_a_failure_is_its_own(tmp_path):
+    """What an earlier call of pip has left in the log does not explain this one's end."""
+    log, seen, python = tmp_path / "install.log", tmp_path / "seen", tmp_path / "python"
+    log.write_text("ERROR: No matching distribution found for before==1\n")
+    python.write_text(f'#!/bin/sh\necho "$@"\ncp {log} {seen}\necho "ERROR: größer" >&2\nexit 1\n', encoding="utf-8")
+    python.chmod(0o755)
+    with pytest.raises(install.InstallError, match=r"^ERROR: größer \(all it said: "):
+        install.pip(python, log, None, "torch==2.13.0")
+    assert seen.read_text().endswith("--retries 2 torch==2.13.0\n")
+    assert log.read_text("utf-8") == seen.read_text() + "ERROR: größer\n"
+
+
 @pytest.mark.parametrize(
     ("output", "line"),
     [

@@ -5,9 +5,9 @@
     python3 scripts/packages/install.py DIR --set oldest      the floor of every range in setup.cfg (`make test-oldest`)
 
 torch comes first and as the CPU build: left to a resolver, a plain `torch` may pull gigabytes of CUDA libraries.
-`--torch torch==2.13.0` asks for the index's own build, which DIR remembers until `--torch cpu`. All that pip says lies
-in DIR/install.log; here a failure is one line. Needs nothing but the standard library, and runs on older Pythons far
-enough to say that they are too old.
+`--torch torch==2.13.0` asks for the index's own build, which DIR remembers until `--torch cpu`. All that pip says goes
+into DIR/install.log as it says it; here a step is one line, and so is a failure. Needs nothing but the standard
+library, and runs on older Pythons far enough to say that they are too old.
 """
 
 import argparse
@@ -63,12 +63,21 @@ def install(folder: Path, versions: str, torch: "str | None") -> None:
     log.write_text("")
     torch = remembered(folder / "torch.txt", torch)
     constraints = constraints_of(folder, versions, torch)
-    pip(python, log, constraints, torch or torch_build(versions, python), "setuptools")
+    wanted = torch or torch_build(versions, python)
+    tell(f"{wanted} comes first; what pip says goes to {log}")
+    pip(python, log, constraints, wanted, "setuptools")
+    tell(f"frankenlm and what it needs: {EXTRAS}")
     # setuptools comes from the lock too, so that a build of another day is the same build
     pip(python, log, constraints, "--no-build-isolation", "--editable", f"{ROOT}[{EXTRAS}]")
+    tell("the operators are built")
     done = subprocess.run([python, "-m", "frankenlm.kernels.build"], cwd=ROOT)
     if done.returncode:
         raise InstallError("the operators could not be built; the lines above say why.")
+
+
+def tell(step: str) -> None:
+    """Say on the console what is going on: each step takes a minute or more."""
+    print(f"install: {step}", flush=True)
 
 
 def check_python(version: "tuple[int, ...]", name: str) -> None:
@@ -98,6 +107,7 @@ def version_of(python: Path) -> "tuple[int, ...]":
 
 
 def make_environment(folder: Path) -> None:
+    tell(f"a virtual environment is made in {folder}")
     done = subprocess.run(
         [sys.executable, "-m", "venv", str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -117,18 +127,16 @@ def constraints_of(folder: Path, versions: str, torch: "str | None") -> "Path | 
 
 
 def pip(python: Path, log: Path, constraints: "Path | None", *wanted: str) -> None:
-    """Run `pip install`. Raises InstallError with the one line that matters."""
+    """Run `pip install`, which writes into the log as it goes. Raises InstallError with the one line that matters."""
     command = [str(python), "-m", "pip", "install", "--progress-bar", "off", "--retries", "2"]
     if constraints is not None:
         command += ["--constraint", str(constraints)]
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run(
-        [*command, *wanted], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    with log.open("a") as file:
-        file.write(done.stdout)
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONUNBUFFERED": "1"}
+    with log.open("ab") as file:
+        before = file.tell()
+        done = subprocess.run([*command, *wanted], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise InstallError(explain(done.stdout, log))
+        raise InstallError(explain(log.read_bytes()[before:].decode("utf-8", "replace"), log))
 
 
 def explain(output: str, log: Path) -> str:
