@@ -198,15 +198,21 @@ def results_of(collected: Collected, facts: Mapping[str, Any]) -> list[EvalResul
     results = []
     for file in collected.files:
         if file.name.endswith(".json") and file.name not in ("config.json", "tokenizer.json"):
-            results += _of_report(file.path)
+            results += _of_report(file.path, collected, facts)
     objective, dataset = OBJECTIVES.get(text_of(facts, "objective")), text_of(facts, "dataset")
     if results or objective is None or not dataset:
         return results
     measured = {name: facts.get(f"eval_{name}") for name in ("loss", "perplexity", "accuracy")}
-    return _results(objective.pipeline, dataset, "held-out part", measured)
+    return _results(objective.pipeline, dataset, "held-out part", measured, _type_of(dataset, collected, facts))
 
 
-def _of_report(path: Path) -> list[EvalResult]:
+def _type_of(dataset: str, collected: Collected, facts: Mapping[str, Any]) -> str:
+    """What model-index calls the type of a data set: its name on the Hub, `text` where it has none."""
+    name = dataset.partition(":")[0]
+    return name if names_repository(collected, facts, name) else "text"
+
+
+def _of_report(path: Path, collected: Collected, facts: Mapping[str, Any]) -> list[EvalResult]:
     """Results of one of evaluate's reports; none of other JSON files."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -220,19 +226,21 @@ def _of_report(path: Path) -> list[EvalResult]:
                 report["dataset"],
                 name,
                 {measure: figure["value"] for measure, figure in measures.items()},
+                _type_of(report["dataset"], collected, facts),
             )
         ]
     except (AttributeError, KeyError, TypeError, ValueError):  # a JSON file of another kind
         return []
 
 
-def _results(task: str, dataset: str, split: str, measured: Mapping[str, Any]) -> Sequence[EvalResult]:
-    name = public_name(dataset)
+def _results(
+    task: str, dataset: str, split: str, measured: Mapping[str, Any], dataset_type: str
+) -> Sequence[EvalResult]:
     return [
         EvalResult(
             task_type=task,
-            dataset_type=name.partition(":")[0],
-            dataset_name=name,
+            dataset_type=dataset_type,
+            dataset_name=public_name(dataset),
             dataset_split=split,
             metric_type=MEASURES[measure][1],
             metric_name=MEASURES[measure][0],

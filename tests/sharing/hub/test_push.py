@@ -74,8 +74,16 @@ def test_reports_of_evaluate_win_over_the_loss_of_the_run(folder):
     (folder / "evaluation.json").write_text(json.dumps(report))
     plan = plan_of(folder)
     (result,) = front_matter(plan.card)["model-index"][0]["results"]
-    assert result["dataset"] == {"name": "text.txt", "type": "text.txt", "split": "test"}
+    assert result["dataset"] == {"name": "text.txt", "type": "text", "split": "test"}
     assert [metric["value"] for metric in result["metrics"]] == [3.5]
+
+
+@pytest.mark.parametrize("dataset", ["pröm.txt", "builtin", "texts/*.txt", "/somewhere/texts/"])
+def test_what_is_no_data_set_of_the_hub_is_text(folder, facts, dataset):
+    (folder / "metrics.json").write_text(json.dumps({**facts, "dataset": dataset}))
+    data = front_matter(plan_of(folder).card)
+    (result,) = data["model-index"][0]["results"]
+    assert result["dataset"]["type"] == "text" and "datasets" not in data
 
 
 def test_own_front_matter_stays_and_flags_win(folder):
