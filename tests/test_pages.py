@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -108,6 +109,25 @@ def test_links_between_pages_lead_somewhere():
         text = page.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)", text):
             assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("repository", [None, "https://example.org/me/frankenlm/"])
+def test_links_of_the_site_stay_in_it_or_lead_to_the_repository(repository):
+    """The site holds docs/ alone."""
+    (hook,) = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["hooks"]
+    change = runpy.run_path(str(ROOT / hook))["on_page_markdown"]
+    left = 0
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        shown = change(text, config={"repo_url": repository}, page=None, files=None)
+        targets = re.findall(r"\]\(([^)#\s]+)", shown)
+        assert len(targets) == len(re.findall(r"\]\(([^)#\s]+)", text)) - (0 if repository else text.count("](../"))
+        for target in targets:
+            assert "://" in target or (target in os.listdir(ROOT / "docs")), f"{page.name}: {target}"
+        left += text.count("](../")
+    assert left > 10
+    assert change("[a/b.md](../a/b.md), [c](../d)", {"repo_url": None}) == "`a/b.md`, c (`d`)"
+    assert change("[c](../d)", {"repo_url": "https://x.org/y/"}) == "[c](https://x.org/y/blob/HEAD/d)"
 
 
 def test_figures_of_the_models_page_stand_where_it_says():
