@@ -51,6 +51,10 @@ class MemoryRead:
     keep_reads: bool = False
     reads: torch.Tensor | None = None
 
+    def to(self, device: torch.device | str | int) -> "MemoryRead":
+        """Return the same with the state on a device, that of the layer which reads it."""
+        return self if self.state is None else replace(self, state=self.state.to(device))
+
 
 class AttentionWithSlots(StandardAttention):
     """StandardAttention under a window, and with slots for what has left it.

@@ -85,6 +85,7 @@ class KeyValues:
         self.start, self.end = 0, kept
 
     def select(self, rows: torch.Tensor) -> None:
+        rows = rows.to(self.keys.device)
         self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
 
     def drop(self, columns: int) -> None:
@@ -120,7 +121,7 @@ class LayerState:
         return not self.tensors
 
     def select(self, rows: torch.Tensor) -> None:
-        self.tensors = {name: tensor.index_select(0, rows) for name, tensor in self.tensors.items()}
+        self.tensors = {name: part.index_select(0, rows.to(part.device)) for name, part in self.tensors.items()}
         for store in self.key_values:
             store.select(rows)
 
@@ -346,11 +347,10 @@ class StateCache(Cache):
 def _join_masks(past, new, kept, batch_size, length):
     if past is None and new is None:
         return None
-    like = new if new is not None else past
     if past is None:
-        past = torch.ones(batch_size, kept, dtype=torch.bool, device=like.device)
+        past = torch.ones(batch_size, kept, dtype=torch.bool, device=new.device)
     if new is None:
-        new = torch.ones(batch_size, length, dtype=torch.bool, device=like.device)
+        new = torch.ones(batch_size, length, dtype=torch.bool, device=past.device)
     return torch.cat([past[:, past.shape[1] - kept :], new], dim=1)
 
 

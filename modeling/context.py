@@ -4,7 +4,7 @@ Shapes: B batch, L new tokens, T keys they may see: those of the past that a cac
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -124,6 +124,20 @@ class SequenceContext:
             cache=cache,
         )
 
+    def to(self, device: torch.device | str | int) -> "SequenceContext":
+        """Return the context with its tensors on a device, made once for all layers there.
+
+        accelerate's hooks ask for it, where a model lies on several devices. The cache is the same: each of its entries
+        lies where its layer does.
+        """
+        device = torch.device(device)
+        return self if device == self.position_ids.device else self.shared(("on", device), lambda: self._moved(device))
+
+    def _moved(self, device: torch.device) -> "SequenceContext":
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        documents = None if self.documents is None else replace(self.documents, ids=self.documents.ids.to(device))
+        return replace(self, **tensors, documents=documents, _shared={})
+
     @property
     def past(self) -> int:
         """Return how many of the T keys come before the new tokens."""
@@ -225,8 +239,8 @@ def zero_pads(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Return x (B, L, ...) with zeros where mask (B, L) is False; x itself when mask is None."""
     if mask is None:
         return x
-    # `where` and not a product: NaN * 0 is NaN.
-    return torch.where(mask.reshape(mask.shape + (1,) * (x.ndim - 2)), x, 0.0)
+    # `where` and not a product: NaN * 0 is NaN. Behind the last layer, x may lie on another device than the mask.
+    return torch.where(mask.to(x.device).reshape(mask.shape + (1,) * (x.ndim - 2)), x, 0.0)
 
 
 def _real_tokens(attention_mask: torch.Tensor | None, batch_size: int, length: int, past: int) -> torch.Tensor | None:

@@ -193,13 +193,17 @@ def router_statistics_of(
 
 
 def summarize_routers(routers: list[RouterStatistics]) -> dict[str, torch.Tensor]:
-    """Return what the routers of all logical layers come to, as fields of FrankensteinModelOutput; {} without any."""
+    """Return what the routers of all logical layers come to, as fields of FrankensteinModelOutput; {} without any.
+
+    They lie on the first one's device.
+    """
     if not routers:
         return {}
+    place = routers[0].load.device
     return {
-        "aux_loss": torch.stack([router.balance_loss for router in routers]).mean(),
-        "router_z_loss": torch.stack([router.z_loss for router in routers]).mean(),
-        "expert_load": torch.stack([router.load for router in routers]),
+        "aux_loss": torch.stack([router.balance_loss.to(place) for router in routers]).mean(),
+        "router_z_loss": torch.stack([router.z_loss.to(place) for router in routers]).mean(),
+        "expert_load": torch.stack([router.load.to(place) for router in routers]),
     }
 
 

@@ -156,8 +156,9 @@ def _recall(cache: StateCache, layer_idx: int, memory_type: str) -> MemoryState 
 
 
 def summarise_memories(states: Iterable[MemoryState]) -> dict[str, torch.Tensor] | None:
-    """Return the statistics of the memories, each (B,), mean over memories; None without any."""
+    """Return the statistics of the memories, each (B,), mean over memories; None without any. The first says where."""
     statistics = [state.statistics() for state in states]
     if len(statistics) < 2:
         return statistics[0] if statistics else None
-    return {name: torch.stack([each[name] for each in statistics]).mean(0) for name in statistics[0]}
+    places = {name: value.device for name, value in statistics[0].items()}
+    return {name: torch.stack([each[name].to(place) for each in statistics]).mean(0) for name, place in places.items()}

@@ -189,7 +189,7 @@ class FrankensteinModel(FamilyStack, FrankensteinPreTrainedModel):
             states.append(x)
         for loop in range(self.config.num_loops):
             if self.loop_embedding is not None:
-                x = context.zero_pads(x + self.loop_embedding[loop])
+                x = context.zero_pads(x + self.loop_embedding[loop].to(x.device))
             for index, layer in enumerate(self.layers):
                 logical_layer_idx = loop * len(self.layers) + index
                 x, weights, router = layer(x, context=context, logical_layer_idx=logical_layer_idx)
@@ -235,7 +235,7 @@ class _FrankensteinHead(FrankensteinPreTrainedModel):
         """Add the weighted router losses while training; evaluation reports the task's loss alone."""
         if outputs.aux_loss is None or not self.training:
             return loss
-        return loss + weighted_router_loss(self.config, outputs, labels, num_items_in_batch)
+        return loss + weighted_router_loss(self.config, outputs, labels, num_items_in_batch).to(loss.device)
 
 
 class _FrankensteinLanguageModel(LanguageModelHead, _FrankensteinHead):

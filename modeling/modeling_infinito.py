@@ -97,7 +97,7 @@ class InfinitoPreTrainedModel(FamilyPreTrainedModel):
         "AutoModelForTokenClassification": "modeling_infinito.InfinitoForTokenClassification",
         "AutoModelForQuestionAnswering": "modeling_infinito.InfinitoForQuestionAnswering",
     }
-    _no_split_modules = ["InfinitoBlock"]
+    _no_split_modules = ["InfinitoBlock", "SlotMemory"]
     degradation_groups = weight_groups(r"attention\.") | {
         "memory": [r"text/memories\.\d+\.[qkvo]_proj\.weight"],
         "memory_read": [r"text/memories\.\d+\.(?:q_proj|o_proj|gate)\.weight"],

@@ -17,9 +17,15 @@ class RowState:
         """Return the state cut off from the graph that made it."""
         return self.__class__(**{name: tensor.detach() for name, tensor in self.tensors().items()})
 
+    def to(self, device: torch.device | str | int) -> Self:
+        """Return the state on a device; accelerate's hooks ask for it, where a model lies on several."""
+        return self.__class__(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
+
     def select(self, rows: torch.Tensor) -> Self:
         """Return the state of the rows `rows` (N,) int64, in that order; a row may come more than once."""
-        return self.__class__(**{name: tensor.index_select(0, rows) for name, tensor in self.tensors().items()})
+        return self.__class__(
+            **{name: tensor.index_select(0, rows.to(tensor.device)) for name, tensor in self.tensors().items()}
+        )
 
     def where(self, rows: torch.Tensor, other: Self) -> Self:
         """Return this state in the rows where `rows` (B,) bool is True, and `other` elsewhere."""

@@ -342,6 +342,12 @@ class ProgressBar(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         pass
 
+    def on_prediction_step(self, args, state, control, **kwargs):
+        """As the base class; a second pass over the batches, of the average of the weights, begins the bar anew."""
+        if self.prediction_bar is not None and self.prediction_bar.n >= self.prediction_bar.total:
+            self.prediction_bar.reset()
+        super().on_prediction_step(args, state, control, **kwargs)
+
 
 class SignalStop(TrainerCallback):
     """SIGTERM and SIGINT end a single-process run after the current step, with a checkpoint to resume from.

@@ -13,6 +13,7 @@ from transformers import TrainerControl, TrainerState
 from frankenlm.modeling.norms import Derf
 from frankenlm.trainer_ext.callbacks import (
     DrawnWindow,
+    ProgressBar,
     SaturationProbe,
     SignalStop,
     StepWindow,
@@ -55,6 +56,16 @@ def test_window_survives_a_checkpoint():
     assert window._router_values() == resumed._router_values()
     resumed.restore_routers(StepWindow().export_routers(), CPU)
     assert resumed.router_batches == 0
+
+
+def test_the_bar_of_a_second_pass_begins_anew(capsys):
+    bar, state, batches = ProgressBar(), TrainerState(is_world_process_zero=True), range(14)
+    places = []
+    for _ in (*batches, *batches):
+        bar.on_prediction_step(None, state, None, eval_dataloader=batches)
+        places.append(bar.prediction_bar.n)
+    bar.on_evaluate(None, state, None)
+    assert places == [n + 1 for n in (*batches, *batches)] and "28it" not in capsys.readouterr().err
 
 
 def test_pauses_do_not_count_as_training():
