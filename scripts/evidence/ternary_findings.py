@@ -6,8 +6,12 @@ Losses are compared at equal bytes. A single seed is called that; no sentence sa
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from frankenlm.trainer_ext.common.cli import UserError
+
 Row = Mapping[str, Any]
-FULL, ALL, STRAIGHT = "full precision", "all low-bit", "ste"
+FULL, ALL, STRAIGHT, TENSOR = "full precision", "all low-bit", "ste", "tensor"
+LOW = ("weights", "w_scheme", "scale", "ternary_training")  # what full precision has none of
+SETTINGS = (*LOW, "tokens_seen", "learning_rate", "embedding_start", "batch", "precision", "preset", "seed")
 
 
 def ternary_findings(rows: Sequence[Row], bigram: Mapping[str, float]) -> list[str]:
@@ -15,7 +19,9 @@ def ternary_findings(rows: Sequence[Row], bigram: Mapping[str, float]) -> list[s
     lines: list[str] = []
     for tokens in sorted({row["tokens_seen"] for row in rows}, reverse=True):
         equal = [row for row in rows if row["tokens_seen"] == tokens]
-        found = [*twin_lines(equal, bigram), *part_lines(equal), *training_lines(equal), *scheme_lines(equal)]
+        found = [*twin_lines(equal, bigram), *part_lines(equal)]
+        found += [*variant_lines(equal, "ternary_training", STRAIGHT), *variant_lines(equal, "scale", TENSOR)]
+        found += scheme_lines(equal)
         lines += [f"{tokens:,} bytes: {line}" for line in found]
     return [*lines, seed_line(rows)]
 
@@ -42,34 +48,38 @@ def part_lines(rows: Sequence[Row]) -> Iterator[str]:
     """What low-bit parts change against full precision, everything else equal."""
     parts = []
     for row in rows:
-        twins = [other for other in rows if other["weights"] == FULL and _alike(row, other, scheme=False)]
-        if row["weights"] != FULL and row["ternary_training"] == STRAIGHT and twins:
+        if row["weights"] == FULL or row["ternary_training"] != STRAIGHT:
+            continue
+        twin = _only(row, [other for other in rows if other["weights"] == FULL and _alike(row, other, LOW)])
+        if twin is not None:
             scheme = f" ({row['w_scheme']}, {row['run']})" if row["weights"] == ALL else ""
-            parts.append(f"{row['weights']}{scheme} {row['eval_loss'] - twins[0]['eval_loss']:+.4f}")
+            parts.append(f"{row['weights']}{scheme} {row['eval_loss'] - twin['eval_loss']:+.4f}")
     if parts:
         yield f"against full precision at the same rate and start: {'; '.join(parts)} nats."
 
 
-def training_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Other ways of training against straight-through gradients, everything else equal."""
+def variant_lines(rows: Sequence[Row], setting: str, usual: str) -> Iterator[str]:
+    """Other ways of training, or other scales, against the usual one, everything else equal."""
     for row in rows:
-        usual = [other for other in rows if other["ternary_training"] == STRAIGHT and _alike(row, other)]
-        if row["ternary_training"] not in (STRAIGHT, None) and usual:
-            yield f"{row['run']} {row['eval_loss']:.4f}: {_change(row, usual[0])}, against {usual[0]['run']}."
+        if row[setting] in (usual, None):
+            continue
+        beside = _only(row, [other for other in rows if other[setting] == usual and _alike(row, other, (setting,))])
+        if beside is not None:
+            yield f"{row['run']} {row['eval_loss']:.4f}: {_change(row, beside)}, against {beside['run']}."
 
 
 def scheme_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """The lowest and the highest of the schemes, at each start and rate where there are several."""
+    """The lowest and the highest of the schemes, at each start, rate and scale where there are several."""
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         if row["weights"] == ALL and row["ternary_training"] == STRAIGHT:
-            groups.setdefault((row["embedding_start"], row["learning_rate"]), []).append(row)
-    for (start, rate), group in groups.items():
+            groups.setdefault((row["embedding_start"], row["learning_rate"], row["scale"]), []).append(row)
+    for (start, rate, scale), group in groups.items():
         if len({row["w_scheme"] for row in group}) > 1:
             low, high = _best(group), max(group, key=_loss)
             yield (
-                f"of the schemes at rate {rate:g} and start {start:g}, {low['run']} has the lowest loss "
-                f"({low['eval_loss']:.4f}) and {high['run']} the highest ({high['eval_loss']:.4f})."
+                f"of the schemes at rate {rate:g}, start {start:g} and a scale per {scale}, {low['run']} has the "
+                f"lowest loss ({low['eval_loss']:.4f}) and {high['run']} the highest ({high['eval_loss']:.4f})."
             )
 
 
@@ -85,10 +95,21 @@ def seed_line(rows: Sequence[Row]) -> str:
     return f"seeds {', '.join(map(str, seeds))}, one run a row; the best of several rates was chosen by this loss."
 
 
-def _alike(row: Row, other: Row, scheme: bool = True) -> bool:
+def _alike(row: Row, other: Row, but: Sequence[str]) -> bool:
     """Whether two rows differ in nothing else that the columns tell."""
-    names = ("tokens_seen", "learning_rate", "embedding_start", "batch", "precision", "preset", "seed")
-    return all(row[name] == other[name] for name in (*names, *(("w_scheme", "weights") if scheme else ())))
+    return all(row[name] == other[name] for name in SETTINGS if name not in but)
+
+
+def _only(row: Row, fitting: Sequence[Row]) -> Row | None:
+    """The one row that another is compared with, if there is one.
+
+    Raises:
+        UserError: several fit, so that the order of the folders would decide the sentence.
+    """
+    if len(fitting) > 1:
+        names = " and ".join(other["run"] for other in fitting)
+        raise UserError(f"--runs: {names} differ in no column, so that {row['run']} has no one twin: leave one out.")
+    return fitting[0] if fitting else None
 
 
 def _best(rows: Sequence[Row]) -> Row:
@@ -116,12 +137,12 @@ def _distance(row: Row, reference: float) -> str:
 
 
 def _edge(best: Row, group: Sequence[Row]) -> str | None:
-    """Say that the best rate is the lowest, highest or only one of those run with the same start and scheme."""
+    """Say that the best rate is the lowest, highest or only one of those run with the same start, scheme and scale."""
     rates = sorted(
         {
             row["learning_rate"]
             for row in group
-            if (row["embedding_start"], row["w_scheme"]) == (best["embedding_start"], best["w_scheme"])
+            if all(row[name] == best[name] for name in ("embedding_start", "w_scheme", "scale"))
         }
     )
     if best["learning_rate"] in rates[1:-1]:

@@ -55,11 +55,8 @@ def read_gap_run(folder: Path) -> dict[str, Any]:
     """
     row = read_run(folder)
     settings = parse_run(settings_of(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["command"]))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    scale = f"group of {config['group_size']}" if config["scale_axis"] == "group" else config["scale_axis"]
     taught = settings.model.teacher is not None
     return {name: "" if row[name] is None else row[name] for name in COLUMNS if name in row} | {
-        "scale": "" if row["weights"] == FULL else scale,
         "ternary_start": settings.training.ternary_start,
         "teacher_weight": settings.model.teacher_weight if taught else 0.0,
         "teacher_hidden_weight": settings.model.teacher_hidden_weight,

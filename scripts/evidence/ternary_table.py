@@ -15,8 +15,8 @@ from frankenlm.trainer_ext.presets import parse_run
 from frankenlm.trainer_ext.saving.training_csv import read_csv
 
 COLUMNS = (
-    "run", "preset", "weights", "w_scheme", "ternary_training", "embedding_start", "tokens_seen", "steps", "batch",
-    "learning_rate", "precision", "seed", "eval_loss", "bits_per_byte", "zero_fraction", "first_flip_rate",
+    "run", "preset", "weights", "w_scheme", "scale", "ternary_training", "embedding_start", "tokens_seen", "steps",
+    "batch", "learning_rate", "precision", "seed", "eval_loss", "bits_per_byte", "zero_fraction", "first_flip_rate",
     "mean_flip_rate", "last_flip_rate", "tokens_per_second",
 )  # fmt: skip
 PARTS = {"bitnet_attention": "attention", "bitnet_ffn": "FFN", "bitnet_embedding": "embedding", "bitnet_head": "head"}
@@ -74,6 +74,7 @@ def read_run(folder: Path) -> dict:
         "preset": facts["preset"],
         "weights": describe_weights(config),
         "w_scheme": config["w_scheme"] if config["use_bitnet"] else None,
+        "scale": describe_scale(config),
         "ternary_training": settings.ternary_training if config["use_bitnet"] else None,
         "embedding_start": config["embedding_initializer_range"],
         "tokens_seen": facts["tokens_seen"],
@@ -121,18 +122,26 @@ def describe_weights(config: Mapping) -> str:
     return "low-bit: " + ", ".join(low)
 
 
+def describe_scale(config: Mapping) -> str | None:
+    """Say what has a scale of its own: the whole matrix ("tensor"), a row, or a group of its inputs; None for none."""
+    if not config["use_bitnet"]:
+        return None
+    return f"group of {config['group_size']}" if config["scale_axis"] == "group" else config["scale_axis"]
+
+
 def markdown_table(rows: Sequence[Mapping], bigram: Mapping[str, float]) -> str:
     """Write the rows for people, in the order given."""
     lines = [
-        "| run | weights | scheme | training | embedding starts at | bytes | batch | learning rate | held-out loss | "
-        "bits/byte | zeros | flips a step: mean | last |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| run | weights | scheme | scale per | training | embedding starts at | bytes | batch | learning rate | "
+        "held-out loss | bits/byte | zeros | flips a step: mean | last |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [
             row["run"],
             row["weights"],
             row["w_scheme"] or "",
+            row["scale"] or "",
             row["ternary_training"] or "",
             f"{row['embedding_start']:g}",
             f"{row['tokens_seen']:,}",
@@ -165,7 +174,8 @@ def report_text(rows: Sequence[Mapping], bigram: Mapping[str, float]) -> str:
 
 def write_report(output_dir: Path, rows: Sequence[Mapping], bigram: Mapping[str, float]) -> None:
     """Write runs.csv, report.json and table.md, each whole or not at all."""
+    text = report_text(rows, bigram)  # rows that cannot be told apart are refused before anything is written
     output_dir.mkdir(parents=True, exist_ok=True)
     write_csv(output_dir / "runs.csv", rows, COLUMNS)
     write_json(output_dir / "report.json", {"bigram_nats_per_byte": dict(bigram), "runs": list(rows)})
-    write_text(output_dir / "table.md", report_text(rows, bigram))
+    write_text(output_dir / "table.md", text)

@@ -11,7 +11,7 @@ import pytest
 
 from frankenlm.scripts.evidence.ternary_findings import ternary_findings
 from frankenlm.scripts.evidence.ternary_table import bigram_entropies, describe_weights, report_text
-from frankenlm.trainer_ext.common.cli import run_command
+from frankenlm.trainer_ext.common.cli import UserError, run_command
 
 ROOT = Path(__file__).resolve().parents[3]
 BIGRAM = {"conditional_entropy": 2.0, "cross_entropy": 2.1}
@@ -54,6 +54,7 @@ def row(run, weights, loss, rate=0.002, **changes):
         "preset": "legacy-1bit",
         "weights": weights,
         "w_scheme": "ternary_absmean" if low else None,
+        "scale": "tensor" if low else None,
         "ternary_training": "ste" if low else None,
         "embedding_start": 0.25,
         "tokens_seen": 1000,
@@ -102,6 +103,31 @@ def test_parts_and_trainings_are_told_with_their_sign():
     assert "low-bit: FFN -0.0100; all low-bit (ternary_absmean, all) +0.2000 nats" in text
     assert "sign 2.7000: +1.0000 nats (58.8%), a higher loss, against all." in text
     assert "+7.5" not in text  # another batch is no twin
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_scale_is_a_setting_whatever_the_order_of_the_folders(order):
+    """A run with a scale per row is no twin of one per matrix, and no scheme."""
+    rows = [
+        row("tensor", "all low-bit", 2.0),
+        row("rows", "all low-bit", 1.5, scale="row"),
+        row("twn", "all low-bit", 2.1, w_scheme="ternary_twn"),
+        row("sign", "all low-bit", 2.5, ternary_training="sign_accum"),
+    ][::order]
+    assert sorted(ternary_findings(rows, BIGRAM)[:-1]) == [
+        "1,000 bytes: of the schemes at rate 0.002, start 0.25 and a scale per tensor, tensor has the lowest loss "
+        "(2.0000) and twn the highest (2.1000).",
+        "1,000 bytes: rows 1.5000: -0.5000 nats (25.0%), a lower loss, against tensor.",
+        "1,000 bytes: sign 2.5000: +0.5000 nats (25.0%), a higher loss, against tensor.",
+    ]
+
+
+@pytest.mark.parametrize("other", ["full precision", "all low-bit"])
+def test_two_rows_that_could_be_the_twin_are_refused(other):
+    rows = [row("again", other, 1.4), row("usual", other, 1.5), row("sign", "all low-bit", 2, ternary_training="sign")]
+    rows += [row("all", "all low-bit", 1.6, scale="row")]
+    with pytest.raises(UserError, match="again and usual differ in no column"):
+        ternary_findings(rows, BIGRAM)
 
 
 def test_several_seeds_are_named():
