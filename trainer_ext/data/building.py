@@ -15,7 +15,7 @@ from frankenlm.modeling.checks import check_choice
 from ..common.text_files import BadRowError
 from .articles import JOIN_ARTICLES, LOOKED_AT, is_title, looks_like_articles
 from .caching import cache_key, cached_dataset, read_note, write_note
-from .documents import BuiltinSource, Document, FileSource, HubSource, Source, read_documents
+from .documents import BuiltinSource, Document, FileSource, HubSource, Source, read_as_one, read_documents
 from .records import RecordColumns
 from .rows import Columns, Label
 from .skipping import count_for, skipped_rows
@@ -81,7 +81,7 @@ class Reading:
         return itertools.islice(read_documents(sources, self.columns, self.skip_bad_rows), self._limit)
 
     def _one_text(self, sources: Iterable[Source]) -> Iterator[Document]:
-        text = "".join(source.raw_text(self.text_column, self.skip_bad_rows) for source in sources)
+        text = read_as_one(sources, self.text_column, self.skip_bad_rows)
         if text.strip():
             yield Document(text, text, None, "the whole text")
 

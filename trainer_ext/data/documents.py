@@ -54,7 +54,9 @@ class Source(Protocol):
 
     def documents(self, columns: Columns, skip_bad_rows: bool = False) -> Iterator[Document]: ...
 
-    def raw_text(self, text_column: str, skip_bad_rows: bool = False) -> str: ...
+    def raw_text(self) -> str | None:
+        """The text as it is; None of rows, which `read_as_one` joins."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class BuiltinSource:
         for topic, text in builtin_documents(self.name):
             yield Document(topic, text, None, topic)
 
-    def raw_text(self, text_column: str, skip_bad_rows: bool = False) -> str:
+    def raw_text(self) -> str:
         return "\n\n".join(text for _, text in builtin_documents(self.name))
 
 
@@ -122,8 +124,8 @@ class FileSource:
             return _articles(rows)
         return _paragraphs(rows) if self.is_text and self._has_paragraphs() else _one_each(rows)
 
-    def raw_text(self, text_column: str, skip_bad_rows: bool = False) -> str:
-        return read_text(self.path) if self.is_text else _joined(self, text_column, skip_bad_rows)
+    def raw_text(self) -> str | None:
+        return read_text(self.path) if self.is_text else None
 
     def _has_paragraphs(self) -> bool:
         """Whether a blank line stands between two lines with text."""
@@ -176,8 +178,8 @@ class HubSource:
         rows = good_rows(self.rows(columns), self.identity, skip_bad_rows)
         return _articles(rows) if self.articles else _one_each(rows)
 
-    def raw_text(self, text_column: str, skip_bad_rows: bool = False) -> str:
-        return _joined(self, text_column, skip_bad_rows)
+    def raw_text(self) -> None:
+        return None
 
 
 def _named(row: Row, names: list[str]) -> Row | BadRowError:
@@ -228,6 +230,14 @@ def _articles(rows: Iterator[Row]) -> Iterator[Document]:
         yield Document(text, text, None, place)
 
 
-def _joined(source: Source, text_column: str, skip_bad_rows: bool) -> str:
-    rows = good_rows(source.rows([text_column]), source.identity, skip_bad_rows)
-    return "".join(as_lines(row.text for row in rows))
+def read_as_one(sources: Iterable[Source], text_column: str, skip_bad_rows: bool = False) -> str:
+    """Return the whole text of several sources: text files as they are, rows as the lines that they were.
+
+    How lines end is seen from the rows of all sources together: a shard may hold nothing but blank ones.
+    """
+    sources = list(sources)
+    texts = [text for source in sources if (text := source.raw_text()) is not None]
+    if texts:
+        return "".join(texts)  # one kind of file in a data set: all are text, or none
+    rows = (good_rows(source.rows([text_column]), source.identity, skip_bad_rows) for source in sources)
+    return "".join(as_lines(row.text for row in itertools.chain.from_iterable(rows)))

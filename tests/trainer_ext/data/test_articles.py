@@ -226,6 +226,16 @@ def test_one_text_is_the_file_as_it_is(tmp_path, load, content):
     assert load(tmp_path / "a.txt", one_text=True) == [content]
 
 
+def test_a_shard_of_blank_rows_has_the_lines_of_the_others(folder, load):
+    for name, rows in (("a", ["", ""]), ("b", ["one\n", ""]), ("c", [""])):
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(folder / f"{name}.parquet")
+    assert load(folder, one_text=True) == [" \n \none\n \n \n"]
+    for name, rows in (("a", [""]), ("b", ["one", ""])):
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(folder / f"{name}.parquet")
+    (folder / "c.parquet").unlink()
+    assert load(folder, one_text=True) == ["\none\n\n"]
+
+
 def test_one_text_of_several_files_and_of_nothing(folder, load):
     (folder / "a.txt").write_text("one\n")
     (folder / "b.txt").write_text("two\n")

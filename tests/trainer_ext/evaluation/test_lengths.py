@@ -1,4 +1,4 @@
-"""evaluation/lengths.py: nats are divided by the length of what they are of, and of nothing else.
+"""trainer_ext/evaluation/lengths.py: nats are divided by the length of what they are of, and of nothing else.
 
 The oracle is a model that holds all V tokens equally likely: log2 V bits a token, whatever it reads.
 """
