@@ -34,7 +34,8 @@ class Sources:
 
     folders: of results/samples, their tables of runs. parts: files whose text stands in the card as it is. blocks: what
     stands between two marks, and the test that writes it again. settings: files of settings. counts: tests that hold
-    numbers of parameters. facts: figures that are no measurement, each with what it is.
+    numbers of parameters. facts: figures that are no measurement, each with what it is. claims: sentences typed by
+    hand, each with the file and the runs of the losses in it. rows: the test that holds the lines of its table.
     """
 
     folders: tuple[str, ...]
@@ -43,6 +44,8 @@ class Sources:
     settings: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    claims: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    rows: str | None = None
 
 
 SOURCES = {
@@ -79,15 +82,32 @@ SOURCES = {
             "4.39",  # millions of bytes of the training text
             "242,693",  # bytes of the validation text
         ),
+        claims=(
+            (
+                "At a start of 1.0 a million bytes end at {:.4f} nats, at 0.25 at {:.4f};",
+                "legacy_1bit/runs.csv",
+                ("1M-ternary_absmean", "1M-start-0.25-ternary_absmean"),
+            ),
+        ),
     ),
     "optimizers": Sources(
         ("optimizers",),
         settings=("configs/sweeps/optimizers.yaml",),
         # tokens of a run; per cent below AdamW, which tests/trainer_ext/sweeps/test_table.py works out; papers
         facts=(f"{500 * 4 * 64:,}", "6.8", "2506.16659", "2412.05270"),
+        claims=(
+            (
+                "Muon's best is {:.3f}, 6.8 % below AdamW's {:.3f}; GaLore's, at rank 96 (a quarter of the width), is "
+                "{:.3f},",
+                "optimizers/sweep.csv",
+                ("muon,learning_rate=0.003", "adamw,learning_rate=0.0003", "galore,learning_rate=0.003"),
+            ),
+        ),
+        rows="tests/trainer_ext/sweeps/test_table.py",
     ),
 }
 # Losses, shares, counts: a point and digits behind it, or thousands set off.
+LOSS_DIGITS = 3
 FIGURE = re.compile(r"(?<![\w./,])(?:\d+\.\d+|\d{1,3}(?:,\d{3})+)(?![\w.]*\d)")
 
 
@@ -120,30 +140,50 @@ def values_of(folders: tuple[str, ...]) -> list[float]:
     return found
 
 
+def said(claim: tuple[str, str, tuple[str, ...]]) -> str:
+    """A sentence with the losses of its runs."""
+    phrase, table, names = claim
+    with (SAMPLES / table).open(newline="", encoding="utf-8") as file:
+        losses = {row.get("name") or row["run"]: float(row["eval_loss"]) for row in csv.DictReader(file)}
+    return phrase.format(*(losses[name] for name in names))
+
+
 def untraced(text: str, sources: Sources) -> list[str]:
-    """The figures of a card outside its parts, blocks and commands that are the rounding of no value of its files."""
+    """The figures of a card outside its parts, blocks, rows and commands that are in none of its claims, and the
+    rounding of no value of its files; a figure of three digits behind the point, as losses have, is a claim's or none."""
     for part in sources.parts:
         path = SAMPLES / part
         text = text.replace(path.read_text(encoding="utf-8").strip(), "") if path.is_file() else text
     for name, _ in sources.blocks:
         text = re.sub(rf"<!-- {name}:.*?<!-- /{name} -->", "", text, flags=re.DOTALL)
     text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    values = values_of(sources.folders)
+    if sources.rows is not None:
+        text = re.sub(r"^\|.*$", "", text, flags=re.MULTILINE)
+    text = " ".join(text.split())
+    for claim in sources.claims:
+        text = text.replace(said(claim), "")
+    settings: list[float] = []
     for path in sources.settings:
-        values += values_in(yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))
+        settings += values_in(yaml.safe_load((ROOT / path).read_text(encoding="utf-8")))
+    values = settings + values_of(sources.folders)
     counted = "".join((ROOT / path).read_text(encoding="utf-8") for path in sources.counts)
     return [
         figure
         for figure in FIGURE.findall(text)
         if figure not in sources.facts
         and not re.search(rf"\b{figure.replace(',', '_')}\b", counted)
-        and not any(f"{value:,.{len(figure.partition('.')[2])}f}" == figure for value in values)
+        and not any(
+            f"{value:,.{digits}f}" == figure
+            for digits in [len(figure.partition(".")[2])]
+            for value in (values if digits < LOSS_DIGITS else settings)
+        )
     ]
 
 
 def test_every_card_is_held():
     assert {path.stem for path in CARDS.glob("*.md")} == WRITTEN.keys() | SOURCES.keys() | UNHELD.keys()
     blocks = [place for sources in SOURCES.values() for _, place in sources.blocks]
+    blocks += [sources.rows for sources in SOURCES.values() if sources.rows]
     assert all(place.endswith(".py") and (ROOT / place).is_file() for place in (*WRITTEN.values(), *blocks))
     assert all(name in (ROOT / place).read_text(encoding="utf-8") for name, place in WRITTEN.items())
     for name, told in UNHELD.items():
@@ -179,13 +219,25 @@ def test_every_figure_of_a_card_is_in_its_files(name):
     parts = [SAMPLES / part for part in SOURCES[name].parts]
     assert all(part.read_text(encoding="utf-8").strip() in text for part in parts if part.is_file())
     assert all(f"<!-- /{block} -->" in text for block, _ in SOURCES[name].blocks)
+    assert all(said(claim) in " ".join(text.split()) for claim in SOURCES[name].claims)
+
+
+@pytest.mark.parametrize("name", [name for name, sources in SOURCES.items() if sources.claims])
+def test_losses_that_change_places_are_found(name):
+    """Both are in the rows, and neither is said of its own run."""
+    text = " ".join((CARDS / f"{name}.md").read_text(encoding="utf-8").split())
+    for claim in SOURCES[name].claims:
+        phrase, table, (first, second, *others) = claim
+        losses = re.findall(r"\d\.\d{3,}", said(claim))
+        wrong = text.replace(said(claim), said((phrase, table, (second, first, *others))))
+        assert wrong != text and set(losses) <= set(untraced(wrong, SOURCES[name]))
 
 
 def test_a_figure_typed_by_hand_is_found():
     (loss,) = {value for value in values_of(("optimizers",)) if 5.75 < value < 5.7571}
     text = f"Muon ends at {loss:.3f}, and 5.123 is nowhere; 2506.16659 is a paper.\n```\n5.999\n```\n"
     text += "A tenth too, 8.7 %, and 12,345 tokens of a vocabulary of 4,000; torch 2.13.0.\n"
-    assert untraced(text, SOURCES["optimizers"]) == ["5.123", "8.7", "12,345"]
+    assert untraced(text, SOURCES["optimizers"]) == [f"{loss:.3f}", "5.123", "8.7", "12,345"]
 
 
 def test_a_curve_holds_no_figure_of_a_card():
