@@ -179,7 +179,7 @@ def groups_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def groups_command(args: argparse.Namespace) -> None:
-    from .weights.groups import describe_groups, ungrouped
+    from .weights.groups import describe_groups, refused_groups, ungrouped
     from .weights.model_checks import check_language_model, empty_model, read_config, resolve_device
 
     with user_mistakes():
@@ -187,10 +187,13 @@ def groups_command(args: argparse.Namespace) -> None:
         config = read_config(args.model, args.trust_remote_code)
         check_language_model(args.model, config)
         empty = empty_model(config, args.trust_remote_code)
-        rows, left = describe_groups(empty), ungrouped(empty)
+        rows, refused, left = describe_groups(empty), refused_groups(empty), ungrouped(empty)
         if not rows:
             raise ValueError(f"model {args.model} ({config.model_type}): has no group of weights that is known.")
     print_table(rows)
+    if refused:
+        print("\nNot whole, and therefore refused:")
+        print_table(refused)
     if left:
         print("\nIn no group:")
         print_table(left)

@@ -39,14 +39,16 @@ ARROWS = {
     "degradation.prompts": {"trainer_ext.common"},
     "degradation.records": {"degradation.configs", "degradation.errors", "trainer_ext.common"},
     "degradation.damage": {"degradation.configs", "trainer_ext.common"},
-    "degradation.weights": FOUNDATION | {f"degradation.{room}" for room in ("configs", "damage", "offloaded")},
+    "degradation.layouts": set(),
+    "degradation.weights": FOUNDATION
+    | {f"degradation.{room}" for room in ("configs", "damage", "layouts", "offloaded")},
     "degradation.answers": FOUNDATION | {f"degradation.{room}" for room in ("configs", "damage", "offloaded")},
     "degradation.targeting": FOUNDATION
     | {f"degradation.{room}" for room in ("configs", "damage", "errors", "offloaded", "weights")},
     "degradation.measures": {"degradation.prompts", "trainer_ext.metrics"},
     "degradation.run": FOUNDATION
     | {f"degradation.{room}" for room in ("answers", "cells", "configs", "damage", "errors", "measures", "prompts")}
-    | {"degradation.offloaded", "degradation.records", "degradation.targeting", "degradation.weights"},
+    | {f"degradation.{room}" for room in ("layouts", "offloaded", "records", "targeting", "weights")},
     "degradation.recovery": FOUNDATION
     | {f"degradation.{room}" for room in ("cells", "configs", "damage", "errors", "flags", "lab", "offloaded")}
     | {f"degradation.{room}" for room in ("records", "run", "weights")}

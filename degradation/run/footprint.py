@@ -19,7 +19,8 @@ from ..answers.row_cache import COLUMN_STEP
 from ..answers.text_probe import CONTEXT, KEPT_POSITIONS
 from ..configs import ExperimentConfig
 from ..damage.noise import TORCH_CHUNK
-from ..weights.groups import attention_heads, select_group
+from ..weights.attention_heads import attention_heads
+from ..weights.groups import select_group
 from ..weights.model_checks import fills_masks
 from ..weights.parameter_index import index_parameters, logical_shape
 from ..weights.targets import Group

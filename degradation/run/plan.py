@@ -20,9 +20,9 @@ from ..answers.sampling import occurrences, sampling_key
 from ..answers.text_probe import window_of
 from ..cells import Cell, level_places, make_cells
 from ..configs import TARGETED, ExperimentConfig, level_key
+from ..layouts.families import SKIPS_POSITIONS
 from ..prompts import LabPrompt, load_prompts, picture_path
 from ..records.row_keys import config_hash, row_key
-from ..weights.families import SKIPS_POSITIONS
 from ..weights.model_checks import fills_masks
 
 # Where a configuration lies and who wrote it says nothing about the model.

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from .families import Slice
+from ..layouts.cuts import Slice
 from .layer_subsets import listed_numbers
 from .targets import Target
 

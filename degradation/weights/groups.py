@@ -20,27 +20,30 @@ from collections import Counter
 from collections.abc import Iterable
 
 from torch import nn
-from transformers import PreTrainedConfig
 
 from frankenlm.modeling.packed_model import output_layer
 from frankenlm.trainer_ext.common.checks import check_choice, suggest
 
+from ..layouts.cuts import Heads, Pick
+from ..layouts.families import EVERYWHERE, FAMILIES, STRUCTURAL, Family
+from ..layouts.heads import latent_heads
+from ..layouts.wholeness import PROMISED, Missing, Weight, missing_parts
+from .attention_heads import HEADED, HeadFinder
 from .experts import keep_experts
-from .families import EVERYWHERE, FAMILIES, STRUCTURAL, Family, Heads, Pick, Slice
 from .layer_subsets import layer_ranges, parse_layers
-from .mixers import MIXER_GROUPS, STATE_NORM, mixer_picks
+from .mixers import MIXER_GROUPS, STATE_NORM, has_keys, mixer_picks, mixer_roots, root_of
 from .norm_gains import gain_offset
 from .parameter_index import Entry, canonical_name, index_parameters, logical_shape, unwrap
 from .targets import Group, Target
 from .tied import is_tied, offloaded_twice, path_of
 
 COMPOSITES = {
-    "attn_qkvo": ("attn_q", "attn_k", "attn_only", "attn_o"),
+    "attn_qkvo": ("attn_q", "attn_k", "attn_only", "attn_o", "attn_latent"),
     "mlp_only": ("mlp_gate", "mlp_up", "mlp_down"),
     "mixer": MIXER_GROUPS,
 }
 GROUPS = (
-    "attn_only", "attn_q", "attn_k", "attn_o", "attn_qkvo", "mlp_only", "mlp_gate", "mlp_up", "mlp_down",
+    "attn_only", "attn_q", "attn_k", "attn_o", "attn_latent", "attn_qkvo", "mlp_only", "mlp_gate", "mlp_up", "mlp_down",
     "mlp_experts", "router", "embed_only", "lm_head", "norm", "bias", "vision_attn", "vision_mlp", "projector",
     "mixer", *MIXER_GROUPS, STATE_NORM, "memory", "memory_read", "memory_write",
 )  # fmt: skip
@@ -52,7 +55,6 @@ TIED_POLICIES = ("both", "input_only", "output_only")
 LAYERED = frozenset(
     {"attn_only", "attn_q", "attn_k", "attn_o", "mlp_gate", "mlp_up", "mlp_down", "vision_attn", "vision_mlp"}
 )
-HEADED = {"attn_q": "q", "attn_k": "k", "attn_only": "v", "attn_o": "o", "vision_attn": "v"}
 
 
 class NothingThere(ValueError):
@@ -118,19 +120,32 @@ def describe_groups(model: nn.Module) -> list[dict]:
 def ungrouped(model: nn.Module) -> list[dict]:
     """Return {parameter, tensors, elements} for each kind of parameter that no group holds; * stands for numbers."""
     finder = _GroupFinder(model, "both", norm_gain=False)
-    held = {target.name for name in finder.available() for target in finder.find(name)}
+    held = finder.held()
     kinds: dict[str, list[int]] = {}
     for entry in finder.entries:
         if entry.name not in held:
-            kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".*", entry.canonical), []).append(math.prod(entry.shape))
+            kinds.setdefault(_numberless(entry.canonical), []).append(math.prod(entry.shape))
     return [{"parameter": name, "tensors": len(sizes), "elements": sum(sizes)} for name, sizes in kinds.items()]
 
 
-def attention_heads(config: PreTrainedConfig) -> int | None:
-    """Return how many heads every attention layer has; None where there are no such layers, or they differ."""
-    name = "num_attention_heads"
-    found = config.to_dict().get(config.attribute_map.get(name, name))
-    return found if isinstance(found, int) and found > 0 else None
+def refused_groups(model: nn.Module) -> list[dict]:
+    """Return {group, known, missing, perhaps_in} for each composite that lacks a part of a layer, and is refused."""
+    finder = _GroupFinder(model, "both", norm_gain=False)
+    found = [(name, finder.missing(name)) for name in PROMISED]
+    return [
+        {
+            "group": name,
+            "known": " ".join(part for part in COMPOSITES[name] if part in finder.available()),
+            "missing": " ".join(missing.parts),
+            "perhaps_in": " ".join(dict.fromkeys(_numberless(each) for each in missing.beside)),
+        }
+        for name, missing in found
+        if missing is not None
+    ]
+
+
+def _numberless(canonical: str) -> str:
+    return re.sub(r"\.\d+(?=\.)", ".*", canonical)
 
 
 class _GroupFinder:
@@ -144,18 +159,22 @@ class _GroupFinder:
         self.config = self.model.config.get_text_config()
         # fields that some families have and others do not
         self.fields = self.config.to_dict()
+        self.mixers = mixer_roots(self.model, self.entries)
         self.family, self.table = self._table()
+        self.heads = HeadFinder(self.model, self.family, self.mixers)
         self.untied: set[str] = set()
+        self.matched: dict[tuple[bool, Pick], list[Entry]] = {}
+        self.not_whole: dict[str, Missing | None] = {}
         self._check_number_of_layers()
 
     def _table(self) -> tuple[Family | None, dict[str, tuple[Pick, ...]]]:
         declared = getattr(type(self.model), "degradation_groups", None)
-        mixers = mixer_picks(self.model, self.entries)
+        common = EVERYWHERE | mixer_picks(self.entries, self.mixers)
         if declared is not None:
             picks = {group: tuple(Pick(pattern) for pattern in patterns) for group, patterns in declared.items()}
-            return None, EVERYWHERE | mixers | picks
+            return None, common | picks
         family = FAMILIES.get(self.config.model_type, STRUCTURAL)
-        return family, EVERYWHERE | mixers | dict(family.groups)
+        return family, common | dict(family.groups)
 
     def layers(self, modality: str) -> list[int]:
         """Return the indices of the layers that have parameters of their own."""
@@ -164,7 +183,7 @@ class _GroupFinder:
 
     def _check_number_of_layers(self) -> None:
         found, said = len(self.layers("text")), self.fields.get("num_hidden_layers", 0)
-        if not found or said % found:
+        if found and said % found:
             raise ValueError(f"num_hidden_layers={said}, but {found} layers with parameters were found in the model.")
 
     def known(self) -> list[str]:
@@ -172,30 +191,80 @@ class _GroupFinder:
         return [*GROUPS, *(name for name in self.table if name not in GROUPS)]
 
     def available(self) -> list[str]:
-        return [name for name in self.known() if any(self._matches(pick) for pick in self._picks(name))]
+        """Return the names of the groups that the model has, whole."""
+        return [name for name in self.known() if self._is_there(name) and self.missing(name) is None]
+
+    def _is_there(self, name: str) -> bool:
+        if name in COMPOSITES and name not in self.table:
+            return any(self._is_there(part) for part in COMPOSITES[name])
+        return any(self._matches(name, pick) for pick in self._picks(name))
+
+    def missing(self, name: str) -> Missing | None:
+        """Return what a composite lacks, for which it is refused; None where it is whole or its layout is known."""
+        if name not in PROMISED or name in self.table or self.family is None or self.family.everywhere:
+            return None
+        if name not in self.not_whole:
+            members = [(part, target) for part in COMPOSITES[name] for target in self._targets(part)]
+            held = self.held()
+            self.not_whole[name] = missing_parts(
+                name,
+                [Weight(target.canonical, target.shape, part) for part, target in members],
+                [Weight(entry.canonical, entry.shape) for entry in self.entries if entry.name not in held],
+            )
+        return self.not_whole[name]
+
+    def held(self) -> set[str]:
+        """Return the names of all parameters that are in a group."""
+        tied = {self._tied_target("embed_only").name} if self._is_tied() and self._is_there("embed_only") else set()
+        return tied | {target.name for name in self.table for target in self._targets(name)}
 
     def _picks(self, name: str) -> Iterable[Pick]:
         if name in COMPOSITES and name not in self.table:
             return [pick for part in COMPOSITES[name] for pick in self.table.get(part, ())]
         return self.table.get(name, ())
 
-    def _matches(self, pick: Pick) -> list[Entry]:
+    def _matches(self, group: str, pick: Pick) -> list[Entry]:
+        key = (group == "attn_o", pick)
+        if key not in self.matched:
+            self.matched[key] = self._match(group, pick)
+        return self.matched[key]
+
+    def _match(self, group: str, pick: Pick) -> list[Entry]:
         pattern = re.compile(pick.pattern)
-        return [entry for entry in self.entries if pattern.fullmatch(entry.canonical)]
+        found = [entry for entry in self.entries if pattern.fullmatch(entry.canonical)]
+        if pick.stacked:
+            found = [entry for entry in found if len(entry.shape) == 3]
+        if pick.holds == "kv":
+            found = [entry for entry in found if latent_heads(self.model, entry.name)]
+        if group == "attn_o" and self.family is STRUCTURAL:
+            # what a recurrence without keys puts out, in modules called attention too (Qwen3-Next's linear_attn)
+            found = [entry for entry in found if self._has_keys_if_mixer(entry)]
+        return found
+
+    def _has_keys_if_mixer(self, entry: Entry) -> bool:
+        root = root_of(entry, self.mixers)
+        return root is None or has_keys(self.model, root)
+
+    def _targets(self, name: str) -> list[Target]:
+        """Return the targets of a group that is no composite, unchecked."""
+        return [self._target(name, pick, entry) for pick in self._picks(name) for entry in self._matches(name, pick)]
 
     def find(self, name: str) -> list[Target]:
         """Return the targets of one group without suffix, checked against the layers and heads of the model."""
         check_choice("group", name, [*self.known(), *ALIASES])
         if name in COMPOSITES and name not in self.table:
-            parts = [part for part in COMPOSITES[name] if part in self.available()]
+            parts = [part for part in COMPOSITES[name] if self._is_there(part)]
             if not parts:
                 self._nothing(name)
+            missing = self.missing(name)
+            if missing is not None:
+                raise ValueError(missing.why(name, parts))
             return [target for part in parts for target in self.find(part)]
         if name in ("embed_only", "lm_head") and self._is_tied():
             return [self._tied_target(name)]
         if name == "embed_only" and self.policy == "output_only":
             raise ValueError("tied_policy='output_only': this model's embeddings are not tied; use group lm_head.")
-        targets = [self._target(name, pick, entry) for pick in self._picks(name) for entry in self._matches(pick)]
+        targets = self._targets(name)
         if not targets:
             self._nothing(name)
         if name in LAYERED and (self.family is not None or name.startswith("vision")):
@@ -238,7 +307,7 @@ class _GroupFinder:
     # --- one target
 
     def _target(self, group: str, pick: Pick, entry: Entry) -> Target:
-        heads = self._heads(group, entry)
+        heads = self.heads.of(group, pick, entry)
         cut = pick.cut(entry.shape, heads) if pick.cut else None
         if cut is not None and math.prod(cut.view_shape) != math.prod(entry.shape):
             raise ValueError(f"{entry.canonical}: shape {entry.shape} does not hold the heads {heads}.")
@@ -248,7 +317,7 @@ class _GroupFinder:
         head_axis = int((group == "attn_o") != transposed)
         has_heads = heads is not None and group in HEADED
         if has_heads:
-            self._check_heads(group, entry, heads, head_axis, cut)
+            self._check_heads(group, pick, entry, heads, head_axis)
         return Target(
             entry.name,
             entry.canonical,
@@ -260,40 +329,14 @@ class _GroupFinder:
             group=group,
             layer=entry.layer,
             transposed=transposed,
-            head_dim=heads.width if has_heads else None,
+            head_dim=pick.head_width(heads) if has_heads else None,
             head_axis=head_axis if has_heads else None,
             gain_offset=gain_offset(entry.module) if group in NORMS and self.norm_gain else 0.0,
         )
 
-    def _heads(self, group: str, entry: Entry) -> Heads | None:
-        """Return the heads of the attention layer a parameter belongs to, as far as they are known."""
-        if entry.modality == "vision":
-            config = self.model.config.vision_config
-            return Heads(*[config.num_attention_heads] * 2, config.hidden_size // config.num_attention_heads)
-        if self.family is None:
-            return self._heads_of_parent(group, entry)
-        if not self.family.equal_heads:
-            return None
-        query = attention_heads(self.config)
-        if query is None:
-            return None
-        width = self.fields.get("head_dim") or self.config.hidden_size // query
-        heads = Heads(query, self.fields.get("num_key_value_heads") or query, width)
-        part, axis = HEADED.get(group), int(group == "attn_o")
-        # where the layout is guessed, heads of another size are not known rather than wrong
-        fits = part is None or entry.shape[axis] == heads.rows("q" if part == "o" else part)
-        return heads if fits or self.family.everywhere else None
-
-    def _heads_of_parent(self, group: str, entry: Entry) -> Heads | None:
-        parent = self.model.get_submodule(entry.name.rpartition(".")[0].rpartition(".")[0])
-        number = parent.__dict__.get("num_heads")
-        if group not in HEADED or not isinstance(number, int):
-            return None
-        return Heads(number, number, entry.shape[1 if group == "attn_o" else 0] // number)
-
-    def _check_heads(self, group: str, entry: Entry, heads: Heads, head_axis: int, cut: Slice | None) -> None:
-        part, size = HEADED[group], entry.shape[head_axis]
-        expected = sum(heads.rows(each) for each in "qkv") if cut else heads.rows("q" if part == "o" else part)
+    def _check_heads(self, group: str, pick: Pick, entry: Entry, heads: Heads, head_axis: int) -> None:
+        size = entry.shape[head_axis]
+        expected = sum(heads.rows(each) for each in (pick.holds if pick.cut else HEADED[group]))
         if size != expected:
             raise ValueError(
                 f"{entry.canonical}: {size} of shape {entry.shape} should be {expected}, for the {heads.query} heads, "

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from .families import Pick
+from ..layouts.cuts import Pick
 from .parameter_index import Entry
 
 # What only mixers with a state have: parameters and buffers, and children by name.
@@ -41,13 +41,11 @@ MIXER_GROUPS = ("mixer_in", "mixer_out", "mixer_gate", "mixer_decay", "mixer_con
 STATE_NORM = "state_norm"
 
 
-def mixer_picks(model: nn.Module, entries: Iterable[Entry]) -> dict[str, tuple[Pick, ...]]:
+def mixer_picks(entries: Iterable[Entry], roots: Iterable[str]) -> dict[str, tuple[Pick, ...]]:
     """Return group -> picks of the text model's mixers with a state or a convolution; empty where it has none."""
-    inside = [entry for entry in entries if entry.modality == "text" and entry.layer is not None]
-    roots = mixer_roots(model, inside)
     found: dict[str, list[Pick]] = {}
-    for entry in inside:
-        root = next((path for path in roots if entry.name.startswith(f"{path}.")), None)
+    for entry in entries:
+        root = root_of(entry, roots)
         role = None if root is None else role_of(entry, entry.name.removeprefix(f"{root}."))
         if role is not None:
             found.setdefault(role, []).append(Pick(re.escape(entry.canonical)))
@@ -56,13 +54,19 @@ def mixer_picks(model: nn.Module, entries: Iterable[Entry]) -> dict[str, tuple[P
 
 
 def mixer_roots(model: nn.Module, entries: Iterable[Entry]) -> list[str]:
-    """Return the paths of the mixers in the model, each once."""
-    seen = dict.fromkeys(path for entry in entries for path in _ancestors(entry))
+    """Return the paths of the mixers in the text model, each once."""
+    inside = [entry for entry in entries if entry.modality == "text" and entry.layer is not None]
+    seen = dict.fromkeys(path for entry in inside for path in _ancestors(entry))
     states = {root for path in seen if _keeps_a_state(model, path) for root in [_with_projection_out(model, path)]}
     convolutions = {root for path in seen if _convolves(model, path) for root in [_with_projection_out(model, path)]}
     # attention may convolve its keys without becoming another kind of mixer
-    found = states | {root for root in convolutions if root and not _has_keys(model, root)}
+    found = states | {root for root in convolutions if root and not has_keys(model, root)}
     return [path for path in seen if path in found]
+
+
+def root_of(entry: Entry, roots: Iterable[str]) -> str | None:
+    """Return the mixer that a parameter lies in."""
+    return next((path for path in roots if entry.name.startswith(f"{path}.")), None)
 
 
 def _ancestors(entry: Entry) -> list[str]:
@@ -82,7 +86,8 @@ def _convolves(model: nn.Module, path: str) -> bool:
     return any(isinstance(child, nn.Conv1d) for child in model.get_submodule(path).children())
 
 
-def _has_keys(model: nn.Module, path: str) -> bool:
+def has_keys(model: nn.Module, path: str) -> bool:
+    """Whether a module has a projection to keys of its own, by its usual names."""
     return any(KEYS.fullmatch(name) for name, _ in model.get_submodule(path).named_parameters())
 
 

@@ -28,7 +28,7 @@ from frankenlm.trainer_ext.common.opening import reading
 
 from ..configs import DTYPES, TARGETED, ExperimentConfig
 from ..damage.quant4 import is_4bit
-from .families import OVERFLOWS_FLOAT16, READS_WEIGHTS
+from ..layouts.families import OVERFLOWS_FLOAT16, READS_WEIGHTS
 from .groups import NothingThere, select_group
 from .parameter_index import unwrap
 from .targets import Group

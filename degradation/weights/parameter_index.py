@@ -9,6 +9,8 @@ from torch import nn
 from frankenlm.modeling.packed_embedding import PackedBitEmbedding
 from frankenlm.modeling.packed_linear import PackedBitLinear
 
+from ..layouts.usual_names import LISTS
+
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "base_layer"})
 _TEXT_ROOTS = frozenset(
     {"model", "language_model", "text_model", "transformer", "backbone", "decoder"}
@@ -25,7 +27,7 @@ _OTHER_ROOTS = {
     "mm_projector": "projector",
     "connector": "projector",
 }
-_LAYER_INDEX = re.compile(r"\w+/(?:\w+\.)*?(?:layers|h|blocks|layer|block)\.(\d+)\.")
+_LAYER_INDEX = re.compile(rf"\w+/(?:\w+\.)*?{LISTS}\.(\d+)\.")
 
 
 def canonical_name(name: str) -> str:
@@ -74,19 +76,21 @@ class Entry:
 
 
 def index_parameters(model: nn.Module) -> list[Entry]:
-    """Return every parameter in the model's order, each storage once.
+    """Return every parameter in the model's order, each storage once; of a tied token table the name is the table's.
 
     Raises:
         ValueError: the model has packed ternary layers, or two parameters get one canonical name.
     """
     entries, seen = [], set()
+    # some models hold their head before the table
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for path, module in model.named_modules():
         if isinstance(module, (PackedBitLinear, PackedBitEmbedding)):
             raise ValueError(
                 f"{path} holds packed ternary weights, which cannot be damaged: load the checkpoint that was packed."
             )
         for attribute, parameter in module._parameters.items():
-            if parameter is None:
+            if parameter is None or (id(parameter) in tables and not isinstance(module, nn.Embedding)):
                 continue
             # on the meta device nothing has an address
             key = id(parameter) if parameter.device.type == "meta" else (parameter.device, parameter.data_ptr())

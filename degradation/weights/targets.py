@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..layouts.cuts import Slice
 from ..offloaded import value_of
-from .families import Slice
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 

@@ -30,9 +30,16 @@ def other_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 def offloaded_twice(model: nn.Module) -> set[str]:
     """Return the name of a tied head that is offloaded, where it seems to be a parameter of its own."""
-    names = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
-    head = output_layer(unwrap(model)) if names and is_tied(unwrap(model)) else None
-    return set() if head is None else {path_of(model, head)} & set(names)
+    inside = unwrap(model)
+    head = output_layer(inside) if _has_meta(inside) and is_tied(inside) else None
+    # without offloading it is the table's own parameter, whichever of the two names a model lists
+    if head is None or head.weight is inside.get_input_embeddings().weight:
+        return set()
+    return {name for name in (path_of(model, head),) if is_offloaded(model, name)}
+
+
+def _has_meta(model: nn.Module) -> bool:
+    return any(parameter.device.type == "meta" for parameter in model.parameters())
 
 
 def path_of(model: nn.Module, module: nn.Module) -> str:

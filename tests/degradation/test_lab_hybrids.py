@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from frankenlm.degradation import get_config, run_experiment
+from frankenlm.degradation.layouts.families import READS_WEIGHTS
 from frankenlm.degradation.records.store import Store
 from frankenlm.degradation.report.write import write_report
-from frankenlm.degradation.weights.families import READS_WEIGHTS
 from frankenlm.degradation.weights.groups import describe_groups
 from frankenlm.degradation.weights.loading import open_model
 from frankenlm.degradation.weights.model_checks import check_quantization

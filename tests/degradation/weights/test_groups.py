@@ -169,7 +169,7 @@ def test_mixtures_with_dense_layers_and_shared_experts(meta_model):
 
 def test_every_group_of_the_list_exists_somewhere(meta_model):
     found = {row["group"] for name in PER_LAYER for row in describe_groups(meta_model(name))}
-    for name in ("qwen3_next", "mamba2"):
+    for name in ("qwen3_next", "mamba2", "deepseek_v3"):
         with torch.device("meta"):
             found |= {row["group"] for row in describe_groups(AutoModelForCausalLM.from_config(plan_type(name).config))}
     assert set(GROUPS) <= found

@@ -13,7 +13,8 @@ import transformers
 from frankenlm.degradation.answers.masked_probe import WINDOW, MaskedTextProbe
 from frankenlm.degradation.answers.text_probe import TextProbe, window_of
 from frankenlm.degradation.cli import main
-from frankenlm.degradation.weights.groups import attention_heads, describe_groups
+from frankenlm.degradation.weights.attention_heads import attention_heads
+from frankenlm.degradation.weights.groups import describe_groups
 from frankenlm.trainer_ext.common.cli import run_command
 
 VOCABULARY = {"vocab_size": 272, "pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
