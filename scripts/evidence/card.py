@@ -169,6 +169,9 @@ def table_text(table: Mapping[str, Any]) -> str:
         *memory_text(table["rows"]),
         *other_rates_text(table["other_rates"]),
     ]
+    if table.get("gave_up"):  # earlier reports do not tell
+        told = "; ".join(table["gave_up"])
+        parts.append(f"**Training gave up**, as its loss was no number any more, and counts as worse than any: {told}.")
     if table["missing"]:
         parts.append("**Missing runs**: " + "; ".join(table["missing"]) + ".")
     return "\n\n".join(parts)
@@ -198,7 +201,7 @@ def sweep_text(table: Mapping[str, Any]) -> list[str]:
     rows = [
         {"model": entry["model"]}
         | {
-            f"{rate:g}": "missing" if loss is None else f"{loss:.4f}"
+            f"{rate:g}": _swept(table, entry["model"], rate) if loss is None else f"{loss:.4f}"
             for rate, loss in zip(rates, entry["losses"], strict=True)
         }
         for entry in table["sweep"]
@@ -212,6 +215,12 @@ def sweep_text(table: Mapping[str, Any]) -> list[str]:
     if edge:
         parts.append(f"The best rate is at the edge of the sweep for {', '.join(edge)}; a better one may lie beyond.")
     return parts
+
+
+def _swept(table: Mapping[str, Any], model: str, rate: float) -> str:
+    """Why a rate has no loss."""
+    gave_up = any(told.startswith(f"{model}, rate {rate:g}, ") for told in table.get("gave_up", ()))
+    return "gave up" if gave_up else "missing"
 
 
 def differences_text(differences: Sequence[Mapping[str, Any]]) -> str:

@@ -13,6 +13,7 @@ shuffled-memory row is no training: it scores infinito-small's checkpoints while
 the next one.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ from frankenlm.scripts.evidence.models import (
     Variant,
     check_budget,
 )
-from frankenlm.scripts.evidence.runs import RunKey, RunStore
+from frankenlm.scripts.evidence.runs import GAVE_UP, MEASURES, RunKey, RunStore
 from frankenlm.scripts.evidence.training import Recipe, Trained, build, loss_facts, score, train
 from frankenlm.trainer_ext.cards import library_versions
 from frankenlm.trainer_ext.common.cli import UserError
@@ -172,11 +173,13 @@ class Laboratory:
         return self.store.finished(self.key(name, learning_rate, seed), self.settings(name))
 
     def best_rate(self, name: str) -> float | None:
-        """The rate with the smallest validation loss of the first seed; None while one of them is missing."""
+        """The rate with the smallest validation loss of the first seed; None while one of them is missing, and where
+        training gave up at each."""
         runs = [self.finished(name, rate, self.seeds[0]) for rate in self.table.learning_rates]
         if any(run is None for run in runs):
             return None
-        return min(runs, key=lambda run: run["held_out"]["validation"]["loss"])["learning_rate"]
+        whole = [run for run in runs if GAVE_UP not in run]
+        return min(whole, key=lambda run: run["held_out"]["validation"]["loss"])["learning_rate"] if whole else None
 
     def pending(self) -> int:
         """Count the trainings that are left, and find every finished run with other settings on the way."""
@@ -185,6 +188,8 @@ class Laboratory:
             sweep = [self.finished(variant.name, rate, self.seeds[0]) for rate in self.table.learning_rates]
             count += sum(run is None for run in sweep)
             rate = self.best_rate(variant.name)
+            if rate is None and None not in sweep:
+                continue
             done = [rate is not None and self.finished(variant.name, rate, seed) for seed in self.seeds[1:]]
             count += sum(not run for run in done)
             if variant.has_memory and rate is not None:
@@ -198,29 +203,38 @@ class Laboratory:
             for rate in self.table.learning_rates:
                 self.run(variant, rate, self.seeds[0], bar)
             best = self.best_rate(variant.name)
+            if best is None:
+                continue  # training gave up at every rate: there is nothing to report
             for seed in self.seeds[1:]:
                 self.run(variant, best, seed, bar)
             if variant.has_memory:
                 for seed in self.seeds:
-                    self.run_shuffled(variant, best, seed, bar)
+                    if GAVE_UP not in self.finished(variant.name, best, seed):
+                        self.run_shuffled(variant, best, seed, bar)
 
     def run(self, variant: Variant, learning_rate: float, seed: int, bar: tqdm) -> None:
-        """Train and score one model, unless that is done."""
+        """Train and score one model, unless that is done; one that gives up is a run too, and not tried again."""
         key = self.key(variant.name, learning_rate, seed)
         settings = self.settings(variant.name)
         if self.store.finished(key, settings):
             return
         bar.set_description(str(key))
         model = build(variant, self.corpus, self.configs[variant.name], seed)
-        trained = train(
-            variant,
-            model,
-            self.corpus.train,
-            self.table.recipe,
-            learning_rate=learning_rate,
-            seed=seed,
-            on_step=bar.update,
-        )
+        try:
+            trained = train(
+                variant,
+                model,
+                self.corpus.train,
+                self.table.recipe,
+                learning_rate=learning_rate,
+                seed=seed,
+                on_step=bar.update,
+            )
+        except FloatingPointError as error:
+            bar.write(f"gave up: {error}", file=sys.stderr)
+            facts = {**self.run_facts(key, settings), "parameters": model.num_parameters()}
+            self.store.write(key, {**facts, **self.no_scores(), GAVE_UP: str(error)})
+            return
         check_budget(f"the trained part of {variant.name}", trained.trained_parameters, self.table.shape.budget)
         if variant.has_memory:
             self.store.keep_model(key, trained.model)
@@ -264,6 +278,11 @@ class Laboratory:
             "threads": torch.get_num_threads(),
             "versions": library_versions(),
         }
+
+    def no_scores(self) -> dict[str, Any]:
+        """What `scores` tells, of a model that there is nothing to tell of."""
+        held_out = {name: dict.fromkeys(MEASURES) for name in self.corpus.held_out}
+        return {"held_out": held_out, "memory": {}, "same_document_neighbours": {}, "evaluation_cpu_seconds": 0.0}
 
     def scores(self, variant: Variant, model, **more) -> dict[str, Any]:
         """Score every held-out split of the table."""

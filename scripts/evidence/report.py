@@ -14,7 +14,7 @@ from frankenlm.scripts.evidence.data import HELD_OUT_FILES
 from frankenlm.scripts.evidence.figures import plot_positions, plot_training_runs
 from frankenlm.scripts.evidence.models import INFINITO, MEMORY_OFF, Variant
 from frankenlm.scripts.evidence.plan import Table
-from frankenlm.scripts.evidence.runs import RunKey, RunStore, differences
+from frankenlm.scripts.evidence.runs import GAVE_UP, RunKey, RunStore, differences
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.common.files import write_csv, write_json, write_text
 from frankenlm.trainer_ext.metrics.seeds import paired_difference, summary
@@ -68,21 +68,26 @@ def check_alike(table: Table, runs: Sequence[Run], store: RunStore) -> None:
 
 def table_report(table: Table, runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
     """One table: its rows, the sweep, the differences, what is missing."""
+    lost = [run for run in runs if GAVE_UP in run]
+    runs = [run for run in runs if GAVE_UP not in run]
     outside = [run for run in runs if run["learning_rate"] not in table.learning_rates]
     runs = [run for run in runs if run["learning_rate"] in table.learning_rates]
     found = {(run["model"], run["learning_rate"], run["seed"]): run for run in runs}
     rows, chosen = [], {}
     for variant in table.variants:
-        rate = best_rate(found, variant.name, table.learning_rates, seeds[0])
+        gone = {(run["learning_rate"], run["seed"]) for run in lost if run["model"] == variant.name}
+        rates = [rate for rate in table.learning_rates if (rate, seeds[0]) not in gone]
+        rate = best_rate(found, variant.name, rates, seeds[0])
+        expected = [seed for seed in seeds if (rate, seed) not in gone] if rates else []
         for name, description in row_names(variant).items():
             chosen[name] = {seed: found[name, rate, seed] for seed in seeds if (name, rate, seed) in found}
-            swept = table.learning_rates if name == variant.name else ()
+            swept = rates if name == variant.name else ()
             rows.append(
                 {
                     "model": name,
                     "description": description,
                     "learning_rate": rate,
-                    "missing": missing_runs(found, name, rate, swept, seeds),
+                    "missing": missing_runs(found, name, rate, swept, expected),
                     **row_facts(list(chosen[name].values())),
                 }
             )
@@ -93,6 +98,7 @@ def table_report(table: Table, runs: Sequence[Run], seeds: Sequence[int]) -> dic
         "splits": splits_of(runs[0]) if runs else [],
         "rows": rows,
         "missing": [text for row in rows for text in row["missing"]],
+        "gave_up": [f"{run['model']}, rate {run['learning_rate']:g}, seed {run['seed']}" for run in lost],
         "sweep": sweep_facts(table, found, seeds[0]),
         "other_rates": other_rates(outside),
         "differences": difference_facts(table, chosen),
@@ -130,8 +136,8 @@ def missing_runs(
 
 
 def best_rate(found: Mapping, model: str, rates: Sequence[float], seed: int) -> float | None:
-    """The rate that the sweep chooses; None while a run of it is missing."""
-    if any((model, rate, seed) not in found for rate in rates):
+    """The rate that the sweep chooses among those at which training went on; None while a run of it is missing."""
+    if not rates or any((model, rate, seed) not in found for rate in rates):
         return None
     return min(rates, key=lambda rate: found[model, rate, seed]["held_out"]["validation"]["loss"])
 

@@ -35,6 +35,8 @@ KEYS = {
     "evaluation_cpu_seconds",
 }
 MEASURES = {"loss", "perplexity", "bits_per_byte"}
+# the key of a run whose loss was no number any more: what training said; its measures are null
+GAVE_UP = "gave_up"
 
 
 @dataclass(frozen=True)

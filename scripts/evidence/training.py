@@ -107,7 +107,7 @@ def train(
     """Train a model; `on_step` is told the tokens of each step.
 
     Raises:
-        FloatingPointError: the loss is not a number any more.
+        FloatingPointError: the loss is not a number any more: the rate is too high for this model.
     """
     model.train()
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=learning_rate)

@@ -149,8 +149,11 @@ def said(claim: tuple[str, str, tuple[str, ...]]) -> str:
 
 
 def untraced(text: str, sources: Sources) -> list[str]:
-    """The figures of a card outside its parts, blocks, rows and commands that are in none of its claims, and the
-    rounding of no value of its files; a figure of three digits behind the point, as losses have, is a claim's or none."""
+    """The figures of a card outside its parts, blocks, rows and commands that nothing holds.
+
+    One is held by a claim, or as the rounding of a value of its files; one of three digits behind the point, as losses
+    have, by a claim alone.
+    """
     for part in sources.parts:
         path = SAMPLES / part
         text = text.replace(path.read_text(encoding="utf-8").strip(), "") if path.is_file() else text

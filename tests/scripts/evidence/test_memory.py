@@ -13,6 +13,7 @@ from frankenlm.trainer_ext.common.cli import run_command
 
 TEXT = "the cat sat on a mat and saw dogs run over green hills while birds sang of rain in spring"
 WORDS = TEXT.split()
+MEMORIES = ("infinito-small", "shuffled-memory")  # the model, and its evaluation that reads its neighbours' memory
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +194,45 @@ def test_only_what_is_missing_is_made_and_comes_out_the_same(command, smoke, fin
     assert command("--output_dir", folder, *smoke, "--tables", "code", "--models", "titan") == 0
     assert read(gone)["held_out"] == before["held_out"] and read(gone)["curve"] == before["curve"]
     assert others == {path: path.stat().st_mtime_ns for path in others}
+
+
+def first_table(folder: Path) -> tuple[dict, dict]:
+    """The table wikipedia of a folder's report, and its row of the model with slots."""
+    table = read(folder / "report" / "report.json")["tables"]["wikipedia"]
+    return table, next(row for row in table["rows"] if row["model"] == "infinito-small")
+
+
+@pytest.mark.slow
+def test_a_rate_that_diverges_is_a_run_and_not_tried_again(command, smoke, finished, tmp_path, monkeypatch):
+    """At a rate of its sweep it is the worst, at the best rate a seed less; at every rate the model has no row."""
+    folder = shutil.copytree(finished, tmp_path / "copy")
+    runs, (before, row) = folder / "runs" / "wikipedia", first_table(finished)
+    best = row["learning_rate"]
+    worse = next(rate for rate in before["learning_rates"] if rate != best)
+    words = ["--output_dir", folder, *smoke, "--tables", "wikipedia", "--models", "infinito-small"]
+
+    def diverges(*args, **kwargs):
+        raise FloatingPointError("the loss of step 3 is nan.")
+
+    monkeypatch.setattr(evidence, "train", diverges)
+    for name in (f"infinito-small_lr{worse:g}_seed0", *(f"{one}_lr{best:g}_seed1" for one in MEMORIES)):
+        (runs / f"{name}.json").unlink()
+    assert command(*words) == 0
+    monkeypatch.setattr(evidence, "train", lambda *args, **kwargs: pytest.fail("a run that gave up is repeated"))
+    assert command(*words, "--card", folder / "card.md") == 0
+    table, now = first_table(folder)
+    told = {f"infinito-small, rate {worse:g}, seed 0", f"infinito-small, rate {best:g}, seed 1"}
+    assert set(table["gave_up"]) == told and table["missing"] == []
+    assert (now["learning_rate"], now["by_seed"]) == (best, {"0": row["by_seed"]["0"]})
+    card = (folder / "card.md").read_text()
+    assert "**Training gave up**" in card and "| gave up |" in card and "missing" not in card
+
+    monkeypatch.setattr(evidence, "train", diverges)
+    for path in runs.glob("infinito-small_lr*_seed0.json"):
+        path.unlink()
+    assert command(*words) == 0
+    table, now = first_table(folder)
+    assert (now["learning_rate"], now["held_out"], table["missing"]) == (None, {}, [])
 
 
 def test_trials_at_other_rates_stay_apart(command, smoke, finished, tmp_path):
