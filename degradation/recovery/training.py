@@ -42,6 +42,7 @@ def train_on(
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
+        max_grad_norm=1.0,
         warmup_steps=0,
         save_strategy="steps",
         save_steps=settings.every,

@@ -1,5 +1,6 @@
 """What a run of a method of `configs.TARGETED` removes in each cell, from importance that was measured once."""
 
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..weights.restore import Baseline
 from ..weights.units import find_units
 from .identity import stop_ids
 from .plan import Experiment, prompts_of_importance
+
+logger = logging.getLogger(__name__)
 
 # of an experiment's fields, those that scores depend on
 SCORED_FIELDS = ("dtype", "load_4bit", "quant_type", "double_quant", "quant_target_mode", "tied_policy", "norm_gain")
@@ -55,9 +58,18 @@ class RunTargets:
     def _measure(self):
         model, loaded = self.loaded.model, self.loaded
         stops = frozenset(stop_ids(model.generation_config, loaded.tokenizer)) if self.prompts else frozenset()
+        config = self.config
+        logger.info(
+            "importance of %d units (%s) of %s by %s, on %d prompts",
+            self.table.count,
+            config.unit,
+            config.group,
+            config.importance,
+            len(self.prompts),
+        )
         answered = answer_greedily(model, self.prompts, stops, self.experiment.positions)
         return measure_importance(
-            model, self.baseline, self.table, self.config.importance, answered, progress=self.store.rank == 0
+            model, self.baseline, self.table, config.importance, answered, progress=self.store.rank == 0
         )
 
     def _refuse_other_scores(self) -> None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from ..offloaded import is_offloaded
 from ..weights.restore import Baseline
 from ..weights.undamaged import Saved
-from ..weights.units import UnitPlace, UnitsOfTarget, UnitTable
+from ..weights.units import UnitPlace, UnitsOfTarget, UnitTable, carried, check_watched
 from .answered import Answered, answer_loss
 
 
@@ -131,13 +131,8 @@ class Carrier:
     """
 
     def __init__(self, own: UnitsOfTarget):
-        module = own.target.module
-        if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
-            raise ValueError(
-                f"{own.target.label} is no linear layer that could be watched: choose importance='magnitude' or "
-                "'gradient', or for experts 'ablation'."
-            )
-        self.module, self.inward = module, own.kind == "column"
+        check_watched(own.target)
+        self.module, self.inward = own.target.module, own.kind == "column"
         if own.kind == "head":
             self.inward = (own.target.head_axis == 1) != own.target.transposed
         side = "column" if self.inward else "row"
@@ -175,7 +170,7 @@ def _by_activation(
 ) -> np.ndarray:
     if table.kind == "element":
         return _by_input_norm(model, baseline, table, answered, progress)
-    carriers = [(place, Carrier(_carried(table, place))) for place in table.places]
+    carriers = [(place, Carrier(carried(table, place))) for place in table.places]
     found = np.zeros((len(answered), table.count))
     for row, squares in enumerate(_mean_squares(model, [each for _, each in carriers], answered, progress)):
         for (place, carrier), square in zip(carriers, squares, strict=True):
@@ -193,13 +188,6 @@ def _by_input_norm(model, baseline, table, answered, progress) -> np.ndarray:
             flat = np.concatenate([own.layout.flat_index(piece) for piece in own.layout.pieces()])
             total[own.slots] += weights * np.sqrt(square[own.layout.unit_of("column", flat)])
     return (total / len(answered))[None].astype(np.float32)
-
-
-def _carried(table: UnitTable, place: UnitPlace) -> UnitsOfTarget:
-    """Return the target at which a place's units are watched: where they flow together, if it is in the group."""
-    members = [own for own in table.targets if own.first == place.first]
-    inward = [own for own in members if own.kind == "column" or own.target.group == "attn_o"]
-    return (inward or members)[0]
 
 
 @torch.no_grad()
@@ -254,7 +242,7 @@ def _by_ablation(model: PreTrainedModel, table: UnitTable, answered: Sequence[An
 
 def _with_means(model, table: UnitTable, answered: Sequence[Answered]) -> Callable:
     """Return the context in which a unit carries its mean over all tokens of all prompts."""
-    carriers = [Carrier(_carried(table, place)) for place in table.places]
+    carriers = [Carrier(carried(table, place)) for place in table.places]
     found = [_sums(model, carriers, each, lambda values: values) for each in answered]
     totals = [sum(parts) for parts in zip(*(sums for sums, _ in found), strict=True)]
     rows = [sum(parts) for parts in zip(*(counts for _, counts in found), strict=True)]

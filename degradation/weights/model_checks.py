@@ -29,10 +29,11 @@ from frankenlm.trainer_ext.common.opening import reading
 from ..configs import DTYPES, TARGETED, ExperimentConfig
 from ..damage.quant4 import is_4bit
 from ..layouts.families import OVERFLOWS_FLOAT16, READS_WEIGHTS
+from ..offloaded import is_offloaded
 from .groups import NothingThere, select_group
 from .parameter_index import unwrap
 from .targets import Group
-from .units import find_units
+from .units import UnitTable, carried, check_watched, find_units
 
 PACKED = "frankenlm_ternary"  # quant_method of our packed checkpoints
 BITSANDBYTES = "bitsandbytes"
@@ -137,7 +138,8 @@ def check_targeting(config: ExperimentConfig, group: Group, name: str, model_con
     """Raise ValueError where units are to be removed that the group does not have, or that cannot be measured."""
     if config.method not in TARGETED:
         return
-    count = find_units(group, config.unit).count
+    table = find_units(group, config.unit)
+    count = table.count
     most = max(config.resolved_levels)
     if most > count:
         raise ValueError(
@@ -150,6 +152,20 @@ def check_targeting(config: ExperimentConfig, group: Group, name: str, model_con
         )
     if config.importance == "ablation" and config.unit == "element":
         raise ValueError("importance='ablation' asks the model once for every unit: choose a larger unit than element.")
+    _check_measured(config, table)
+
+
+def _check_measured(config: ExperimentConfig, table: UnitTable) -> None:
+    """Raise ValueError where what units carry cannot be watched, or gradients reach no weights that are kept away."""
+    targets = [own.target for own in table.targets]
+    away = [target.name for target in targets if is_offloaded(target.root, target.name)]
+    if config.importance == "gradient" and away:
+        raise ValueError(f"importance='gradient': {away[0]} is offloaded; choose magnitude, activation or ablation.")
+    if config.importance == "activation" or (config.importance == "ablation" and config.unit != "expert"):
+        if config.unit != "element":
+            targets = [carried(table, place).target for place in table.places]
+        for target in targets:
+            check_watched(target)
 
 
 def location(name: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from torch import nn
 
 from ..damage.layout import Layout
 from .experts import EXPERTS
@@ -114,6 +115,23 @@ def find_units(group: Group, kind: str) -> UnitTable:
             targets.append(UnitsOfTarget(own.target, own.layout, own.kind, first))
         end += count
     return UnitTable(kind, tuple(targets), tuple(places))
+
+
+def carried(table: UnitTable, place: UnitPlace) -> UnitsOfTarget:
+    """Return the target at which a place's units are watched: where they flow together, if it is in the group."""
+    members = [own for own in table.targets if own.first == place.first]
+    inward = [own for own in members if own.kind == "column" or own.target.group == "attn_o"]
+    return (inward or members)[0]
+
+
+def check_watched(target: Target) -> None:
+    """Raise ValueError for a tensor whose module is no linear layer: what it carries cannot be told apart by units."""
+    module = target.module
+    if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
+        raise ValueError(
+            f"{target.label} is no linear layer that could be watched: choose importance='magnitude' or 'gradient', or "
+            "for experts 'ablation'."
+        )
 
 
 def _kind_in(target: Target, kind: str) -> str:

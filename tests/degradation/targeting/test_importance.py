@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 
+from frankenlm.degradation import get_config
 from frankenlm.degradation.answers.rendering import render_prompts
 from frankenlm.degradation.configs import IMPORTANCES
 from frankenlm.degradation.targeting.answered import ANSWER, answer_greedily, answer_loss
 from frankenlm.degradation.targeting.importance import measure_importance
 from frankenlm.degradation.weights.groups import select_group
+from frankenlm.degradation.weights.model_checks import check_group
 from frankenlm.degradation.weights.restore import Baseline
 from frankenlm.degradation.weights.units import find_units
 
@@ -167,6 +170,26 @@ def test_experts_and_elements_have_importance(measure, tiny_model, asked):
 def test_what_cannot_be_watched_says_so(tiny_model, asked):
     with pytest.raises(ValueError, match="no linear layer that could be watched"):
         scores(tiny_model("mixtral"), "mlp_experts", "expert", "activation", asked())
+
+
+@pytest.mark.parametrize(
+    ("group", "unit", "importance", "message"),
+    [
+        ("embed_only+attn_o", "row", "activation", "embed_tokens.weight is no linear layer that could be watched"),
+        ("embed_only", "column", "ablation", "embed_tokens.weight is no linear layer"),
+        ("attn_o", "head", "gradient", "importance='gradient': model.layers.0.self_attn.o_proj.weight is offloaded"),
+        ("attn_o", "head", "activation", None),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_anything_is_asked(group, unit, importance, message, tiny_model):
+    model = cpu_offload(tiny_model("llama"), torch.device("cpu"))
+    fields = {"method": "targeted", "group": group, "unit": unit, "importance": importance, "levels": (0, 1)}
+    config = get_config("smoke") | fields
+    if message is None:
+        check_group("tiny", model, model.config, config)
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_group("tiny", model, model.config, config)
 
 
 def test_every_measure_is_tried():
