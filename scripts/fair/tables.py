@@ -61,7 +61,7 @@ TABLES = {
     "fair_mixers": FairTable(
         "The hybrid's mixers against plain attention with the same safeguards, GPT-2 beside both",
         (
-            effect("hybrid", "attention", "the hybrid's mixers in place of plain attention"),
+            effect("hybrid", "attention", "putting the hybrid's mixers in the place of plain attention"),
             layout("hybrid", "gpt2"),
             layout("attention", "gpt2"),
             layout("attention", "gpt2-unigram"),
