@@ -11,7 +11,8 @@ The tables mixers and code take text that every Python installation carries; wik
 
 Every run is a JSON file below the output folder. A finished one is never repeated, so an interrupted call goes on where
 it stopped, and several calls may share the folder if their --models, --tables or --seeds differ. The report says which
-runs are missing. One whose loss is no number any more gave up: that is its result, and it is not tried again. What is compared, and how, is in scripts/evidence/plan.py.
+runs are missing. One whose loss is no number any more gave up: that is its result,
+and it is not tried again. What is compared, and how, is in scripts/evidence/plan.py.
 """
 
 import argparse
