@@ -52,7 +52,10 @@ SOURCES = {
     "fair_tables": Sources(
         (),
         tuple(f"{name}/table.md" for name in TABLES),
-        blocks=(("coverage", "tests/scripts/fair/test_fair.py"),),
+        blocks=(
+            ("coverage", "tests/scripts/fair/test_fair.py"),
+            ("memory_use", "tests/scripts/fair/test_memory_use.py"),
+        ),
         settings=("configs/small/fair.yaml", "configs/sweeps/distil_teacher.yaml"),
         facts=(f"{2 * 0.5**3:.2f}",),  # the sign test over three seeds
     ),
