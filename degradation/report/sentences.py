@@ -98,7 +98,8 @@ def ranking(curves: Sequence[Curve], measure: Measure) -> str | None:
     out. Where all have that same one, as in a map of depth, they are ranked by how far the measure fell there.
     """
     found = [c for c in curves if c.measure.name == measure.name and numpy.isfinite(c.series.mean_rel_l2).all()]
-    if found and all(_only_level(c) is not None and _only_level(c) == _only_level(found[0]) for c in found):
+    levels = {_only_level(curve) for curve in found}
+    if len(levels) == 1 and None not in levels:
         return _ranking_by_change(found, measure)
     found = [c for c in found if len(c.series.axis.levels) > 2]
     reached = sorted((c for c in found if c.half.reached), key=common_position)

@@ -42,7 +42,7 @@ READS = {"with its memory": {}, "without": {"use_memory": False}, "another row's
 STATISTICS = ("slots_used", "utilisation", "rotation", "slot_mass", "mean_importance")
 COLUMNS = ("run", "seed", "rows", "length", *READS, *STATISTICS)
 MARK = "memory_use: use.csv"
-BATCH = 16  # rows; another row's memory is that of the next one of its batch
+BATCH = 16  # rows; another row's memory is that of the next one of its batch, which may be of the same document
 
 
 def reported_slots(sweep: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -120,6 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = list(reported_slots(args.sweep))
         if not runs:
             raise UserError(f"--sweep {args.sweep}: no reported run of a model with slots is finished.")
+        if args.card:  # a card without the block is told before anything is scored
+            with_block(args.card, args.card.read_text(encoding="utf-8"), MARK, "")
         documents = load_documents(args.test_dataset)
     rows = []
     for folder, run in runs:

@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--sweeps {folder}: its name says which table it is, one of {', '.join(TABLES)}.")
     made = {folder.name: rows_of(folder) for folder in args.sweeps}
     card = args.card and args.card.read_text(encoding="utf-8")
+    for name in made if args.card else ():  # a card without a block is told before a file is written
+        with_block(args.card, card, f"{name}: table.md", "")
     for name, rows in made.items():
         target = args.output_dir / name
         target.mkdir(parents=True, exist_ok=True)

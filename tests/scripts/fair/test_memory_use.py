@@ -68,6 +68,24 @@ def test_a_folder_without_such_a_run_is_refused(sweep, tmp_path):
         memory_use.main(["--sweep", str(tmp_path), *given])
 
 
+def test_a_card_without_the_block_is_told_before_anything_is_scored(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_use, "load_documents", lambda *given: pytest.fail("read too early"))
+    (tmp_path / "card.md").write_text("no block")
+    given = [
+        "--sweep",
+        sweep,
+        "--test_dataset",
+        "builtin",
+        "--output_dir",
+        tmp_path / "o",
+        "--card",
+        tmp_path / "card.md",
+    ]
+    with pytest.raises(UserError, match="has no block from <!-- memory_use"):
+        memory_use.main([str(word) for word in given])
+    assert not (tmp_path / "o").exists()
+
+
 def test_the_card_holds_the_committed_use():
     rows = memory_use.read_use(ROOT / "results" / "samples" / "memory_gap" / "use.csv")
     card = CARD.read_text(encoding="utf-8")
