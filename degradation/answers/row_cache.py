@@ -5,12 +5,12 @@ the next row, and nothing is padded but the end. Attention sees columns up to th
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-COLUMN_STEP = 64  # views grow in such steps: kernels see few different shapes
+COLUMN_STEP = 16  # views grow in such steps: few different shapes, and little is read behind the longest row
 
 
 @dataclass
@@ -20,6 +20,16 @@ class SlotTable:
     lengths: torch.Tensor  # int64 [slots]
     active: int = 0
     columns: int = 0
+    capacity: int = 0
+    places: dict[tuple[int, torch.device], torch.Tensor] = field(default_factory=dict)
+
+    def new_places(self, heads: int, device: torch.device) -> torch.Tensor:
+        """Return where the new tokens go, int64 [active * heads], in a table [slots * heads * capacity, head size]."""
+        key = (heads, device)
+        if key not in self.places:
+            first = torch.arange(self.active * heads, device=self.lengths.device) * self.capacity
+            self.places[key] = (first + self.lengths[: self.active].repeat_interleave(heads)).to(device)
+        return self.places[key]
 
 
 class SlotLayer(CacheLayerMixin):
@@ -44,10 +54,9 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """Write one token a row, [active, heads, 1, head size]; return views of all rows in flight."""
         table = self.table
-        rows = torch.arange(table.active, device=self.keys.device)
-        columns = table.lengths[: table.active]
-        self.keys[rows, :, columns] = key_states[:, :, 0]
-        self.values[rows, :, columns] = value_states[:, :, 0]
+        places = table.new_places(self.keys.shape[1], self.keys.device)
+        for kept, states in ((self.keys, key_states), (self.values, value_states)):
+            kept.view(-1, kept.shape[3]).index_copy_(0, places, states.reshape(-1, states.shape[3]).to(kept.dtype))
         return self.keys[: table.active, :, : table.columns], self.values[: table.active, :, : table.columns]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -69,7 +78,7 @@ class SlotCache(Cache):
     def __init__(self, slots: int, columns: int, device: torch.device):
         self.table = SlotTable(torch.zeros(slots, dtype=torch.long, device=device))
         self.slots = slots
-        self.capacity = -(-columns // COLUMN_STEP) * COLUMN_STEP
+        self.capacity = self.table.capacity = -(-columns // COLUMN_STEP) * COLUMN_STEP
         super().__init__(layers=[])
 
     def take(self, slot: int, prefilled: DynamicCache, row: int, prefix: int, length: int) -> None:
@@ -107,6 +116,7 @@ class SlotCache(Cache):
         longest = int(self.table.lengths[:active].max()) + 1
         needed = -(-longest // COLUMN_STEP) * COLUMN_STEP if columns is None else columns
         self.table.active, self.table.columns = active, min(needed, self.capacity)
+        self.table.places = {}
 
     def end_step(self) -> None:
         self.table.lengths[: self.table.active] += 1

@@ -140,7 +140,9 @@ class RowDecoder:
 
     @torch.inference_mode()
     def answers(self, requests: Sequence[Request], limit: BatchLimit) -> Iterator[list[Answer]]:
-        waiting = deque(sorted(requests, key=lambda request: -request.expected_tokens))
+        # prompts that are read together should be about as long as each other: the difference is read as pads
+        suffix = self.rendering.suffix
+        waiting = deque(sorted(requests, key=lambda each: (-each.expected_tokens, -len(suffix(each.index)))))
         batch = _RowBatch(self, limit())
         while waiting or batch.rows():
             finished = lost = None

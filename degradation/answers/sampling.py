@@ -172,22 +172,22 @@ class Sampler:
             seen: the tokens of each row so far, prompt included; needed where a repetition penalty is set.
         """
         scores = logits.float()
-        top, likeliest = scores.max(dim=-1)
+        top = scores.amax(dim=-1)
         shifted = scores - top[:, None]
         weights = shifted.exp()
         mass = weights.sum(-1)
-        # the entropy of softmax: log Z - E[score]; a token without mass adds nothing, also where its score is -inf
-        entropies = mass.log() - torch.where(weights > 0, weights * shifted, 0).sum(-1) / mass
+        # the entropy of softmax: log Z - E[score]; a token without mass adds nothing, also where its score is -inf and
+        # the product no number. A row that holds such logits itself is not finite.
+        entropies = mass.log() - weights.mul_(shifted).nansum(-1) / mass
         finite = torch.isfinite(mass) & torch.isfinite(top)
         rows = torch.arange(len(scores), device=scores.device)
         if self.settings.repetition_penalty != 1:
             shifted = self._penalised(scores, seen) - top[:, None]
-            likeliest = shifted.argmax(-1)
         if self.settings.do_sample:
-            usable = torch.where(finite[:, None], shifted, 0)
+            usable = shifted if bool(finite.all()) else torch.where(finite[:, None], shifted, 0)
             chosen = torch.from_numpy(self._draw(usable, keys, positions)).to(scores.device)
         else:
-            chosen = likeliest
+            chosen = shifted.argmax(-1)
         logprobs = scores[rows, chosen] - top - mass.log()
         return Choice(
             *(
@@ -223,16 +223,18 @@ class Sampler:
         if k == size and settings.top_p >= 1 and settings.min_p is None:
             values = scores.double().cpu().numpy()
             return values, np.broadcast_to(np.arange(size), values.shape)
-        values, tokens = (part.cpu().numpy() for part in torch.topk(scores, k))
+        # one more than k tells whether equal scores lie across the border
+        values, tokens = (part.cpu().numpy() for part in torch.topk(scores, min(k + 1, size)))
+        tied = np.flatnonzero(values[:, k - 1] == values[:, k]) if k < size else ()
+        values, tokens = values[:, :k], tokens[:, :k]
         order = np.lexsort((tokens, -values))
         values, tokens = np.take_along_axis(values, order, -1), np.take_along_axis(tokens, order, -1)
-        if k < size:
+        for row in tied:
             # topk keeps any of several equal scores at its border; the promise is the lowest ids
-            border = values[:, -1:]
-            at_border = scores == torch.from_numpy(border).to(scores.device)
-            kept = (values == border).sum(-1)
-            for row in np.flatnonzero(at_border.sum(-1).cpu().numpy() > kept):
-                tokens[row, k - kept[row] :] = at_border[row].nonzero()[: kept[row], 0].cpu().numpy()
+            border = values[row, -1]
+            kept = int((values[row] == border).sum())
+            at_border = (scores[row] == float(border)).nonzero()[:kept, 0]
+            tokens[row, k - kept :] = at_border.cpu().numpy()
         return values.astype(np.float64), tokens
 
     def _nucleus(self, values: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from frankenlm.trainer_ext.common.cli import user_mistakes
 from ..answers.batch_decoder import BatchDecoder
 from ..answers.mask_filling import MaskDecoder
 from ..answers.masked_probe import MaskedTextProbe
+from ..answers.packed_linears import packed_linears
 from ..answers.rendering import Rendering
 from ..answers.requests import Answer, Decoder, DecoderSettings, Request, RowsUnsupported
 from ..answers.row_decoder import RowDecoder
@@ -76,7 +77,7 @@ class ExperimentRun:
         self.experiment, self.config, self.loaded, self.store = experiment, experiment.config, loaded, store
         self.limit = RunLimit(policy, signals)
         self.policy, self.harness = policy, harness
-        self.expected: dict[int, int] = {}  # prompt -> tokens of its last answer
+        self.expected: dict[int, int] = {}  # prompt -> tokens of its answers, the last ones counting most
         self.rendering = experiment.rendering or render_experiment(experiment, loaded.tokenizer, loaded.processor)
         # masked models have no defaults of their own
         defaults = GenerationConfig() if experiment.fills_masks else loaded.model.generation_config
@@ -281,15 +282,16 @@ class ExperimentRun:
         written = since_check = 0
         facts = {"perplexity": score.perplexity, "rel_l2": rel_l2}
         try:
-            for answers in self.decoder.answers(requests, self.limit):
-                usage = self._usage()
-                self.store.append([self.maker.row(cell, answer, usage=usage, **facts) for answer in answers])
-                self._learn(answers)
-                written, since_check = written + len(answers), since_check + self._places(answers)
-                progress.update(len(answers))
-                if since_check >= self.policy.batch_size or written == len(requests):
-                    since_check = 0
-                    self._ask_policy(self._places_left(requests, written))
+            with packed_linears(self.loaded.model):
+                for answers in self.decoder.answers(requests, self.limit):
+                    usage = self._usage()
+                    self.store.append([self.maker.row(cell, answer, usage=usage, **facts) for answer in answers])
+                    self._learn(answers)
+                    written, since_check = written + len(answers), since_check + self._places(answers)
+                    progress.update(len(answers))
+                    if since_check >= self.policy.batch_size or written == len(requests):
+                        since_check = 0
+                        self._ask_policy(self._places_left(requests, written))
         finally:
             self._record_failed(plan, rel_l2)
         return written
@@ -315,7 +317,8 @@ class ExperimentRun:
 
     def _learn(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
-            self.expected[answer.index] = len(answer.tokens)
+            before = self.expected.get(answer.index, len(answer.tokens))
+            self.expected[answer.index] = (before + len(answer.tokens)) // 2
 
     def _ask_policy(self, rows_left: int) -> None:
         if self.policy.after_batch(rows_left) == "stop":

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from frankenlm.degradation.answers.batch_decoder import BatchDecoder
+from frankenlm.degradation.answers.packed_linears import packed_linears
 from frankenlm.degradation.answers.rendering import render_prompts
 from frankenlm.degradation.answers.requests import DecoderSettings, Request, is_out_of_memory
 from frankenlm.degradation.answers.row_decoder import RowDecoder, RowsUnsupported
@@ -104,6 +105,18 @@ def test_rows_equal_the_plain_forward(name, lay_out):
     decoder = lay_out(name)
     found = texts(decode_with(decoder, 3))
     assert found == {index: recomputed(decoder, index) for index in range(len(TEXTS))}
+
+
+@pytest.mark.parametrize(
+    "name, decoder", [("gemma3", RowDecoder), ("llama_tied", BatchDecoder), ("infinito", StateDecoder)]
+)
+def test_text_does_not_change_with_the_layout_of_weights(name, decoder, lay_out):
+    made = lay_out(name, decoder)
+    plain = texts(decode_with(made, 5))
+    with packed_linears(made.model):
+        layers = [module.forward for module in made.model.modules() if "forward" in vars(module)]
+        assert texts(decode_with(made, 5)) == plain
+        assert layers and all(layer.packed is not None for layer in layers)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "llama"])
