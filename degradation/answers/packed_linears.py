@@ -28,7 +28,7 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
     devices and of dtypes that oneDNN does not multiply on this processor stay as they are, and so do all where they
     hold more than MOST_BYTES.
     """
-    layers = [module for module in model.modules() if _can_be_packed(module)]
+    layers = [module for module in model.modules() if can_be_packed(module)]
     if sum(layer.weight.nbytes for layer in layers) > MOST_BYTES:
         layers = []
     try:
@@ -40,7 +40,8 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
             vars(layer).pop("forward", None)
 
 
-def _can_be_packed(module: nn.Module) -> bool:
+def can_be_packed(module: nn.Module) -> bool:
+    """Whether this layer's products can be taken by oneDNN from a layout of its own."""
     if type(module) is not nn.Linear or "forward" in vars(module) or module.weight.device.type != "cpu":
         return False
     if platform.machine() not in MACHINES or not torch.backends.mkldnn.is_available():
