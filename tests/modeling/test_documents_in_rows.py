@@ -57,7 +57,7 @@ def test_documents_stay_apart_in_single_precision(mixer, is_decoder, tiny_model)
     (logits, wanted), (_, exact) = results
     assert distance(actual, logits) <= 1e-6
     rounding = max(distance(gradient.double(), exact[name]) for name, gradient in wanted.items())
-    assert rounding < 1e-4
+    assert rounding < 5e-4  # by processor: 1.3e-4 was seen of retention with AVX-512
     for name, gradient in wanted.items():
         assert distance(found[name], gradient) <= max(1e-6, 3 * rounding), name
 

@@ -174,15 +174,15 @@ def test_the_largest_phase_of_generating():
     read = 3 * 10 * 5 * 2 * 8 * 4
     inside, masks, repeated = 3 * 6 * (2 * 20 + 4 * 16) * 4, 3 * 6 * 10 * 5, 3 * 2 * 16 * 4 * 10
     prefill = read + inside + masks + repeated
-    slots = 3 * 64 * 5 * 2 * 8 * 4  # columns in steps of 64
+    slots = 3 * 64 * 5 * 2 * 8 * 4  # columns in steps of 16
     step = 64 * (3 * 5 + 3 * 2 * 16 * 4) + 3 * 50 * 4 * 5
     assert step > read + 3 * 50 * 4
-    assert of(6) == of(54) == {"cache": slots, "activations": step}
-    assert of(55)["cache"] == 2 * slots
-    assert of(6, more_wait=True) == {"cache": slots, "activations": max(prefill, step)}
+    assert of(39) == of(54) == {"cache": slots, "activations": step}
+    assert of(55)["cache"] == slots * 5 // 4
+    assert of(54, more_wait=True) == {"cache": slots, "activations": max(prefill, step)}
     tall = dataclasses.replace(shape, layers=500)  # copying the read rows into slots takes most
     copied = {"cache": 100 * slots, "activations": 100 * read + 3 * 50 * 4}
-    assert generation_bytes(tall, "float32", 3, PromptLength(10, 4), 6, more_wait=False, pictures=False) == copied
+    assert generation_bytes(tall, "float32", 3, PromptLength(10, 4), 54, more_wait=False, pictures=False) == copied
     seen = dataclasses.replace(shape, patches=100_000, vision_hidden=8, vision_intermediate=12)
     found = generation_bytes(seen, "float32", 3, PromptLength(10, 4), 6, more_wait=False, pictures=True)
     assert found == {"cache": 0, "activations": 100_000 * (12 + 32) * 4}
@@ -199,9 +199,11 @@ def test_the_largest_phase_of_generating():
         ("phi3", "float32", "mlp_only", 16, True),
     ],
 )
-def test_the_peak_is_within_a_quarter(name, dtype, group, new, perplexity, tiny_dir, tmp_path):
+def test_the_peak_is_within_a_quarter(name, dtype, group, new, perplexity, tiny_dir, tmp_path, monkeypatch):
+    """As on a GPU: no second copy of the weights, whose storage nobody can look at."""
     from frankenlm.degradation.lab import run_experiment
 
+    monkeypatch.setattr("frankenlm.degradation.answers.packed_linears.MOST_BYTES", 0)
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"text": f"{number} " + "tell a dream " * 4}) for number in range(6)))
     fields = {

@@ -156,7 +156,9 @@ def test_rows_of_another_template_are_a_conflict_and_stay(begun):
     with pytest.raises(ConfigConflict, match="chat_template: ") as caught:
         begun(n_rep=2)
     assert "\n" not in str(caught.value) and "weights" not in str(caught.value)
-    assert json.loads(begun.manifest.with_name("rank-00000.jsonl").read_text().splitlines()[0])["row"] == rows[0]
+    lines = begun.manifest.with_name("rank-00000.jsonl").read_text().splitlines()
+    written = [json.loads(line).get("row") for line in lines]
+    assert rows and all(row in written for row in rows)
 
 
 @pytest.fixture
