@@ -78,8 +78,12 @@ class SlotCache(Cache):
     def __init__(self, slots: int, columns: int, device: torch.device):
         self.table = SlotTable(torch.zeros(slots, dtype=torch.long, device=device))
         self.slots = slots
-        self.capacity = self.table.capacity = -(-columns // COLUMN_STEP) * COLUMN_STEP
+        self.table.capacity = -(-columns // COLUMN_STEP) * COLUMN_STEP
         super().__init__(layers=[])
+
+    @property
+    def capacity(self) -> int:
+        return self.table.capacity
 
     def take(self, slot: int, prefilled: DynamicCache, row: int, prefix: int, length: int) -> None:
         """Copy a prefilled row into a slot.

@@ -46,7 +46,7 @@ def test_documents_stay_apart_in_single_precision(mixer, is_decoder, tiny_model)
     """Gradients differ by no more than rounding: what a document's own differ by from those in double precision."""
     model = tiny_model(mixer, "rms_norm", is_decoder, gain=1.0)
     packed, results = PackedRows(pads=PADS), []
-    weights = torch.randn(*packed.ids.shape, 61, generator=torch.Generator().manual_seed(5))
+    weights = torch.randn(*packed.ids.shape, 61, generator=torch.Generator().manual_seed(7))
     for dtype in (torch.float32, torch.float64):
         model.to(dtype)
         logits = packed.one_by_one(lambda ids: model(ids, use_cache=False).logits)
@@ -57,7 +57,7 @@ def test_documents_stay_apart_in_single_precision(mixer, is_decoder, tiny_model)
     (logits, wanted), (_, exact) = results
     assert distance(actual, logits) <= 1e-6
     rounding = max(distance(gradient.double(), exact[name]) for name, gradient in wanted.items())
-    assert rounding < 5e-4  # by processor: 1.3e-4 was seen of retention with AVX-512
+    assert rounding < 1e-4
     for name, gradient in wanted.items():
         assert distance(found[name], gradient) <= max(1e-6, 3 * rounding), name
 
