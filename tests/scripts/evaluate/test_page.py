@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluate_cache import evaluate_cache
 from frankenlm import command
 from frankenlm.trainer_ext.evaluation.flags import METRICS
 from frankenlm.trainer_ext.evaluation.modules import MODULES
@@ -48,5 +49,6 @@ def test_command(folder, monkeypatch, capsys, line):
 @pytest.mark.parametrize("block", [text for kind, text in BLOCKS if kind == "python"])
 def test_python(block, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    exec(compile(block, PAGE.name, "exec"), {"__name__": "__page__"})
+    with evaluate_cache(folder / "evaluate"):
+        exec(compile(block, PAGE.name, "exec"), {"__name__": "__page__"})
     assert capsys.readouterr().out.count("\n") == 4

@@ -4,7 +4,6 @@ import contextlib
 import io
 import re
 import socket
-import sys
 from pathlib import Path
 
 import evaluate
@@ -13,6 +12,7 @@ import torch
 import yaml
 from transformers import BertConfig, BertForMaskedLM
 
+from evaluate_cache import evaluate_cache
 from frankenlm.modeling import InfinitoForCausalLM
 from frankenlm.trainer_ext.common.cli import UserError
 from frankenlm.trainer_ext.data.packing import template_ids
@@ -25,12 +25,6 @@ from tiny_infinito import tiny_infinito
 TEXTS = ["the cat sat on the mat", "the cat sat on it", "rain"]
 
 
-def forget_modules():
-    """evaluate imports its modules from a package in its cache, which is bound to the first cache there was."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "evaluate_modules"]:
-        del sys.modules[name]
-
-
 @pytest.fixture(autouse=True, scope="module")
 def no_network(tmp_path_factory):
     """Nobody is asked, and what evaluate copies and caches stays in these tests."""
@@ -38,14 +32,9 @@ def no_network(tmp_path_factory):
     def refuse(*args):
         raise OSError("a module asked the network")
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, evaluate_cache(tmp_path_factory.mktemp("evaluate")):
         patch.setattr(socket.socket, "connect", refuse)
-        patch.setattr(sys, "path", [*sys.path])
-        patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))
-        patch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path_factory.mktemp("cache"))
-        forget_modules()
         yield
-        forget_modules()
 
 
 def load(name):
