@@ -8,7 +8,7 @@ of `torch.nn.functional.linear` but for their rounding. What it takes is a secon
 
 import contextlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
@@ -44,13 +44,31 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
 
 def can_be_packed(module: nn.Module) -> bool:
     """Whether this layer's products can be taken by oneDNN from a layout of its own."""
-    if type(module) is not nn.Linear or "forward" in vars(module) or module.weight.device.type != "cpu":
-        return False
+    return _is_plain(module) and module.weight.device.type == "cpu" and _multiplies(module.weight.dtype)
+
+
+def laid_out_bytes(model: nn.Module, dtype: torch.dtype, others: Collection[nn.Module] = ()) -> int:
+    """Return the bytes that `packed_linears` adds at most, were the weights of `dtype` and on this machine's CPU.
+
+    Args:
+        model: on any device, with or without weights. others: layers that will be of another class by then.
+    """
+    layers = [module for module in model.modules() if _is_plain(module) and module not in others]
+    total = sum(layer.weight.numel() for layer in layers) * dtype.itemsize
+    return total if total <= MOST_BYTES and _multiplies(dtype) else 0
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and "forward" not in vars(module)
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's own kernels multiply numbers of this dtype on this processor."""
     if platform.machine() not in MACHINES or not torch.backends.mkldnn.is_available():
         return False
-    if module.weight.dtype == torch.bfloat16:
+    if dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return module.weight.dtype == torch.float32
+    return dtype == torch.float32
 
 
 class _PackedForward:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from frankenlm.trainer_ext.common.redaction import public_name
 
+from ..answers.packed_linears import laid_out_bytes
 from ..answers.rendering import Rendering
 from ..cells import make_cells
 from ..configs import ExperimentConfig
@@ -34,6 +35,7 @@ from .footprint import (
     damage_scratch,
     generation_bytes,
     kept_predictions,
+    layers_in_4bit,
     probe_bytes,
     read_shape,
     weight_bytes,
@@ -48,8 +50,9 @@ FRAGMENTATION = 0.10
 class Estimate:
     """Bytes an experiment takes at its peak with `batch_size` answers (`unit`: masked copies of a text) at once.
 
-    parts: what stays (weights, dense copies, baseline) and the phases (damage, perplexity, cache + activations), of
-    which only the largest counts. device: their sum on the device; host: what lies in main memory besides, 0 on a CPU.
+    parts: what stays (weights, dense copies, baseline) and the phases (damage, perplexity, cache + activations + the
+    weights that a CPU has laid out), of which only the largest counts. device: their sum on the device; host: what lies
+    in main memory besides, 0 on a CPU.
     largest_batch: most answers at once that stay below 90 % of device_total; 0: not even one.
     """
 
@@ -143,6 +146,9 @@ def dry_run(
     place = resolve_device(device)
     total = device_total if device_total is not None else total_memory(place)
     weights = weight_bytes(empty, group, config)
+    if place.type == "cpu":
+        in_4bit = layers_in_4bit(empty, group, config)
+        weights["laid out"] = laid_out_bytes(empty, getattr(torch, config.dtype), in_4bit)
     return _estimate(name, config, read_shape(empty), group, weights, prompts, length, place, total)
 
 
@@ -151,6 +157,8 @@ def estimate_run(experiment: Experiment, loaded: Loaded) -> Estimate:
     config, model = experiment.config, unwrap(loaded.model)
     group = select_group(model, config.group, tied_policy=config.tied_policy, norm_gain=config.norm_gain)
     weights = weight_bytes(model, group, config) | {"weights": loaded_bytes(model)}
+    if loaded.device.type == "cpu":
+        weights["laid out"] = laid_out_bytes(model, model.dtype)
     rendering = experiment.rendering or render_experiment(experiment, loaded.tokenizer, loaded.processor)
     length = length_of(rendering, experiment.fills_masks)
     return _estimate(
@@ -219,6 +227,7 @@ class _MemoryPlan:
     ):
         self.config, self.shape, self.prompts, self.length, self.on_gpu = config, shape, prompts, length, on_gpu
         self.fixed = {
+            "laid out": 0,
             **weights,
             "baseline": baseline_bytes(group, config),
             "predictions": kept_predictions(shape) if config.perplexity else 0,
@@ -250,7 +259,8 @@ class _MemoryPlan:
             stays += parts["baseline"] + parts["predictions"]
         elif self.baseline_on_device:
             stays += parts["baseline"]
-        peak = stays + max(parts["damage"], parts["perplexity"], parts["cache"] + parts["activations"])
+        answers = parts["cache"] + parts["activations"] + parts["laid out"]
+        peak = stays + max(parts["damage"], parts["perplexity"], answers)
         return GPU_CONTEXT + int((1 + FRAGMENTATION) * peak) if self.on_gpu else peak
 
     def largest_batch(self, limit: int, total: int) -> int:

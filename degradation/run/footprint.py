@@ -109,18 +109,11 @@ def weight_bytes(empty: PreTrainedModel, group: Group, config: ExperimentConfig)
     """
     element = element_size(config.dtype)
     targeted = {target.name for target in group.targets}
-    head = output_layer(empty)
+    in_4bit = layers_in_4bit(empty, group, config)
     total, added = 0.0, 0
     for entry in index_parameters(empty):
         numel = math.prod(entry.shape)
-        packed = (
-            config.load_4bit
-            and isinstance(entry.module, nn.Linear)
-            and entry.attribute == "weight"
-            and entry.module is not head
-        )
-        if packed and config.quant_target_mode == "dense_original" and entry.name in targeted:
-            packed = False
+        packed = entry.attribute == "weight" and entry.module in in_4bit
         total += numel * (QUARTER[config.double_quant] if packed else element)
         if packed and config.quant_target_mode == "dense_target" and entry.name in targeted:
             added += numel * element
@@ -128,6 +121,17 @@ def weight_bytes(empty: PreTrainedModel, group: Group, config: ExperimentConfig)
         added += math.prod(logical_shape(empty.get_input_embeddings(), "weight")) * element
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in empty.buffers())
     return {"weights": int(total) + buffers, "dense copies": added}
+
+
+def layers_in_4bit(empty: PreTrainedModel, group: Group, config: ExperimentConfig) -> set[nn.Linear]:
+    """Return the layers whose weights are loaded in 4 bits."""
+    if not config.load_4bit:
+        return set()
+    layers = {module for module in empty.modules() if isinstance(module, nn.Linear)} - {output_layer(empty)}
+    if config.quant_target_mode == "dense_original":
+        targeted = {target.name for target in group.targets}
+        layers -= {entry.module for entry in index_parameters(empty) if entry.name in targeted}
+    return layers
 
 
 def element_size(dtype: str) -> int:
