@@ -3,13 +3,10 @@
 import dataclasses
 import json
 import os
-import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig
 
 from frankenlm.degradation.answers.packed_linears import can_be_packed, packed_linears
@@ -30,39 +27,10 @@ from frankenlm.degradation.run.limits import make_policy
 from frankenlm.degradation.weights.groups import select_group
 from frankenlm.degradation.weights.loading import open_model
 from frankenlm.degradation.weights.model_checks import empty_model, read_config
+from peak_memory import PeakMemory
 
 REAL_MODEL = os.environ.get("DEGRADATION_TEST_MODEL")
 PROMPTS = [SimpleNamespace(text=f"{number} tell a dream") for number in range(6)]
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of living tensors: every storage that an operation returns, until it dies."""
-
-    def __init__(self):
-        super().__init__()
-        self.living, self.peak, self.sizes = 0, 0, {}
-
-    def count(self, tensor):
-        if tensor.layout == torch._mkldnn:  # weights laid out for the processor: a storage that cannot be looked at
-            owner, key, size = tensor, id(tensor), tensor.numel() * tensor.element_size()
-        else:
-            owner = tensor.untyped_storage()
-            key, size = owner._cdata, owner.nbytes()
-        if key not in self.sizes:
-            self.sizes[key] = size
-            self.living += size
-            self.peak = max(self.peak, self.living)
-            weakref.finalize(owner, self.forget, key)
-
-    def forget(self, key):
-        self.living -= self.sizes.pop(key)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.count(leaf)
-        return result
 
 
 def estimate_of(folder, asked=PROMPTS, **fields):
