@@ -226,9 +226,10 @@ class _MemoryPlan:
         on_gpu: bool,
     ):
         self.config, self.shape, self.prompts, self.length, self.on_gpu = config, shape, prompts, length, on_gpu
+        self.laid_out = weights.get("laid out", 0)
         self.fixed = {
-            "laid out": 0,
-            **weights,
+            "weights": weights["weights"],
+            "dense copies": weights["dense copies"],
             "baseline": baseline_bytes(group, config),
             "predictions": kept_predictions(shape) if config.perplexity else 0,
         }
@@ -249,7 +250,7 @@ class _MemoryPlan:
             more_wait=self.prompts > batch,
             pictures=self.config.image is not None,
         )
-        return {**self.fixed, "damage": self.damage, "perplexity": self.probe, **generation}
+        return {**self.fixed, "damage": self.damage, "perplexity": self.probe, **generation, "laid out": self.laid_out}
 
     def device(self, batch: int) -> int:
         """Return the bytes on the device at the peak."""
@@ -259,7 +260,7 @@ class _MemoryPlan:
             stays += parts["baseline"] + parts["predictions"]
         elif self.baseline_on_device:
             stays += parts["baseline"]
-        answers = parts["cache"] + parts["activations"] + parts["laid out"]
+        answers = parts["cache"] + parts["activations"] + self.laid_out
         peak = stays + max(parts["damage"], parts["perplexity"], answers)
         return GPU_CONTEXT + int((1 + FRAGMENTATION) * peak) if self.on_gpu else peak
 
