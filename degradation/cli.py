@@ -6,22 +6,17 @@ What takes seconds to import is imported when a command needs it, so that --help
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frankenlm.trainer_ext.common.cli import (
-    Interrupted,
     OneLineParser,
     UserError,
     check_output_dir,
     is_main_process,
-    is_storage_error,
-    one_line,
     user_mistakes,
 )
 
@@ -39,17 +34,14 @@ from .flags import (
     words_of,
 )
 from .recovery.command import recover_command, recover_flags
+from .several import LOGS, run_each, tell_failures
 from .skills.command import skills_command, skills_flags
 
 if TYPE_CHECKING:
     from .harness import Harness
-    from .lab import Lab
-    from .run.plan import Experiment
 
 logger = logging.getLogger("frankenlm.degradation")
 
-LOGS = "logs"
-LONGEST_LOG_NAME = 200
 MANY_BYTES = 30_000_000  # of results: about 10,000 rows, ten seconds of measuring
 
 
@@ -92,13 +84,12 @@ def run_command(args: argparse.Namespace) -> None:
         for experiment in experiments if harness else ():
             harness.check(experiment, lab.processes)
     with lab.one_bar(experiments):
-        paths, failures = run_all(experiments, args, lab)
+        paths, failures = run_each(experiments, args, lab, lambda experiment: [lab.run(experiment)])
     if report and paths and is_main_process():
         from .report.write import write_report
 
         print(write_report(paths, report, workers=workers_for(paths)))
-    if failures:
-        raise failures[0] if len(experiments) == 1 else SomeFailed(len(failures), len(experiments))
+    tell_failures(failures, len(experiments))
 
 
 def harness_of(args: argparse.Namespace) -> "Harness | None":
@@ -110,65 +101,6 @@ def harness_of(args: argparse.Namespace) -> "Harness | None":
     from .harness import Harness
 
     return Harness(words_of("lm_eval", args.lm_eval), args.lm_eval_path, args.lm_eval_limit)
-
-
-def run_all(
-    experiments: Sequence["Experiment"], args: argparse.Namespace, lab: "Lab"
-) -> tuple[list[Path], list[Exception]]:
-    """Run each experiment, with a log file of its own; one that fails does not keep the others from running.
-
-    Where there are several processes, one in which it failed ends instead, and its launcher ends the others.
-
-    Returns:
-        The result files, each once, and what failed.
-    """
-    from frankenlm.trainer_ext.common.logs import RunLog
-
-    failures: list[Exception] = []
-    paths: dict[Path, None] = {}
-    for experiment in experiments:
-        try:
-            with RunLog(args.log_level) as log:
-                log.write_to(log_path(Path(args.output_dir), experiment), append=True)
-                logger.info("%s, group %s", experiment.experiment_id, experiment.config.group)
-                path = lab.run(experiment)
-                paths[path] = None
-                logger.info("done: %s", path)
-        except Interrupted:
-            raise
-        except Exception as error:
-            if is_storage_error(error) or not lab.in_step:
-                raise  # the next experiment would meet the same storage, or wait for processes that are elsewhere
-            failures.append(error)
-            if len(experiments) == 1:
-                break
-            if not (hasattr(error, "exit_code") or isinstance(error, UserError)):
-                logger.error("failed", exc_info=error)
-            if is_main_process():
-                print(
-                    f"failed: {experiment.experiment_id}, group {experiment.config.group}: {one_line(error)}",
-                    file=sys.stderr,
-                )
-    return list(paths), failures
-
-
-class SomeFailed(Exception):
-    """Some experiments of a list failed; each has said why."""
-
-    exit_code = 1
-
-    def __init__(self, failed: int, total: int):
-        super().__init__(f"{failed} of {total} experiments failed; the others are done.")
-
-
-def log_path(output_dir: Path, experiment: "Experiment") -> Path:
-    """Return results/logs/{experiment_id}_{time}.log, without what file names cannot hold."""
-    folder = output_dir / LOGS
-    folder.mkdir(parents=True, exist_ok=True)
-    # the group may name many layers, and a name holds 255 bytes
-    name = re.sub(r"[^\w.+@-]+", "_", f"{experiment.experiment_id}_{experiment.config.group}")
-    name = name.encode()[:LONGEST_LOG_NAME].decode(errors="ignore")
-    return folder / f"{name}_{datetime.now():%Y%m%d-%H%M%S}_{os.getpid()}.log"
 
 
 # --- before a run: see dry_run.py too

@@ -51,7 +51,7 @@ ARROWS = {
     | {f"degradation.{room}" for room in ("layouts", "offloaded", "records", "targeting", "weights")},
     "degradation.recovery": FOUNDATION
     | {f"degradation.{room}" for room in ("cells", "configs", "damage", "errors", "flags", "lab", "offloaded")}
-    | {f"degradation.{room}" for room in ("records", "run", "weights")}
+    | {f"degradation.{room}" for room in ("records", "run", "several", "weights")}
     | {f"trainer_ext.{room}" for room in ("arguments", "data", "saving", "trainer")},
     "degradation.skills": FOUNDATION
     | {f"degradation.{room}" for room in ("answers", "cells", "configs", "errors", "flags", "lab", "records", "report")}

@@ -15,6 +15,7 @@ from ..flags import (
     options_of,
     planned,
 )
+from ..several import LOGS, run_each, tell_failures
 
 FLAGS = {
     "text": "--train_text",
@@ -48,8 +49,6 @@ def recover_flags(parser: argparse.ArgumentParser) -> None:
 
 def recover_command(args: argparse.Namespace) -> None:
     """Recover every experiment that the flags ask for, and print the result files."""
-    from frankenlm.trainer_ext.common.logs import RunLog
-
     from ..lab import Lab
     from .recover import plan_recovery, recover
     from .settings import RecoverySettings, load_text
@@ -60,6 +59,7 @@ def recover_command(args: argparse.Namespace) -> None:
     with user_mistakes():
         settings = RecoverySettings(**given, frozen=not args.train_damaged)
         check_output_dir(args.output_dir)
+        check_output_dir(Path(args.output_dir) / LOGS)
         text = load_text(settings.text)  # a mistake there need not wait for a model
         lab = Lab(args.model, options_of(args))
         if lab.processes > 1:
@@ -68,10 +68,7 @@ def recover_command(args: argparse.Namespace) -> None:
         experiments = planned(lab, configs, windows=args.windows is not None)
         for experiment in experiments:
             plan_recovery(lab, experiment, settings, text)
-    logs = Path(args.output_dir) / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    with RunLog(args.log_level) as log:
-        log.write_to(logs / "recover.log", append=True)
-        for experiment in experiments:
-            for path in recover(lab, experiment, settings):
-                print(path)
+    paths, failures = run_each(experiments, args, lab, lambda experiment: recover(lab, experiment, settings))
+    for path in paths:
+        print(path)
+    tell_failures(failures, len(experiments))

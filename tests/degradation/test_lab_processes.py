@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from frankenlm.degradation import cli
 from frankenlm.degradation.errors import ConfigConflict
 from frankenlm.degradation.lab import Lab, RunOptions
 from frankenlm.degradation.run.limits import Signals
 from frankenlm.degradation.run.numbering import renumber
+from frankenlm.degradation.several import run_each
 from frankenlm.trainer_ext.common.cli import Interrupted
 from small_runs import SMALL, essence, rows_of
 
@@ -100,7 +100,7 @@ def test_an_error_of_one_process_alone_keeps_it_from_the_next_experiment(
     monkeypatch.setattr(lab, "_open", lambda experiment, state, conflict: lab._open_store(experiment, state, conflict))
     args = argparse.Namespace(log_level="error", output_dir=tmp_path)
     with pytest.raises(ZeroDivisionError):
-        cli.run_all(experiments, args, lab)
+        run_each(experiments, args, lab, lambda experiment: [lab.run(experiment)])
     assert began == ["mlp_only"] and not lab.in_step
 
 

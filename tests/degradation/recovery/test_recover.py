@@ -10,7 +10,7 @@ import torch
 from accelerate import cpu_offload
 
 from frankenlm.degradation.cli import main
-from frankenlm.degradation.errors import ConfigConflict
+from frankenlm.degradation.errors import ConfigConflict, MemoryStop
 from frankenlm.degradation.lab import Lab, RunOptions
 from frankenlm.degradation.records.store import Store
 from frankenlm.degradation.recovery import recover as flow
@@ -20,6 +20,7 @@ from frankenlm.degradation.report.drawing.plot_style import NothingToDraw
 from frankenlm.degradation.report.drawing.recovery_plot import plot_recovery
 from frankenlm.degradation.report.write import analyse
 from frankenlm.degradation.run.limits import Signals
+from frankenlm.degradation.several import SomeFailed
 from frankenlm.trainer_ext.common.cli import Interrupted
 from simulated_results import PROMPTS, measure, read_csv, simulated_rows, write_experiment
 from small_runs import SMALL, essence, rows_of
@@ -224,6 +225,23 @@ def test_windows_without_the_group_are_left_out(tiny_dir, text, tmp_path, monkey
     main([*words.split(), *paths])
     assert [experiment.config.group for _, experiment in asked] == ["mixer_out@2of4", "mixer_out@4of4"]
     assert {(lab.options.on_conflict, lab.options.wait_lock) for lab, _ in asked} == {("archive", True)}
+
+
+def test_one_that_fails_does_not_keep_the_others_from_being_recovered(tiny_dir, text, tmp_path, monkeypatch, capsys):
+    def fails_at_first(lab, experiment, settings):
+        if experiment.config.group == "mlp_only":
+            raise MemoryStop("no room, says the test")
+        return [tmp_path / "rows.json"]
+
+    monkeypatch.setattr(flow, "recover", fails_at_first)
+    words = "recover --config smoke --group mlp_only embed_only --dtype float32"
+    paths = ["--model", tiny_dir("llama"), "--train_text", text, "--output_dir", tmp_path / "results"]
+    with pytest.raises(SomeFailed, match="^1 of 2 experiments failed; the others are done"):
+        main([*words.split(), *map(str, paths)])
+    told = capsys.readouterr()
+    assert told.out == f"{tmp_path / 'rows.json'}\n" and "group mlp_only: no room, says the test" in told.err
+    logs = [file.read_text() for file in sorted((tmp_path / "results" / "logs").iterdir())]
+    assert len(logs) == 2 and any("rows.json" in log for log in logs)
 
 
 # --- files of another configuration
